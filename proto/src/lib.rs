@@ -1,0 +1,14 @@
+//! The wire contract of Rollcall: messages and services generated from `rollcall/v1/*.proto`. No logic.
+
+/// Version 1 of the contract.
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
+pub mod v1 {
+    tonic::include_proto!("rollcall.v1");
+
+    pub use crate::shared::{QueryResponse, WatchResponse};
+}
+
+pub mod shared;
+
+/// The compiled file descriptors, for reflection and breaking-change checks.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -1,0 +1,200 @@
+//! What the directory keeps: groups, services, nodes in two layers, sessions.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::sign::Sign;
+use crate::ids::{GroupName, Incarnation, LogIndex, NodeId, NodeKey, Revision, ServiceKey, ServiceName, SessionId};
+
+/// Weight of a node that names none.
+pub const WEIGHT_DEFAULT: u16 = 100;
+
+/// Free text by name, in the order of the names.
+pub type Labels = BTreeMap<String, String>;
+
+/// How a group is replicated (design section 5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum GroupMode {
+    /// By Raft.
+    #[default]
+    Cp,
+    /// By gossip.
+    Ap,
+}
+
+/// Who decides that a node is gone (design section 1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum NodeKind {
+    /// Lives with its session.
+    #[default]
+    Ephemeral,
+    /// Stays until deregistered.
+    Persistent,
+    /// Never struck off by the registry.
+    Static,
+}
+
+/// What is known of a node's health (design section 1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum NodeState {
+    /// Serving.
+    #[default]
+    Up,
+    /// Lapsed, held by the removal guard.
+    Suspect,
+    /// Finishes what it has.
+    Draining,
+    /// Its checks failed.
+    Down,
+}
+
+/// One way to reach a node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Address {
+    /// Its purpose: `http`, `grpc`; unique in a node.
+    pub name: String,
+    /// Host name or IP address.
+    pub host: String,
+    /// TCP or UDP port.
+    pub port: u16,
+}
+
+/// What the registrant said: the lower layer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Registration {
+    /// The node's id.
+    pub id: NodeId,
+    /// At least one.
+    pub addresses: Vec<Address>,
+    /// Share of traffic, against the other nodes.
+    pub weight: u16,
+    /// dc, zone, version, ...
+    pub labels: Labels,
+    /// Up to 4 KiB, keys and values together.
+    pub metadata: Labels,
+    /// `None`: the service's default kind.
+    pub kind: Option<NodeKind>,
+    /// Up, draining or down.
+    pub state: NodeState,
+}
+
+/// What an operator said: the upper layer. Kept by node id, whether the node is there or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Override {
+    /// Takes the node out of (or explicitly leaves it in) the choice.
+    pub disabled: Option<bool>,
+    /// Replaces the registrant's weight.
+    pub weight: Option<u16>,
+    /// Laid over the registrant's labels.
+    pub labels: Labels,
+    /// For people: why.
+    pub reason: String,
+    /// For people: who.
+    pub author: String,
+    /// Cleared by itself this many milliseconds after it was set; 0: never.
+    pub ttl_ms: u64,
+    /// When it was set; fences its expiry. Filled in by apply.
+    pub set_at: Revision,
+}
+
+/// A node of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// What its registrant said.
+    pub registration: Registration,
+    /// Resolved kind.
+    pub kind: NodeKind,
+    /// What is known of its health.
+    pub state: NodeState,
+    /// The session it lives with.
+    pub session: Option<SessionId>,
+    /// Grows with each new registration of the id, also across removals.
+    pub incarnation: Incarnation,
+    /// Revision of this incarnation's registration.
+    pub created: Revision,
+    /// Revision of its last change, overrides included.
+    pub modified: Revision,
+}
+
+/// A service's settings. Room for guard, storm, routing and balancing comes with them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSettings {
+    /// For registrations that name no kind.
+    pub default_kind: NodeKind,
+    /// Free.
+    pub metadata: Labels,
+    /// Most nodes; 0: the limits' default.
+    pub nodes_max: u32,
+}
+
+/// A group's settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupSettings {
+    /// How it is replicated.
+    pub mode: GroupMode,
+    /// Registration creates missing services of this group.
+    pub auto_create: bool,
+    /// For services that are created without settings.
+    pub defaults: ServiceSettings,
+    /// Most services; 0: the limits' default.
+    pub services_max: u32,
+    /// Free.
+    pub metadata: Labels,
+}
+
+/// A service and its nodes. Shared between the directory, its snapshots and readers; copied when written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its name.
+    pub key: ServiceKey,
+    /// Its settings.
+    pub settings: ServiceSettings,
+    /// Its nodes, by id.
+    pub nodes: BTreeMap<NodeId, Arc<Node>>,
+    /// Operators' overrides, by node id; a node need not be there.
+    pub overrides: BTreeMap<NodeId, Arc<Override>>,
+    /// The digest of its nodes as consumers see them.
+    pub sign: Sign,
+    /// When it was created.
+    pub created: Revision,
+    /// When its settings, nodes or overrides last changed.
+    pub modified: Revision,
+}
+
+/// A group and its services.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Its name.
+    pub name: GroupName,
+    /// Its settings.
+    pub settings: GroupSettings,
+    /// Its services, by name.
+    pub services: BTreeMap<ServiceName, Arc<Service>>,
+    /// Sum of its services' signs.
+    pub sign: Sign,
+    /// When it was created.
+    pub created: Revision,
+    /// When its settings or its set of services last changed (not its services' nodes).
+    pub modified: Revision,
+}
+
+/// The replicated part of a session. Its deadline lives with the leader, in [`crate::session`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// Its id.
+    pub id: SessionId,
+    /// SHA-256 of its secret; the secret itself is never stored.
+    pub secret_digest: [u8; 32],
+    /// Granted, in milliseconds.
+    pub ttl_ms: u32,
+    /// A name for people.
+    pub client: String,
+    /// When it was opened.
+    pub opened: Revision,
+    /// Log index of its last committed sign of life (opening, or a write under it); fences its expiry.
+    pub last_renewal: LogIndex,
+    /// The nodes it owns, in order.
+    pub nodes: Vec<NodeKey>,
+}

@@ -1,0 +1,280 @@
+//! Names and numbers that could be swapped by mistake, each a type of its own.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest name segment, in bytes (design section 11).
+pub const SEGMENT_BYTES_MAX: usize = 128;
+/// Most segments of a group path (design section 1).
+pub const GROUP_SEGMENTS_MAX: usize = 8;
+/// Longest node id, in bytes: room for `host:port` with the longest DNS name.
+pub const NODE_ID_BYTES_MAX: usize = 262;
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+number!(
+    /// A server of the cluster.
+    ServerId(u64)
+);
+number!(
+    /// A Raft term.
+    Term(u64)
+);
+number!(
+    /// A position in the Raft log.
+    LogIndex(u64)
+);
+number!(
+    /// The counter clients see: one per committed change, in log order, without gaps. 0: before the first.
+    Revision(u64)
+);
+number!(
+    /// How often a node id has been registered anew; the higher one is the living one.
+    Incarnation(u64)
+);
+number!(
+    /// A client's lease. Never used twice in a cluster's life. 0 is no session.
+    SessionId(u64)
+);
+
+impl Revision {
+    /// The one behind this.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// Where an entry stands in the log: its leader's term and its index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct LogPosition {
+    /// Term of the leader that proposed the entry.
+    pub term: Term,
+    /// Index of the entry.
+    pub index: LogIndex,
+}
+
+/// A globally unique name for one write, chosen by whoever wants to retry it safely.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RequestId(pub u128);
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RequestId({:032x})", self.0)
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// Why a name was refused. Nothing was changed; correct the name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum NameError {
+    /// It has no characters.
+    #[error("{what} is empty")]
+    Empty {
+        /// Which kind of name.
+        what: String,
+    },
+    /// It, or one of its segments, is longer than allowed.
+    #[error("{what} {name:?} has {bytes} bytes, at most {bytes_max} are allowed")]
+    TooLong {
+        /// Which kind of name.
+        what: String,
+        /// Its beginning.
+        name: String,
+        /// Its length.
+        bytes: usize,
+        /// The bound.
+        bytes_max: usize,
+    },
+    /// A character outside the allowed set.
+    #[error("{what} {name:?} contains {found:?}, allowed are {allowed}")]
+    BadCharacter {
+        /// Which kind of name.
+        what: String,
+        /// The name.
+        name: String,
+        /// The first offending character.
+        found: char,
+        /// The allowed set, for people.
+        allowed: String,
+    },
+    /// More path segments than [`GROUP_SEGMENTS_MAX`].
+    #[error("group {name:?} has {segments} segments, at most {segments_max} are allowed")]
+    TooDeep {
+        /// The name.
+        name: String,
+        /// How many it has.
+        segments: usize,
+        /// The bound.
+        segments_max: usize,
+    },
+}
+
+fn check(what: &str, name: &str, bytes_max: usize, extra: &str) -> Result<(), NameError> {
+    if name.is_empty() {
+        return Err(NameError::Empty { what: what.into() });
+    }
+    if name.len() > bytes_max {
+        return Err(NameError::TooLong {
+            what: what.into(),
+            name: name.chars().take(32).collect(),
+            bytes: name.len(),
+            bytes_max,
+        });
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c) || extra.contains(c);
+    match name.chars().find(|c| !allowed(*c)) {
+        Some(found) => Err(NameError::BadCharacter {
+            what: what.into(),
+            name: name.into(),
+            found,
+            allowed: format!("[A-Za-z0-9._-{extra}]"),
+        }),
+        None => Ok(()),
+    }
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+
+            fn from_str(name: &str) -> Result<Self, NameError> {
+                #[allow(clippy::redundant_closure_call, reason = "one macro, three rules")]
+                ($check)(name)?;
+                Ok(Self(name.into()))
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+
+            fn try_from(name: String) -> Result<Self, NameError> {
+                name.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0.as_ref().into()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", &*self.0)
+            }
+        }
+    };
+}
+
+name!(
+    /// A group: a path of 1 to 8 segments joined by `/`, such as `prod/feed`.
+    GroupName,
+    |name: &str| {
+        if name.is_empty() {
+            return Err(NameError::Empty { what: "group".into() });
+        }
+        let segments = name.split('/').count();
+        if segments > GROUP_SEGMENTS_MAX {
+            return Err(NameError::TooDeep {
+                name: name.chars().take(64).collect(),
+                segments,
+                segments_max: GROUP_SEGMENTS_MAX,
+            });
+        }
+        name.split('/').try_for_each(|segment| check("group segment", segment, SEGMENT_BYTES_MAX, ""))
+    }
+);
+
+name!(
+    /// A service: one segment.
+    ServiceName,
+    |name: &str| check("service", name, SEGMENT_BYTES_MAX, "")
+);
+
+name!(
+    /// A node: `host:port`, or whatever its registrant called it.
+    NodeId,
+    |name: &str| check("node id", name, NODE_ID_BYTES_MAX, ":[]%")
+);
+
+impl GroupName {
+    /// Whether this group is `prefix` or lies below it, counted in whole segments. The empty prefix covers all.
+    #[must_use]
+    pub fn is_within(&self, prefix: &str) -> bool {
+        match self.0.strip_prefix(prefix) {
+            Some(rest) => prefix.is_empty() || rest.is_empty() || rest.starts_with('/'),
+            None => false,
+        }
+    }
+}
+
+/// A service of a group.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServiceKey {
+    /// Its group.
+    pub group: GroupName,
+    /// Its name.
+    pub service: ServiceName,
+}
+
+impl fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.group, self.service)
+    }
+}
+
+/// A node of a service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NodeKey {
+    /// Its service.
+    pub service: ServiceKey,
+    /// Its id.
+    pub node: NodeId,
+}
+
+impl fmt::Display for NodeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.service, self.node)
+    }
+}

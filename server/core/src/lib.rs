@@ -1,0 +1,9 @@
+//! The rooms of Rollcall: who offers what ([`directory`]), and which sessions have lapsed ([`session`]).
+//!
+//! A room keeps plain state and is handed all it needs, the time included. Nothing here is async, takes a
+//! lock, logs, reads a clock or draws a random number; [`directory::Directory::apply`] gives the same result
+//! for the same log on every server.
+
+pub mod directory;
+pub mod ids;
+pub mod session;
