@@ -1,0 +1,435 @@
+//! Servers that know each other.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rollcall_proto::v1::cluster_client::ClusterClient;
+use rollcall_proto::v1::{AddLearnerRequest, MemberRole, PromoteRequest, RemoveRequest, StatusResponse};
+use tempfile::TempDir;
+use tonic::transport::{Channel, Endpoint};
+
+use super::binary;
+use super::server::{Endpoints, Server};
+use super::wait::{WAIT_MAX, eventually};
+
+/// How often a start is tried anew because somebody took a port meanwhile.
+const START_ATTEMPTS_MAX: u32 = 4;
+/// Lines of each log that a failure prints.
+const LOG_LINES: usize = 40;
+/// How long one membership call may take: a learner has to catch up first.
+const MEMBERSHIP_MAX: Duration = Duration::from_secs(30);
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    /// How many servers, ids from 1.
+    pub servers: u64,
+    /// The cluster's name.
+    pub name: String,
+    /// Further arguments for every server.
+    pub arguments: Vec<String>,
+    /// The program; `None`: [`binary::rollcalld`].
+    pub binary: Option<PathBuf>,
+}
+
+impl ClusterOptions {
+    /// `servers` of them, with default settings.
+    #[must_use]
+    pub fn servers(servers: u64) -> Self {
+        Self {
+            servers,
+            name: "lab".into(),
+            arguments: Vec::new(),
+            binary: None,
+        }
+    }
+}
+
+/// Real `rollcalld` processes that form one cluster on loopback.
+///
+/// Dropping it ends them. When the thread is panicking, the end of each log is printed and the folder is kept.
+#[derive(Debug)]
+pub struct Cluster {
+    options: ClusterOptions,
+    binary: PathBuf,
+    folder: Option<TempDir>,
+    servers: Vec<Server>,
+}
+
+impl Cluster {
+    /// Starts `servers` servers with default settings and waits until all are ready and one leads.
+    ///
+    /// # Errors
+    /// They do not start; the message holds the end of the log.
+    pub async fn start(servers: u64) -> anyhow::Result<Self> {
+        Self::start_with(ClusterOptions::servers(servers)).await
+    }
+
+    /// As [`Self::start`], with these options.
+    ///
+    /// # Errors
+    /// They do not start; the message holds the end of the log.
+    pub async fn start_with(options: ClusterOptions) -> anyhow::Result<Self> {
+        for attempt in 1.. {
+            let mut cluster = Self::spawn(options.clone())?;
+            match cluster.wait_ready(WAIT_MAX).await {
+                Ok(()) => return Ok(cluster),
+                Err(_) if attempt < START_ATTEMPTS_MAX && cluster.lost_a_port() => {}
+                Err(failed) => {
+                    let kept = cluster.keep_folder();
+                    return Err(
+                        failed.context(format!("starting a cluster; its folder is {}", kept.display()))
+                    );
+                }
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    fn spawn(options: ClusterOptions) -> anyhow::Result<Self> {
+        let binary = match &options.binary {
+            Some(path) => path.clone(),
+            None => binary::rollcalld()?,
+        };
+        let folder = tempfile::Builder::new().prefix("rollcall-lab-").tempdir()?;
+        let endpoints = (1..=options.servers)
+            .map(|_| Endpoints::free())
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut arguments = options.arguments.clone();
+        for (id, of) in (1..).zip(&endpoints) {
+            arguments.extend([
+                "--member".into(),
+                format!("{id}={},{},{}", of.peer, of.client, of.http),
+            ]);
+        }
+        let servers = (1..)
+            .zip(endpoints)
+            .map(|(id, of)| Server::new(id, of, &binary, &options.name, folder.path(), &arguments))
+            .collect();
+        let mut cluster = Self {
+            options,
+            binary,
+            folder: Some(folder),
+            servers,
+        };
+        for server in &mut cluster.servers {
+            server.start()?;
+        }
+        Ok(cluster)
+    }
+
+    fn lost_a_port(&mut self) -> bool {
+        self.servers
+            .iter_mut()
+            .any(|server| !server.is_running() && server.lost_its_port())
+    }
+
+    /// Server `id`.
+    ///
+    /// # Panics
+    /// The cluster has none of that id.
+    pub fn server(&mut self, id: u64) -> &mut Server {
+        self.servers
+            .iter_mut()
+            .find(|server| server.id() == id)
+            .expect("the cluster has a server of this id")
+    }
+
+    /// All servers, started or not.
+    pub fn servers(&self) -> impl Iterator<Item = &Server> {
+        self.servers.iter()
+    }
+
+    /// All servers, started or not.
+    pub fn servers_mut(&mut self) -> impl Iterator<Item = &mut Server> {
+        self.servers.iter_mut()
+    }
+
+    /// The ids of all servers.
+    #[must_use]
+    pub fn ids(&self) -> Vec<u64> {
+        self.servers.iter().map(Server::id).collect()
+    }
+
+    /// Every server's client address, `host:port`, in the order of the ids.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        self.servers
+            .iter()
+            .map(|server| server.address().to_owned())
+            .collect()
+    }
+
+    /// Where data and logs are.
+    #[must_use]
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_ref().map(TempDir::path)
+    }
+
+    /// Keeps data and logs beyond this value's life; returns where they are.
+    pub fn keep_folder(&mut self) -> PathBuf {
+        self.folder.take().map(TempDir::keep).unwrap_or_default()
+    }
+
+    /// Waits until every running, unpaused server is ready and one of them leads.
+    ///
+    /// # Errors
+    /// That is not so within `bound`.
+    pub async fn wait_ready(&mut self, bound: Duration) -> anyhow::Result<()> {
+        for server in self.servers.iter_mut().filter(|server| !server.is_paused()) {
+            if server.process().is_some() {
+                server.wait_ready(bound).await?;
+            }
+        }
+        self.leader(bound).await?;
+        Ok(())
+    }
+
+    /// The server that leads: in the highest term that any answering server claims to lead in.
+    ///
+    /// # Errors
+    /// None leads within `bound`.
+    pub async fn leader(&mut self, bound: Duration) -> anyhow::Result<u64> {
+        self.leader_other_than(0, bound).await
+    }
+
+    /// The server that leads and is not `former` (paused or killed a moment ago, say).
+    ///
+    /// # Errors
+    /// No other leads within `bound`.
+    pub async fn leader_other_than(&mut self, former: u64, bound: Duration) -> anyhow::Result<u64> {
+        let asked: Vec<Probe> = self
+            .probes()
+            .into_iter()
+            .filter(|probe| probe.id != former)
+            .collect();
+        let leader = eventually("a leader", bound, || async {
+            let statuses = statuses_of(&asked).await;
+            let leading = |(_, status): &&(u64, StatusResponse)| status.role() == MemberRole::Leader;
+            statuses
+                .iter()
+                .filter(leading)
+                .max_by_key(|(_, status)| status.term)
+                .map(|(id, _)| *id)
+        })
+        .await?;
+        Ok(leader)
+    }
+
+    /// What each server that answers says of itself.
+    pub async fn statuses(&mut self) -> Vec<(u64, StatusResponse)> {
+        statuses_of(&self.probes()).await
+    }
+
+    /// Waits until every running server has applied the same log and holds the same state; returns the revision.
+    ///
+    /// # Errors
+    /// They differ after `bound`; the message says how.
+    pub async fn wait_converged(&mut self, bound: Duration) -> anyhow::Result<u64> {
+        let probes = self.probes();
+        let last = std::sync::Mutex::new(String::new());
+        let converged = eventually("the same state on every server", bound, || async {
+            let statuses = statuses_of(&probes).await;
+            let seen: Vec<String> = statuses
+                .iter()
+                .map(|(id, of)| {
+                    format!(
+                        "server {id}: applied {} revision {}",
+                        of.applied_index, of.revision
+                    )
+                })
+                .collect();
+            if let Ok(mut last) = last.lock() {
+                *last = seen.join(", ");
+            }
+            let (_, first) = statuses.first()?;
+            let same = |of: &StatusResponse| {
+                of.applied_index == first.applied_index
+                    && of.revision == first.revision
+                    && of.state_hash == first.state_hash
+            };
+            let all = statuses.len() == probes.len() && statuses.iter().all(|(_, of)| same(of));
+            all.then_some(first.revision)
+        })
+        .await;
+        converged.with_context(|| last.into_inner().unwrap_or_default())
+    }
+
+    /// Starts one more server that waits to be taken in; returns its id. It is no member yet.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_joining(&mut self) -> anyhow::Result<u64> {
+        let id = self.servers.iter().map(Server::id).max().unwrap_or(0) + 1;
+        let folder = self
+            .folder
+            .as_ref()
+            .context("the cluster's folder was given away")?
+            .path();
+        let mut arguments = self.options.arguments.clone();
+        arguments.push("--join".into());
+        let endpoints = Endpoints::free()?;
+        let mut server = Server::new(
+            id,
+            endpoints,
+            &self.binary,
+            &self.options.name,
+            folder,
+            &arguments,
+        );
+        server.start()?;
+        self.servers.push(server);
+        Ok(id)
+    }
+
+    /// Takes server `id` in as a learner.
+    ///
+    /// # Errors
+    /// The cluster refuses for as long as `MEMBERSHIP_MAX`, or does not answer.
+    pub async fn add_learner(&mut self, id: u64) -> anyhow::Result<()> {
+        let of = self.server(id).endpoints().clone();
+        self.change_membership(&format!("taking in server {id}"), |mut client| {
+            let request = AddLearnerRequest {
+                server: id,
+                peer_address: of.peer.clone(),
+                client_address: of.client.clone(),
+                http_address: of.http.clone(),
+            };
+            async move { client.add_learner(request).await.map(drop) }
+        })
+        .await
+    }
+
+    /// Makes the learner `id` a voter.
+    ///
+    /// # Errors
+    /// The cluster refuses for as long as `MEMBERSHIP_MAX`, or does not answer.
+    pub async fn promote(&mut self, id: u64) -> anyhow::Result<()> {
+        self.change_membership(&format!("promoting server {id}"), |mut client| async move {
+            client.promote(PromoteRequest { server: id }).await.map(drop)
+        })
+        .await
+    }
+
+    /// Takes server `id` out of the cluster. Its process goes on; stop it then.
+    ///
+    /// # Errors
+    /// The cluster refuses for as long as `MEMBERSHIP_MAX`, or does not answer.
+    pub async fn remove(&mut self, id: u64) -> anyhow::Result<()> {
+        self.change_membership(&format!("removing server {id}"), |mut client| async move {
+            client.remove(RemoveRequest { server: id }).await.map(drop)
+        })
+        .await
+    }
+
+    /// Starts one more server, takes it in, and makes it a voter; returns its id.
+    ///
+    /// # Errors
+    /// Any of these steps fails.
+    pub async fn grow(&mut self) -> anyhow::Result<u64> {
+        let id = self.start_joining()?;
+        self.add_learner(id).await?;
+        self.promote(id).await?;
+        self.server(id).wait_ready(WAIT_MAX).await?;
+        Ok(id)
+    }
+
+    /// Removes server `id` and ends its process.
+    ///
+    /// # Errors
+    /// The removal fails. How the removed process ends does not matter.
+    pub async fn shrink(&mut self, id: u64) -> anyhow::Result<()> {
+        self.remove(id).await?;
+        self.servers.retain(|server| server.id() != id);
+        Ok(())
+    }
+
+    /// Asks the leader, again and again while it refuses: an earlier change may be under way, a learner may
+    /// still be catching up, leadership may move.
+    async fn change_membership<F, Fut>(&mut self, what: &str, mut call: F) -> anyhow::Result<()>
+    where
+        F: FnMut(ClusterClient<Channel>) -> Fut,
+        Fut: Future<Output = Result<(), tonic::Status>>,
+    {
+        let started = std::time::Instant::now();
+        loop {
+            let leader = self.leader(WAIT_MAX).await?;
+            let endpoint = Endpoint::from_shared(format!("http://{}", self.server(leader).address()))?
+                .timeout(MEMBERSHIP_MAX)
+                .connect_timeout(Duration::from_secs(2));
+            let refused = match endpoint.connect().await {
+                Ok(channel) => match call(ClusterClient::new(channel)).await {
+                    Ok(()) => return Ok(()),
+                    Err(status) => format!("{:?}: {}", status.code(), status.message()),
+                },
+                Err(failed) => failed.to_string(),
+            };
+            if started.elapsed() > MEMBERSHIP_MAX {
+                bail!("{what}: {refused}");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The end of every server's log.
+    #[must_use]
+    pub fn log_tails(&self) -> String {
+        let tail = |server: &Server| {
+            format!(
+                "--- server {}, last {LOG_LINES} lines\n{}\n",
+                server.id(),
+                server.log_tail(LOG_LINES)
+            )
+        };
+        self.servers.iter().map(tail).collect()
+    }
+
+    fn probes(&mut self) -> Vec<Probe> {
+        let mut probes = Vec::new();
+        for server in &mut self.servers {
+            if server.is_running() && !server.is_paused() {
+                probes.push(Probe {
+                    id: server.id(),
+                    address: server.address().to_owned(),
+                });
+            }
+        }
+        probes
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log_tails());
+            eprintln!(
+                "the servers' data and logs are kept in {}",
+                self.keep_folder().display()
+            );
+        }
+    }
+}
+
+struct Probe {
+    id: u64,
+    address: String,
+}
+
+/// Asks all at once; those that do not answer are left out.
+async fn statuses_of(probes: &[Probe]) -> Vec<(u64, StatusResponse)> {
+    let mut asked = tokio::task::JoinSet::new();
+    for Probe { id, address } in probes {
+        let (id, address) = (*id, address.clone());
+        asked.spawn(async move {
+            super::server::status_of(&address)
+                .await
+                .ok()
+                .map(|status| (id, status))
+        });
+    }
+    let mut statuses: Vec<_> = asked.join_all().await.into_iter().flatten().collect();
+    statuses.sort_by_key(|(id, _)| *id);
+    statuses
+}

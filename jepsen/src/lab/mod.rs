@@ -1,0 +1,25 @@
+//! Real processes under real faults.
+//!
+//! - [`Cluster`]: servers that know each other, each with a data folder, three ports and a log file.
+//! - [`Process`]: any child process, its signals and its end.
+//! - [`Timeline`]: what happened when, for people and as JSON.
+//! - [`eventually`]: waiting for a condition, with a bound.
+//! - [`reading`]: what one particular server holds.
+//! - [`binary`] and [`ports`]: where the program is, and where it may listen.
+//!
+//! Invariant: whatever the lab started is gone when its handle is dropped, also when it was paused.
+
+pub mod binary;
+mod cluster;
+pub mod ports;
+mod process;
+pub mod reading;
+mod server;
+mod timeline;
+mod wait;
+
+pub use cluster::{Cluster, ClusterOptions};
+pub use process::Process;
+pub use server::{Endpoints, Server};
+pub use timeline::{Event, Timeline};
+pub use wait::{NotInTime, WAIT_MAX, eventually};

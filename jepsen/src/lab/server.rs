@@ -1,0 +1,273 @@
+//! One `rollcalld` process with its data folder and its ports.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::Context;
+use rollcall_proto::v1::cluster_client::ClusterClient;
+use rollcall_proto::v1::{StatusRequest, StatusResponse};
+use tonic::transport::Endpoint;
+
+use super::ports;
+use super::process::Process;
+use super::wait::{WAIT_MAX, eventually};
+
+/// How long one question may take before the next is asked.
+const ASK_MAX: Duration = Duration::from_secs(2);
+/// How long a clean stop may take.
+const STOP_MAX: Duration = Duration::from_secs(30);
+
+/// Where a server listens, as `host:port`.
+#[derive(Clone, Debug)]
+pub struct Endpoints {
+    /// For clients (gRPC).
+    pub client: String,
+    /// For the other servers (gRPC).
+    pub peer: String,
+    /// For probes and metrics (HTTP).
+    pub http: String,
+}
+
+impl Endpoints {
+    /// Three free loopback ports.
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn free() -> std::io::Result<Self> {
+        Ok(Self {
+            client: ports::free_address()?,
+            peer: ports::free_address()?,
+            http: ports::free_address()?,
+        })
+    }
+}
+
+/// A server: what it is started with, and its process while there is one.
+#[derive(Debug)]
+pub struct Server {
+    id: u64,
+    endpoints: Endpoints,
+    binary: PathBuf,
+    arguments: Vec<String>,
+    data: PathBuf,
+    log: PathBuf,
+    process: Option<Process>,
+}
+
+impl Server {
+    pub(super) fn new(
+        id: u64,
+        endpoints: Endpoints,
+        binary: &Path,
+        cluster: &str,
+        folder: &Path,
+        arguments: &[String],
+    ) -> Self {
+        let data = folder.join(format!("server-{id}"));
+        let mut own: Vec<String> = Vec::new();
+        let mut flag = |name: &str, value: &str| own.extend([name.to_owned(), value.to_owned()]);
+        flag("--id", &id.to_string());
+        flag("--cluster", cluster);
+        flag("--data", &data.to_string_lossy());
+        flag("--listen-client", &endpoints.client);
+        flag("--listen-peer", &endpoints.peer);
+        flag("--listen-http", &endpoints.http);
+        flag("--log-format", "text");
+        own.extend_from_slice(arguments);
+        let log = folder.join(format!("server-{id}.log"));
+        Self {
+            id,
+            endpoints,
+            binary: binary.into(),
+            arguments: own,
+            data,
+            log,
+            process: None,
+        }
+    }
+
+    /// Its server id.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn endpoints(&self) -> &Endpoints {
+        &self.endpoints
+    }
+
+    /// Its client address, `host:port`.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.endpoints.client
+    }
+
+    /// Its data folder.
+    #[must_use]
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Its process, if it was started and not yet ended by the lab.
+    pub fn process(&mut self) -> Option<&mut Process> {
+        self.process.as_mut()
+    }
+
+    /// Whether its process is there; a paused one is.
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(Process::is_running)
+    }
+
+    /// Whether its process is stopped by [`Self::pause`].
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.process.as_ref().is_some_and(Process::is_paused)
+    }
+
+    /// Starts the process; the data folder may hold an earlier life. Does not wait, see [`Self::wait_ready`].
+    ///
+    /// # Errors
+    /// It runs already, or cannot be started.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        anyhow::ensure!(!self.is_running(), "server {} runs already", self.id);
+        let mut command = Command::new(&self.binary);
+        command.args(&self.arguments);
+        self.process = Some(Process::spawn(
+            &format!("server {}", self.id),
+            command,
+            &self.log,
+        )?);
+        Ok(())
+    }
+
+    /// SIGKILL; returns when it is gone. The data folder stays.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub async fn kill9(&mut self) -> anyhow::Result<()> {
+        self.running()?.kill9().await
+    }
+
+    /// SIGTERM; returns when it has closed in good order.
+    ///
+    /// # Errors
+    /// It does not run, takes longer than half a minute, or ends with a complaint.
+    pub async fn stop(&mut self) -> anyhow::Result<ExitStatus> {
+        let id = self.id;
+        let status = self.running()?.stop(STOP_MAX).await?;
+        anyhow::ensure!(
+            status.success(),
+            "server {id} ended with {status} after SIGTERM\n{}",
+            self.log_tail(20)
+        );
+        Ok(status)
+    }
+
+    /// SIGSTOP; returns when it stands still.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub async fn pause(&mut self) -> anyhow::Result<()> {
+        self.running()?.pause().await
+    }
+
+    /// SIGCONT.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn resume(&mut self) -> anyhow::Result<()> {
+        self.running()?.resume()
+    }
+
+    /// Starts it again on the same data folder and waits until it is ready. A running process is stopped first.
+    ///
+    /// # Errors
+    /// It does not stop, start or become ready.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        if self.is_running() {
+            self.stop().await?;
+        }
+        self.start()?;
+        self.wait_ready(WAIT_MAX).await
+    }
+
+    /// What it says of itself.
+    ///
+    /// # Errors
+    /// It does not answer within two seconds.
+    pub async fn status(&self) -> anyhow::Result<StatusResponse> {
+        status_of(&self.endpoints.client).await
+    }
+
+    /// Waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// It is not within `bound`, or its process has ended; the end of its log is in the message.
+    pub async fn wait_ready(&mut self, bound: Duration) -> anyhow::Result<()> {
+        let address = self.endpoints.client.clone();
+        let what = format!("readiness of server {}", self.id);
+        let ready = eventually(&what, bound, || {
+            let ended = !self.is_running();
+            let address = address.clone();
+            async move {
+                if ended {
+                    return Some(false);
+                }
+                status_of(&address)
+                    .await
+                    .ok()
+                    .filter(|status| status.ready)
+                    .map(|_| true)
+            }
+        })
+        .await;
+        match ready {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(anyhow::anyhow!("server {} ended while it started", self.id)),
+            Err(late) => Err(late.into()),
+        }
+        .with_context(|| format!("the end of its log:\n{}", self.log_tail(30)))
+    }
+
+    /// The last `lines` lines of its log, over all its lives.
+    #[must_use]
+    pub fn log_tail(&self, lines: usize) -> String {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+
+    /// Whether its log says that an address was taken.
+    pub(super) fn lost_its_port(&self) -> bool {
+        let tail = self.log_tail(50);
+        tail.contains("RC-202") || tail.contains("in use")
+    }
+
+    fn running(&mut self) -> anyhow::Result<&mut Process> {
+        let id = self.id;
+        self.process
+            .as_mut()
+            .with_context(|| format!("server {id} was not started"))
+    }
+}
+
+/// Asks the server at `address` (`host:port`) for its status, on a connection of its own.
+pub(super) async fn status_of(address: &str) -> anyhow::Result<StatusResponse> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+        .connect_timeout(ASK_MAX)
+        .timeout(ASK_MAX);
+    let ask = async {
+        let channel = endpoint.connect().await?;
+        anyhow::Ok(
+            ClusterClient::new(channel)
+                .status(StatusRequest {})
+                .await?
+                .into_inner(),
+        )
+    };
+    tokio::time::timeout(ASK_MAX, ask).await.context("no answer")?
+}
