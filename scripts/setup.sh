@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Installs what the build needs on Debian 12: a C++ linker, librocksdb 7.8 and libclang (for its bindings).
+# Says nothing and does nothing where all is present. Run it as root, or as a user who may sudo.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+complain() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+packages=()
+command -v cc >/dev/null 2>&1 && command -v c++ >/dev/null 2>&1 || packages+=(build-essential)
+[ -n "${ROCKSDB_LIB_DIR:-}" ] && [ -e "$ROCKSDB_LIB_DIR/librocksdb.so" ] || packages+=(librocksdb-dev)
+if [ -z "${LIBCLANG_PATH:-}" ] && ! compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null \
+    && ! compgen -G "/usr/lib/$(uname -m)-linux-gnu/libclang*.so*" >/dev/null; then
+    packages+=(libclang-dev)
+fi
+# Cargo fetches crates over https.
+[ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
+
+if [ ${#packages[@]} -gt 0 ]; then
+    command -v apt-get >/dev/null 2>&1 \
+        || complain "missing: ${packages[*]} (Debian's names); install them with this system's package manager"
+    as_root=()
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null 2>&1 || complain "missing: ${packages[*]}; run this as root, or install sudo"
+        as_root=(sudo)
+    fi
+    echo "setup: installing ${packages[*]}" >&2
+    log="$(mktemp)"
+    trap 'rm -f "$log"' EXIT
+    if ! { "${as_root[@]}" apt-get update -qq \
+        && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -y -qq --no-install-recommends "${packages[@]}"; } >"$log" 2>&1; then
+        cat "$log" >&2
+        complain "installing ${packages[*]} failed"
+    fi
+fi
+
+command -v cargo >/dev/null 2>&1 || complain "Rust is missing; get it from https://rustup.rs"
+wanted="$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)"
+found="$(rustc --version | awk '{print $2}')"
+if [ "$(printf '%s\n%s\n' "$wanted" "${found%%-*}" | sort -V | head -n 1)" != "$wanted" ]; then
+    complain "Rust $found is too old, $wanted or newer is needed (rustup update)"
+fi

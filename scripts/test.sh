@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change goes in; what continuous integration runs.
+#   scripts/test.sh                 all stages
+#   scripts/test.sh tests doctests  these stages
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+stages=("$@")
+[ ${#stages[@]} -gt 0 ] || stages=(format lints tests doctests docs licences)
+
+format() { cargo fmt --all -- --check; }
+lints() { cargo clippy --quiet --locked --workspace --all-targets -- -D warnings; }
+tests() {
+    cargo build --quiet --locked --workspace --bins
+    cargo test --quiet --locked --workspace --all-targets
+}
+doctests() { cargo test --quiet --locked --workspace --doc; }
+docs() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps; }
+licences() {
+    if cargo deny --version >/dev/null 2>&1; then
+        cargo deny --log-level error check
+    else
+        echo "cargo-deny is not installed; skipped"
+    fi
+}
+
+timings=()
+report() {
+    local code=$?
+    echo
+    printf '%s\n' "${timings[@]}"
+    if [ $code -eq 0 ]; then echo "all green in ${SECONDS} s"; else echo "FAILED after ${SECONDS} s"; fi
+}
+trap report EXIT
+
+stage() {
+    local name=$1 from=$SECONDS code
+    echo "== $name"
+    # Not called from a condition: there `set -e` would not hold inside.
+    set +e
+    (set -e; "$name")
+    code=$?
+    set -e
+    timings+=("$(printf '%-10s %4d s  %s' "$name" $((SECONDS - from)) "$([ $code -eq 0 ] && echo ok || echo FAILED)")")
+    return $code
+}
+
+for name in "${stages[@]}"; do
+    case $name in
+        format | lints | tests | doctests | docs | licences) ;;
+        *) echo "unknown stage $name; there are: format lints tests doctests docs licences" >&2; exit 2 ;;
+    esac
+done
+setup() { scripts/setup.sh; }
+stage setup
+for name in "${stages[@]}"; do stage "$name"; done
