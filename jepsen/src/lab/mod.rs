@@ -4,7 +4,7 @@
 //! - [`Process`]: any child process, its signals and its end.
 //! - [`Timeline`]: what happened when, for people and as JSON.
 //! - [`eventually`]: waiting for a condition, with a bound.
-//! - [`reading`]: what one particular server holds.
+//! - [`reading`]: what one particular server holds; [`watching`]: what it tells its watchers.
 //! - [`binary`] and [`ports`]: where the program is, and where it may listen.
 //!
 //! Invariant: whatever the lab started is gone when its handle is dropped, also when it was paused.
@@ -17,6 +17,7 @@ pub mod reading;
 mod server;
 mod timeline;
 mod wait;
+pub mod watching;
 
 pub use cluster::{Cluster, ClusterOptions};
 pub use process::Process;
