@@ -1,0 +1,534 @@
+//! Unary calls on groups, services and nodes: for tools, for persistent nodes, and for readers without a stream.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message;
+use rollcall_proto::v1;
+use rollcall_proto::v1::registry_client::RegistryClient;
+use tonic::transport::Channel;
+
+use crate::config::{ReadOptions, WriteOptions};
+use crate::error::{Effect, Error};
+use crate::key::{NodeKey, ServiceKey};
+use crate::node::{Entry, Expected, NodeUpdate, Override, Removal};
+use crate::registry::{Kind, Registry, Written};
+use crate::sign::Sign;
+use crate::view::{Confirmed, Heard, ServiceView};
+
+/// Most keys of one [`Registry::signs`] call.
+pub const SIGNS_MAX: usize = 1000;
+
+/// What was read, and who answered, how, and how fresh it is.
+#[derive(Clone, Debug)]
+pub struct Answer<T> {
+    /// What was read.
+    pub value: T,
+    /// The answering server, the revision reflected, the read mode, the age.
+    pub header: v1::ResponseHeader,
+}
+
+/// One page of a list.
+#[derive(Clone, Debug)]
+pub struct Page<T> {
+    /// In the order of their names.
+    pub items: Vec<T>,
+    /// There are more behind the last of these.
+    pub more: bool,
+}
+
+/// The sign of one service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceSign {
+    /// Which.
+    pub key: ServiceKey,
+    /// Whether it exists.
+    pub exists: bool,
+    /// Digest of its nodes.
+    pub sign: Sign,
+    /// When it last changed.
+    pub revision: u64,
+}
+
+/// Why a node is, or is not, listed.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    /// Whether it is listed.
+    pub listed: bool,
+    /// Both layers merged; as on the wire.
+    pub node: Option<v1::Node>,
+    /// What the registrant said.
+    pub registration: Option<v1::Registration>,
+    /// What an operator said.
+    pub over: Option<v1::Override>,
+    /// Sentences.
+    pub reasons: Vec<String>,
+    /// When its session lapses, as the leader judges it.
+    pub session_lapses_in: Option<std::time::Duration>,
+}
+
+impl Registry {
+    pub(crate) fn registry_client(&self, channel: Channel) -> RegistryClient<Channel> {
+        RegistryClient::new(channel).max_decoding_message_size(self.inner.config.message_bytes_max)
+    }
+
+    /// Creates a group, or replaces its settings.
+    ///
+    /// # Errors
+    /// [`Error::InvalidName`], [`Error::RevisionMismatch`] or [`Error::AlreadyExists`] if `expected` does not
+    /// hold, [`Error::OutcomeUnknown`], and the transient ones.
+    pub async fn put_group(
+        &self,
+        group: &str,
+        settings: v1::GroupSettings,
+        expected: Expected,
+        options: WriteOptions,
+    ) -> Result<Written, Error> {
+        self.write(options, |channel, options| {
+            let request = v1::PutGroupRequest {
+                options: Some(options),
+                group: group.into(),
+                settings: Some(settings.clone()),
+                expected: expected.into(),
+            };
+            async move { self.registry_client(channel).put_group(request).await }
+        })
+        .await
+        .map(Written::from)
+    }
+
+    /// Deletes a group that has no services.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`], [`Error::NotEmpty`], [`Error::RevisionMismatch`], [`Error::OutcomeUnknown`], and
+    /// the transient ones.
+    pub async fn delete_group(
+        &self,
+        group: &str,
+        expected: Expected,
+        options: WriteOptions,
+    ) -> Result<Written, Error> {
+        self.write(options, |channel, options| {
+            let request = v1::DeleteGroupRequest {
+                options: Some(options),
+                group: group.into(),
+                expected: expected.into(),
+            };
+            async move { self.registry_client(channel).delete_group(request).await }
+        })
+        .await
+        .map(Written::from)
+    }
+
+    /// Creates a service, or replaces its settings; `None`: its group's defaults.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`], [`Error::InvalidName`], [`Error::QuotaExceeded`], [`Error::RevisionMismatch`],
+    /// [`Error::OutcomeUnknown`], and the transient ones.
+    pub async fn put_service(
+        &self,
+        key: &ServiceKey,
+        settings: Option<v1::ServiceSettings>,
+        expected: Expected,
+        options: WriteOptions,
+    ) -> Result<Written, Error> {
+        self.write(options, |channel, options| {
+            let request = v1::PutServiceRequest {
+                options: Some(options),
+                key: Some(key.into()),
+                settings: settings.clone(),
+                expected: expected.into(),
+            };
+            async move { self.registry_client(channel).put_service(request).await }
+        })
+        .await
+        .map(Written::from)
+    }
+
+    /// Deletes a service that has no nodes.
+    ///
+    /// # Errors
+    /// [`Error::ServiceNotFound`], [`Error::NotEmpty`], [`Error::RevisionMismatch`], [`Error::OutcomeUnknown`],
+    /// and the transient ones.
+    pub async fn delete_service(
+        &self,
+        key: &ServiceKey,
+        expected: Expected,
+        options: WriteOptions,
+    ) -> Result<Written, Error> {
+        self.write(options, |channel, options| {
+            let request = v1::DeleteServiceRequest {
+                options: Some(options),
+                key: Some(key.into()),
+                expected: expected.into(),
+            };
+            async move { self.registry_client(channel).delete_service(request).await }
+        })
+        .await
+        .map(Written::from)
+    }
+
+    /// Registers persistent or static nodes, all or none, in one revision. Ephemeral nodes are registered under
+    /// a [`crate::Session`].
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`], [`Error::ServiceNotFound`], [`Error::TooLarge`], [`Error::QuotaExceeded`],
+    /// [`Error::InvalidArgument`] (an ephemeral node, say), [`Error::RevisionMismatch`],
+    /// [`Error::OutcomeUnknown`], and the transient ones.
+    pub async fn register_persistent(
+        &self,
+        nodes: &[Entry],
+        options: WriteOptions,
+    ) -> Result<Written, Error> {
+        self.write(options, |channel, options| {
+            let request = v1::RegisterRequest {
+                options: Some(options),
+                proof: None,
+                nodes: nodes.iter().map(v1::RegisterNode::from).collect(),
+            };
+            async move { self.registry_client(channel).register(request).await }
+        })
+        .await
+        .map(Written::from)
+    }
+
+    /// Removes nodes by an operator's word, whoever owns them; all or none, in one revision.
+    ///
+    /// # Errors
+    /// [`Error::ServiceNotFound`], [`Error::RevisionMismatch`], [`Error::OutcomeUnknown`], and the transient ones.
+    pub async fn deregister(&self, nodes: &[Removal], options: WriteOptions) -> Result<Written, Error> {
+        self.write(options, |channel, options| {
+            let request = v1::DeregisterRequest {
+                options: Some(options),
+                proof: None,
+                nodes: nodes.iter().map(v1::DeregisterNode::from).collect(),
+            };
+            async move { self.registry_client(channel).deregister(request).await }
+        })
+        .await
+        .map(Written::from)
+    }
+
+    /// Changes nodes by an operator's word, whoever owns them; all or none, in one revision. What the registrant
+    /// says next replaces it; to outlive that, use [`Self::set_override`].
+    ///
+    /// # Errors
+    /// [`Error::NodeNotFound`], [`Error::RevisionMismatch`], [`Error::OutcomeUnknown`], and the transient ones.
+    pub async fn update(&self, nodes: &[NodeUpdate], options: WriteOptions) -> Result<Written, Error> {
+        self.write(options, |channel, options| {
+            let request = v1::UpdateRequest {
+                options: Some(options),
+                proof: None,
+                nodes: nodes.iter().map(v1::UpdateNode::from).collect(),
+            };
+            async move { self.registry_client(channel).update(request).await }
+        })
+        .await
+        .map(Written::from)
+    }
+
+    /// Lays an operator's word over a node id, replacing an earlier one. The node need not be registered now.
+    ///
+    /// # Errors
+    /// [`Error::ServiceNotFound`], [`Error::OutcomeUnknown`], and the transient ones.
+    pub async fn set_override(
+        &self,
+        key: &NodeKey,
+        over: &Override,
+        options: WriteOptions,
+    ) -> Result<Written, Error> {
+        self.write(options, |channel, options| {
+            let request = v1::SetOverrideRequest {
+                options: Some(options),
+                key: Some(key.into()),
+                r#override: Some(over.into()),
+            };
+            async move { self.registry_client(channel).set_override(request).await }
+        })
+        .await
+        .map(Written::from)
+    }
+
+    /// Takes it away again.
+    ///
+    /// # Errors
+    /// [`Error::ServiceNotFound`], [`Error::OutcomeUnknown`], and the transient ones.
+    pub async fn clear_override(&self, key: &NodeKey, options: WriteOptions) -> Result<Written, Error> {
+        self.write(options, |channel, options| {
+            let request = v1::ClearOverrideRequest {
+                options: Some(options),
+                key: Some(key.into()),
+            };
+            async move { self.registry_client(channel).clear_override(request).await }
+        })
+        .await
+        .map(Written::from)
+    }
+
+    /// One service with all its nodes.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`], [`Error::ServiceNotFound`], [`Error::TooStale`], and the transient ones.
+    pub async fn query(&self, key: &ServiceKey, options: ReadOptions) -> Result<Answer<ServiceView>, Error> {
+        let answer = self.query_wire(key, options).await?;
+        let cluster = Arc::from(answer.header.cluster.as_str());
+        let as_of = answer.header.revision;
+        let view = ServiceView::from_wire(answer.value, as_of, cluster, Confirmed::Heard(Heard::now()));
+        Ok(Answer {
+            value: ServiceView {
+                source: crate::view::Source::Cache,
+                ..view
+            },
+            header: answer.header,
+        })
+    }
+
+    /// As [`Self::query`], as it stands on the wire: settings and overrides included.
+    ///
+    /// # Errors
+    /// Those of [`Self::query`].
+    pub async fn query_wire(
+        &self,
+        key: &ServiceKey,
+        options: ReadOptions,
+    ) -> Result<Answer<v1::ServiceView>, Error> {
+        match self.query_unless(key, None, options).await? {
+            Answer {
+                value: Some(view),
+                header,
+            } => Ok(Answer { value: view, header }),
+            Answer { value: None, header } => Err(Error::Internal {
+                message: format!(
+                    "server {} answered a query for {key} without a view",
+                    header.server
+                ),
+                effect: Effect::None,
+            }),
+        }
+    }
+
+    /// `None`: the sign still holds.
+    pub(crate) async fn query_unless(
+        &self,
+        key: &ServiceKey,
+        known: Option<Sign>,
+        options: ReadOptions,
+    ) -> Result<Answer<Option<v1::ServiceView>>, Error> {
+        let request = v1::QueryRequest {
+            key: Some(key.into()),
+            read: Some(options.to_wire()),
+            known_sign: known.map(v1::Sign::from),
+        };
+        let response = self
+            .call(Kind::Read, options.timeout, |channel, _| {
+                let request = request.clone();
+                async move { self.registry_client(channel).query(request).await }
+            })
+            .await?;
+        let header = response.header.unwrap_or_default();
+        let value = match (known, response.unchanged) {
+            (Some(_), true) => None,
+            _ => Some(decode_view(response.view, header.server)?),
+        };
+        Ok(Answer { value, header })
+    }
+
+    /// One page of the services of a group and of the groups below it (whole segments; empty: all).
+    ///
+    /// # Errors
+    /// [`Error::TooStale`], and the transient ones.
+    pub async fn list_services(
+        &self,
+        group_prefix: &str,
+        after: Option<&ServiceKey>,
+        limit: u32,
+        options: ReadOptions,
+    ) -> Result<Answer<Page<v1::ServiceSummary>>, Error> {
+        let request = v1::ListServicesRequest {
+            group_prefix: group_prefix.into(),
+            read: Some(options.to_wire()),
+            limit,
+            after: after.map(v1::ServiceKey::from),
+        };
+        let response = self
+            .call(Kind::Read, options.timeout, |channel, _| {
+                let request = request.clone();
+                async move { self.registry_client(channel).list_services(request).await }
+            })
+            .await?;
+        let page = Page {
+            items: response.services,
+            more: response.more,
+        };
+        Ok(Answer {
+            value: page,
+            header: response.header.unwrap_or_default(),
+        })
+    }
+
+    /// All services of a group and of the groups below it, page by page; each page as of its own revision.
+    ///
+    /// # Errors
+    /// Those of [`Self::list_services`].
+    pub async fn all_services(
+        &self,
+        group_prefix: &str,
+        options: ReadOptions,
+    ) -> Result<Answer<Vec<v1::ServiceSummary>>, Error> {
+        let mut all = Vec::new();
+        let mut after: Option<ServiceKey> = None;
+        loop {
+            let answer = self
+                .list_services(group_prefix, after.as_ref(), 0, options)
+                .await?;
+            let last = answer.value.items.last().and_then(|service| service.key.clone());
+            all.extend(answer.value.items);
+            match last {
+                Some(last) if answer.value.more => after = Some(last.into()),
+                _ => {
+                    return Ok(Answer {
+                        value: all,
+                        header: answer.header,
+                    });
+                }
+            }
+        }
+    }
+
+    /// One page of the groups at and below a prefix (whole segments; empty: all).
+    ///
+    /// # Errors
+    /// [`Error::TooStale`], and the transient ones.
+    pub async fn list_groups(
+        &self,
+        group_prefix: &str,
+        after: &str,
+        limit: u32,
+        options: ReadOptions,
+    ) -> Result<Answer<Page<v1::GroupSummary>>, Error> {
+        let request = v1::ListGroupsRequest {
+            group_prefix: group_prefix.into(),
+            read: Some(options.to_wire()),
+            limit,
+            after: after.into(),
+        };
+        let response = self
+            .call(Kind::Read, options.timeout, |channel, _| {
+                let request = request.clone();
+                async move { self.registry_client(channel).list_groups(request).await }
+            })
+            .await?;
+        let page = Page {
+            items: response.groups,
+            more: response.more,
+        };
+        Ok(Answer {
+            value: page,
+            header: response.header.unwrap_or_default(),
+        })
+    }
+
+    /// All groups at and below a prefix, page by page; each page as of its own revision.
+    ///
+    /// # Errors
+    /// Those of [`Self::list_groups`].
+    pub async fn all_groups(
+        &self,
+        group_prefix: &str,
+        options: ReadOptions,
+    ) -> Result<Answer<Vec<v1::GroupSummary>>, Error> {
+        let mut all = Vec::new();
+        let mut after = String::new();
+        loop {
+            let answer = self.list_groups(group_prefix, &after, 0, options).await?;
+            let last = answer.value.items.last().map(|group| group.group.clone());
+            all.extend(answer.value.items);
+            match last {
+                Some(last) if answer.value.more => after = last,
+                _ => {
+                    return Ok(Answer {
+                        value: all,
+                        header: answer.header,
+                    });
+                }
+            }
+        }
+    }
+
+    /// The signs of up to [`SIGNS_MAX`] services at once, in the order asked.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::TooStale`], and the transient ones.
+    pub async fn signs(
+        &self,
+        keys: &[ServiceKey],
+        options: ReadOptions,
+    ) -> Result<Answer<Vec<ServiceSign>>, Error> {
+        if keys.len() > SIGNS_MAX {
+            let message = format!(
+                "{} signs were asked for, at most {SIGNS_MAX} are allowed",
+                keys.len()
+            );
+            return Err(Error::TooLarge { message });
+        }
+        let request = v1::SignsRequest {
+            keys: keys.iter().map(v1::ServiceKey::from).collect(),
+            read: Some(options.to_wire()),
+        };
+        let response = self
+            .call(Kind::Read, options.timeout, |channel, _| {
+                let request = request.clone();
+                async move { self.registry_client(channel).signs(request).await }
+            })
+            .await?;
+        let signs = response.signs.into_iter().map(|sign| ServiceSign {
+            key: sign.key.unwrap_or_default().into(),
+            exists: sign.exists,
+            sign: sign.sign.unwrap_or_default().into(),
+            revision: sign.revision,
+        });
+        Ok(Answer {
+            value: signs.collect(),
+            header: response.header.unwrap_or_default(),
+        })
+    }
+
+    /// Why a node is, or is not, listed.
+    ///
+    /// # Errors
+    /// [`Error::ServiceNotFound`], and the transient ones.
+    pub async fn explain(&self, key: &NodeKey, options: ReadOptions) -> Result<Answer<Explanation>, Error> {
+        let request = v1::ExplainRequest {
+            key: Some(key.into()),
+            read: Some(options.to_wire()),
+        };
+        let response = self
+            .call(Kind::Read, options.timeout, |channel, _| {
+                let request = request.clone();
+                async move { self.registry_client(channel).explain(request).await }
+            })
+            .await?;
+        let lapses = response.session_lapses_in_ms;
+        let explanation = Explanation {
+            listed: response.listed,
+            node: response.node,
+            registration: response.registration,
+            over: response.r#override,
+            reasons: response.reasons,
+            session_lapses_in: (lapses > 0).then(|| std::time::Duration::from_millis(lapses)),
+        };
+        Ok(Answer {
+            value: explanation,
+            header: response.header.unwrap_or_default(),
+        })
+    }
+}
+
+fn decode_view(view: Option<Bytes>, server: u64) -> Result<v1::ServiceView, Error> {
+    let broken = |problem: String| Error::Internal {
+        message: format!("server {server} answered a query with {problem}"),
+        effect: Effect::None,
+    };
+    let view = view.ok_or_else(|| broken("no view".into()))?;
+    v1::ServiceView::decode(view).map_err(|error| broken(format!("an unreadable view: {error}")))
+}

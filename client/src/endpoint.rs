@@ -1,0 +1,223 @@
+//! The servers a client knows: which to ask next, and which to leave alone for a while.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use tonic::transport::Channel;
+
+use crate::backoff::Backoff;
+use crate::config::RegistryConfig;
+use crate::error::Error;
+
+/// One server. Its channel connects when it is used and again when it broke.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) address: String,
+    pub(crate) channel: Channel,
+    health: Mutex<Health>,
+}
+
+#[derive(Debug)]
+struct Health {
+    aside_until: Option<Instant>,
+    backoff: Backoff,
+}
+
+impl Endpoint {
+    /// It did not answer.
+    pub(crate) fn failed(&self) {
+        let mut health = self.health.lock();
+        let now = Instant::now();
+        // Calls that failed together count once.
+        if health.aside_until.is_none_or(|until| until <= now) {
+            let delay = health.backoff.next_delay();
+            health.aside_until = Some(now + delay);
+        }
+    }
+
+    /// It answered.
+    pub(crate) fn answered(&self) {
+        let mut health = self.health.lock();
+        if health.aside_until.is_some() {
+            health.aside_until = None;
+            health.backoff.reset();
+        }
+    }
+
+    /// It asks to be left alone for so long.
+    pub(crate) fn put_aside_for(&self, pause: Duration) {
+        self.health.lock().aside_until = Some(Instant::now() + pause);
+    }
+
+    fn aside_until(&self) -> Option<Instant> {
+        self.health.lock().aside_until
+    }
+}
+
+/// All of them.
+#[derive(Debug)]
+pub(crate) struct Endpoints {
+    all: Vec<Arc<Endpoint>>,
+    next: AtomicUsize,
+}
+
+impl Endpoints {
+    /// Connects to none of them yet. Must be called within a tokio runtime.
+    pub(crate) fn new(config: &RegistryConfig) -> Result<Self, Error> {
+        let all = config
+            .servers
+            .iter()
+            .map(|server| {
+                let channel = channel(server, config)?;
+                let health = Health {
+                    aside_until: None,
+                    backoff: Backoff::new(config.put_aside_min, config.put_aside_max),
+                };
+                Ok(Arc::new(Endpoint {
+                    address: server.clone(),
+                    channel,
+                    health: Mutex::new(health),
+                }))
+            })
+            .collect::<Result<Vec<_>, Error>>()?;
+        // Clients that start together should not all begin with the first server.
+        let next = AtomicUsize::new(rand::random_range(0..all.len().max(1)));
+        Ok(Self { all, next })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// The next one in turn that is not put aside; if all are, the one whose time is up first.
+    pub(crate) fn pick(&self) -> Arc<Endpoint> {
+        let start = self.next.fetch_add(1, Ordering::Relaxed);
+        let now = Instant::now();
+        let turn = |at: usize| &self.all[(start.wrapping_add(at)) % self.all.len()];
+        let healthy = (0..self.all.len())
+            .map(turn)
+            .find(|e| e.aside_until().is_none_or(|until| until <= now));
+        let chosen = healthy.or_else(|| (0..self.all.len()).map(turn).min_by_key(|e| e.aside_until()));
+        Arc::clone(chosen.expect("a config without servers is refused"))
+    }
+
+    /// As [`Self::pick`], but the first of `addresses` that is known and not put aside.
+    pub(crate) fn pick_preferred(&self, addresses: &[String]) -> Arc<Endpoint> {
+        let now = Instant::now();
+        addresses
+            .iter()
+            .filter_map(|address| {
+                self.all
+                    .iter()
+                    .find(|e| authority(&e.address) == authority(address))
+            })
+            .find(|e| e.aside_until().is_none_or(|until| until <= now))
+            .map_or_else(|| self.pick(), Arc::clone)
+    }
+
+    /// When the first of those put aside may be asked again; now, if one is not put aside.
+    pub(crate) fn ready_at(&self) -> Instant {
+        let now = Instant::now();
+        self.all
+            .iter()
+            .map(|e| e.aside_until().unwrap_or(now))
+            .min()
+            .unwrap_or(now)
+            .max(now)
+    }
+}
+
+fn authority(address: &str) -> &str {
+    address
+        .strip_prefix("http://")
+        .unwrap_or(address)
+        .trim_end_matches('/')
+}
+
+fn channel(server: &str, config: &RegistryConfig) -> Result<Channel, Error> {
+    let invalid = |problem: String| Error::InvalidArgument {
+        subject: "servers".into(),
+        message: format!("server address {server:?}: {problem}"),
+    };
+    if server.starts_with("https://") {
+        return Err(invalid("TLS is not available, write host:port".into()));
+    }
+    let uri = if server.contains("://") {
+        server.to_owned()
+    } else {
+        format!("http://{server}")
+    };
+    let endpoint =
+        tonic::transport::Endpoint::from_shared(uri).map_err(|error| invalid(error.to_string()))?;
+    if endpoint.uri().port_u16().is_none() {
+        return Err(invalid("a port is missing, write host:port".into()));
+    }
+    Ok(endpoint
+        .connect_timeout(config.connect_timeout)
+        .http2_keep_alive_interval(config.keepalive_interval)
+        .keep_alive_timeout(config.keepalive_timeout)
+        .keep_alive_while_idle(true)
+        .tcp_nodelay(true)
+        .http2_adaptive_window(true)
+        .connect_lazy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoints(servers: &[&str]) -> Endpoints {
+        Endpoints::new(&RegistryConfig::new(servers.iter().copied())).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn healthy_servers_take_turns_and_a_failed_one_is_left_out_for_a_while() {
+        let endpoints = endpoints(&["a:1", "b:1", "c:1"]);
+        let failed = endpoints.pick();
+        failed.failed();
+        let mut seen = std::collections::BTreeMap::new();
+        for _ in 0..30 {
+            *seen.entry(endpoints.pick().address.clone()).or_insert(0) += 1;
+        }
+        assert_eq!(seen.len(), 2);
+        assert!(!seen.contains_key(&failed.address));
+        assert!(seen.values().all(|count| *count >= 10), "{seen:?}");
+        tokio::time::advance(Duration::from_millis(101)).await;
+        assert!((0..3).any(|_| endpoints.pick().address == failed.address));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn with_all_put_aside_the_first_due_is_asked() {
+        let endpoints = endpoints(&["a:1", "b:1"]);
+        let first = endpoints.pick();
+        first.failed();
+        let second = endpoints.pick();
+        second.put_aside_for(Duration::from_secs(60));
+        for _ in 0..4 {
+            assert_eq!(endpoints.pick().address, first.address);
+        }
+        assert!(endpoints.ready_at() <= Instant::now() + Duration::from_millis(100));
+        first.answered();
+        assert_eq!(endpoints.ready_at(), Instant::now());
+    }
+
+    #[tokio::test]
+    async fn advice_is_followed_only_to_known_servers() {
+        let endpoints = endpoints(&["a:1", "http://b:1"]);
+        assert_eq!(
+            endpoints.pick_preferred(&["x:1".into(), "b:1".into()]).address,
+            "http://b:1"
+        );
+    }
+
+    #[tokio::test]
+    async fn addresses_are_checked() {
+        for wrong in ["", "host", "https://a:1", "a b:1"] {
+            let error = Endpoints::new(&RegistryConfig::new([wrong])).unwrap_err();
+            assert!(matches!(error, Error::InvalidArgument { .. }), "{wrong}: {error}");
+        }
+    }
+}

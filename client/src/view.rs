@@ -1,0 +1,177 @@
+//! A service as a consumer holds it: its nodes, as of when, and how surely.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use rollcall_proto::v1;
+use tokio::time::Instant;
+
+use crate::key::ServiceKey;
+use crate::node::Node;
+use crate::sign::Sign;
+
+/// Where a view comes from, and so how far it may be trusted to be current.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Source {
+    /// Nothing is known yet; the view is empty because nobody was heard, not because nobody is there.
+    Nothing,
+    /// Read from the disk snapshot of an earlier run.
+    Disk,
+    /// Heard from a server in this run; there is no live stream at the moment.
+    Cache,
+    /// A live stream keeps it current.
+    Live,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nothing => "nothing",
+            Self::Disk => "disk",
+            Self::Cache => "cache",
+            Self::Live => "live",
+        })
+    }
+}
+
+/// When a server last confirmed what the views of one stream say.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    origin: Instant,
+    millis: AtomicU64,
+}
+
+impl Heard {
+    pub(crate) fn now() -> Arc<Self> {
+        Arc::new(Self {
+            origin: Instant::now(),
+            millis: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn touch(&self) {
+        self.millis.store(
+            u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX),
+            Ordering::Relaxed,
+        );
+    }
+
+    pub(crate) fn age(&self) -> Duration {
+        self.origin
+            .elapsed()
+            .saturating_sub(Duration::from_millis(self.millis.load(Ordering::Relaxed)))
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Confirmed {
+    Never,
+    /// By the clock of the wall: it outlives the process.
+    Written(SystemTime),
+    Heard(Arc<Heard>),
+}
+
+/// All nodes of a service, as this client knows them.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ServiceView {
+    /// Which service.
+    pub key: ServiceKey,
+    /// Whether the service exists; `false` also while nothing is known.
+    pub exists: bool,
+    /// Digest of the nodes.
+    pub sign: Sign,
+    /// When the service last changed.
+    pub revision: u64,
+    /// The state this reflects; at least `revision`.
+    pub as_of: u64,
+    /// The service's own metadata.
+    pub metadata: crate::node::Labels,
+    /// In the order of their ids.
+    pub nodes: Vec<Arc<Node>>,
+    /// Where it comes from.
+    pub source: Source,
+    /// The cluster that said so; empty: not known.
+    pub cluster: Arc<str>,
+    pub(crate) confirmed: Confirmed,
+}
+
+impl ServiceView {
+    /// How long ago a server last confirmed this; `None`: never.
+    #[must_use]
+    pub fn age(&self) -> Option<Duration> {
+        match &self.confirmed {
+            Confirmed::Never => None,
+            // A wall clock that went back makes the age zero, not negative.
+            Confirmed::Written(at) => Some(at.elapsed().unwrap_or_default()),
+            Confirmed::Heard(heard) => Some(heard.age()),
+        }
+    }
+
+    /// The node of that id.
+    #[must_use]
+    pub fn node(&self, id: &str) -> Option<&Arc<Node>> {
+        self.nodes
+            .binary_search_by(|node| node.id.as_ref().cmp(id))
+            .ok()
+            .map(|at| &self.nodes[at])
+    }
+
+    /// Nothing is known of this service.
+    pub(crate) fn unknown(key: ServiceKey) -> Self {
+        Self {
+            key,
+            exists: false,
+            sign: Sign::default(),
+            revision: 0,
+            as_of: 0,
+            metadata: crate::node::Labels::new(),
+            nodes: Vec::new(),
+            source: Source::Nothing,
+            cluster: Arc::from(""),
+            confirmed: Confirmed::Never,
+        }
+    }
+
+    /// From the wire. Nodes are sorted here, so that a server's order cannot matter.
+    pub(crate) fn from_wire(
+        view: v1::ServiceView,
+        as_of: u64,
+        cluster: Arc<str>,
+        confirmed: Confirmed,
+    ) -> Self {
+        let mut nodes: Vec<Arc<Node>> = view.nodes.into_iter().map(|node| Arc::new(node.into())).collect();
+        nodes.sort_by(|one, other| one.id.cmp(&other.id));
+        Self {
+            key: view.key.unwrap_or_default().into(),
+            exists: true,
+            sign: view.sign.unwrap_or_default().into(),
+            revision: view.revision,
+            as_of: as_of.max(view.revision),
+            metadata: view
+                .settings
+                .map(|settings| settings.metadata)
+                .unwrap_or_default(),
+            nodes,
+            source: Source::Live,
+            cluster,
+            confirmed,
+        }
+    }
+
+    pub(crate) fn to_wire(&self) -> v1::ServiceView {
+        v1::ServiceView {
+            key: Some((&self.key).into()),
+            sign: Some(self.sign.into()),
+            revision: self.revision,
+            settings: Some(v1::ServiceSettings {
+                metadata: self.metadata.clone(),
+                ..Default::default()
+            }),
+            nodes: self.nodes.iter().map(|node| node.as_ref().into()).collect(),
+        }
+    }
+}
