@@ -1,0 +1,116 @@
+//! Why a server cannot use its data folder.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Each says which file, what is wrong, and what to do. The codes are explained in `docs/errors/`.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Make the folder writable for the server's user, or name another.
+    #[error("RC-101: cannot use {}: {source}; make it readable and writable for this user", path.display())]
+    Folder {
+        /// Which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The folder belongs to someone else: correct the configuration or the path.
+    #[error(
+        "RC-102: {} belongs to server {found_server} of cluster {found_cluster:?}, but this is server {server} of \
+         cluster {cluster:?}; correct the configuration, or name another data folder",
+        path.display()
+    )]
+    Foreign {
+        /// The folder.
+        path: PathBuf,
+        /// Cluster in the configuration.
+        cluster: String,
+        /// Server id in the configuration.
+        server: u64,
+        /// Cluster in the folder.
+        found_cluster: String,
+        /// Server id in the folder.
+        found_server: u64,
+    },
+    /// Stop the other process, or name another folder.
+    #[error("RC-103: {} is in use by another process; stop that one first", path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The log cannot be read whole; the server must be rebuilt from its peers.
+    #[error(
+        "RC-104: the log in {} is damaged: {problem}; nothing was changed. If other servers of the cluster are well, \
+         remove this server from the membership, delete its data folder and add it again as a learner",
+        path.display()
+    )]
+    LogDamaged {
+        /// The folder of the log.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The snapshot cannot be read whole.
+    #[error("RC-105: the snapshot {} is damaged: {problem}; {remedy}", path.display())]
+    SnapshotDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// Snapshot and log leave a gap between them.
+    #[error(
+        "RC-106: {}: the log begins behind index {purged}, but the newest snapshot ends at {snapshot}; entries between \
+         are gone. Remove this server from the membership, delete its data folder and add it again as a learner",
+        path.display()
+    )]
+    Gap {
+        /// The data folder.
+        path: PathBuf,
+        /// Last purged index.
+        purged: u64,
+        /// Last index in a snapshot, for people.
+        snapshot: String,
+    },
+    /// The identity file cannot be understood.
+    #[error("RC-102: {} is not an identity file: {problem}; restore it, or name another data folder", path.display())]
+    IdentityDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The only voter's disk forgot acknowledged entries; nobody has them.
+    #[error(
+        "RC-108: {} holds the log up to {found}, but it once reached {marked}, and no other server can supply the rest; \
+         restore the folder from a backup, or delete the file `mark` in it to accept the loss",
+        path.display()
+    )]
+    Forgotten {
+        /// The data folder.
+        path: PathBuf,
+        /// Last log position found.
+        found: String,
+        /// Position in the mark.
+        marked: String,
+    },
+}
+
+impl StoreError {
+    pub(crate) fn folder(path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {
+        Self::Folder {
+            path: path.as_ref().to_owned(),
+            source: source.into(),
+        }
+    }
+}
+
+/// Whether an error means that the disk is full.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}

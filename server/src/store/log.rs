@@ -1,0 +1,589 @@
+//! The Raft log and the vote, in RocksDB.
+//!
+//! Appends are readable at once from a cache and durable when the writer thread says so. The cache holds the
+//! newest entries, up to [`CACHE_BYTES_MAX`], and every entry that is not yet synced. Older ones are read from
+//! RocksDB, whose checksums are not relied on alone: each record has its own and carries its index.
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::{LogState, OptionalSend, RaftLogReader};
+use parking_lot::{Mutex, RwLock};
+use rocksdb::{
+    ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Direction, IteratorMode, Options,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::error::StoreError;
+use super::mark::{Mark, MarkFile};
+use super::record;
+use super::space::SpaceWatch;
+use super::writer::{self, MarkKeeper, Op, QUEUE_MAX};
+use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
+use crate::raft::wire;
+
+pub(crate) const CF_LOG: &str = "log";
+pub(crate) const CF_META: &str = "meta";
+pub(crate) const KEY_VOTE: &[u8] = b"vote";
+pub(crate) const KEY_PURGED: &[u8] = b"purged";
+pub(crate) const KEY_COMMITTED: &[u8] = b"committed";
+
+/// Bytes of synced entries kept in memory, so that followers are served without a read.
+pub(crate) const CACHE_BYTES_MAX: usize = 16 << 20;
+/// Bytes of entries given out at once where the reader can come again.
+const READ_BYTES_MAX: usize = 1 << 20;
+
+/// A server's log and vote. Clones share it.
+#[derive(Clone)]
+pub struct LogStore {
+    shared: Arc<Shared>,
+    ops: mpsc::Sender<Op>,
+}
+
+/// A log as it was found.
+pub(crate) struct OpenedLog {
+    pub(crate) store: LogStore,
+    /// The last entry found.
+    pub(crate) last: Option<LogId>,
+    /// The last entry purged.
+    pub(crate) purged: Option<LogId>,
+    /// What was marked before.
+    pub(crate) mark: Mark,
+    /// Neither log nor vote: this server has not taken part in anything.
+    pub(crate) pristine: bool,
+}
+
+pub(crate) struct Shared {
+    db: RwLock<Option<Arc<DB>>>,
+    cache: Mutex<Cache>,
+    vote: Mutex<Option<Vote>>,
+    pub(crate) committed: Mutex<Option<LogId>>,
+    pub(crate) space: Arc<SpaceWatch>,
+    pub(crate) mark: MarkKeeper,
+    fault: watch::Sender<Option<String>>,
+    abandoned: AtomicBool,
+}
+
+#[derive(Default)]
+struct Cache {
+    /// The newest entries, without holes; the last of them is the log's last.
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    last: Option<LogId>,
+    purged: Option<LogId>,
+    flushed: Option<LogId>,
+}
+
+impl Cache {
+    fn first_index(&self) -> Option<u64> {
+        self.entries.front().map(|entry| entry.log_id.index)
+    }
+
+    fn append(&mut self, entries: &[Entry]) -> io::Result<()> {
+        for entry in entries {
+            let expected = self.last.map_or(0, |last| last.index + 1);
+            if entry.log_id.index != expected {
+                return Err(io::Error::other(format!(
+                    "entry {} cannot follow, expected index {expected}",
+                    entry.log_id
+                )));
+            }
+            self.bytes += wire::entry_size(entry);
+            self.last = Some(entry.log_id);
+            self.entries.push_back(entry.clone());
+        }
+        Ok(())
+    }
+
+    fn truncate(&mut self, last: Option<LogId>) {
+        while self.entries.back().is_some_and(|entry| Some(entry.log_id) > last) {
+            if let Some(entry) = self.entries.pop_back() {
+                self.bytes -= wire::entry_size(&entry);
+            }
+        }
+        self.last = self.last.min(last.max(self.purged));
+    }
+
+    fn purge(&mut self, upto: LogId) {
+        while self.first_index().is_some_and(|first| first <= upto.index) {
+            self.drop_first();
+        }
+        self.purged = self.purged.max(Some(upto));
+        if self.last.is_none_or(|last| last.index <= upto.index) {
+            self.last = Some(upto);
+        }
+    }
+
+    fn evict(&mut self) {
+        let flushed = self.flushed.map_or(0, |flushed| flushed.index + 1);
+        while self.bytes > CACHE_BYTES_MAX && self.first_index().is_some_and(|first| first < flushed) {
+            self.drop_first();
+        }
+    }
+
+    fn drop_first(&mut self) {
+        if let Some(entry) = self.entries.pop_front() {
+            self.bytes -= wire::entry_size(&entry);
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn db(&self) -> Option<Arc<DB>> {
+        self.db.read().clone()
+    }
+
+    pub(crate) fn close_db(&self) {
+        *self.db.write() = None;
+    }
+
+    pub(crate) fn fault(&self) -> Option<String> {
+        self.fault.borrow().clone()
+    }
+
+    /// The first fault stays.
+    pub(crate) fn set_fault(&self, fault: String) {
+        self.fault.send_if_modified(|current| {
+            let first = current.is_none();
+            if first {
+                tracing::error!("{fault}");
+                *current = Some(fault);
+            }
+            first
+        });
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_flushed(&self, flushed: Option<LogId>) {
+        let mut cache = self.cache.lock();
+        cache.flushed = flushed;
+        cache.evict();
+    }
+
+    /// Reads `[start, end)`, at most about `bytes_max`, at least one entry if there is one.
+    fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        let (cached, from) = {
+            let cache = self.cache.lock();
+            let purged = cache.purged.map_or(0, |purged| purged.index + 1);
+            let end = end.min(cache.last.map_or(0, |last| last.index + 1));
+            let start = start.max(purged);
+            let from = cache.first_index().unwrap_or(end).clamp(start.min(end), end);
+            if start < from {
+                // The older part comes from disk; the newer one is read when the caller comes again, or below.
+                (None, (start, from, end))
+            } else {
+                let skip = (start - cache.first_index().unwrap_or(start)) as usize;
+                let count = end.saturating_sub(start) as usize;
+                let entries = cache.entries.iter().skip(skip).take(count);
+                (
+                    Some(take_bytes(entries.cloned().map(Ok), bytes_max)?),
+                    (start, from, end),
+                )
+            }
+        };
+        if let Some(entries) = cached {
+            return Ok(entries);
+        }
+        let (start, from, end) = from;
+        let mut entries = match self.read_disk(start, from, bytes_max) {
+            Ok(entries) => entries,
+            // A purge overtook the read: what it removed need not be found.
+            Err(_)
+                if self
+                    .cache
+                    .lock()
+                    .purged
+                    .is_some_and(|purged| purged.index >= start) =>
+            {
+                return self.read(start, end, bytes_max);
+            }
+            Err(error) => {
+                self.set_fault(format!("RC-104: the log cannot be read back: {error}"));
+                return Err(error);
+            }
+        };
+        let size: usize = entries.iter().map(wire::entry_size).sum();
+        if entries.len() as u64 == from - start && size < bytes_max && from < end {
+            entries.extend(self.read(from, end, bytes_max - size)?);
+        }
+        Ok(entries)
+    }
+
+    fn read_disk(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        let db = self.db().ok_or_else(|| io::Error::other("the log is closed"))?;
+        let log = db
+            .cf_handle(CF_LOG)
+            .ok_or_else(|| io::Error::other("the log's column family is missing"))?;
+        let mut expected = start;
+        let key = record::key(start);
+        let found = db
+            .iterator_cf(&log, IteratorMode::From(&key, Direction::Forward))
+            .map(|item| {
+                let (key, value) = item.map_err(writer::io_error)?;
+                let index = record::index_of(&key).map_err(io::Error::other)?;
+                if index != expected {
+                    return Err(io::Error::other(format!(
+                        "entry {expected} is missing from the log"
+                    )));
+                }
+                expected += 1;
+                record::decode(index, &value).map_err(io::Error::other)
+            });
+        take_bytes(found.take((end - start) as usize), bytes_max)
+    }
+}
+
+fn take_bytes(entries: impl Iterator<Item = io::Result<Entry>>, bytes_max: usize) -> io::Result<Vec<Entry>> {
+    let mut taken = Vec::new();
+    let mut bytes = 0;
+    for entry in entries {
+        let entry = entry?;
+        bytes += wire::entry_size(&entry);
+        taken.push(entry);
+        if bytes >= bytes_max {
+            break;
+        }
+    }
+    Ok(taken)
+}
+
+impl LogStore {
+    /// Opens the log in `folder/log` and checks every entry of it.
+    ///
+    /// # Errors
+    /// The folder cannot be used, or the log is damaged anywhere but at its torn end.
+    pub(crate) fn open(folder: &Path, space: Arc<SpaceWatch>) -> Result<OpenedLog, StoreError> {
+        let path = folder.join("log");
+        let db = open_db(&path)?;
+        let found = Found::read(&db, &path)?;
+        let mark_file = MarkFile::in_folder(folder);
+        let mark = mark_file.read()?;
+        let vote = newer_vote(found.vote, mark.vote);
+        let last = found.last;
+        let mut current = mark.clone();
+        current.vote = vote;
+        let shared = Arc::new(Shared {
+            db: RwLock::new(Some(Arc::new(db))),
+            cache: Mutex::new(Cache {
+                last,
+                purged: found.purged,
+                flushed: last,
+                ..Cache::default()
+            }),
+            vote: Mutex::new(vote),
+            committed: Mutex::new(found.committed.min(last)),
+            space,
+            mark: MarkKeeper::new(mark_file, current),
+            fault: watch::Sender::new(None),
+            abandoned: AtomicBool::new(false),
+        });
+        let (ops, queue) = mpsc::channel(QUEUE_MAX);
+        writer::start(shared.clone(), queue, last).map_err(|error| StoreError::folder(&path, error))?;
+        Ok(OpenedLog {
+            store: Self { shared, ops },
+            last,
+            purged: found.purged,
+            pristine: last.is_none() && vote.is_none(),
+            mark,
+        })
+    }
+
+    /// Tells of the failure that ended the store, if one did.
+    pub(crate) fn fault(&self) -> watch::Receiver<Option<String>> {
+        self.shared.fault.subscribe()
+    }
+
+    /// Ends the store with a failure that was met elsewhere.
+    pub(crate) fn set_fault(&self, fault: String) {
+        self.shared.set_fault(fault);
+    }
+
+    /// The last entry that is synced.
+    pub(crate) fn flushed(&self) -> Option<LogId> {
+        self.shared.cache.lock().flushed
+    }
+
+    /// The server has caught up (or, with `true`, must first): recorded before this returns.
+    pub(crate) async fn set_rejoining(&self, rejoining: bool) -> io::Result<()> {
+        let shared = self.shared.clone();
+        let write = move || shared.mark.write(|mark| mark.rejoining = rejoining);
+        tokio::task::spawn_blocking(write)
+            .await
+            .map_err(io::Error::other)?
+    }
+
+    /// Waits for what is queued, then closes the files. With `abandon` a write that waits for space is given up.
+    pub(crate) async fn close(&self, abandon: bool) {
+        self.shared.abandoned.store(abandon, Ordering::Relaxed);
+        let (done, closed) = oneshot::channel();
+        if self.ops.send(Op::Close { done }).await.is_ok() {
+            let _ = closed.await;
+        }
+    }
+
+    async fn submit(&self, op: Op) -> io::Result<()> {
+        self.ops
+            .send(op)
+            .await
+            .map_err(|_| io::Error::other("the log is closed"))
+    }
+
+    async fn submit_and_wait(&self, op: impl FnOnce(writer::Done) -> Op) -> io::Result<()> {
+        let (done, outcome) = oneshot::channel();
+        self.submit(op(done)).await?;
+        outcome
+            .await
+            .map_err(|_| io::Error::other("the log was closed"))?
+    }
+
+    async fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        let in_cache = {
+            let cache = self.shared.cache.lock();
+            cache.first_index().is_some_and(|first| first <= start)
+                || cache.last.is_none_or(|last| last.index < start)
+        };
+        if in_cache {
+            return self.shared.read(start, end, bytes_max);
+        }
+        let shared = self.shared.clone();
+        let read = move || shared.read(start, end, bytes_max);
+        tokio::task::spawn_blocking(read)
+            .await
+            .map_err(io::Error::other)?
+    }
+}
+
+impl Debug for LogStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LogStore").finish_non_exhaustive()
+    }
+}
+
+fn newer_vote(stored: Option<Vote>, marked: Option<Vote>) -> Option<Vote> {
+    match (stored, marked) {
+        (Some(stored), Some(marked)) if marked > stored => Some(marked),
+        (stored, marked) => stored.or(marked),
+    }
+}
+
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(start) => start + 1,
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(end) => end + 1,
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => u64::MAX,
+    };
+    (start, end)
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB>(&mut self, range: RB) -> Result<Vec<Entry>, io::Error>
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (start, end) = bounds(&range);
+        self.read(start, end, usize::MAX).await
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        self.read(start, end, READ_BYTES_MAX).await
+    }
+
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (start, end) = bounds(&range);
+        let chunks = stream::unfold((self.clone(), start), move |(log, start)| async move {
+            if start >= end {
+                return None;
+            }
+            match log.read(start, end, READ_BYTES_MAX).await {
+                Ok(entries) => {
+                    let next = entries.last()?.log_id.index + 1;
+                    Some((entries.into_iter().map(Ok).collect::<Vec<_>>(), (log, next)))
+                }
+                Err(error) => Some((vec![Err(error)], (log, end))),
+            }
+        });
+        chunks.map(stream::iter).flatten()
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(*self.shared.vote.lock())
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let cache = self.shared.cache.lock();
+        Ok(LogState {
+            last_purged_log_id: cache.purged,
+            last_log_id: cache.last,
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        *self.shared.vote.lock() = Some(*vote);
+        let vote = *vote;
+        self.submit_and_wait(|done| Op::Vote { vote, done }).await
+    }
+
+    /// Rides with the next batch: it only saves work at a restart.
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        *self.shared.committed.lock() = committed;
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(*self.shared.committed.lock())
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        self.shared.cache.lock().append(&entries)?;
+        self.submit(Op::Append {
+            entries,
+            flushed: callback,
+        })
+        .await
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
+        self.shared.cache.lock().truncate(last_log_id);
+        self.submit_and_wait(|done| Op::Truncate {
+            last: last_log_id,
+            done,
+        })
+        .await
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
+        self.shared.cache.lock().purge(log_id);
+        self.submit(Op::Purge { upto: log_id }).await
+    }
+}
+
+fn open_db(path: &Path) -> Result<DB, StoreError> {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    // The default would silently drop everything behind damage in the middle of the log.
+    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    options.set_max_total_wal_size(64 << 20);
+    options.set_max_background_jobs(2);
+    options.set_keep_log_file_num(4);
+    options.set_max_log_file_size(1 << 20);
+    options.set_stats_dump_period_sec(0);
+    options.set_stats_persist_period_sec(0);
+    options.set_max_open_files(128);
+    let families = [(CF_LOG, 8 << 20), (CF_META, 256 << 10)].map(|(name, memtable)| {
+        let mut family = Options::default();
+        family.set_compression_type(DBCompressionType::None);
+        family.set_write_buffer_size(memtable);
+        family.set_max_write_buffer_number(3);
+        ColumnFamilyDescriptor::new(name, family)
+    });
+    DB::open_cf_descriptors(&options, path, families).map_err(|error| match error.kind() {
+        rocksdb::ErrorKind::Corruption => StoreError::LogDamaged {
+            path: path.to_owned(),
+            problem: error.into_string(),
+        },
+        _ => StoreError::folder(path, io::Error::other(error.into_string())),
+    })
+}
+
+/// What a log folder holds.
+struct Found {
+    vote: Option<Vote>,
+    purged: Option<LogId>,
+    committed: Option<LogId>,
+    last: Option<LogId>,
+}
+
+impl Found {
+    fn read(db: &DB, path: &Path) -> Result<Self, StoreError> {
+        let damaged = |problem: String| StoreError::LogDamaged {
+            path: path.to_owned(),
+            problem,
+        };
+        let value = |key: &[u8]| -> Result<Option<Bytes>, StoreError> {
+            let meta = db
+                .cf_handle(CF_META)
+                .ok_or_else(|| damaged("its meta part is missing".into()))?;
+            let found = db
+                .get_cf(&meta, key)
+                .map_err(|error| damaged(error.into_string()))?;
+            Ok(found.map(Bytes::from))
+        };
+        let log_id = |key: &[u8]| -> Result<Option<LogId>, StoreError> {
+            let Some(bytes) = value(key)? else { return Ok(None) };
+            wire::decode_log_id(bytes)
+                .map_err(|error| damaged(format!("its record {:?}: {error}", String::from_utf8_lossy(key))))
+        };
+        let purged = log_id(KEY_PURGED)?;
+        let committed = log_id(KEY_COMMITTED)?;
+        let vote = value(KEY_VOTE)?
+            .map(|bytes| wire::decode_vote(bytes).map_err(|error| damaged(format!("its vote: {error}"))))
+            .transpose()?;
+        let last = check_entries(db, purged).map_err(damaged)?;
+        Ok(Self {
+            vote,
+            purged,
+            committed,
+            last,
+        })
+    }
+}
+
+/// Reads the whole log: no holes, no damaged record, terms never fall. Returns its last entry.
+fn check_entries(db: &DB, purged: Option<LogId>) -> Result<Option<LogId>, String> {
+    let log = db.cf_handle(CF_LOG).ok_or("its log part is missing")?;
+    let mut last = purged;
+    for item in db.iterator_cf(&log, IteratorMode::Start) {
+        let (key, value) = item.map_err(rocksdb::Error::into_string)?;
+        let index = record::index_of(&key).map_err(|error| error.to_string())?;
+        let expected = last.map_or(0, |last| last.index + 1);
+        if index != expected {
+            return Err(format!("entry {expected} is missing, entry {index} comes next"));
+        }
+        let entry = record::decode(index, &value).map_err(|error| error.to_string())?;
+        if last.is_some_and(|last| entry.log_id <= last) {
+            return Err(format!("entry {} follows an entry of a later term", entry.log_id));
+        }
+        last = Some(entry.log_id);
+    }
+    Ok(last)
+}
+
+#[cfg(test)]
+#[path = "log_test.rs"]
+mod tests;

@@ -1,0 +1,109 @@
+//! The mark: how far the log once reached on this disk, kept apart from the log.
+//!
+//! Disks and their caches lose what they confirmed. A server whose log ends before its mark has forgotten
+//! entries it acknowledged; its vote could elect a leader that never had them, so it must not vote until a
+//! leader has given them back. The mark also holds the last vote, which is simply restored.
+//!
+//! Written at most once a second and at shutdown, so it may trail the log; it never runs ahead of it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::StoreError;
+use super::identity::replace_file;
+use crate::raft::types::{LogId, Vote};
+
+const MAGIC: &[u8; 8] = b"RCMARK01";
+
+/// What the mark file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    /// The log reached at least this entry.
+    pub(crate) log: Option<LogId>,
+    /// This vote was given.
+    pub(crate) vote: Option<Vote>,
+    /// The server does not know what it once acknowledged: its folder is new in a running cluster, or the mark
+    /// was unreadable. It must catch up with a leader before it votes.
+    pub(crate) rejoining: bool,
+}
+
+/// The mark file of a data folder.
+#[derive(Debug)]
+pub(crate) struct MarkFile {
+    path: PathBuf,
+}
+
+impl MarkFile {
+    pub(crate) fn in_folder(folder: &Path) -> Self {
+        Self {
+            path: folder.join("mark"),
+        }
+    }
+
+    /// Reads the mark. No file: nothing was ever marked. An unreadable one: the server rejoins.
+    pub(crate) fn read(&self) -> Result<Mark, StoreError> {
+        match fs::read(&self.path) {
+            Ok(bytes) => Ok(decode(&bytes).unwrap_or_else(|| {
+                tracing::warn!(file = %self.path.display(), "mark unreadable, not voting until caught up");
+                Mark {
+                    rejoining: true,
+                    ..Mark::default()
+                }
+            })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Mark::default()),
+            Err(error) => Err(StoreError::folder(&self.path, error)),
+        }
+    }
+
+    pub(crate) fn write(&self, mark: &Mark) -> io::Result<()> {
+        replace_file(&self.path, &encode(mark))
+    }
+}
+
+fn encode(mark: &Mark) -> Vec<u8> {
+    let body = postcard::to_allocvec(mark).expect("a mark has no part that postcard refuses");
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend(crc32fast::hash(&body).to_le_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Option<Mark> {
+    let (crc, body) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<4>()?;
+    if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
+        return None;
+    }
+    postcard::from_bytes(body).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::types::log_id;
+
+    #[test]
+    fn a_mark_survives_and_damage_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = MarkFile::in_folder(folder.path());
+        assert_eq!(file.read().unwrap(), Mark::default());
+        let mark = Mark {
+            log: Some(log_id(3, 17)),
+            vote: Some(Vote::new(4, 2)),
+            rejoining: false,
+        };
+        file.write(&mark).unwrap();
+        assert_eq!(file.read().unwrap(), mark);
+
+        let path = folder.path().join("mark");
+        let whole = fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x40;
+            fs::write(&path, &damaged).unwrap();
+            assert!(file.read().unwrap().rejoining, "byte {at}");
+        }
+    }
+}

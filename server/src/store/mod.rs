@@ -1,0 +1,23 @@
+//! What a server keeps on its disk: who it is, its log and vote, its snapshots, and the mark that tells
+//! whether the disk has forgotten something.
+//!
+//! Invariant: what was answered as durable was synced before the answer; what cannot be read back whole is
+//! refused with a remedy, never guessed.
+
+mod error;
+mod identity;
+mod log;
+mod mark;
+mod record;
+mod snapshot;
+mod space;
+mod writer;
+
+pub use error::StoreError;
+pub use identity::{DataFolder, Identity};
+pub use log::LogStore;
+pub(crate) use log::OpenedLog;
+pub(crate) use mark::Mark;
+pub use snapshot::SnapshotFile;
+pub(crate) use snapshot::{IncomingSnapshot, SnapshotStore};
+pub use space::SpaceWatch;

@@ -1,0 +1,107 @@
+//! Whether there is room on the disk.
+//!
+//! Below the reserve nothing more is proposed, so that what is already under way, votes and snapshots still
+//! find room. A write that fails for lack of space waits and is tried again; it is never an error of Raft's.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How long to wait before a write that found no room is tried again.
+pub(crate) const RETRY_FULL: Duration = Duration::from_millis(250);
+
+/// Watches the free space under a data folder.
+#[derive(Debug)]
+pub struct SpaceWatch {
+    path: PathBuf,
+    reserve: u64,
+    low: AtomicBool,
+    write_blocked: AtomicBool,
+}
+
+impl SpaceWatch {
+    /// Watches the file system of `path`; full below `reserve` bytes.
+    #[must_use]
+    pub fn new(path: &Path, reserve: u64) -> Self {
+        let watch = Self {
+            path: path.to_owned(),
+            reserve,
+            low: AtomicBool::new(false),
+            write_blocked: AtomicBool::new(false),
+        };
+        watch.check();
+        watch
+    }
+
+    /// Whether proposals are to be refused: free space is below the reserve, or a write waits for space.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.low.load(Ordering::Relaxed) || self.write_blocked.load(Ordering::Relaxed)
+    }
+
+    /// Measures; blocks for as long as the file system takes to say. To be called about once a second. Full
+    /// ends only an eighth above the reserve, so that it does not flap.
+    pub fn check(&self) {
+        let free = match free_bytes(&self.path) {
+            Ok(free) => free,
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), %error, "free space not measured");
+                return;
+            }
+        };
+        let was_low = self.low.load(Ordering::Relaxed);
+        let bound = if was_low {
+            self.reserve + self.reserve / 8
+        } else {
+            self.reserve
+        };
+        let low = free < bound;
+        if low != was_low {
+            self.low.store(low, Ordering::Relaxed);
+            match low {
+                true => tracing::error!(
+                    path = %self.path.display(), free, reserve = self.reserve,
+                    "RC-111: disk nearly full, writes are refused until there is room"
+                ),
+                false => tracing::info!(path = %self.path.display(), free, "room on the disk again"),
+            }
+        }
+    }
+
+    /// A write found no room and waits.
+    pub(crate) fn write_blocked(&self, what: &str) {
+        if !self.write_blocked.swap(true, Ordering::Relaxed) {
+            tracing::error!(path = %self.path.display(), what, "RC-111: disk full, the write waits for room");
+        }
+    }
+
+    /// It got through.
+    pub(crate) fn write_done(&self) {
+        if self.write_blocked.load(Ordering::Relaxed) && self.write_blocked.swap(false, Ordering::Relaxed) {
+            tracing::info!(path = %self.path.display(), "the waiting write got through");
+        }
+    }
+}
+
+fn free_bytes(path: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_impossible_reserve_is_full_and_none_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(SpaceWatch::new(folder.path(), u64::MAX / 2).is_full());
+        let watch = SpaceWatch::new(folder.path(), 0);
+        assert!(!watch.is_full());
+        watch.write_blocked("test");
+        assert!(watch.is_full());
+        watch.write_done();
+        assert!(!watch.is_full());
+    }
+}

@@ -1,0 +1,352 @@
+//! The one thread that writes the log.
+//!
+//! It takes whatever waits in its queue (appends, votes, truncations, purges, in order), puts it into one
+//! RocksDB batch, syncs once, and answers everyone. While a sync runs the next group gathers: group commit.
+//!
+//! Lack of space is waited out with the batch kept. Any other failure ends the store: after a failed fsync
+//! nobody knows what the disk holds, so nothing more is acknowledged (RC-107).
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use openraft::storage::IOFlushed;
+use parking_lot::Mutex;
+use rocksdb::{DB, WriteBatch, WriteOptions};
+use tokio::sync::{mpsc, oneshot};
+
+use super::log::{CF_LOG, CF_META, KEY_COMMITTED, KEY_PURGED, KEY_VOTE, Shared};
+use super::mark::{Mark, MarkFile};
+use super::record;
+use super::space::RETRY_FULL;
+use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
+use crate::raft::wire;
+
+/// Operations that may wait before [`mpsc::Sender::send`] waits in turn.
+pub(crate) const QUEUE_MAX: usize = 256;
+/// A group is closed when it holds this much...
+const GROUP_BYTES_MAX: usize = 4 << 20;
+/// ... or this many operations.
+const GROUP_OPS_MAX: usize = 1024;
+/// The mark is written at most this often.
+const MARK_EVERY: Duration = Duration::from_secs(1);
+
+pub(crate) type Done = oneshot::Sender<io::Result<()>>;
+
+pub(crate) enum Op {
+    Append {
+        entries: Vec<Entry>,
+        flushed: IOFlushed<TypeConfig>,
+    },
+    Vote {
+        vote: Vote,
+        done: Done,
+    },
+    /// Everything behind `last` goes.
+    Truncate {
+        last: Option<LogId>,
+        done: Done,
+    },
+    /// Everything up to `upto` goes.
+    Purge {
+        upto: LogId,
+    },
+    Close {
+        done: oneshot::Sender<()>,
+    },
+}
+
+impl Op {
+    fn size(&self) -> usize {
+        match self {
+            Self::Append { entries, .. } => entries.iter().map(wire::entry_size).sum(),
+            Self::Vote { .. } | Self::Truncate { .. } | Self::Purge { .. } | Self::Close { .. } => 0,
+        }
+    }
+
+    fn must_sync(&self) -> bool {
+        match self {
+            Self::Append { .. } | Self::Vote { .. } | Self::Truncate { .. } => true,
+            Self::Purge { .. } | Self::Close { .. } => false,
+        }
+    }
+}
+
+/// Keeps the mark file a little behind the log.
+pub(crate) struct MarkKeeper {
+    file: Mutex<MarkFile>,
+    current: Mutex<Mark>,
+    written: Mutex<Mark>,
+}
+
+impl MarkKeeper {
+    pub(crate) fn new(file: MarkFile, mark: Mark) -> Self {
+        Self {
+            file: Mutex::new(file),
+            current: Mutex::new(mark.clone()),
+            written: Mutex::new(mark),
+        }
+    }
+
+    pub(crate) fn current(&self) -> Mark {
+        self.current.lock().clone()
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Mark)) {
+        change(&mut self.current.lock());
+    }
+
+    /// Changes the mark and writes it before returning.
+    pub(crate) fn write(&self, change: impl FnOnce(&mut Mark)) -> io::Result<()> {
+        let file = self.file.lock();
+        self.update(change);
+        self.write_locked(&file)
+    }
+
+    fn write_locked(&self, file: &MarkFile) -> io::Result<()> {
+        let mark = self.current();
+        if *self.written.lock() == mark {
+            return Ok(());
+        }
+        file.write(&mark)?;
+        *self.written.lock() = mark;
+        Ok(())
+    }
+
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        let file = self.file.lock();
+        self.write_locked(&file)
+    }
+}
+
+/// Starts the writer and the thread that keeps the mark. Both end when the queue is closed.
+pub(crate) fn start(
+    shared: Arc<Shared>,
+    ops: mpsc::Receiver<Op>,
+    flushed: Option<LogId>,
+) -> io::Result<JoinHandle<()>> {
+    let (ended, ending) = std::sync::mpsc::channel::<()>();
+    let marked = shared.clone();
+    let keeper = std::thread::Builder::new()
+        .name("log-mark".into())
+        .spawn(move || {
+            use std::sync::mpsc::RecvTimeoutError;
+            while let Err(RecvTimeoutError::Timeout) = ending.recv_timeout(MARK_EVERY) {
+                if let Err(error) = marked.mark.flush() {
+                    tracing::warn!(%error, "mark not written");
+                }
+            }
+        })?;
+    std::thread::Builder::new()
+        .name("log-writer".into())
+        .spawn(move || {
+            Writer { shared, ops, flushed }.run();
+            drop(ended);
+            if keeper.join().is_err() {
+                tracing::warn!("the mark's thread panicked");
+            }
+        })
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    ops: mpsc::Receiver<Op>,
+    flushed: Option<LogId>,
+}
+
+impl Writer {
+    fn run(mut self) {
+        let mut closing = None;
+        while closing.is_none() {
+            let Some(mut group) = self.take_group() else { break };
+            if let Some(at) = group.iter().position(|op| matches!(op, Op::Close { .. })) {
+                let rest = group.split_off(at);
+                closing = rest.into_iter().find_map(|op| match op {
+                    Op::Close { done } => Some(done),
+                    Op::Append { .. } | Op::Vote { .. } | Op::Truncate { .. } | Op::Purge { .. } => None,
+                });
+            }
+            self.write_group(group);
+        }
+        self.ops.close();
+        if self.shared.fault().is_none()
+            && let Err(error) = self.shared.mark.flush()
+        {
+            tracing::warn!(%error, "mark not written at the end");
+        }
+        self.shared.close_db();
+        if let Some(done) = closing {
+            let _ = done.send(());
+        }
+    }
+
+    fn take_group(&mut self) -> Option<Vec<Op>> {
+        let first = self.ops.blocking_recv()?;
+        let mut bytes = first.size();
+        let mut group = vec![first];
+        while bytes < GROUP_BYTES_MAX && group.len() < GROUP_OPS_MAX {
+            let Ok(op) = self.ops.try_recv() else { break };
+            bytes += op.size();
+            group.push(op);
+        }
+        Some(group)
+    }
+
+    fn write_group(&mut self, group: Vec<Op>) {
+        if group.is_empty() {
+            return;
+        }
+        let result = match self.shared.fault() {
+            Some(fault) => Err(io::Error::other(fault)),
+            None => self.write_durably(&group),
+        };
+        if let Err(error) = &result {
+            self.shared
+                .set_fault(format!("RC-107: the log cannot be written: {error}"));
+        }
+        if result.is_ok() {
+            self.note_written(&group);
+        }
+        self.answer(group, &result);
+    }
+
+    /// Writes and syncs the group; waits for as long as there is no room.
+    fn write_durably(&mut self, group: &[Op]) -> io::Result<()> {
+        self.lower_mark(group)?;
+        let db = self
+            .shared
+            .db()
+            .ok_or_else(|| io::Error::other("the log is closed"))?;
+        let mut options = WriteOptions::default();
+        options.set_sync(group.iter().any(Op::must_sync));
+        let committed = *self.shared.committed.lock();
+        self.retry_while_full("log", || {
+            let batch = build_batch(&db, group, committed.as_ref())?;
+            db.write_opt(batch, &options).map_err(io_error)
+        })?;
+        let votes = group.iter().filter_map(|op| match op {
+            Op::Vote { vote, .. } => Some(*vote),
+            Op::Append { .. } | Op::Truncate { .. } | Op::Purge { .. } | Op::Close { .. } => None,
+        });
+        if let Some(vote) = votes.last() {
+            // The log holds the vote already; the mark is a second copy for disks that forget.
+            if let Err(error) = self.shared.mark.write(|mark| mark.vote = Some(vote)) {
+                tracing::warn!(%error, "mark not written with a vote");
+            }
+        }
+        Ok(())
+    }
+
+    /// A truncated log may end before the mark without having forgotten anything: lower the mark first.
+    fn lower_mark(&self, group: &[Op]) -> io::Result<()> {
+        for op in group {
+            if let Op::Truncate { last, .. } = op
+                && self.shared.mark.current().log > *last
+            {
+                self.retry_while_full("mark", || self.shared.mark.write(|mark| mark.log = *last))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn retry_while_full(&self, what: &str, mut write: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+        loop {
+            match write() {
+                Err(error) if super::error::is_full(&error) && !self.shared.is_abandoned() => {
+                    self.shared.space.write_blocked(what);
+                    std::thread::sleep(RETRY_FULL);
+                }
+                result => {
+                    if result.is_ok() {
+                        self.shared.space.write_done();
+                    }
+                    return result;
+                }
+            }
+        }
+    }
+
+    fn note_written(&mut self, group: &[Op]) {
+        for op in group {
+            match op {
+                Op::Append { entries, .. } => {
+                    if let Some(last) = entries.last() {
+                        self.flushed = Some(last.log_id);
+                    }
+                }
+                Op::Truncate { last, .. } => self.flushed = self.flushed.min(*last),
+                Op::Purge { upto } => self.flushed = self.flushed.max(Some(*upto)),
+                Op::Vote { .. } | Op::Close { .. } => {}
+            }
+        }
+        let flushed = self.flushed;
+        self.shared.note_flushed(flushed);
+        self.shared.mark.update(|mark| {
+            if !mark.rejoining && mark.log < flushed {
+                mark.log = flushed;
+            }
+        });
+    }
+
+    fn answer(&self, group: Vec<Op>, result: &io::Result<()>) {
+        let copy = || match result {
+            Ok(()) => Ok(()),
+            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+        };
+        for op in group {
+            match op {
+                Op::Append { flushed, .. } => flushed.io_completed(copy()),
+                Op::Vote { done, .. } | Op::Truncate { done, .. } => {
+                    let _ = done.send(copy());
+                }
+                Op::Purge { .. } | Op::Close { .. } => {}
+            }
+        }
+    }
+}
+
+fn build_batch(db: &DB, group: &[Op], committed: Option<&LogId>) -> io::Result<WriteBatch> {
+    let missing = || io::Error::other("a column family of the log is missing");
+    let log = db.cf_handle(CF_LOG).ok_or_else(missing)?;
+    let meta = db.cf_handle(CF_META).ok_or_else(missing)?;
+    let mut batch = WriteBatch::default();
+    for op in group {
+        match op {
+            Op::Append { entries, .. } => {
+                for entry in entries {
+                    batch.put_cf(&log, record::key(entry.log_id.index), record::encode(entry));
+                }
+            }
+            Op::Vote { vote, .. } => batch.put_cf(&meta, KEY_VOTE, wire::encode_vote(vote)),
+            Op::Truncate { last, .. } => {
+                let from = last.map_or(0, |last| last.index + 1);
+                batch.delete_range_cf(&log, record::key(from), record::key(u64::MAX));
+            }
+            Op::Purge { upto } => {
+                batch.delete_range_cf(&log, record::key(0), record::key(upto.index + 1));
+                batch.put_cf(&meta, KEY_PURGED, wire::encode_log_id(&Some(*upto)));
+            }
+            Op::Close { .. } => {}
+        }
+    }
+    if let Some(committed) = committed {
+        batch.put_cf(&meta, KEY_COMMITTED, wire::encode_log_id(&Some(*committed)));
+    }
+    Ok(batch)
+}
+
+/// RocksDB tells of a full disk in words only.
+pub(crate) fn io_error(error: rocksdb::Error) -> io::Error {
+    let text = error.into_string();
+    let full = [
+        "No space left on device",
+        "Disk quota exceeded",
+        "NoSpace",
+        "Max allowed space was reached",
+    ];
+    match full.iter().any(|words| text.contains(words)) {
+        true => io::Error::new(io::ErrorKind::StorageFull, text),
+        false => io::Error::other(text),
+    }
+}
