@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::limits::Limits;
 use super::record::{GroupSettings, NodeState, Override, Registration, ServiceSettings};
 use crate::ids::{GroupName, LogIndex, NodeKey, RequestId, Revision, ServiceKey, SessionId, Term};
 
@@ -24,7 +25,8 @@ pub enum Expected {
     Any,
     /// It must not exist.
     Absent,
-    /// It must exist, last modified at this revision.
+    /// Of a node: it must exist, last modified at exactly this revision. Of a group or service: it must exist
+    /// and its settings must not have changed after this revision, at which the caller saw them.
     Revision(Revision),
 }
 
@@ -51,7 +53,7 @@ pub enum Command {
     PutService {
         /// Which.
         key: ServiceKey,
-        /// `None`: the group's defaults.
+        /// `None`: the group's defaults for a new service; one that is there keeps its own.
         settings: Option<ServiceSettings>,
         /// Condition on the service.
         expected: Expected,
@@ -125,6 +127,11 @@ pub enum Command {
         term: Term,
         /// Which, each with the revision at which it was set.
         overrides: Vec<(NodeKey, Revision)>,
+    },
+    /// Replaces the limits of the cluster.
+    SetLimits {
+        /// The new ones.
+        limits: Limits,
     },
 }
 

@@ -4,17 +4,43 @@
 //! result for the caller and the [`RevisionChanges`] for the watchers. The same log gives the same state,
 //! the same answers and the same changes on every server, for ever.
 
+mod apply;
+mod changelog;
+mod codec;
 mod command;
+mod digest;
+mod draft;
+mod groups;
+mod limits;
+mod nodes;
 mod outcome;
+mod overrides;
 mod record;
+mod requests;
+mod rules;
+mod services;
+mod session_table;
+mod sessions;
 mod sign;
+mod snapshot;
+mod state;
+mod tombstone;
+mod view;
 
+pub use changelog::{BelowFloor, ChangeLog, ChangeLogBounds};
+pub use codec::{DecodeError, FORMAT};
 pub use command::{Command, DeregisterNode, Expected, ExpiryFence, RegisterNode, Request, UpdateNode};
+pub use limits::Limits;
 pub use outcome::{
-    Applied, NodeChange, Outcome, Refusal, RemovalCause, RevisionChanges, ServiceChange, ServiceFate, SessionChange,
+    Applied, NodeChange, Outcome, Refusal, RemovalCause, RevisionChanges, ServiceChange, ServiceFate,
+    SessionChange,
 };
 pub use record::{
-    Address, Group, GroupMode, GroupSettings, Labels, Node, NodeKind, NodeState, Override, Registration, Service,
-    ServiceSettings, Session, WEIGHT_DEFAULT,
+    Address, Group, GroupMode, GroupSettings, Labels, Node, NodeKind, NodeState, Override, Registration,
+    Service, ServiceSettings, Session, WEIGHT_DEFAULT,
 };
 pub use sign::Sign;
+pub use snapshot::{SNAPSHOT_FORMAT, SnapshotError};
+pub use state::{Directory, Totals};
+pub use tombstone::{Tombstone, Tombstones};
+pub use view::NodeView;

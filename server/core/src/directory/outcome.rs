@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{Node, Override, ServiceSettings};
 use super::sign::Sign;
-use crate::ids::{GroupName, Incarnation, NameError, NodeId, NodeKey, RequestId, Revision, ServiceKey, SessionId};
+use crate::ids::{
+    GroupName, Incarnation, NameError, NodeId, NodeKey, RequestId, Revision, ServiceKey, SessionId,
+};
 
 /// A request was applied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +21,7 @@ pub struct Outcome {
     pub repeated: bool,
     /// The session that was opened.
     pub session: Option<SessionId>,
-    /// Of an expiry: the sessions that were not expired, because they had moved.
+    /// Of an expiry: the sessions that it did not end, because they had moved or were gone already.
     pub voided: Vec<SessionId>,
 }
 

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::sign::Sign;
-use crate::ids::{GroupName, Incarnation, LogIndex, NodeId, NodeKey, Revision, ServiceKey, ServiceName, SessionId};
+use super::tombstone::Tombstones;
+use crate::ids::{
+    GroupName, Incarnation, LogIndex, NodeId, NodeKey, Revision, ServiceKey, ServiceName, SessionId,
+};
 
 /// Weight of a node that names none.
 pub const WEIGHT_DEFAULT: u16 = 100;
@@ -155,12 +158,17 @@ pub struct Service {
     pub nodes: BTreeMap<NodeId, Arc<Node>>,
     /// Operators' overrides, by node id; a node need not be there.
     pub overrides: BTreeMap<NodeId, Arc<Override>>,
+    /// Node ids that left, so that one that comes back gets a higher incarnation.
+    pub tombstones: Arc<Tombstones>,
     /// The digest of its nodes as consumers see them.
     pub sign: Sign,
     /// When it was created.
     pub created: Revision,
     /// When its settings, nodes or overrides last changed.
     pub modified: Revision,
+    /// When its settings last changed. Conditions on a service are judged against this, so that a node coming
+    /// or going does not spoil them.
+    pub settings_modified: Revision,
 }
 
 /// A group and its services.
@@ -172,12 +180,16 @@ pub struct Group {
     pub settings: GroupSettings,
     /// Its services, by name.
     pub services: BTreeMap<ServiceName, Arc<Service>>,
-    /// Sum of its services' signs.
+    /// Sum of its services' signs, each mixed with the service's name ([`Sign::of_service`]).
     pub sign: Sign,
+    /// How many nodes its services have.
+    pub nodes: u64,
     /// When it was created.
     pub created: Revision,
     /// When its settings or its set of services last changed (not its services' nodes).
     pub modified: Revision,
+    /// When its settings last changed. Conditions on a group are judged against this.
+    pub settings_modified: Revision,
 }
 
 /// The replicated part of a session. Its deadline lives with the leader, in [`crate::session`].
@@ -195,6 +207,6 @@ pub struct Session {
     pub opened: Revision,
     /// Log index of its last committed sign of life (opening, or a write under it); fences its expiry.
     pub last_renewal: LogIndex,
-    /// The nodes it owns, in order.
+    /// The nodes it owns, in the order of their keys.
     pub nodes: Vec<NodeKey>,
 }

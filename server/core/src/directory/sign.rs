@@ -7,12 +7,35 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::record::{Labels, NodeKind, NodeState};
+use super::view::NodeView;
+use crate::ids::ServiceName;
 
 /// Digest of a set of nodes. Zero is the sign of no nodes.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Sign(pub u128);
 
 impl Sign {
+    /// The element that stands for one node: the hash of what consumers see of it, both layers merged. Not in
+    /// it: session, incarnation and revisions, so that the same content has the same sign by whatever path it
+    /// came, in every datacenter.
+    #[must_use]
+    pub fn of_node(view: NodeView<'_>) -> Self {
+        Self(xxh3_128(&encode_node(view)))
+    }
+
+    /// The element that stands for one service in the sign of its group. It holds the service's name, so that
+    /// a node that moved between two services, or an empty service more, shows.
+    #[must_use]
+    pub fn of_service(name: &ServiceName, sign: Self) -> Self {
+        let mut bytes = Vec::with_capacity(name.as_str().len() + 20);
+        put_text(&mut bytes, name.as_str());
+        bytes.extend_from_slice(&sign.0.to_le_bytes());
+        Self(xxh3_128(&bytes))
+    }
+
     /// The sign with `other`'s elements added.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
@@ -23,6 +46,55 @@ impl Sign {
     #[must_use]
     pub fn minus(self, other: Self) -> Self {
         Self(self.0.wrapping_sub(other.0))
+    }
+}
+
+/// The canonical encoding of what consumers see of a node. Fixed for ever: signs are compared between versions
+/// and between datacenters. Numbers are little endian; a text is its length in 4 bytes and itself; a map is its
+/// number of entries in 4 bytes and key and value of each, in the order of the keys.
+fn encode_node(view: NodeView<'_>) -> Vec<u8> {
+    let registration = &view.node.registration;
+    let mut bytes = Vec::with_capacity(256);
+    put_text(&mut bytes, registration.id.as_str());
+    put_count(&mut bytes, registration.addresses.len());
+    for address in &registration.addresses {
+        put_text(&mut bytes, &address.name);
+        put_text(&mut bytes, &address.host);
+        bytes.extend_from_slice(&address.port.to_le_bytes());
+    }
+    bytes.extend_from_slice(&view.weight().to_le_bytes());
+    bytes.push(u8::from(view.disabled()));
+    put_map(&mut bytes, &view.labels());
+    put_map(&mut bytes, &registration.metadata);
+    bytes.push(match view.node.kind {
+        NodeKind::Ephemeral => 1,
+        NodeKind::Persistent => 2,
+        NodeKind::Static => 3,
+    });
+    bytes.push(match view.node.state {
+        NodeState::Up => 1,
+        NodeState::Suspect => 2,
+        NodeState::Draining => 3,
+        NodeState::Down => 4,
+    });
+    bytes
+}
+
+fn put_count(bytes: &mut Vec<u8>, count: usize) {
+    let count = u32::try_from(count).expect("limits keep every count and length far below 2^32");
+    bytes.extend_from_slice(&count.to_le_bytes());
+}
+
+fn put_text(bytes: &mut Vec<u8>, text: &str) {
+    put_count(bytes, text.len());
+    bytes.extend_from_slice(text.as_bytes());
+}
+
+fn put_map(bytes: &mut Vec<u8>, map: &Labels) {
+    put_count(bytes, map.len());
+    for (key, value) in map {
+        put_text(bytes, key);
+        put_text(bytes, value);
     }
 }
 

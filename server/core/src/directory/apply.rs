@@ -1,0 +1,103 @@
+//! Applying one committed request.
+
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::codec;
+use super::command::{Command, Request};
+use super::draft::Effect;
+use super::limits::Limits;
+use super::outcome::{Applied, Outcome, Refusal};
+use super::requests::Remembered;
+use super::state::Directory;
+use crate::ids::LogPosition;
+
+impl Directory {
+    /// Applies a committed request that stands at `at` in the log (several requests of one entry share a
+    /// position and are applied in their order). Same log, same answers, same changes, on every server.
+    ///
+    /// A refused request changed nothing. A request whose id was applied before, and is still remembered, is
+    /// answered as it was then and changes nothing.
+    pub fn apply(&mut self, at: LogPosition, request: &Request) -> Applied {
+        let fingerprint = xxh3_128(&codec::encode_command(&request.command));
+        if let Some(result) = self.requests.recall(request.id, fingerprint) {
+            return Applied {
+                result,
+                changes: None,
+            };
+        }
+        let effect = match self.carry_out(at, &request.command) {
+            Ok(effect) => effect,
+            Err(refusal) => {
+                return Applied {
+                    result: Err(refusal),
+                    changes: None,
+                };
+            }
+        };
+        let changes = effect.draft.map(|draft| draft.finish(request.id));
+        if let Some(changes) = &changes {
+            self.revision = changes.revision;
+            self.changes.push(changes.clone());
+        }
+        let outcome = Outcome {
+            revision: self.revision,
+            changed: changes.is_some(),
+            repeated: false,
+            session: effect.session,
+            voided: effect.voided,
+        };
+        let remembered = Remembered {
+            fingerprint,
+            outcome: outcome.clone(),
+        };
+        let requests_max = self.limits.requests_max as usize;
+        self.requests
+            .remember(request.id, remembered, requests_max, &mut self.digest);
+        Applied {
+            result: Ok(outcome),
+            changes,
+        }
+    }
+
+    fn carry_out(&mut self, at: LogPosition, command: &Command) -> Result<Effect, Refusal> {
+        match command {
+            Command::PutGroup {
+                group,
+                settings,
+                expected,
+            } => self.on_put_group(group, settings, *expected),
+            Command::DeleteGroup { group, expected } => self.on_delete_group(group, *expected),
+            Command::PutService {
+                key,
+                settings,
+                expected,
+            } => self.on_put_service(key, settings.as_ref(), *expected),
+            Command::DeleteService { key, expected } => self.on_delete_service(key, *expected),
+            Command::OpenSession {
+                secret_digest,
+                ttl_ms,
+                client,
+            } => self.on_open_session(at, secret_digest, *ttl_ms, client),
+            Command::CloseSession { session } => self.on_close_session(*session),
+            Command::ExpireSessions { term, sessions } => self.on_expire_sessions(at, *term, sessions),
+            Command::Register { session, nodes } => self.on_register(at, *session, nodes),
+            Command::Deregister { session, nodes } => self.on_deregister(at, *session, nodes),
+            Command::Update { session, nodes } => self.on_update(at, *session, nodes),
+            Command::SetOverride { key, over } => self.on_set_override(key, over),
+            Command::ClearOverride { key } => self.on_clear_override(key),
+            Command::ExpireOverrides { term, overrides } => self.on_expire_overrides(at, *term, overrides),
+            Command::SetLimits { limits } => self.on_set_limits(limits),
+        }
+    }
+
+    fn on_set_limits(&mut self, limits: &Limits) -> Result<Effect, Refusal> {
+        limits.check()?;
+        if self.limits == *limits {
+            return Ok(Effect::nothing());
+        }
+        self.limits = limits.clone();
+        self.requests
+            .forget_beyond(limits.requests_max as usize, &mut self.digest);
+        Ok(Effect::of(self.draft()))
+    }
+}

@@ -1,0 +1,406 @@
+//! Commands on nodes: register, update, deregister. Each checks its whole batch before it writes anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::command::{DeregisterNode, Expected, RegisterNode, UpdateNode};
+use super::draft::{Draft, Effect};
+use super::outcome::{Refusal, RemovalCause};
+use super::record::{Node, NodeKind, Registration, Service, ServiceSettings};
+use super::rules;
+use super::state::Directory;
+use super::tombstone::Tombstones;
+use crate::ids::{GroupName, Incarnation, LogPosition, NodeId, NodeKey, ServiceKey, SessionId};
+
+/// What a batch of registrations will write, service by service.
+#[derive(Default)]
+struct RegistrationPlan {
+    services: BTreeMap<ServiceKey, ServicePlan>,
+    /// Nodes the session does not own yet.
+    gained: usize,
+}
+
+#[derive(Default)]
+struct ServicePlan {
+    /// The service is to be created first, like this.
+    create: Option<ServiceSettings>,
+    puts: Vec<NodePut>,
+    /// How many of them are not there yet.
+    joining: usize,
+}
+
+struct NodePut {
+    node: Node,
+    /// The session that owns the node now.
+    owner_before: Option<SessionId>,
+}
+
+impl Directory {
+    pub(super) fn on_register(
+        &mut self,
+        at: LogPosition,
+        session: Option<SessionId>,
+        nodes: &[RegisterNode],
+    ) -> Result<Effect, Refusal> {
+        let plan = self.plan_registrations(session, nodes)?;
+        self.note_life(at, session);
+        let mut draft = self.draft();
+        for (key, service) in plan.services {
+            self.write_registrations(&mut draft, &key, service);
+        }
+        Ok(effect_of(draft))
+    }
+
+    fn plan_registrations(
+        &self,
+        session: Option<SessionId>,
+        nodes: &[RegisterNode],
+    ) -> Result<RegistrationPlan, Refusal> {
+        rules::batch(&self.limits, "nodes", nodes.len())?;
+        let owned = session
+            .map(|id| self.require_session(id))
+            .transpose()?
+            .map_or(0, |session| session.nodes.len());
+        let mut plan = RegistrationPlan::default();
+        let mut seen = BTreeSet::new();
+        for node in nodes {
+            check_twice(&mut seen, &node.key, &node.registration.id)?;
+            self.plan_registration(&mut plan, session, node)?;
+        }
+        if owned + plan.gained > self.limits.nodes_per_session_max as usize {
+            return Err(Refusal::QuotaExceeded {
+                subject: format!("session {}", session.unwrap_or_default()),
+                quota: self.limits.nodes_per_session_max,
+                of: "nodes".into(),
+            });
+        }
+        self.check_registration_quotas(&plan)?;
+        Ok(plan)
+    }
+
+    fn plan_registration(
+        &self,
+        plan: &mut RegistrationPlan,
+        session: Option<SessionId>,
+        asked: &RegisterNode,
+    ) -> Result<(), Refusal> {
+        let RegisterNode {
+            key,
+            registration,
+            expected,
+        } = asked;
+        rules::registration(&self.limits, registration)?;
+        let group = self.require_group(&key.group)?;
+        let service = group.services.get(&key.service);
+        if service.is_none() && !group.settings.auto_create {
+            return Err(Refusal::ServiceNotFound { key: key.clone() });
+        }
+        let settings = service.map_or(&group.settings.defaults, |service| &service.settings);
+        let kind = registration.kind.unwrap_or(settings.default_kind);
+        let owner = owner_of(kind, session)?;
+        let before = service.and_then(|service| service.nodes.get(&registration.id));
+        check_node(*expected, before.map(AsRef::as_ref), key, &registration.id)?;
+
+        let service_plan = plan.services.entry(key.clone()).or_default();
+        if service.is_none() {
+            service_plan.create = Some(settings.clone());
+        }
+        if let Some(before) = before
+            && before.session == owner
+            && before.kind == kind
+            && before.state == registration.state
+            && before.registration == *registration
+        {
+            return Ok(());
+        }
+        if owner.is_some() && before.is_none_or(|before| before.session != owner) {
+            plan.gained += 1;
+        }
+        service_plan.joining += usize::from(before.is_none());
+        let owner_before = before.and_then(|before| before.session);
+        let node = self.registered(
+            registration,
+            kind,
+            owner,
+            before.map(AsRef::as_ref),
+            service.map(AsRef::as_ref),
+        );
+        service_plan.puts.push(NodePut { node, owner_before });
+        Ok(())
+    }
+
+    /// The node as this registration makes it. The same owner keeps the incarnation, another begins a new one.
+    fn registered(
+        &self,
+        registration: &Registration,
+        kind: NodeKind,
+        owner: Option<SessionId>,
+        before: Option<&Node>,
+        service: Option<&Service>,
+    ) -> Node {
+        let revision = self.revision.next();
+        let (incarnation, created) = match before {
+            Some(before) if before.session == owner => (before.incarnation, before.created),
+            Some(before) => (Incarnation(before.incarnation.0 + 1), revision),
+            None => {
+                let next = match service {
+                    Some(service) => service.tombstones.next_incarnation(&registration.id),
+                    None => Tombstones::above(self.incarnation_floor).next_incarnation(&registration.id),
+                };
+                (next, revision)
+            }
+        };
+        Node {
+            registration: registration.clone(),
+            kind,
+            state: registration.state,
+            session: owner,
+            incarnation,
+            created,
+            modified: revision,
+        }
+    }
+
+    fn check_registration_quotas(&self, plan: &RegistrationPlan) -> Result<(), Refusal> {
+        let mut creations: BTreeMap<&GroupName, usize> = BTreeMap::new();
+        for (key, service_plan) in &plan.services {
+            if service_plan.create.is_some() {
+                *creations.entry(&key.group).or_default() += 1;
+            }
+            let service = self.service(key);
+            let own = match (service, &service_plan.create) {
+                (Some(service), _) => service.settings.nodes_max,
+                (None, Some(settings)) => settings.nodes_max,
+                (None, None) => 0,
+            };
+            let quota = if own == 0 {
+                self.limits.nodes_per_service_max
+            } else {
+                own
+            };
+            let nodes = service.map_or(0, |service| service.nodes.len()) + service_plan.joining;
+            if service_plan.joining > 0 && nodes > quota as usize {
+                let subject = format!("service {key}");
+                return Err(Refusal::QuotaExceeded {
+                    subject,
+                    quota,
+                    of: "nodes".into(),
+                });
+            }
+        }
+        for (name, more) in creations {
+            self.check_services_quota(self.require_group(name)?, more)?;
+        }
+        Ok(())
+    }
+
+    fn write_registrations(&mut self, draft: &mut Draft, key: &ServiceKey, plan: ServicePlan) {
+        if let Some(settings) = &plan.create {
+            self.create_service(draft, key, settings);
+        }
+        if plan.puts.is_empty() {
+            return;
+        }
+        let key = self
+            .service(key)
+            .expect("it was there, or was just created")
+            .key
+            .clone();
+        for put in &plan.puts {
+            let node_key = NodeKey {
+                service: key.clone(),
+                node: put.node.registration.id.clone(),
+            };
+            self.move_ownership(put.owner_before, put.node.session, node_key);
+        }
+        self.write_service(draft, &key, |service| {
+            for put in plan.puts {
+                service.put_node(put.node);
+            }
+        });
+    }
+
+    fn move_ownership(&mut self, from: Option<SessionId>, to: Option<SessionId>, key: NodeKey) {
+        if from == to {
+            return;
+        }
+        if let Some(from) = from {
+            self.sessions.take_node(from, &key);
+        }
+        if let Some(to) = to {
+            self.sessions.give_node(to, key);
+        }
+    }
+
+    pub(super) fn on_update(
+        &mut self,
+        at: LogPosition,
+        session: Option<SessionId>,
+        nodes: &[UpdateNode],
+    ) -> Result<Effect, Refusal> {
+        rules::batch(&self.limits, "nodes", nodes.len())?;
+        if let Some(session) = session {
+            self.require_session(session)?;
+        }
+        let mut seen = BTreeSet::new();
+        let mut plan: BTreeMap<ServiceKey, Vec<Node>> = BTreeMap::new();
+        for update in nodes {
+            check_twice(&mut seen, &update.key.service, &update.key.node)?;
+            if let Some(node) = self.updated(session, update)? {
+                plan.entry(update.key.service.clone()).or_default().push(node);
+            }
+        }
+        self.note_life(at, session);
+        let mut draft = self.draft();
+        for (key, nodes) in plan {
+            self.write_service(&mut draft, &key, |service| {
+                nodes.into_iter().for_each(|node| service.put_node(node))
+            });
+        }
+        Ok(effect_of(draft))
+    }
+
+    /// The node as this update makes it; `None` if that is what it was.
+    fn updated(&self, session: Option<SessionId>, update: &UpdateNode) -> Result<Option<Node>, Refusal> {
+        let UpdateNode {
+            key,
+            expected,
+            weight,
+            state,
+            labels,
+            metadata,
+        } = update;
+        if *expected == Expected::Absent {
+            return Err(rules::invalid(
+                "expected",
+                "an update needs the node, so it cannot expect it to be absent",
+            ));
+        }
+        let service = self.require_service(&key.service)?;
+        let Some(before) = service.nodes.get(&key.node) else {
+            return Err(Refusal::NodeNotFound { key: key.clone() });
+        };
+        check_owner(session, before, key)?;
+        check_node(*expected, Some(before), &key.service, &key.node)?;
+        let mut node = Node::clone(before);
+        if let Some(weight) = weight {
+            node.registration.weight = *weight;
+        }
+        if let Some(state) = state {
+            rules::state(*state)?;
+            node.registration.state = *state;
+            node.state = *state;
+        }
+        merge(&mut node.registration.labels, labels);
+        merge(&mut node.registration.metadata, metadata);
+        if node == **before {
+            return Ok(None);
+        }
+        rules::registration(&self.limits, &node.registration)?;
+        node.modified = self.revision.next();
+        Ok(Some(node))
+    }
+
+    pub(super) fn on_deregister(
+        &mut self,
+        at: LogPosition,
+        session: Option<SessionId>,
+        nodes: &[DeregisterNode],
+    ) -> Result<Effect, Refusal> {
+        rules::batch(&self.limits, "nodes", nodes.len())?;
+        if let Some(session) = session {
+            self.require_session(session)?;
+        }
+        let mut seen = BTreeSet::new();
+        let mut plan: BTreeMap<ServiceKey, Vec<NodeId>> = BTreeMap::new();
+        let mut lost = Vec::new();
+        for DeregisterNode { key, expected } in nodes {
+            check_twice(&mut seen, &key.service, &key.node)?;
+            let service = self.require_service(&key.service)?;
+            let node = service.nodes.get(&key.node);
+            check_node(*expected, node.map(AsRef::as_ref), &key.service, &key.node)?;
+            let Some(node) = node else { continue };
+            check_owner(session, node, key)?;
+            plan.entry(key.service.clone())
+                .or_default()
+                .push(key.node.clone());
+            lost.extend(node.session.map(|owner| (owner, key)));
+        }
+        self.note_life(at, session);
+        for (owner, key) in lost {
+            self.sessions.take_node(owner, key);
+        }
+        let mut draft = self.draft();
+        self.remove_nodes(&mut draft, plan, RemovalCause::Deregistered);
+        Ok(effect_of(draft))
+    }
+}
+
+/// A batch that turned out to say what was so already makes no revision.
+fn effect_of(draft: Draft) -> Effect {
+    if draft.services.is_empty() {
+        Effect::nothing()
+    } else {
+        Effect::of(draft)
+    }
+}
+
+/// Ephemeral nodes live with the session, which they need; others belong to nobody.
+fn owner_of(kind: NodeKind, session: Option<SessionId>) -> Result<Option<SessionId>, Refusal> {
+    match (kind, session) {
+        (NodeKind::Ephemeral, Some(session)) => Ok(Some(session)),
+        (NodeKind::Ephemeral, None) => Err(rules::invalid(
+            "session",
+            "is missing, an ephemeral node must be registered under a session",
+        )),
+        (NodeKind::Persistent | NodeKind::Static, _) => Ok(None),
+    }
+}
+
+fn check_owner(session: Option<SessionId>, node: &Node, key: &NodeKey) -> Result<(), Refusal> {
+    match session {
+        Some(_) if node.session != session => Err(Refusal::NotOwner { key: key.clone() }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn check_node(
+    expected: Expected,
+    node: Option<&Node>,
+    service: &ServiceKey,
+    id: &NodeId,
+) -> Result<(), Refusal> {
+    rules::expected_node(
+        expected,
+        node.map(|node| node.modified),
+        || format!("node {service}/{id}"),
+        || Refusal::NodeNotFound {
+            key: NodeKey {
+                service: service.clone(),
+                node: id.clone(),
+            },
+        },
+    )
+}
+
+fn check_twice<'a>(
+    seen: &mut BTreeSet<(&'a ServiceKey, &'a NodeId)>,
+    service: &'a ServiceKey,
+    id: &'a NodeId,
+) -> Result<(), Refusal> {
+    if !seen.insert((service, id)) {
+        return Err(rules::invalid(
+            "nodes",
+            format!("node {service}/{id} is there twice, must be once in a batch"),
+        ));
+    }
+    Ok(())
+}
+
+fn merge(labels: &mut BTreeMap<String, String>, changes: &BTreeMap<String, Option<String>>) {
+    for (key, value) in changes {
+        match value {
+            Some(value) => labels.insert(key.clone(), value.clone()),
+            None => labels.remove(key),
+        };
+    }
+}

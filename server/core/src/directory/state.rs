@@ -1,0 +1,485 @@
+//! The directory's state: what is read from it, and the few writes from which every command is made.
+//!
+//! Invariant: every write goes through here and keeps up the signs, the counts, the state digest and the
+//! revision's draft together. A command checks everything first and then writes without a way to fail.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::changelog::{ChangeLog, ChangeLogBounds};
+use super::digest::{self, StateDigest};
+use super::draft::{Draft, ServiceDraft};
+use super::limits::Limits;
+use super::outcome::{NodeChange, Refusal, RemovalCause, ServiceFate};
+use super::record::{Group, GroupSettings, Node, Override, Service, ServiceSettings, Session};
+use super::requests::RequestTable;
+use super::session_table::SessionTable;
+use super::sign::Sign;
+use super::tombstone::{Tombstone, Tombstones};
+use super::view::NodeView;
+use crate::ids::{GroupName, Incarnation, NodeId, NodeKey, Revision, ServiceKey, SessionId};
+
+/// The replicated state: who offers what, as of which revision.
+///
+/// A clone is cheap (it shares everything) and never changes; what it shares is copied piece by piece as the
+/// original is written.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    pub(super) limits: Limits,
+    pub(super) revision: Revision,
+    pub(super) groups: Arc<BTreeMap<GroupName, Arc<Group>>>,
+    pub(super) sessions: SessionTable,
+    /// The last session id given out.
+    pub(super) last_session: SessionId,
+    /// Services that come back start above this.
+    pub(super) incarnation_floor: Incarnation,
+    pub(super) requests: RequestTable,
+    pub(super) digest: StateDigest,
+    pub(super) totals: Totals,
+    pub(super) changes: ChangeLog,
+}
+
+/// How much there is. Kept up with every write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Groups.
+    pub groups: u64,
+    /// Services of all groups.
+    pub services: u64,
+    /// Nodes of all services.
+    pub nodes: u64,
+    /// Overrides of all services.
+    pub overrides: u64,
+    /// Sessions.
+    pub sessions: u64,
+    /// Requests remembered.
+    pub requests: u64,
+}
+
+impl Directory {
+    /// An empty directory at revision 0. Every server of a cluster must pass the same limits, for they are
+    /// part of the replicated state.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            revision: Revision::default(),
+            groups: Arc::default(),
+            sessions: SessionTable::default(),
+            last_session: SessionId::default(),
+            incarnation_floor: Incarnation::default(),
+            requests: RequestTable::default(),
+            digest: StateDigest::default(),
+            totals: Totals::default(),
+            changes: ChangeLog::starting_at(Revision::default(), ChangeLogBounds::default()),
+        }
+    }
+
+    /// Sets how much the change log keeps. This server's own matter: it changes nothing that is replicated.
+    #[must_use]
+    pub fn with_change_log(mut self, bounds: ChangeLogBounds) -> Self {
+        self.changes.bound(bounds);
+        self
+    }
+
+    /// The bounds in force.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The revision of the last change; 0 before the first.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// How much there is; O(1).
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        Totals {
+            sessions: self.sessions.len() as u64,
+            requests: self.requests.len() as u64,
+            groups: self.groups.len() as u64,
+            ..self.totals
+        }
+    }
+
+    /// One group with its services.
+    #[must_use]
+    pub fn group(&self, name: &GroupName) -> Option<&Arc<Group>> {
+        self.groups.get(name)
+    }
+
+    /// All groups, in the order of their names.
+    pub fn groups(&self) -> impl Iterator<Item = &Arc<Group>> {
+        self.groups.values()
+    }
+
+    /// One service with its nodes.
+    #[must_use]
+    pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
+        self.groups.get(&key.group)?.services.get(&key.service)
+    }
+
+    /// One node, its lower layer.
+    #[must_use]
+    pub fn node(&self, key: &NodeKey) -> Option<&Arc<Node>> {
+        self.service(&key.service)?.nodes.get(&key.node)
+    }
+
+    /// One session.
+    #[must_use]
+    pub fn session(&self, id: SessionId) -> Option<&Arc<Session>> {
+        self.sessions.of(id)
+    }
+
+    /// All sessions, in the order of their ids.
+    pub fn sessions(&self) -> impl Iterator<Item = &Arc<Session>> {
+        self.sessions.iter()
+    }
+
+    /// The overrides that clear themselves after a time, in the order of their keys: what a new leader starts
+    /// its countdowns from. Walks all services.
+    pub fn timed_overrides(&self) -> impl Iterator<Item = (NodeKey, &Arc<Override>)> {
+        let services = self.groups.values().flat_map(|group| group.services.values());
+        services.flat_map(|service| {
+            let timed = service.overrides.iter().filter(|(_, over)| over.ttl_ms > 0);
+            timed.map(|(id, over)| {
+                (
+                    NodeKey {
+                        service: service.key.clone(),
+                        node: id.clone(),
+                    },
+                    over,
+                )
+            })
+        })
+    }
+
+    /// The last changes.
+    #[must_use]
+    pub fn changes(&self) -> &ChangeLog {
+        &self.changes
+    }
+
+    /// Hash of the whole replicated state; O(1). Equal on all servers that applied the same log up to the same
+    /// entry, whatever snapshots they took or started from.
+    #[must_use]
+    pub fn state_hash(&self) -> u128 {
+        let counters = (
+            self.revision,
+            self.last_session,
+            self.incarnation_floor,
+            &self.limits,
+        );
+        digest::record_hash(0, &(self.digest.value(), counters))
+    }
+
+    pub(super) fn require_group(&self, name: &GroupName) -> Result<&Arc<Group>, Refusal> {
+        self.groups
+            .get(name)
+            .ok_or_else(|| Refusal::GroupNotFound { group: name.clone() })
+    }
+
+    pub(super) fn require_service(&self, key: &ServiceKey) -> Result<&Arc<Service>, Refusal> {
+        let group = self.require_group(&key.group)?;
+        group
+            .services
+            .get(&key.service)
+            .ok_or_else(|| Refusal::ServiceNotFound { key: key.clone() })
+    }
+
+    pub(super) fn require_session(&self, id: SessionId) -> Result<&Arc<Session>, Refusal> {
+        self.sessions
+            .of(id)
+            .ok_or(Refusal::SessionNotFound { session: id })
+    }
+
+    /// The draft of the next revision.
+    pub(super) fn draft(&self) -> Draft {
+        Draft::of(self.revision.next())
+    }
+
+    /// Creates a group, or replaces its settings.
+    pub(super) fn put_group(&mut self, draft: &mut Draft, name: &GroupName, settings: &GroupSettings) {
+        draft.groups.insert(name.clone(), true);
+        let groups = Arc::make_mut(&mut self.groups);
+        let group = groups.entry(name.clone()).or_insert_with(|| {
+            Arc::new(Group {
+                name: name.clone(),
+                settings: settings.clone(),
+                services: BTreeMap::new(),
+                sign: Sign::default(),
+                nodes: 0,
+                created: draft.revision,
+                modified: draft.revision,
+                settings_modified: draft.revision,
+            })
+        });
+        let group = Arc::make_mut(group);
+        if group.created != draft.revision {
+            self.digest.take(digest::of_group(group));
+            group.settings = settings.clone();
+            group.modified = draft.revision;
+            group.settings_modified = draft.revision;
+        }
+        self.digest.add(digest::of_group(group));
+    }
+
+    /// Deletes a group that has no services.
+    pub(super) fn delete_group(&mut self, draft: &mut Draft, name: &GroupName) {
+        draft.groups.insert(name.clone(), false);
+        if let Some(group) = Arc::make_mut(&mut self.groups).remove(name) {
+            self.digest.take(digest::of_group(&group));
+        }
+    }
+
+    /// Changes a group that is there.
+    fn write_group(&mut self, name: &GroupName, write: impl FnOnce(&mut Group)) {
+        let groups = Arc::make_mut(&mut self.groups);
+        let group = Arc::make_mut(groups.get_mut(name).expect("the group was found before"));
+        self.digest.take(digest::of_group(group));
+        write(group);
+        self.digest.add(digest::of_group(group));
+    }
+
+    /// Creates a service in a group that is there.
+    pub(super) fn create_service(&mut self, draft: &mut Draft, key: &ServiceKey, settings: &ServiceSettings) {
+        let revision = draft.revision;
+        let service = Service {
+            key: key.clone(),
+            settings: settings.clone(),
+            nodes: BTreeMap::new(),
+            overrides: BTreeMap::new(),
+            tombstones: Arc::new(Tombstones::above(self.incarnation_floor)),
+            sign: Sign::default(),
+            created: revision,
+            modified: revision,
+            settings_modified: revision,
+        };
+        self.totals.services += 1;
+        self.digest.add(digest::of_service(&service));
+        let change = draft.services.entry(key.clone()).or_default();
+        change.fate = ServiceFate::Created;
+        change.settings = Some(settings.clone());
+        self.write_group(&key.group, |group| {
+            group.sign = group.sign.plus(Sign::of_service(&key.service, service.sign));
+            group.modified = revision;
+            group.services.insert(key.service.clone(), Arc::new(service));
+        });
+    }
+
+    /// Deletes a service that has no nodes, its overrides and tombstones included.
+    pub(super) fn delete_service(&mut self, draft: &mut Draft, key: &ServiceKey) {
+        let mut deleted = None;
+        self.write_group(&key.group, |group| {
+            deleted = group.services.remove(&key.service);
+            if let Some(service) = &deleted {
+                group.sign = group.sign.minus(Sign::of_service(&key.service, service.sign));
+                group.modified = draft.revision;
+            }
+        });
+        let service = deleted.expect("the service was found before");
+        self.digest.take(digest::of_service(&service));
+        for (id, over) in &service.overrides {
+            self.digest.take(digest::of_override(key, id, over));
+            draft.overrides.push((
+                NodeKey {
+                    service: key.clone(),
+                    node: id.clone(),
+                },
+                None,
+            ));
+        }
+        for (id, tombstone) in service.tombstones.iter() {
+            self.digest.take(digest::of_tombstone(key, id, tombstone));
+        }
+        self.totals.services -= 1;
+        self.totals.overrides -= service.overrides.len() as u64;
+        self.incarnation_floor = self.incarnation_floor.max(service.tombstones.highest());
+        draft.services.insert(
+            key.clone(),
+            ServiceDraft {
+                fate: ServiceFate::Deleted,
+                ..Default::default()
+            },
+        );
+    }
+
+    /// Changes a service that is there.
+    pub(super) fn write_service(
+        &mut self,
+        draft: &mut Draft,
+        key: &ServiceKey,
+        write: impl FnOnce(&mut ServiceWriter<'_>),
+    ) {
+        let groups = Arc::make_mut(&mut self.groups);
+        let group = Arc::make_mut(groups.get_mut(&key.group).expect("the group was found before"));
+        self.digest.take(digest::of_group(group));
+        let slot = group
+            .services
+            .get_mut(&key.service)
+            .expect("the service was found before");
+        let service = Arc::make_mut(slot);
+        self.digest.take(digest::of_service(service));
+        let (sign_before, nodes_before) = (service.sign, service.nodes.len() as u64);
+        let change = draft.services.entry(key.clone()).or_default();
+        service.modified = draft.revision;
+        write(&mut ServiceWriter {
+            service,
+            change,
+            digest: &mut self.digest,
+            totals: &mut self.totals,
+            revision: draft.revision,
+            tombstones_max: self.limits.tombstones_per_service_max as usize,
+        });
+        change.sign = service.sign;
+        self.digest.add(digest::of_service(service));
+        let (name, sign, nodes) = (&key.service, service.sign, service.nodes.len() as u64);
+        group.sign = group
+            .sign
+            .minus(Sign::of_service(name, sign_before))
+            .plus(Sign::of_service(name, sign));
+        group.nodes = group.nodes - nodes_before + nodes;
+        self.digest.add(digest::of_group(group));
+    }
+
+    /// Removes nodes that are there, service by service. Their sessions' lists are the caller's matter.
+    pub(super) fn remove_nodes(
+        &mut self,
+        draft: &mut Draft,
+        nodes: impl IntoIterator<Item = (ServiceKey, Vec<NodeId>)>,
+        cause: RemovalCause,
+    ) {
+        for (key, ids) in nodes {
+            self.write_service(draft, &key, |service| {
+                for id in ids {
+                    service.remove_node(id, cause);
+                }
+            });
+        }
+    }
+}
+
+/// One service, being written.
+pub(super) struct ServiceWriter<'a> {
+    service: &'a mut Service,
+    change: &'a mut ServiceDraft,
+    digest: &'a mut StateDigest,
+    totals: &'a mut Totals,
+    revision: Revision,
+    tombstones_max: usize,
+}
+
+impl ServiceWriter<'_> {
+    pub(super) fn set_settings(&mut self, settings: &ServiceSettings) {
+        self.service.settings = settings.clone();
+        self.service.settings_modified = self.revision;
+        self.change.settings = Some(settings.clone());
+    }
+
+    /// Puts a node, new or in place of what it was.
+    pub(super) fn put_node(&mut self, node: Node) {
+        let id = node.registration.id.clone();
+        if let Some(before) = self.service.nodes.get(&id) {
+            let over = self.service.overrides.get(&id).map(AsRef::as_ref);
+            self.service.sign = self
+                .service
+                .sign
+                .minus(Sign::of_node(NodeView::new(before, over)));
+            self.digest.take(digest::of_node(&self.service.key, before));
+        } else {
+            self.totals.nodes += 1;
+            if self.service.tombstones.of(&id).is_some()
+                && let Some(tombstone) = Arc::make_mut(&mut self.service.tombstones).exhume(&id)
+            {
+                self.digest
+                    .take(digest::of_tombstone(&self.service.key, &id, &tombstone));
+            }
+        }
+        let over = self.service.overrides.get(&id).cloned();
+        self.service.sign = self
+            .service
+            .sign
+            .plus(Sign::of_node(NodeView::new(&node, over.as_deref())));
+        self.digest.add(digest::of_node(&self.service.key, &node));
+        let node = Arc::new(node);
+        self.change.nodes.insert(
+            id.clone(),
+            NodeChange::Put {
+                node: Arc::clone(&node),
+                over,
+            },
+        );
+        self.service.nodes.insert(id, node);
+    }
+
+    fn remove_node(&mut self, id: NodeId, cause: RemovalCause) {
+        let node = self.service.nodes.remove(&id).expect("the node was found before");
+        let over = self.service.overrides.get(&id).map(AsRef::as_ref);
+        self.service.sign = self.service.sign.minus(Sign::of_node(NodeView::new(&node, over)));
+        self.digest.take(digest::of_node(&self.service.key, &node));
+        self.totals.nodes -= 1;
+        let incarnation = node.incarnation;
+        self.change.nodes.insert(
+            id.clone(),
+            NodeChange::Removed {
+                id: id.clone(),
+                incarnation,
+                cause,
+            },
+        );
+        let tombstone = Tombstone {
+            incarnation,
+            removed: self.revision,
+            cause,
+        };
+        self.digest
+            .add(digest::of_tombstone(&self.service.key, &id, &tombstone));
+        let tombstones = Arc::make_mut(&mut self.service.tombstones);
+        for (id, forgotten) in tombstones.bury(id, tombstone, self.tombstones_max) {
+            self.digest
+                .take(digest::of_tombstone(&self.service.key, &id, &forgotten));
+        }
+    }
+
+    /// Lays an override over a node id, or takes it away. A node that is there changes with it.
+    pub(super) fn set_override(&mut self, id: &NodeId, over: Option<&Arc<Override>>) {
+        let before = match over {
+            Some(over) => {
+                self.totals.overrides += 1;
+                self.digest.add(digest::of_override(&self.service.key, id, over));
+                self.service.overrides.insert(id.clone(), Arc::clone(over))
+            }
+            None => self.service.overrides.remove(id),
+        };
+        if let Some(before) = &before {
+            self.totals.overrides -= 1;
+            self.digest
+                .take(digest::of_override(&self.service.key, id, before));
+        }
+        let Some(node) = self.service.nodes.get_mut(id) else {
+            return;
+        };
+        self.service.sign = self
+            .service
+            .sign
+            .minus(Sign::of_node(NodeView::new(node, before.as_deref())));
+        self.digest.take(digest::of_node(&self.service.key, node));
+        Arc::make_mut(node).modified = self.revision;
+        self.digest.add(digest::of_node(&self.service.key, node));
+        let over = over.map(Arc::clone);
+        self.service.sign = self
+            .service
+            .sign
+            .plus(Sign::of_node(NodeView::new(node, over.as_deref())));
+        self.change.nodes.insert(
+            id.clone(),
+            NodeChange::Put {
+                node: Arc::clone(node),
+                over,
+            },
+        );
+    }
+}

@@ -1,0 +1,96 @@
+//! The time by which deadlines are judged: real time, less what this process slept through.
+//!
+//! A server that slept never blames its clients (design section 2, rule 8). It ticks at a known interval; a
+//! tick that comes late shows that nothing was heard in between, so judged time advances by no more than one
+//! tick and the tolerance, however long the gap was. Every deadline thereby moves by the lateness, in O(1).
+//!
+//! Invariant: judged time never runs faster than real time, and never backwards. So a countdown that ends in
+//! judged time has lasted at least as long in real time.
+
+use std::time::{Duration, Instant};
+
+/// How a clock expects to be ticked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// The shell means to tick this often.
+    pub tick_interval: Duration,
+    /// Lateness of one tick that is not held to be a pause. Judged time advances at most by the interval and
+    /// this per tick: too small, and a busy server judges late; too large, and that much of each pause is held
+    /// against the clients. As large as the interval is a good choice.
+    pub lateness_tolerance: Duration,
+}
+
+/// What a tick found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tick {
+    /// How much later than its interval it came; zero if it was in time.
+    pub lateness: Duration,
+    /// By how much this tick moved every deadline. Worth a log line if it is not zero.
+    pub shifted: Duration,
+    /// By how much all ticks together did.
+    pub shifted_total: Duration,
+}
+
+/// Real time in, judged time out. Judged moments are counted from the clock's start.
+#[derive(Clone, Debug)]
+pub struct JudgedTime {
+    pace: Pace,
+    ticked_at: Instant,
+    judged: Duration,
+    shifted_total: Duration,
+}
+
+impl JudgedTime {
+    /// Starts at zero, as if it had just been ticked.
+    #[must_use]
+    pub fn starting_at(now: Instant, pace: Pace) -> Self {
+        Self {
+            pace,
+            ticked_at: now,
+            judged: Duration::ZERO,
+            shifted_total: Duration::ZERO,
+        }
+    }
+
+    /// Moves on to `now`, by at most one interval and the tolerance.
+    pub fn tick(&mut self, now: Instant) -> Tick {
+        let elapsed = now.saturating_duration_since(self.ticked_at);
+        let advance = elapsed.min(self.allowance());
+        let shifted = elapsed - advance;
+        self.ticked_at = self.ticked_at.max(now);
+        self.judged += advance;
+        self.shifted_total += shifted;
+        let lateness = elapsed.saturating_sub(self.pace.tick_interval);
+        Tick {
+            lateness,
+            shifted,
+            shifted_total: self.shifted_total,
+        }
+    }
+
+    /// The judged moment at `now`, as far as the last tick lets it go.
+    #[must_use]
+    pub fn at(&self, now: Instant) -> Duration {
+        self.judged
+            + now
+                .saturating_duration_since(self.ticked_at)
+                .min(self.allowance())
+    }
+
+    /// The earliest real moment at which `judged` may be reached. If it is more than one tick away, ticks must
+    /// come in between.
+    #[must_use]
+    pub fn real(&self, judged: Duration) -> Instant {
+        self.ticked_at + judged.saturating_sub(self.judged)
+    }
+
+    /// By how much all ticks together moved every deadline.
+    #[must_use]
+    pub fn shifted_total(&self) -> Duration {
+        self.shifted_total
+    }
+
+    fn allowance(&self) -> Duration {
+        self.pace.tick_interval + self.pace.lateness_tolerance
+    }
+}
