@@ -9,6 +9,7 @@ mod error;
 mod key;
 mod node;
 mod registry;
+mod session;
 mod sign;
 mod view;
 
@@ -22,5 +23,8 @@ pub use node::{
 };
 pub use registry::{Registry, Written, connect};
 pub use rollcall_proto::v1;
+pub use session::{
+    Session, SessionEvent, SessionEvents, SessionOptions, SessionStatus, Signal, close_on_signal,
+};
 pub use sign::Sign;
 pub use view::{ServiceView, Source};

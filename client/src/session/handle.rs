@@ -1,0 +1,293 @@
+//! What a provider holds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::attendance::{Attendance, Command, Write};
+use super::event::{SessionEvents, SessionStatus};
+use super::operation::Operation;
+use super::roll::Roll;
+use crate::config::{RegistryConfig, WriteOptions};
+use crate::error::Error;
+use crate::key::{NodeKey, RequestId, ServiceKey};
+use crate::node::{Entry, NodeState, NodeUpdate, Registration, Removal};
+use crate::registry::{Registry, Written};
+
+/// Events kept for a slow reader of [`Session::events`].
+const EVENTS_MAX: usize = 256;
+
+/// How a session is to be opened.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SessionOptions {
+    /// How long the registry waits for a sign of life before it strikes the nodes off. The servers clamp it to
+    /// their range (2 s to 10 min by default). Default 15 s. Short: a crash is noticed soon, but a pause of the
+    /// program (or its machine) as long costs a re-registration.
+    pub ttl: Duration,
+    /// A name for people; `None`: [`RegistryConfig::client_name`].
+    pub client_name: Option<String>,
+    /// How long the first opening may take; `None`: [`RegistryConfig::call_timeout`].
+    pub timeout: Option<Duration>,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            ttl: Duration::from_secs(15),
+            client_name: None,
+            timeout: None,
+        }
+    }
+}
+
+impl SessionOptions {
+    /// The defaults, with this ttl.
+    #[must_use]
+    pub fn ttl(ttl: Duration) -> Self {
+        Self {
+            ttl,
+            ..Self::default()
+        }
+    }
+
+    /// With another name for people.
+    #[must_use]
+    pub fn client_name(mut self, name: impl Into<String>) -> Self {
+        self.client_name = Some(name.into());
+        self
+    }
+}
+
+/// A session: the lease of all nodes of this process. It keeps itself alive: heartbeats, re-attaching at another
+/// server, reopening and registering again after a loss. Cheap to clone; when the last clone is dropped, it is
+/// closed in the background as well as that can be done.
+#[derive(Clone, Debug)]
+pub struct Session {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    commands: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
+    config: Arc<RegistryConfig>,
+}
+
+/// What the handle and the task both look at.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) roll: Mutex<Roll>,
+    pub(super) status: watch::Sender<SessionStatus>,
+    pub(super) lease: watch::Sender<(u64, Duration)>,
+    pub(super) events: Mutex<Option<broadcast::Sender<super::SessionEvent>>>,
+}
+
+impl Registry {
+    /// Opens a session.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`], [`Error::AdmissionRefused`], and the transient ones when no server would open
+    /// it in time. A session of which nobody heard the answer lapses by itself; it has no nodes.
+    pub async fn open_session(&self, options: SessionOptions) -> Result<Session, Error> {
+        let config = Arc::clone(&self.inner.config);
+        let (commands, receiver) = mpsc::channel(config.writes_in_flight_max);
+        let (opened, answer) = oneshot::channel();
+        let shared = Arc::new(Shared {
+            roll: Mutex::default(),
+            status: watch::Sender::new(SessionStatus::Opening),
+            lease: watch::Sender::new((0, Duration::ZERO)),
+            events: Mutex::new(Some(broadcast::Sender::new(EVENTS_MAX))),
+        });
+        let deadline = Instant::now() + options.timeout.unwrap_or(config.call_timeout);
+        let attendance = Attendance::new(
+            Arc::clone(&config),
+            Arc::clone(&self.inner.endpoints),
+            options,
+            Arc::clone(&shared),
+            receiver,
+            (opened, deadline),
+        );
+        tokio::spawn(attendance.run());
+        answer.await.unwrap_or(Err(Error::Closed { what: "session" }))?;
+        Ok(Session {
+            inner: Arc::new(Inner {
+                commands,
+                shared,
+                config,
+            }),
+        })
+    }
+}
+
+impl Session {
+    /// Its id at the moment; after a loss there is a new one.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.inner.shared.lease.borrow().0
+    }
+
+    /// The ttl that the servers granted.
+    #[must_use]
+    pub fn ttl(&self) -> Duration {
+        self.inner.shared.lease.borrow().1
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn status(&self) -> SessionStatus {
+        self.inner.shared.status.borrow().clone()
+    }
+
+    /// The nodes that it keeps registered.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<NodeKey> {
+        self.inner.shared.roll.lock().keys()
+    }
+
+    /// What happens to it from now on.
+    #[must_use]
+    pub fn events(&self) -> SessionEvents {
+        let receiver = match &*self.inner.shared.events.lock() {
+            Some(events) => events.subscribe(),
+            // It has ended: a channel without a sender says so.
+            None => broadcast::channel(1).1,
+        };
+        SessionEvents { receiver }
+    }
+
+    /// Registers a node, or replaces what it says of itself. From then on it is registered again after a loss.
+    ///
+    /// # Errors
+    /// Those of [`Self::register_all`].
+    pub async fn register(&self, service: &ServiceKey, registration: Registration) -> Result<Written, Error> {
+        self.register_all(
+            vec![Entry::new(service.clone(), registration)],
+            WriteOptions::default(),
+        )
+        .await
+    }
+
+    /// Registers nodes, all or none, in one revision.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`], [`Error::ServiceNotFound`], [`Error::InvalidName`], [`Error::InvalidArgument`],
+    /// [`Error::TooLarge`], [`Error::QuotaExceeded`], [`Error::AdmissionRefused`], [`Error::RevisionMismatch`]
+    /// or [`Error::AlreadyExists`] if a condition does not hold, [`Error::OutcomeUnknown`], and the transient
+    /// ones.
+    pub async fn register_all(&self, nodes: Vec<Entry>, options: WriteOptions) -> Result<Written, Error> {
+        self.write(Operation::Register(nodes), options).await
+    }
+
+    /// Takes a node out. It is not registered again, even if this fails.
+    ///
+    /// # Errors
+    /// Those of [`Self::deregister_all`].
+    pub async fn deregister(&self, node: &NodeKey) -> Result<Written, Error> {
+        self.deregister_all(vec![node.clone().into()], WriteOptions::default())
+            .await
+    }
+
+    /// Takes nodes out, all or none, in one revision. They are not registered again, even if this fails.
+    ///
+    /// # Errors
+    /// [`Error::NotOwner`], [`Error::RevisionMismatch`], [`Error::OutcomeUnknown`], and the transient ones.
+    pub async fn deregister_all(&self, nodes: Vec<Removal>, options: WriteOptions) -> Result<Written, Error> {
+        self.write(Operation::Deregister(nodes), options).await
+    }
+
+    /// Changes a registered node; compare-and-set with [`NodeUpdate::expected`].
+    ///
+    /// # Errors
+    /// Those of [`Self::update_all`].
+    pub async fn update(&self, update: NodeUpdate) -> Result<Written, Error> {
+        self.update_all(vec![update], WriteOptions::default()).await
+    }
+
+    /// Changes registered nodes, all or none, in one revision.
+    ///
+    /// # Errors
+    /// [`Error::NodeNotFound`], [`Error::NotOwner`], [`Error::RevisionMismatch`], [`Error::TooLarge`],
+    /// [`Error::OutcomeUnknown`], and the transient ones.
+    pub async fn update_all(
+        &self,
+        updates: Vec<NodeUpdate>,
+        options: WriteOptions,
+    ) -> Result<Written, Error> {
+        self.write(Operation::Update(updates), options).await
+    }
+
+    /// Says that a node finishes what it has and wants nothing new.
+    ///
+    /// # Errors
+    /// Those of [`Self::update_all`].
+    pub async fn drain(&self, node: &NodeKey) -> Result<Written, Error> {
+        self.update(NodeUpdate::new(node.clone()).state(NodeState::Draining))
+            .await
+    }
+
+    /// Says so of all nodes of the session, in calls of up to 1,000 nodes.
+    ///
+    /// # Errors
+    /// Those of [`Self::update_all`].
+    pub async fn drain_all(&self) -> Result<(), Error> {
+        for nodes in self.nodes().chunks(1000) {
+            let drain = |key: &NodeKey| NodeUpdate::new(key.clone()).state(NodeState::Draining);
+            self.update_all(nodes.iter().map(drain).collect(), WriteOptions::default())
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the session: its nodes leave in one revision. Writes under way are answered first.
+    ///
+    /// # Errors
+    /// [`Error::OutcomeUnknown`] or a transient one, if no server confirmed it within
+    /// [`RegistryConfig::call_timeout`]: then the nodes leave when the ttl has passed. [`Error::Closed`]: it was
+    /// closed before.
+    pub async fn close(self) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        let deadline = Instant::now() + self.inner.config.call_timeout;
+        let closed = || Error::Closed { what: "session" };
+        let sent = self.inner.commands.send(Command::Close { reply, deadline });
+        match tokio::time::timeout_at(deadline, sent).await {
+            Ok(Ok(())) => answer.await.unwrap_or_else(|_| Err(closed())),
+            Ok(Err(_)) => Err(closed()),
+            Err(_) => Err(queue_full()),
+        }
+    }
+
+    async fn write(&self, operation: Operation, options: WriteOptions) -> Result<Written, Error> {
+        let (reply, answer) = oneshot::channel();
+        let request_id = options.request_id.unwrap_or_else(RequestId::random);
+        let deadline = Instant::now() + options.timeout.unwrap_or(self.inner.config.call_timeout);
+        let write = Write {
+            operation,
+            request_id,
+            deadline,
+            reply,
+        };
+        match tokio::time::timeout_at(deadline, self.inner.commands.send(Command::Write(write))).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(Error::Closed { what: "session" }),
+            Err(_) => return Err(queue_full()),
+        }
+        // The task answers everything it took; without it (the runtime is closing) nobody knows.
+        answer.await.unwrap_or_else(|_| {
+            Err(Error::OutcomeUnknown {
+                request_id,
+                message: "the session ended with the write under way".into(),
+            })
+        })
+    }
+}
+
+fn queue_full() -> Error {
+    Error::Overloaded {
+        retry_after: Duration::from_millis(100),
+        message: "writes of this session waited for room until their deadline".into(),
+    }
+}

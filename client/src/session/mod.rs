@@ -1,0 +1,12 @@
+//! The provider's side: one session, kept alive on one stream, moved between servers, reopened after loss.
+
+mod attendance;
+mod event;
+mod handle;
+mod operation;
+mod roll;
+mod shutdown;
+
+pub use event::{SessionEvent, SessionEvents, SessionStatus};
+pub use handle::{Session, SessionOptions};
+pub use shutdown::{Signal, close_on_signal};

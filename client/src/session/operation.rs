@@ -1,0 +1,54 @@
+//! A write on a session's stream, and what it does to the roll.
+
+use rollcall_proto::v1;
+use rollcall_proto::v1::session_request::Request;
+
+use super::roll::Roll;
+use crate::node::{Entry, NodeUpdate, Removal};
+
+/// What a provider may say of its nodes. All or none of a call's nodes, in one revision.
+#[derive(Clone, Debug)]
+pub(super) enum Operation {
+    Register(Vec<Entry>),
+    Deregister(Vec<Removal>),
+    Update(Vec<NodeUpdate>),
+}
+
+impl Operation {
+    pub(super) fn to_wire(&self, options: v1::WriteOptions) -> Request {
+        let options = Some(options);
+        match self {
+            Self::Register(nodes) => Request::Register(v1::RegisterRequest {
+                options,
+                proof: None,
+                nodes: nodes.iter().map(v1::RegisterNode::from).collect(),
+            }),
+            Self::Deregister(nodes) => Request::Deregister(v1::DeregisterRequest {
+                options,
+                proof: None,
+                nodes: nodes.iter().map(v1::DeregisterNode::from).collect(),
+            }),
+            Self::Update(nodes) => Request::Update(v1::UpdateRequest {
+                options,
+                proof: None,
+                nodes: nodes.iter().map(v1::UpdateNode::from).collect(),
+            }),
+        }
+    }
+
+    /// It was asked for. What is to go is not registered again from now on, whatever the answer.
+    pub(super) fn on_asked(&self, roll: &mut Roll) {
+        if let Self::Deregister(removals) = self {
+            removals.iter().for_each(|removal| roll.strike(&removal.key));
+        }
+    }
+
+    /// It was applied at this revision.
+    pub(super) fn on_applied(&self, revision: u64, roll: &mut Roll) {
+        match self {
+            Self::Register(entries) => entries.iter().for_each(|entry| roll.enter(entry, revision)),
+            Self::Deregister(removals) => removals.iter().for_each(|removal| roll.strike(&removal.key)),
+            Self::Update(updates) => updates.iter().for_each(|update| roll.update(update, revision)),
+        }
+    }
+}
