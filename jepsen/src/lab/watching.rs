@@ -1,6 +1,7 @@
 //! Watching one service at one particular server, frame by frame.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use prost::Message;
@@ -9,14 +10,15 @@ use rollcall_proto::v1::watch_frame::Frame;
 use rollcall_proto::v1::watch_request::Request;
 use rollcall_proto::v1::watch_target::Target;
 use rollcall_proto::v1::{
-    Node, ServiceDelta, ServiceKey, StartKind, Subscribe, WatchFrame, WatchRequest, WatchResponse,
-    WatchTarget,
+    Node, RemovalCause, ServiceDelta, ServiceKey, ServiceSnapshot, StartKind, Subscribe, WatchFrame,
+    WatchRequest, WatchResponse, WatchTarget,
 };
 use tokio::sync::mpsc;
 use tonic::Streaming;
 use tonic::transport::Endpoint;
 
 const SUBSCRIPTION: u64 = 1;
+const CONNECT_MAX: Duration = Duration::from_secs(2);
 
 /// A stream of one server with one subscription on it.
 #[derive(Debug)]
@@ -42,11 +44,21 @@ impl Watching {
             group: group.into(),
             service: service.into(),
         };
+        Self::open(address, Target::Service(key), after_revision).await
+    }
+
+    /// Subscribes to everything below a group, in the same way.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn group(address: &str, group: &str, after_revision: u64) -> anyhow::Result<Self> {
+        Self::open(address, Target::GroupPrefix(group.into()), after_revision).await
+    }
+
+    async fn open(address: &str, target: Target, after_revision: u64) -> anyhow::Result<Self> {
         let subscribe = Subscribe {
             subscription: SUBSCRIPTION,
-            target: Some(WatchTarget {
-                target: Some(Target::Service(key)),
-            }),
+            target: Some(WatchTarget { target: Some(target) }),
             after_revision,
             known: Vec::new(),
         };
@@ -58,8 +70,11 @@ impl Watching {
             })
             .await
             .context("the stream's own queue is closed")?;
-        // The channel carries no deadline of its own here: a watch lasts.
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
+        // No deadline for the call: a watch lasts. Keepalive notices a server that stands still.
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+            .connect_timeout(CONNECT_MAX)
+            .http2_keep_alive_interval(CONNECT_MAX)
+            .keep_alive_timeout(CONNECT_MAX * 15);
         let channel = endpoint
             .connect()
             .await
@@ -96,26 +111,62 @@ impl Watching {
     }
 }
 
-/// What a watcher knows of one service, and every change it was told, checked as it comes: revisions only grow,
-/// nothing is told twice, nothing before a resume point.
+/// One change that a watcher was told of.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// Of which service.
+    pub service: String,
+    /// At which revision.
+    pub revision: u64,
+    /// The nodes that are there, and like this.
+    pub put: Vec<Node>,
+    /// The nodes that are gone; the cause is not known when the whole state was sent instead of changes.
+    pub removed: Vec<(String, Option<RemovalCause>)>,
+    /// Whether it came as a change; otherwise it was found by comparing states.
+    pub as_delta: bool,
+}
+
+/// What a watcher knows of the services it follows, checked frame by frame: revisions only grow, no change is
+/// told twice, nothing unknown is removed.
 #[derive(Debug, Default)]
 pub struct Mirror {
-    /// The service's nodes, by id.
-    pub nodes: BTreeMap<String, Node>,
-    /// Everything up to here has been told.
-    pub revision: u64,
-    /// Each change told as a change: its revision, and the ids put and removed.
-    pub deltas: Vec<(u64, Vec<String>, Vec<String>)>,
-    /// How often the whole state was sent instead of changes.
-    pub snapshots: u64,
+    services: BTreeMap<String, Mirrored>,
+    revision: u64,
+    snapshots: u64,
+}
+
+#[derive(Debug, Default)]
+struct Mirrored {
+    nodes: BTreeMap<String, Node>,
+    revision: u64,
 }
 
 impl Mirror {
-    /// Takes in one frame.
+    /// Everything up to here has been told: resume behind it.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// How often the whole state of a service was sent instead of changes.
+    #[must_use]
+    pub fn snapshots(&self) -> u64 {
+        self.snapshots
+    }
+
+    /// The nodes of a service (named `group/service`), by id.
+    pub fn nodes(&self, service: &str) -> impl Iterator<Item = &Node> {
+        self.services
+            .get(service)
+            .into_iter()
+            .flat_map(|of| of.nodes.values())
+    }
+
+    /// Takes in one frame; gives back what it told, if it told of a change.
     ///
     /// # Errors
     /// It breaks a guarantee of the watch; the message says which.
-    pub fn take(&mut self, frame: Frame) -> anyhow::Result<()> {
+    pub fn take(&mut self, frame: Frame) -> anyhow::Result<Option<Told>> {
         match frame {
             Frame::Started(started) => {
                 if started.kind() == StartKind::Resumed {
@@ -123,49 +174,96 @@ impl Mirror {
                 } else {
                     self.advance("a start", started.revision)?;
                 }
+                Ok(None)
             }
-            Frame::Snapshot(snapshot) => {
-                let view = snapshot.view.context("a snapshot without a view")?;
-                self.advance("a snapshot", snapshot.revision)?;
-                self.nodes = view
-                    .nodes
-                    .into_iter()
-                    .map(|node| (node.id.clone(), node))
-                    .collect();
-                self.snapshots += 1;
-            }
-            Frame::Delta(delta) => self.change(delta)?,
-            Frame::Bookmark(bookmark) => self.advance("a bookmark", bookmark.revision)?,
+            Frame::Bookmark(bookmark) => self.advance("a bookmark", bookmark.revision).map(|()| None),
+            Frame::Snapshot(snapshot) => self.replace(snapshot).map(Some),
+            Frame::Delta(delta) => self.change(delta).map(Some),
             Frame::Gone(gone) => {
-                self.advance("the end of the service", gone.revision)?;
-                self.nodes.clear();
+                self.advance("the end of a service", gone.revision)?;
+                let service = name(gone.key)?;
+                let before = self.services.remove(&service).unwrap_or_default();
+                let removed = before.nodes.into_keys().map(|id| (id, None)).collect();
+                Ok(Some(Told {
+                    service,
+                    revision: gone.revision,
+                    put: Vec::new(),
+                    removed,
+                    as_delta: false,
+                }))
             }
             Frame::Rejected(rejected) => bail!("the subscription was refused: {:?}", rejected.error),
-            Frame::MoveOn(_) => {}
+            Frame::MoveOn(_) => Ok(None),
         }
-        Ok(())
     }
 
-    fn change(&mut self, delta: ServiceDelta) -> anyhow::Result<()> {
+    fn replace(&mut self, snapshot: ServiceSnapshot) -> anyhow::Result<Told> {
+        // States of several services come one after the other, before the revision they show is announced.
+        let view = snapshot.view.context("a snapshot without a view")?;
+        let service = name(view.key)?;
+        let of = self.services.entry(service.clone()).or_default();
         ensure!(
-            delta.revision > self.revision,
-            "a change of revision {} came after revision {} had been told",
-            delta.revision,
-            self.revision
+            snapshot.revision >= of.revision,
+            "{service}: a snapshot of revision {} came after {}",
+            snapshot.revision,
+            of.revision
         );
-        self.revision = delta.revision;
-        let put: Vec<String> = delta.put.iter().map(|node| node.id.clone()).collect();
-        let removed: Vec<String> = delta.removed.iter().map(|node| node.id.clone()).collect();
-        for id in &removed {
+        of.revision = snapshot.revision;
+        let now: BTreeMap<String, Node> = view
+            .nodes
+            .into_iter()
+            .map(|node| (node.id.clone(), node))
+            .collect();
+        let before = std::mem::replace(&mut of.nodes, now);
+        let removed = before.keys().filter(|id| !of.nodes.contains_key(*id));
+        let removed = removed.map(|id| (id.clone(), None)).collect();
+        let put = of
+            .nodes
+            .values()
+            .filter(|node| before.get(&node.id) != Some(node))
+            .cloned()
+            .collect();
+        self.snapshots += 1;
+        Ok(Told {
+            service,
+            revision: snapshot.revision,
+            put,
+            removed,
+            as_delta: false,
+        })
+    }
+
+    fn change(&mut self, delta: ServiceDelta) -> anyhow::Result<Told> {
+        let revision = delta.revision;
+        self.advance("a change", revision)?;
+        let service = name(delta.key)?;
+        let of = self.services.entry(service.clone()).or_default();
+        ensure!(
+            revision > of.revision,
+            "{service}: a change of revision {revision} came after revision {} had been told",
+            of.revision
+        );
+        of.revision = revision;
+        let mut removed = Vec::new();
+        for gone in delta.removed {
+            let known = of.nodes.remove(&gone.id).is_some();
             ensure!(
-                self.nodes.remove(id).is_some(),
-                "node {id} was removed, and was never told of"
+                known,
+                "{service}: node {} was removed, and was never told of",
+                gone.id
             );
+            let cause = gone.cause();
+            removed.push((gone.id, Some(cause)));
         }
-        self.nodes
-            .extend(delta.put.into_iter().map(|node| (node.id.clone(), node)));
-        self.deltas.push((delta.revision, put, removed));
-        Ok(())
+        of.nodes
+            .extend(delta.put.iter().map(|node| (node.id.clone(), node.clone())));
+        Ok(Told {
+            service,
+            revision,
+            put: delta.put,
+            removed,
+            as_delta: true,
+        })
     }
 
     fn advance(&mut self, what: &str, revision: u64) -> anyhow::Result<()> {
@@ -177,6 +275,11 @@ impl Mirror {
         self.revision = revision;
         Ok(())
     }
+}
+
+fn name(key: Option<ServiceKey>) -> anyhow::Result<String> {
+    let key = key.context("a frame that does not name its service")?;
+    Ok(format!("{}/{}", key.group, key.service))
 }
 
 #[cfg(test)]
@@ -193,6 +296,10 @@ mod tests {
             ..Default::default()
         };
         Frame::Delta(ServiceDelta {
+            key: Some(ServiceKey {
+                group: "g".into(),
+                service: "s".into(),
+            }),
             revision,
             put: put.iter().map(node).collect(),
             removed: removed.iter().map(gone).collect(),
@@ -205,7 +312,14 @@ mod tests {
         let mut mirror = Mirror::default();
         mirror.take(delta(3, &["a", "b"], &[])).unwrap();
         mirror.take(delta(5, &["c"], &["a"])).unwrap();
-        assert_eq!(mirror.nodes.keys().collect::<Vec<_>>(), ["b", "c"]);
+        assert_eq!(
+            mirror
+                .nodes("g/s")
+                .map(|node| node.id.as_str())
+                .collect::<Vec<_>>(),
+            ["b", "c"]
+        );
+        assert_eq!(mirror.revision(), 5);
     }
 
     #[test]
