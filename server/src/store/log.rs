@@ -30,6 +30,7 @@ use super::writer::{self, MarkKeeper, Op, QUEUE_MAX};
 use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
 use crate::raft::wire;
 
+const CF_DEFAULT: &str = "default";
 pub(crate) const CF_LOG: &str = "log";
 pub(crate) const CF_META: &str = "meta";
 pub(crate) const KEY_VOTE: &[u8] = b"vote";
@@ -62,7 +63,8 @@ pub(crate) struct OpenedLog {
 }
 
 pub(crate) struct Shared {
-    db: RwLock<Option<Arc<DB>>>,
+    /// Locked for writing only while it is closed.
+    db: RwLock<Option<DB>>,
     cache: Mutex<Cache>,
     vote: Mutex<Option<Vote>>,
     pub(crate) committed: Mutex<Option<LogId>>,
@@ -137,12 +139,20 @@ impl Cache {
 }
 
 impl Shared {
-    pub(crate) fn db(&self) -> Option<Arc<DB>> {
-        self.db.read().clone()
+    pub(crate) fn with_db<T>(&self, work: impl FnOnce(&DB) -> io::Result<T>) -> io::Result<T> {
+        match &*self.db.read() {
+            Some(db) => work(db),
+            None => Err(io::Error::other("the log is closed")),
+        }
     }
 
+    /// Closes the files. After a failed write they are left to the process's end: RocksDB cannot be closed
+    /// then (a build with assertions, like Debian's, would abort).
     pub(crate) fn close_db(&self) {
-        *self.db.write() = None;
+        let db = self.db.write().take();
+        if self.fault().is_some() {
+            std::mem::forget(db);
+        }
     }
 
     pub(crate) fn fault(&self) -> Option<String> {
@@ -221,7 +231,10 @@ impl Shared {
     }
 
     fn read_disk(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
-        let db = self.db().ok_or_else(|| io::Error::other("the log is closed"))?;
+        self.with_db(|db| Self::read_rows(db, start, end, bytes_max))
+    }
+
+    fn read_rows(db: &DB, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
         let log = db
             .cf_handle(CF_LOG)
             .ok_or_else(|| io::Error::other("the log's column family is missing"))?;
@@ -274,7 +287,7 @@ impl LogStore {
         let mut current = mark.clone();
         current.vote = vote;
         let shared = Arc::new(Shared {
-            db: RwLock::new(Some(Arc::new(db))),
+            db: RwLock::new(Some(db)),
             cache: Mutex::new(Cache {
                 last,
                 purged: found.purged,
@@ -505,19 +518,21 @@ fn open_db(path: &Path) -> Result<DB, StoreError> {
     options.set_stats_dump_period_sec(0);
     options.set_stats_persist_period_sec(0);
     options.set_max_open_files(128);
-    let families = [(CF_LOG, 8 << 20), (CF_META, 256 << 10)].map(|(name, memtable)| {
-        let mut family = Options::default();
-        family.set_compression_type(DBCompressionType::None);
-        family.set_write_buffer_size(memtable);
-        family.set_max_write_buffer_number(3);
-        ColumnFamilyDescriptor::new(name, family)
-    });
+    // After a full disk RocksDB waits until there is room for its largest memtable; hence the small default.
+    let families =
+        [(CF_DEFAULT, 64 << 10), (CF_LOG, 8 << 20), (CF_META, 256 << 10)].map(|(name, memtable)| {
+            let mut family = Options::default();
+            family.set_compression_type(DBCompressionType::None);
+            family.set_write_buffer_size(memtable);
+            family.set_max_write_buffer_number(3);
+            ColumnFamilyDescriptor::new(name, family)
+        });
     DB::open_cf_descriptors(&options, path, families).map_err(|error| match error.kind() {
         rocksdb::ErrorKind::Corruption => StoreError::LogDamaged {
             path: path.to_owned(),
             problem: error.into_string(),
         },
-        _ => StoreError::folder(path, io::Error::other(error.into_string())),
+        _ => StoreError::folder(path, writer::io_error(error)),
     })
 }
 

@@ -236,31 +236,31 @@ impl Drop for SmallDisk {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_holds_writes_up_and_recovers_by_itself() {
-    let Some(disk) = SmallDisk::mount("24m") else {
-        return;
-    };
-    let data = disk.0.path().join("data");
-    std::fs::create_dir(&data).unwrap();
-    let mut log = open(&data).unwrap().store;
+/// Writes 12 MB while the disk is full but for `left` bytes; gives room back when that has stood still.
+async fn write_through_a_full_disk(
+    disk: &SmallDisk,
+    data: &Path,
+    reserve: u64,
+    left: u64,
+) -> (LogStore, Result<(), openraft::StorageError<TypeConfig>>) {
+    std::fs::create_dir(data).unwrap();
+    let mut log = LogStore::open(data, Arc::new(SpaceWatch::new(data, reserve)))
+        .unwrap()
+        .store;
     log.blocking_append(entries(1, 0..10)).await.unwrap();
     let ballast = disk.0.path().join("ballast");
-    let filler = {
-        let mut file = std::fs::File::create(&ballast).unwrap();
-        let block = vec![1; 64 << 10];
-        while std::io::Write::write_all(&mut file, &block).is_ok() {}
-        while std::io::Write::write_all(&mut file, &[1]).is_ok() {}
-        file
-    };
-    drop(filler);
+    let mut file = std::fs::File::create(&ballast).unwrap();
+    while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    let length = file.metadata().unwrap().len();
+    file.set_len(length - left).unwrap();
+    drop(file);
 
     let mut writing = log.clone();
     let mut write = tokio::spawn(async move {
-        for index in 10..20 {
+        for index in 10..70 {
             writing.blocking_append([entry(1, index, 200_000)]).await?;
         }
-        Ok::<_, io::Error>(())
+        Ok(())
     });
     let stuck = tokio::time::timeout(std::time::Duration::from_secs(2), &mut write).await;
     assert!(stuck.is_err(), "the write must wait for room, got {stuck:?}");
@@ -268,20 +268,42 @@ async fn a_full_disk_holds_writes_up_and_recovers_by_itself() {
     assert!(log.shared.fault().is_none());
 
     std::fs::remove_file(&ballast).unwrap();
-    tokio::time::timeout(std::time::Duration::from_secs(60), write)
+    let outcome = tokio::time::timeout(std::time::Duration::from_secs(60), write)
         .await
-        .expect("room again")
-        .unwrap()
-        .unwrap();
+        .expect("room again");
+    (log, outcome.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_holds_writes_up_and_recovers_by_itself() {
+    let Some(disk) = SmallDisk::mount("128m") else {
+        return;
+    };
+    let data = disk.0.path().join("data");
+    let (log, outcome) = write_through_a_full_disk(&disk, &data, 32 << 20, 0).await;
+    outcome.unwrap();
+    log.shared.space.check();
     assert!(!log.shared.space.is_full());
     log.close(false).await;
 
     let opened = open(&data).unwrap();
-    assert_eq!(opened.last, Some(log_id(1, 19)));
+    assert_eq!(opened.last, Some(log_id(1, 69)));
     let mut log = opened.store;
     assert_eq!(
         log.try_get_log_entries(10..11).await.unwrap(),
         [entry(1, 10, 200_000)]
     );
+    log.close(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_met_by_rocksdb_itself_ends_the_store_once_there_is_room() {
+    let Some(disk) = SmallDisk::mount("128m") else {
+        return;
+    };
+    let data = disk.0.path().join("data");
+    let (log, outcome) = write_through_a_full_disk(&disk, &data, 0, 1 << 20).await;
+    assert!(outcome.is_err());
+    assert!(log.shared.fault().is_some_and(|fault| fault.contains("RC-111")));
     log.close(false).await;
 }

@@ -40,6 +40,13 @@ impl SpaceWatch {
         self.low.load(Ordering::Relaxed) || self.write_blocked.load(Ordering::Relaxed)
     }
 
+    /// Whether `bytes` may be written without touching the last half of the reserve, which RocksDB needs for
+    /// its own files: it does not get over a write that failed half done. Blocks shortly.
+    pub(crate) fn has_room_for(&self, bytes: u64) -> bool {
+        let needed = (self.reserve / 2).saturating_add(bytes);
+        free_bytes(&self.path).map_or(true, |free| free >= needed)
+    }
+
     /// Measures; blocks for as long as the file system takes to say. To be called about once a second. Full
     /// ends only an eighth above the reserve, so that it does not flap.
     pub fn check(&self) {

@@ -29,6 +29,8 @@ pub(crate) const QUEUE_MAX: usize = 256;
 const GROUP_BYTES_MAX: usize = 4 << 20;
 /// ... or this many operations.
 const GROUP_OPS_MAX: usize = 1024;
+/// Room for RocksDB to start in: a memtable, a write-ahead log.
+const RESTART_ROOM: u64 = 32 << 20;
 /// The mark is written at most this often.
 const MARK_EVERY: Duration = Duration::from_secs(1);
 
@@ -214,17 +216,21 @@ impl Writer {
     /// Writes and syncs the group; waits for as long as there is no room.
     fn write_durably(&mut self, group: &[Op]) -> io::Result<()> {
         self.lower_mark(group)?;
-        let db = self
-            .shared
-            .db()
-            .ok_or_else(|| io::Error::other("the log is closed"))?;
+        let bytes = group.iter().map(Op::size).sum::<usize>() as u64;
         let mut options = WriteOptions::default();
         options.set_sync(group.iter().any(Op::must_sync));
         let committed = *self.shared.committed.lock();
-        self.retry_while_full("log", || {
-            let batch = build_batch(&db, group, committed.as_ref())?;
-            db.write_opt(batch, &options).map_err(io_error)
+        self.retry_while_full("log", || match self.shared.space.has_room_for(bytes) {
+            true => Ok(()),
+            false => Err(io::ErrorKind::StorageFull.into()),
         })?;
+        let written = self.shared.with_db(|db| {
+            let batch = build_batch(db, group, committed.as_ref())?;
+            db.write_opt(batch, &options).map_err(io_error)
+        });
+        if let Err(error) = written {
+            return Err(self.wait_for_room_to_restart(error));
+        }
         let votes = group.iter().filter_map(|op| match op {
             Op::Vote { vote, .. } => Some(*vote),
             Op::Append { .. } | Op::Truncate { .. } | Op::Purge { .. } | Op::Close { .. } => None,
@@ -236,6 +242,22 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    /// Someone took the reserve between the look and the write. RocksDB cannot go on after that: keep the
+    /// server in the cluster until there is room again, then end it, so that its next start finds room.
+    fn wait_for_room_to_restart(&self, error: io::Error) -> io::Error {
+        if !super::error::is_full(&error) {
+            return error;
+        }
+        self.shared.space.write_blocked("log");
+        while !self.shared.space.has_room_for(RESTART_ROOM) && !self.shared.is_abandoned() {
+            std::thread::sleep(RETRY_FULL);
+        }
+        io::Error::new(
+            error.kind(),
+            format!("RC-111: {error}; there is room again, start the server anew"),
+        )
     }
 
     /// A truncated log may end before the mark without having forgotten anything: lower the mark first.
