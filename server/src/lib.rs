@@ -1,4 +1,7 @@
 //! The Rollcall server: shells around the rooms of `rollcall-core`, each touching one part of the world.
 
+pub mod config;
+pub mod grpc;
 pub mod raft;
 pub mod store;
+pub mod watch;

@@ -1,0 +1,37 @@
+//! Where this server listens, and what it tells others to dial.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// Where this server listens, and what it tells others to dial. Port 0 takes any free port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ListenConfig {
+    /// gRPC for clients: registry, sessions, watches, cluster, health, reflection.
+    pub client: SocketAddr,
+    /// gRPC for the other servers only. Keep it off networks that clients can reach.
+    pub peer: SocketAddr,
+    /// HTTP for `/livez`, `/readyz`, `/metrics` and `/version`. Answers without a quorum.
+    pub http: SocketAddr,
+    /// `host:port` clients should dial, if it is not the `client` address (0.0.0.0, a load balancer, a NAT).
+    pub advertise_client: Option<String>,
+    /// `host:port` the other servers should dial, if it is not the `peer` address.
+    pub advertise_peer: Option<String>,
+    /// `host:port` of the health and metrics pages, if it is not the `http` address.
+    pub advertise_http: Option<String>,
+}
+
+impl Default for ListenConfig {
+    fn default() -> Self {
+        let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Self {
+            client: loopback(7400),
+            peer: loopback(7401),
+            http: loopback(7402),
+            advertise_client: None,
+            advertise_peer: None,
+            advertise_http: None,
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Where the server keeps its data.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Where the server keeps its data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StorageConfig {
+    /// Folder of the log, the vote and the snapshots; created if it is not there. One server, one folder: it
+    /// remembers its cluster and server id and refuses others. Put it on a disk that syncs quickly, for every
+    /// acknowledged write waits for it.
+    pub data: PathBuf,
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self {
+            data: PathBuf::from("./rollcall-data"),
+        }
+    }
+}

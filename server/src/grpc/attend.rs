@@ -1,0 +1,449 @@
+//! One session stream: requests come pipelined, answers go by call number.
+//!
+//! Writes are proposed in the order in which they were read and answered as they finish, so many at once; at
+//! the bound the stream is not read until answers are out. Heartbeats wait for the leader beside them, with a
+//! bound of their own, so that no write waits behind a heartbeat. What a session may do here it may do only
+//! after it was opened on, or attached to, this very stream.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::{FutureExt, Stream};
+use rollcall_core::directory::{Command, Refusal, Session};
+use rollcall_core::ids::SessionId;
+use rollcall_proto::v1::{self, session_request::Request, session_response::Response};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::convert::{self, bounded};
+use super::doors::Doors;
+use super::sessions;
+use super::status::{self, DoorError, of_refusal};
+use crate::session::HeldSession;
+
+/// Most heartbeats of one stream that wait for the leader; beyond it they are refused at once.
+const RENEWALS_MAX: usize = 64;
+/// Most answers that wait for the client to read them.
+const ANSWERS_MAX: usize = 64;
+/// How long a closing server works on what it has taken in.
+const CLOSING_GRACE: Duration = Duration::from_secs(1);
+
+type Answer = Result<Response, v1::Error>;
+
+/// What a finished request means for the stream.
+enum Effect {
+    Nothing,
+    Attached(SessionId, HeldSession),
+    Ended(Vec<SessionId>),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Write,
+    Renewal,
+}
+
+struct Done {
+    call: u64,
+    kind: Kind,
+    answer: Answer,
+    effect: Effect,
+}
+
+type Work = Pin<Box<dyn Future<Output = Done> + Send>>;
+
+/// Serves a stream; the answers.
+pub(super) fn attend(
+    doors: Doors,
+    peer: Option<IpAddr>,
+    inbound: Streaming<v1::SessionRequest>,
+) -> impl Stream<Item = Result<v1::SessionResponse, Status>> {
+    let (answers, stream) = mpsc::channel(ANSWERS_MAX);
+    let attendance = Attendance {
+        doors,
+        peer,
+        attached: BTreeMap::new(),
+        works: FuturesUnordered::new(),
+        writes: 0,
+        renewals: 0,
+        answers,
+    };
+    tokio::spawn(attendance.run(inbound));
+    ReceiverStream::new(stream)
+}
+
+struct Attendance {
+    doors: Doors,
+    peer: Option<IpAddr>,
+    attached: BTreeMap<SessionId, HeldSession>,
+    works: FuturesUnordered<Work>,
+    writes: usize,
+    renewals: usize,
+    answers: mpsc::Sender<Result<v1::SessionResponse, Status>>,
+}
+
+/// The client no longer reads.
+struct Gone;
+
+impl Attendance {
+    async fn run(mut self, inbound: Streaming<v1::SessionRequest>) {
+        self.doors.metrics.session_streams.inc();
+        // Either way the stream ends; its sessions live on until they are attached elsewhere or lapse.
+        let _ = self.serve(inbound).await;
+        self.doors.metrics.session_streams.dec();
+    }
+
+    async fn serve(&mut self, mut inbound: Streaming<v1::SessionRequest>) -> Result<(), Gone> {
+        let closing = self.doors.closing.clone();
+        loop {
+            let reading = self.writes < self.doors.session.in_flight_max;
+            tokio::select! {
+                () = self.answers.closed() => return Err(Gone),
+                () = closing.cancelled() => return self.close().await,
+                Some(done) = self.works.next(), if !self.works.is_empty() => self.finish(done).await?,
+                message = inbound.message(), if reading => match message {
+                    Ok(Some(message)) => self.take(message).await?,
+                    Ok(None) => return self.finish_all().await,
+                    Err(status) => {
+                        let _ = self.answers.send(Err(status)).await;
+                        return Err(Gone);
+                    }
+                },
+            }
+        }
+    }
+
+    /// Tells the client to move on, and finishes what was taken in.
+    async fn close(&mut self) -> Result<(), Gone> {
+        let spread = u32::try_from(self.doors.session.move_spread.as_millis()).unwrap_or(u32::MAX);
+        let advice = v1::MoveAdvice {
+            after_ms: rand::random_range(0..=spread),
+            servers: self.doors.other_servers(),
+            reason: "the server is closing".into(),
+        };
+        let work = async {
+            self.say(0, Response::Move(advice)).await?;
+            self.finish_all().await
+        };
+        tokio::time::timeout(CLOSING_GRACE, work)
+            .await
+            .unwrap_or(Err(Gone))
+    }
+
+    async fn finish_all(&mut self) -> Result<(), Gone> {
+        while let Some(done) = self.works.next().await {
+            self.finish(done).await?;
+        }
+        Ok(())
+    }
+
+    async fn finish(&mut self, done: Done) -> Result<(), Gone> {
+        match done.kind {
+            Kind::Write => self.writes -= 1,
+            Kind::Renewal => self.renewals -= 1,
+        }
+        match done.effect {
+            Effect::Nothing => {}
+            Effect::Attached(session, held) => _ = self.attached.insert(session, held),
+            Effect::Ended(sessions) => sessions
+                .iter()
+                .for_each(|session| _ = self.attached.remove(session)),
+        }
+        self.reply(done.call, done.answer).await
+    }
+
+    async fn reply(&self, call: u64, answer: Answer) -> Result<(), Gone> {
+        let response = answer.unwrap_or_else(|error| {
+            self.doors.metrics.error(&error);
+            tracing::debug!(call, code = error.code().as_str_name(), message = %error.message, "refused");
+            Response::Error(error)
+        });
+        self.say(call, response).await
+    }
+
+    async fn say(&self, call: u64, response: Response) -> Result<(), Gone> {
+        let response = v1::SessionResponse {
+            call,
+            response: Some(response),
+        };
+        self.answers.send(Ok(response)).await.map_err(|_| Gone)
+    }
+
+    async fn take(&mut self, message: v1::SessionRequest) -> Result<(), Gone> {
+        let call = message.call;
+        match self.begin(message) {
+            Ok((kind, work)) => {
+                match kind {
+                    Kind::Write => self.writes += 1,
+                    Kind::Renewal => self.renewals += 1,
+                }
+                let work = work.map(move |(answer, effect)| Done {
+                    call,
+                    kind,
+                    answer,
+                    effect,
+                });
+                self.works.push(Box::pin(work));
+                Ok(())
+            }
+            Err(error) => self.reply(call, Err(error)).await,
+        }
+    }
+
+    /// What is to be done for a request, or why nothing is.
+    fn begin(&mut self, message: v1::SessionRequest) -> Result<(Kind, Task), v1::Error> {
+        self.doors.check_size(&message)?;
+        let session = message.session;
+        let request = convert::required("request", message.request).map_err(|e| of_refusal(&e))?;
+        self.doors.metrics.call(name(&request));
+        match request {
+            Request::Renew(renew) => Ok((Kind::Renewal, self.renew(session, renew)?)),
+            Request::Open(open) => Ok((Kind::Write, self.open(open)?)),
+            Request::Attach(attach) => Ok((Kind::Write, self.attach(session, &attach)?)),
+            Request::Register(request) => {
+                let session = self.own(session)?;
+                let nodes = convert::register_nodes_from(request.nodes, self.doors.limits.batch_max);
+                let nodes = nodes.map_err(|e| of_refusal(&e))?;
+                Ok((
+                    Kind::Write,
+                    self.write(
+                        request.options,
+                        Command::Register {
+                            session: Some(session),
+                            nodes,
+                        },
+                    ),
+                ))
+            }
+            Request::Deregister(request) => {
+                let session = self.own(session)?;
+                let nodes = convert::deregister_nodes_from(request.nodes, self.doors.limits.batch_max);
+                let nodes = nodes.map_err(|e| of_refusal(&e))?;
+                Ok((
+                    Kind::Write,
+                    self.write(
+                        request.options,
+                        Command::Deregister {
+                            session: Some(session),
+                            nodes,
+                        },
+                    ),
+                ))
+            }
+            Request::Update(request) => {
+                let session = self.own(session)?;
+                let nodes = convert::update_nodes_from(request.nodes, self.doors.limits.batch_max);
+                let nodes = nodes.map_err(|e| of_refusal(&e))?;
+                Ok((
+                    Kind::Write,
+                    self.write(
+                        request.options,
+                        Command::Update {
+                            session: Some(session),
+                            nodes,
+                        },
+                    ),
+                ))
+            }
+            Request::Close(close) => {
+                let session = self.own(session)?;
+                Ok((Kind::Write, self.end(session, close.options)))
+            }
+        }
+    }
+
+    /// A session of this stream.
+    fn own(&self, session: u64) -> Result<SessionId, v1::Error> {
+        let session = convert::session_from(session).map_err(|e| of_refusal(&e))?;
+        if self.attached.contains_key(&session) {
+            Ok(session)
+        } else {
+            Err(DoorError::NotAttached { session }.into())
+        }
+    }
+
+    fn check_room(&self) -> Result<(), v1::Error> {
+        let size_max = self.doors.session.per_stream_max;
+        bounded("sessions on one stream", self.attached.len() + 1, size_max).map_err(|e| of_refusal(&e))
+    }
+
+    fn renew(&self, session: u64, renew: v1::Renew) -> Result<Task, v1::Error> {
+        if self.renewals >= RENEWALS_MAX {
+            let problem = format!("{RENEWALS_MAX} heartbeats of this stream wait for the leader already");
+            return Err(DoorError::Overloaded {
+                problem,
+                retry_after: Duration::from_secs(1),
+            }
+            .into());
+        }
+        let named = if renew.sessions.is_empty() {
+            vec![session]
+        } else {
+            renew.sessions
+        };
+        let mut sessions = named
+            .into_iter()
+            .map(|session| self.own(session))
+            .collect::<Result<Vec<_>, _>>()?;
+        sessions.sort_unstable();
+        sessions.dedup();
+        let doors = self.doors.clone();
+        Ok(Box::pin(async move {
+            let began = Instant::now();
+            let outcome = doors.holder.renew(sessions).await;
+            doors.metrics.renew_seconds.observe(began.elapsed().as_secs_f64());
+            match outcome {
+                Ok(outcome) => {
+                    let ids = |sessions: &[SessionId]| sessions.iter().map(|session| session.0).collect();
+                    let renewed = v1::Renewed {
+                        sessions: ids(&outcome.renewed),
+                        not_found: ids(&outcome.not_found),
+                    };
+                    (Ok(Response::Renewed(renewed)), Effect::Ended(outcome.not_found))
+                }
+                Err(failure) => (Err(status::of_renew(failure)), Effect::Nothing),
+            }
+        }))
+    }
+
+    fn open(&self, open: v1::OpenSession) -> Result<Task, v1::Error> {
+        self.check_room()?;
+        if let Some(Err(retry_after)) = self
+            .peer
+            .map(|peer| self.doors.new_sessions.try_take(peer, Instant::now()))
+        {
+            let problem = "too many new sessions from this address".into();
+            return Err(DoorError::Overloaded { problem, retry_after }.into());
+        }
+        let (ttl_min, ttl_max) = (self.doors.session.ttl_min, self.doors.session.ttl_max);
+        let asked = Duration::from_millis(open.ttl_ms);
+        let wanted = if open.ttl_ms == 0 {
+            self.doors.session.ttl_default
+        } else {
+            asked
+        };
+        let ttl = wanted.clamp(ttl_min, ttl_max);
+        let ttl_ms = convert::milliseconds(ttl);
+        let secret: [u8; 16] = rand::random();
+        let command = Command::OpenSession {
+            secret_digest: sessions::digest(&secret),
+            ttl_ms: u32::try_from(ttl_ms).unwrap_or(u32::MAX),
+            client: open.client,
+        };
+        let doors = self.doors.clone();
+        Ok(Box::pin(async move {
+            let outcome = match doors.writer.write(open.options.as_ref(), command).await {
+                Ok(outcome) => outcome,
+                Err(error) => return (Err(error), Effect::Nothing),
+            };
+            let (false, Some(session)) = (outcome.repeated, outcome.session) else {
+                return (Err(DoorError::OpenedBefore.into()), Effect::Nothing);
+            };
+            let opened = v1::Opened {
+                header: Some(doors.reader.write_header(outcome.revision)),
+                session: session.0,
+                secret: Bytes::copy_from_slice(&secret),
+                ttl_ms,
+                clamped: ttl != wanted,
+                ttl_min_ms: convert::milliseconds(ttl_min),
+                ttl_max_ms: convert::milliseconds(ttl_max),
+            };
+            (
+                Ok(Response::Opened(opened)),
+                Effect::Attached(session, doors.holder.attached(session)),
+            )
+        }))
+    }
+
+    fn attach(&mut self, session: u64, attach: &v1::AttachSession) -> Result<Task, v1::Error> {
+        let session = convert::session_from(session).map_err(|e| of_refusal(&e))?;
+        let secret = convert::secret_from(&attach.secret).map_err(|e| of_refusal(&e))?;
+        if !self.attached.contains_key(&session) {
+            self.check_room()?;
+        }
+        let doors = self.doors.clone();
+        if let Some(verdict) = sessions::verify_local(&doors.reader, session, &secret) {
+            let known = verdict?;
+            // Attached at once, so that what the client sends behind this finds the session here.
+            self.attached.insert(session, doors.holder.attached(session));
+            return Ok(Box::pin(async move { attached(&doors, &known).await }));
+        }
+        Ok(Box::pin(async move {
+            match sessions::verify(&doors.reader, session, &secret, doors.limits.read_timeout).await {
+                Ok(known) => attached(&doors, &known).await,
+                Err(error) => (Err(error), Effect::Nothing),
+            }
+        }))
+    }
+
+    fn end(&self, session: SessionId, options: Option<v1::WriteOptions>) -> Task {
+        let doors = self.doors.clone();
+        Box::pin(async move {
+            match doors
+                .writer
+                .write(options.as_ref(), Command::CloseSession { session })
+                .await
+            {
+                Ok(outcome) => (
+                    Ok(Response::Written(doors.writer.response(&outcome))),
+                    Effect::Ended(vec![session]),
+                ),
+                Err(error) => (Err(error), Effect::Nothing),
+            }
+        })
+    }
+
+    fn write(&self, options: Option<v1::WriteOptions>, command: Command) -> Task {
+        let doors = self.doors.clone();
+        Box::pin(async move {
+            let written = doors.writer.write(options.as_ref(), command).await;
+            (
+                written.map(|outcome| Response::Written(doors.writer.response(&outcome))),
+                Effect::Nothing,
+            )
+        })
+    }
+}
+
+type Task = Pin<Box<dyn Future<Output = (Answer, Effect)> + Send>>;
+
+/// Attaching is a sign of life: it is answered when the leader has counted it.
+async fn attached(doors: &Doors, session: &Session) -> (Answer, Effect) {
+    let held = doors.holder.attached(session.id);
+    match doors.holder.renew(vec![session.id]).await {
+        Ok(outcome) if outcome.not_found.is_empty() => {
+            let revision = doors.reader.consensus().directory().read().revision();
+            let attached = v1::Attached {
+                header: Some(doors.reader.write_header(revision)),
+                ttl_ms: session.ttl_ms.into(),
+                nodes: session.nodes.iter().map(convert::node_key).collect(),
+            };
+            (
+                Ok(Response::Attached(attached)),
+                Effect::Attached(session.id, held),
+            )
+        }
+        Ok(outcome) => {
+            let refusal = Refusal::SessionNotFound { session: session.id };
+            (Err(of_refusal(&refusal)), Effect::Ended(outcome.not_found))
+        }
+        Err(failure) => (Err(status::of_renew(failure)), Effect::Nothing),
+    }
+}
+
+fn name(request: &Request) -> &'static str {
+    match request {
+        Request::Open(_) => "open",
+        Request::Attach(_) => "attach",
+        Request::Renew(_) => "renew",
+        Request::Register(_) => "register",
+        Request::Deregister(_) => "deregister",
+        Request::Update(_) => "update",
+        Request::Close(_) => "close",
+    }
+}

@@ -1,0 +1,162 @@
+//! All client services on one listener.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use rollcall_proto::DESCRIPTORS;
+use rollcall_proto::v1::cluster_server::ClusterServer;
+use rollcall_proto::v1::registry_server::RegistryServer;
+use rollcall_proto::v1::sessions_server::SessionsServer;
+use rollcall_proto::v1::watch_server::WatchServer;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic_health::server::HealthReporter;
+
+use super::admission::AddressLimiter;
+use super::listener;
+use super::metrics::DoorsMetrics;
+use super::read::Reader;
+use super::watch::WATCH_REQUEST_BYTES_MAX;
+use super::write::Writer;
+use crate::config::{Config, DoorsConfig, SessionConfig, WatchConfig};
+use crate::http::Readiness;
+use crate::raft::Consensus;
+use crate::session::Holder;
+use crate::watch::WatchHub;
+
+/// What the doors lead to.
+pub struct DoorsParts {
+    /// Replication.
+    pub consensus: Consensus,
+    /// Heartbeats of this server's streams.
+    pub holder: Holder,
+    /// Watches.
+    pub hub: WatchHub,
+    /// Whether this server should be asked at all.
+    pub readiness: Readiness,
+    /// What is counted.
+    pub metrics: DoorsMetrics,
+    /// Cancelled when the server closes: streams are told to move on.
+    pub closing: CancellationToken,
+}
+
+/// The client services. Cheap to clone.
+#[derive(Clone)]
+pub struct Doors {
+    pub(super) reader: Reader,
+    pub(super) writer: Writer,
+    pub(super) holder: Holder,
+    pub(super) hub: WatchHub,
+    pub(super) readiness: Readiness,
+    pub(super) metrics: DoorsMetrics,
+    pub(super) limits: Arc<DoorsConfig>,
+    pub(super) session: Arc<SessionConfig>,
+    pub(super) watch: Arc<WatchConfig>,
+    pub(super) new_sessions: Arc<AddressLimiter>,
+    pub(super) closing: CancellationToken,
+    pub(super) started_at: Instant,
+}
+
+impl Doors {
+    /// The services of a server.
+    #[must_use]
+    pub fn new(config: &Config, parts: DoorsParts) -> Self {
+        let limits = config.doors.clone();
+        let cluster = &config.cluster;
+        let reader = Reader::new(
+            parts.consensus,
+            cluster.name.clone(),
+            cluster.id,
+            limits.read_timeout,
+        );
+        Self {
+            writer: Writer::new(reader.clone(), &limits, parts.metrics.clone()),
+            reader,
+            holder: parts.holder,
+            hub: parts.hub,
+            readiness: parts.readiness,
+            metrics: parts.metrics,
+            new_sessions: Arc::new(AddressLimiter::new(
+                limits.sessions_per_second,
+                limits.sessions_burst,
+            )),
+            limits: Arc::new(limits),
+            session: Arc::new(config.session.clone()),
+            watch: Arc::new(config.watch.clone()),
+            closing: parts.closing,
+            started_at: Instant::now(),
+        }
+    }
+
+    /// Client addresses of the other servers, in an order of chance.
+    #[must_use]
+    pub fn other_servers(&self) -> Vec<String> {
+        use rand::seq::SliceRandom;
+        let own = self.reader.identity().server;
+        let mut servers: Vec<String> = self
+            .reader
+            .consensus()
+            .members()
+            .into_iter()
+            .filter(|member| member.server.0 != own && !member.addresses.client_address.is_empty())
+            .map(|member| member.addresses.client_address)
+            .collect();
+        servers.shuffle(&mut rand::rng());
+        servers
+    }
+
+    /// Serves until `shutdown`, and then until the calls under way are answered.
+    ///
+    /// # Errors
+    /// The transport failed as a whole; connections fail by themselves.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        health: HealthReporter,
+        shutdown: CancellationToken,
+    ) -> Result<(), tonic::transport::Error> {
+        let limits = self.limits.clone();
+        let (decode, encode) = (
+            limits.request_bytes_max.saturating_mul(2),
+            limits.message_bytes_max,
+        );
+        let connections = listener::connections(listener, &limits, self.metrics.clone());
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .build_v1()
+            .expect("the descriptors were compiled with this program");
+        let watch_decode = decode.max(WATCH_REQUEST_BYTES_MAX);
+        Server::builder()
+            .max_concurrent_streams(limits.streams_per_connection_max)
+            .http2_max_header_list_size(limits.header_bytes_max)
+            .http2_keepalive_interval(Some(limits.keepalive_interval))
+            .http2_keepalive_timeout(Some(limits.keepalive_timeout))
+            .add_service(tonic_health::pb::health_server::HealthServer::new(
+                tonic_health::server::HealthService::from_health_reporter(health),
+            ))
+            .add_service(reflection)
+            .add_service(
+                RegistryServer::new(self.clone())
+                    .max_decoding_message_size(decode)
+                    .max_encoding_message_size(encode),
+            )
+            .add_service(
+                SessionsServer::new(self.clone())
+                    .max_decoding_message_size(decode)
+                    .max_encoding_message_size(encode),
+            )
+            .add_service(
+                WatchServer::new(self.clone())
+                    .max_decoding_message_size(watch_decode)
+                    .max_encoding_message_size(encode),
+            )
+            .add_service(
+                ClusterServer::new(self)
+                    .max_decoding_message_size(decode)
+                    .max_encoding_message_size(encode),
+            )
+            .serve_with_incoming_shutdown(connections, shutdown.cancelled_owned())
+            .await
+    }
+}

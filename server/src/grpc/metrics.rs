@@ -1,0 +1,93 @@
+//! What the doors count.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// Which kind of call.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct CallLabel {
+    /// `register`, `query`, ...
+    pub(crate) call: &'static str,
+}
+
+/// Which error.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ErrorLabel {
+    /// The error code's name.
+    pub(crate) code: &'static str,
+}
+
+/// What the doors count. Cheap to clone: the counters are shared.
+#[derive(Clone, Debug)]
+pub struct DoorsMetrics {
+    pub(crate) connections: Gauge,
+    pub(crate) connections_refused: Counter,
+    pub(crate) calls: Family<CallLabel, Counter>,
+    pub(crate) errors: Family<ErrorLabel, Counter>,
+    pub(crate) write_seconds: Histogram,
+    pub(crate) renew_seconds: Histogram,
+    pub(crate) session_streams: Gauge,
+}
+
+impl DoorsMetrics {
+    /// Declares them.
+    #[must_use]
+    pub fn register(registry: &mut Registry) -> Self {
+        let buckets = || exponential_buckets(0.000_25, 2.0, 16);
+        let metrics = Self {
+            connections: Gauge::default(),
+            connections_refused: Counter::default(),
+            calls: Family::default(),
+            errors: Family::default(),
+            write_seconds: Histogram::new(buckets()),
+            renew_seconds: Histogram::new(buckets()),
+            session_streams: Gauge::default(),
+        };
+        let doors = registry.sub_registry_with_prefix("doors");
+        doors.register(
+            "connections",
+            "Open client connections",
+            metrics.connections.clone(),
+        );
+        let help = "Connections refused: too many, or too many from one address";
+        doors.register("connections_refused", help, metrics.connections_refused.clone());
+        doors.register(
+            "calls",
+            "Calls taken, unary and on streams",
+            metrics.calls.clone(),
+        );
+        doors.register("errors", "Calls answered with an error", metrics.errors.clone());
+        doors.register(
+            "write_seconds",
+            "From a write's arrival to its answer",
+            metrics.write_seconds.clone(),
+        );
+        doors.register(
+            "renew_seconds",
+            "From a heartbeat's arrival to its answer",
+            metrics.renew_seconds.clone(),
+        );
+        doors.register(
+            "session_streams",
+            "Open session streams",
+            metrics.session_streams.clone(),
+        );
+        metrics
+    }
+
+    pub(crate) fn call(&self, call: &'static str) {
+        self.calls.get_or_create(&CallLabel { call }).inc();
+    }
+
+    pub(crate) fn error(&self, error: &rollcall_proto::v1::Error) {
+        self.errors
+            .get_or_create(&ErrorLabel {
+                code: error.code().as_str_name(),
+            })
+            .inc();
+    }
+}

@@ -1,0 +1,376 @@
+//! Unary calls: tools write, readers read.
+
+use std::sync::Arc;
+
+use prost::Message;
+use rollcall_core::directory::{Command, Group, NodeState, NodeView, Refusal, Service};
+use rollcall_core::ids::{GroupName, NodeKey, ServiceKey, SessionId};
+use rollcall_proto::v1::{self, registry_server::Registry};
+use tonic::{Request, Response, Status};
+
+use super::convert::{self, bounded};
+use super::doors::Doors;
+use super::sessions;
+use super::status::{of_refusal, status};
+
+/// Most rows of one listing.
+const PAGE_MAX: u32 = 1_000;
+
+type Answer<T> = Result<T, v1::Error>;
+
+fn refused(refusal: Refusal) -> v1::Error {
+    of_refusal(&refusal)
+}
+
+/// How many rows a page has.
+pub(super) fn page(limit: u32) -> usize {
+    (if limit == 0 { PAGE_MAX } else { limit.min(PAGE_MAX) }) as usize
+}
+
+impl Doors {
+    /// Ends a call: counts it, and its error if there is one.
+    pub(super) fn answer<T>(&self, call: &'static str, answer: Answer<T>) -> Result<Response<T>, Status> {
+        self.metrics.call(call);
+        answer.map(Response::new).map_err(|error| {
+            self.metrics.error(&error);
+            tracing::debug!(call, code = error.code().as_str_name(), message = %error.message, "refused");
+            status(&error)
+        })
+    }
+
+    pub(super) fn check_size(&self, message: &impl Message) -> Answer<()> {
+        bounded(
+            "the request in bytes",
+            message.encoded_len(),
+            self.limits.request_bytes_max,
+        )
+        .map_err(refused)
+    }
+
+    async fn write(&self, options: Option<v1::WriteOptions>, command: Command) -> Answer<v1::WriteResponse> {
+        let outcome = self.writer.write(options.as_ref(), command).await?;
+        Ok(self.writer.response(&outcome))
+    }
+
+    /// The session a unary call speaks for, proven by its secret.
+    async fn proven(&self, proof: Option<&v1::SessionProof>) -> Answer<Option<SessionId>> {
+        let Some(proof) = proof else { return Ok(None) };
+        let session = convert::session_from(proof.session).map_err(refused)?;
+        let secret = convert::secret_from(&proof.secret).map_err(refused)?;
+        sessions::verify(&self.reader, session, &secret, self.limits.read_timeout).await?;
+        Ok(Some(session))
+    }
+
+    async fn put_group(&self, request: v1::PutGroupRequest) -> Answer<v1::WriteResponse> {
+        self.check_size(&request)?;
+        let command = Command::PutGroup {
+            group: convert::group_from(&request.group).map_err(refused)?,
+            settings: convert::group_settings_from(request.settings.unwrap_or_default()).map_err(refused)?,
+            expected: convert::expected_from(request.expected).map_err(refused)?,
+        };
+        self.write(request.options, command).await
+    }
+
+    async fn delete_group(&self, request: v1::DeleteGroupRequest) -> Answer<v1::WriteResponse> {
+        let command = Command::DeleteGroup {
+            group: convert::group_from(&request.group).map_err(refused)?,
+            expected: convert::expected_from(request.expected).map_err(refused)?,
+        };
+        self.write(request.options, command).await
+    }
+
+    async fn put_service(&self, request: v1::PutServiceRequest) -> Answer<v1::WriteResponse> {
+        self.check_size(&request)?;
+        let settings = request
+            .settings
+            .map(convert::service_settings_from)
+            .transpose()
+            .map_err(refused)?;
+        let command = Command::PutService {
+            key: convert::service_key_from("key", request.key.as_ref()).map_err(refused)?,
+            settings,
+            expected: convert::expected_from(request.expected).map_err(refused)?,
+        };
+        self.write(request.options, command).await
+    }
+
+    async fn delete_service(&self, request: v1::DeleteServiceRequest) -> Answer<v1::WriteResponse> {
+        let command = Command::DeleteService {
+            key: convert::service_key_from("key", request.key.as_ref()).map_err(refused)?,
+            expected: convert::expected_from(request.expected).map_err(refused)?,
+        };
+        self.write(request.options, command).await
+    }
+
+    async fn register(&self, request: v1::RegisterRequest) -> Answer<v1::WriteResponse> {
+        self.check_size(&request)?;
+        let nodes = convert::register_nodes_from(request.nodes, self.limits.batch_max).map_err(refused)?;
+        let session = self.proven(request.proof.as_ref()).await?;
+        self.write(request.options, Command::Register { session, nodes })
+            .await
+    }
+
+    async fn deregister(&self, request: v1::DeregisterRequest) -> Answer<v1::WriteResponse> {
+        self.check_size(&request)?;
+        let nodes = convert::deregister_nodes_from(request.nodes, self.limits.batch_max).map_err(refused)?;
+        let session = self.proven(request.proof.as_ref()).await?;
+        self.write(request.options, Command::Deregister { session, nodes })
+            .await
+    }
+
+    async fn update(&self, request: v1::UpdateRequest) -> Answer<v1::WriteResponse> {
+        self.check_size(&request)?;
+        let nodes = convert::update_nodes_from(request.nodes, self.limits.batch_max).map_err(refused)?;
+        let session = self.proven(request.proof.as_ref()).await?;
+        self.write(request.options, Command::Update { session, nodes })
+            .await
+    }
+
+    async fn set_override(&self, request: v1::SetOverrideRequest) -> Answer<v1::WriteResponse> {
+        self.check_size(&request)?;
+        let over = convert::required("override", request.r#override).map_err(refused)?;
+        let command = Command::SetOverride {
+            key: convert::node_key_from("key", request.key.as_ref()).map_err(refused)?,
+            over: convert::override_from(over).map_err(refused)?,
+        };
+        self.write(request.options, command).await
+    }
+
+    async fn clear_override(&self, request: v1::ClearOverrideRequest) -> Answer<v1::WriteResponse> {
+        let key = convert::node_key_from("key", request.key.as_ref()).map_err(refused)?;
+        self.write(request.options, Command::ClearOverride { key }).await
+    }
+
+    async fn query(&self, request: v1::QueryRequest) -> Answer<v1::QueryResponse> {
+        let key = convert::service_key_from("key", request.key.as_ref()).map_err(refused)?;
+        let grounds = self.reader.admit(request.read.as_ref()).await?;
+        let (service, revision) = {
+            let directory = self.reader.consensus().directory().read();
+            (find(&directory, &key)?, directory.revision())
+        };
+        let header = Some(self.reader.header(grounds, revision));
+        let unchanged = request.known_sign.as_ref().map(convert::sign_from) == Some(service.sign);
+        let view = (!unchanged).then(|| self.hub.view(&service));
+        if let Some(view) = &view {
+            bounded("the service in bytes", view.len(), self.limits.message_bytes_max).map_err(refused)?;
+        }
+        Ok(v1::QueryResponse {
+            header,
+            unchanged,
+            view,
+        })
+    }
+
+    async fn list_services(&self, request: v1::ListServicesRequest) -> Answer<v1::ListServicesResponse> {
+        let prefix = convert::prefix_from(&request.group_prefix).map_err(refused)?;
+        let after = request
+            .after
+            .as_ref()
+            .map(|key| convert::service_key_from("after", Some(key)));
+        let after = after.transpose().map_err(refused)?;
+        let limit = page(request.limit);
+        let grounds = self.reader.admit(request.read.as_ref()).await?;
+        let (mut services, revision) = {
+            let directory = self.reader.consensus().directory().read();
+            let services: Vec<Arc<Service>> = directory
+                .groups()
+                .filter(|group| group.name.is_within(&prefix))
+                .filter(|group| after.as_ref().is_none_or(|after| group.name >= after.group))
+                .flat_map(|group| group.services.values())
+                .filter(|service| after.as_ref().is_none_or(|after| service.key > *after))
+                .take(limit + 1)
+                .cloned()
+                .collect();
+            (services, directory.revision())
+        };
+        let more = services.len() > limit;
+        services.truncate(limit);
+        Ok(v1::ListServicesResponse {
+            header: Some(self.reader.header(grounds, revision)),
+            services: services
+                .iter()
+                .map(|service| convert::service_summary(service))
+                .collect(),
+            more,
+        })
+    }
+
+    async fn list_groups(&self, request: v1::ListGroupsRequest) -> Answer<v1::ListGroupsResponse> {
+        let prefix = convert::prefix_from(&request.group_prefix).map_err(refused)?;
+        let after: Option<GroupName> = match request.after.as_str() {
+            "" => None,
+            name => Some(convert::group_from(name).map_err(refused)?),
+        };
+        let limit = page(request.limit);
+        let grounds = self.reader.admit(request.read.as_ref()).await?;
+        let (mut groups, revision) = {
+            let directory = self.reader.consensus().directory().read();
+            let groups: Vec<Arc<Group>> = directory
+                .groups()
+                .filter(|group| group.name.is_within(&prefix))
+                .filter(|group| after.as_ref().is_none_or(|after| group.name > *after))
+                .take(limit + 1)
+                .cloned()
+                .collect();
+            (groups, directory.revision())
+        };
+        let more = groups.len() > limit;
+        groups.truncate(limit);
+        Ok(v1::ListGroupsResponse {
+            header: Some(self.reader.header(grounds, revision)),
+            groups: groups.iter().map(|group| convert::group_summary(group)).collect(),
+            more,
+        })
+    }
+
+    async fn signs(&self, request: v1::SignsRequest) -> Answer<v1::SignsResponse> {
+        bounded("keys in one call", request.keys.len(), self.limits.batch_max).map_err(refused)?;
+        let keys: Vec<ServiceKey> = request
+            .keys
+            .iter()
+            .map(|key| convert::service_key_from("keys", Some(key)))
+            .collect::<Result<_, _>>()
+            .map_err(refused)?;
+        let grounds = self.reader.admit(request.read.as_ref()).await?;
+        let directory = self.reader.consensus().directory().read();
+        let signs = keys.iter().map(|key| {
+            let service = directory.service(key);
+            v1::ServiceSign {
+                key: Some(convert::service_key(key)),
+                exists: service.is_some(),
+                sign: service.map(|service| convert::sign(service.sign)),
+                revision: service.map_or(0, |service| service.modified.0),
+            }
+        });
+        let signs = signs.collect();
+        Ok(v1::SignsResponse {
+            header: Some(self.reader.header(grounds, directory.revision())),
+            signs,
+        })
+    }
+
+    async fn explain(&self, request: v1::ExplainRequest) -> Answer<v1::ExplainResponse> {
+        let key = convert::node_key_from("key", request.key.as_ref()).map_err(refused)?;
+        let grounds = self.reader.admit(request.read.as_ref()).await?;
+        let (service, revision) = {
+            let directory = self.reader.consensus().directory().read();
+            (find(&directory, &key.service)?, directory.revision())
+        };
+        let header = Some(self.reader.header(grounds, revision));
+        let over = service.overrides.get(&key.node);
+        let Some(view) = service.view(&key.node) else {
+            return Ok(v1::ExplainResponse {
+                header,
+                r#override: over.map(|over| convert::node_override(over)),
+                reasons: vec![why_absent(&key, over.is_some())],
+                ..Default::default()
+            });
+        };
+        let deadline = match view.node.session {
+            Some(session) => sessions::deadlines(&self.reader, vec![session]).await.pop(),
+            None => None,
+        };
+        let lapses_in_ms = deadline.map_or(0, |deadline| convert::milliseconds(deadline.lapses_in).max(1));
+        Ok(v1::ExplainResponse {
+            header,
+            listed: true,
+            node: Some(convert::node(view)),
+            registration: Some(convert::registration(&view.node.registration)),
+            r#override: over.map(|over| convert::node_override(over)),
+            reasons: why_listed(view, lapses_in_ms),
+            session_lapses_in_ms: lapses_in_ms,
+        })
+    }
+}
+
+fn find(directory: &rollcall_core::directory::Directory, key: &ServiceKey) -> Answer<Arc<Service>> {
+    if let Some(service) = directory.service(key) {
+        return Ok(service.clone());
+    }
+    Err(refused(match directory.group(&key.group) {
+        None => Refusal::GroupNotFound {
+            group: key.group.clone(),
+        },
+        Some(_) => Refusal::ServiceNotFound { key: key.clone() },
+    }))
+}
+
+fn why_absent(key: &NodeKey, overridden: bool) -> String {
+    let also = if overridden {
+        "; an operator's override waits for it"
+    } else {
+        ""
+    };
+    format!("node {} is not registered in {}{also}", key.node, key.service)
+}
+
+fn why_listed(view: NodeView<'_>, lapses_in_ms: u64) -> Vec<String> {
+    let node = view.node;
+    let mut reasons = vec![format!(
+        "registered at revision {}, incarnation {}, last changed at revision {}",
+        node.created, node.incarnation, node.modified
+    )];
+    match node.session {
+        Some(session) if lapses_in_ms > 0 => {
+            reasons.push(format!(
+                "lives with session {session}, which lapses in {lapses_in_ms} ms without a heartbeat"
+            ));
+        }
+        Some(session) => reasons.push(format!(
+            "lives with session {session}; the leader's deadline is not known here"
+        )),
+        None => reasons.push("lives without a session, until deregistered".into()),
+    }
+    match node.state {
+        NodeState::Up => {}
+        NodeState::Suspect => {
+            reasons.push("its session lapsed; the removal guard holds it as a suspect".into())
+        }
+        NodeState::Draining => reasons.push("its registrant says it is draining".into()),
+        NodeState::Down => reasons.push("its registrant says it is down".into()),
+    }
+    if let Some(over) = view.over {
+        let (author, reason) = (&over.author, &over.reason);
+        let what = if view.disabled() {
+            "disabled it"
+        } else {
+            "overrode it"
+        };
+        reasons.push(format!(
+            "an operator ({author:?}) {what} at revision {}: {reason:?}",
+            over.set_at
+        ));
+    }
+    reasons
+}
+
+macro_rules! unary {
+    ($($method:ident: $request:ty => $response:ty;)*) => {
+        #[tonic::async_trait]
+        impl Registry for Doors {
+            $(
+                async fn $method(&self, request: Request<$request>) -> Result<Response<$response>, Status> {
+                    let answer = Doors::$method(self, request.into_inner()).await;
+                    self.answer(stringify!($method), answer)
+                }
+            )*
+        }
+    };
+}
+
+unary! {
+    put_group: v1::PutGroupRequest => v1::WriteResponse;
+    delete_group: v1::DeleteGroupRequest => v1::WriteResponse;
+    put_service: v1::PutServiceRequest => v1::WriteResponse;
+    delete_service: v1::DeleteServiceRequest => v1::WriteResponse;
+    register: v1::RegisterRequest => v1::WriteResponse;
+    deregister: v1::DeregisterRequest => v1::WriteResponse;
+    update: v1::UpdateRequest => v1::WriteResponse;
+    set_override: v1::SetOverrideRequest => v1::WriteResponse;
+    clear_override: v1::ClearOverrideRequest => v1::WriteResponse;
+    query: v1::QueryRequest => v1::QueryResponse;
+    list_services: v1::ListServicesRequest => v1::ListServicesResponse;
+    list_groups: v1::ListGroupsRequest => v1::ListGroupsResponse;
+    signs: v1::SignsRequest => v1::SignsResponse;
+    explain: v1::ExplainRequest => v1::ExplainResponse;
+}

@@ -1,0 +1,241 @@
+//! Refusals and failures on the wire: one place, every variant by name.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use rollcall_core::directory::Refusal;
+use rollcall_core::ids::{Revision, SessionId};
+use rollcall_proto::v1::{self, Effect, ErrorCode};
+use tonic::{Code, Status};
+
+use super::convert::milliseconds;
+use crate::raft::{MembershipError, ProposeError, ReadError};
+use crate::session::RenewError;
+use crate::watch::{StreamEnd, SubscribeError, TooManyStreams};
+
+/// What the doors themselves refuse.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DoorError {
+    /// Attach to the session on this stream first, with its secret.
+    #[error("session {session} is not attached to this stream")]
+    NotAttached { session: SessionId },
+    /// It is someone else's session.
+    #[error("the secret is not that of session {session}")]
+    WrongSecret { session: SessionId },
+    /// Open another with a new request id; the first ends by itself.
+    #[error(
+        "the session of this request id was opened before, and its secret is not kept; use a new request id"
+    )]
+    OpenedBefore,
+    /// Ask another server.
+    #[error("this server is not ready: {reason}")]
+    NotReady { reason: String },
+    /// Ask another server, ask again, or accept an older answer.
+    #[error("{problem}")]
+    TooStale { problem: String },
+    /// Retry after a pause.
+    #[error("{problem}")]
+    Overloaded { problem: String, retry_after: Duration },
+    /// Not in this version.
+    #[error("{what} is not supported by this server")]
+    Unsupported { what: String },
+    /// The server is closing; go to another.
+    #[error("the server is closing")]
+    Closing,
+}
+
+fn error(code: ErrorCode, message: impl ToString, subject: impl ToString) -> v1::Error {
+    v1::Error {
+        code: code.into(),
+        message: message.to_string(),
+        effect: Effect::None.into(),
+        retry_after_ms: 0,
+        current_revision: 0,
+        subject: subject.to_string(),
+    }
+}
+
+fn retry_ms(after: Duration) -> u32 {
+    u32::try_from(milliseconds(after)).unwrap_or(u32::MAX)
+}
+
+pub(crate) fn of_refusal(refusal: &Refusal) -> v1::Error {
+    let at = |code, subject: &dyn ToString, current: Revision| v1::Error {
+        current_revision: current.0,
+        ..error(code, refusal, subject.to_string())
+    };
+    match refusal {
+        Refusal::GroupNotFound { group } => error(ErrorCode::GroupNotFound, refusal, group),
+        Refusal::ServiceNotFound { key } => error(ErrorCode::ServiceNotFound, refusal, key),
+        Refusal::NodeNotFound { key } => error(ErrorCode::NodeNotFound, refusal, key),
+        Refusal::SessionNotFound { session } => error(ErrorCode::SessionNotFound, refusal, session),
+        Refusal::RevisionMismatch { subject, current, .. } => {
+            at(ErrorCode::RevisionMismatch, subject, *current)
+        }
+        Refusal::AlreadyExists { subject, current } => at(ErrorCode::AlreadyExists, subject, *current),
+        Refusal::NotEmpty { subject, .. } => error(ErrorCode::NotEmpty, refusal, subject),
+        Refusal::NotOwner { key } => error(ErrorCode::NotOwner, refusal, key),
+        Refusal::RequestIdReused { id } => error(ErrorCode::RequestIdReused, refusal, id),
+        Refusal::TooLarge { what, .. } => error(ErrorCode::TooLarge, refusal, what),
+        Refusal::QuotaExceeded { subject, .. } => error(ErrorCode::QuotaExceeded, refusal, subject),
+        Refusal::Name(_) => error(ErrorCode::InvalidName, refusal, ""),
+        Refusal::Invalid { field, .. } => error(ErrorCode::InvalidArgument, refusal, field),
+    }
+}
+
+impl From<DoorError> for v1::Error {
+    fn from(door: DoorError) -> Self {
+        match &door {
+            DoorError::NotAttached { session } | DoorError::WrongSecret { session } => {
+                error(ErrorCode::SessionForeign, &door, session)
+            }
+            DoorError::OpenedBefore => error(ErrorCode::RequestIdReused, &door, ""),
+            DoorError::NotReady { .. } => error(ErrorCode::NotReady, &door, ""),
+            DoorError::TooStale { .. } => error(ErrorCode::TooStale, &door, ""),
+            DoorError::Overloaded { retry_after, .. } => v1::Error {
+                retry_after_ms: retry_ms(*retry_after),
+                ..error(ErrorCode::Overloaded, &door, "")
+            },
+            DoorError::Unsupported { what } => error(ErrorCode::Unsupported, &door, what),
+            DoorError::Closing => error(ErrorCode::Unavailable, &door, ""),
+        }
+    }
+}
+
+pub(crate) fn of_propose(failure: &ProposeError) -> v1::Error {
+    match failure {
+        ProposeError::Refused(refusal) => of_refusal(refusal),
+        ProposeError::Unavailable { .. } => error(ErrorCode::Unavailable, failure, ""),
+        ProposeError::Overloaded { retry_after } => v1::Error {
+            retry_after_ms: retry_ms(*retry_after),
+            ..error(ErrorCode::Overloaded, failure, "")
+        },
+        ProposeError::DiskFull => error(ErrorCode::DiskFull, failure, ""),
+        ProposeError::Unknown { .. } => v1::Error {
+            effect: Effect::Unknown.into(),
+            ..error(ErrorCode::OutcomeUnknown, failure, "")
+        },
+    }
+}
+
+pub(crate) fn of_read(failure: &ReadError) -> v1::Error {
+    match failure {
+        ReadError::Unavailable { .. } => error(ErrorCode::Unavailable, failure, ""),
+        ReadError::Overloaded { retry_after } => v1::Error {
+            retry_after_ms: retry_ms(*retry_after),
+            ..error(ErrorCode::Overloaded, failure, "")
+        },
+        ReadError::Diverged => error(ErrorCode::NotReady, failure, ""),
+    }
+}
+
+pub(crate) fn of_membership(failure: &MembershipError) -> v1::Error {
+    match failure {
+        MembershipError::Invalid { .. } | MembershipError::InProgress { .. } => {
+            error(ErrorCode::Membership, failure, "")
+        }
+        MembershipError::Unavailable { .. } => error(ErrorCode::Unavailable, failure, ""),
+        MembershipError::Unknown { .. } => v1::Error {
+            effect: Effect::Unknown.into(),
+            ..error(ErrorCode::OutcomeUnknown, failure, "")
+        },
+    }
+}
+
+pub(crate) fn of_renew(failure: RenewError) -> v1::Error {
+    match failure {
+        RenewError::Overloaded => v1::Error {
+            retry_after_ms: 100,
+            ..error(ErrorCode::Overloaded, failure, "")
+        },
+        RenewError::Closing => error(ErrorCode::Unavailable, failure, ""),
+    }
+}
+
+pub(crate) fn of_subscribe(failure: &SubscribeError) -> v1::Error {
+    match failure {
+        SubscribeError::ZeroId => error(ErrorCode::InvalidArgument, failure, "subscription"),
+        SubscribeError::Duplicate { .. } => error(ErrorCode::AlreadyExists, failure, "subscription"),
+        SubscribeError::TooMany { .. } => error(ErrorCode::TooLarge, failure, "subscriptions"),
+        SubscribeError::Ahead { .. } => error(ErrorCode::NotReady, failure, "after_revision"),
+    }
+}
+
+pub(crate) fn of_too_many_streams(failure: TooManyStreams) -> v1::Error {
+    v1::Error {
+        retry_after_ms: 1_000,
+        ..error(ErrorCode::Overloaded, failure, "watch streams")
+    }
+}
+
+pub(crate) fn of_stream_end(end: &StreamEnd) -> v1::Error {
+    match end {
+        StreamEnd::Moved(_) => error(ErrorCode::Unavailable, end, ""),
+        StreamEnd::Unread { .. } => error(ErrorCode::Overloaded, end, ""),
+        StreamEnd::TooLarge { key, .. } => error(ErrorCode::TooLarge, end, key),
+    }
+}
+
+/// A unary answer: the code for generic clients, the error itself in the details.
+pub(crate) fn status(error: &v1::Error) -> Status {
+    let details = Bytes::from(error.encode_to_vec());
+    Status::with_details(code(error.code()), error.message.clone(), details)
+}
+
+fn code(code: ErrorCode) -> Code {
+    match code {
+        ErrorCode::InvalidName | ErrorCode::InvalidArgument | ErrorCode::TooLarge => Code::InvalidArgument,
+        ErrorCode::GroupNotFound
+        | ErrorCode::ServiceNotFound
+        | ErrorCode::NodeNotFound
+        | ErrorCode::SessionNotFound => Code::NotFound,
+        ErrorCode::SessionForeign | ErrorCode::NotOwner | ErrorCode::AdmissionRefused => {
+            Code::PermissionDenied
+        }
+        ErrorCode::RevisionMismatch => Code::Aborted,
+        ErrorCode::AlreadyExists => Code::AlreadyExists,
+        ErrorCode::NotEmpty | ErrorCode::RequestIdReused | ErrorCode::TooStale | ErrorCode::Membership => {
+            Code::FailedPrecondition
+        }
+        ErrorCode::QuotaExceeded | ErrorCode::Overloaded | ErrorCode::DiskFull => Code::ResourceExhausted,
+        ErrorCode::NotReady | ErrorCode::Unavailable => Code::Unavailable,
+        ErrorCode::OutcomeUnknown => Code::DeadlineExceeded,
+        ErrorCode::Unsupported => Code::Unimplemented,
+        ErrorCode::Internal | ErrorCode::Unspecified => Code::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_outcome_is_never_called_a_failure() {
+        let error = of_propose(&ProposeError::Unknown {
+            reason: "no answer in time".into(),
+        });
+        assert_eq!(
+            (error.code(), error.effect()),
+            (ErrorCode::OutcomeUnknown, Effect::Unknown)
+        );
+        assert_eq!(status(&error).code(), Code::DeadlineExceeded);
+    }
+
+    #[test]
+    fn the_error_itself_travels_in_the_details() {
+        let refusal = Refusal::RevisionMismatch {
+            subject: "node g/s/n".into(),
+            expected: Revision(3),
+            current: Revision(5),
+        };
+        let status = status(&of_refusal(&refusal));
+        let error = v1::Error::decode(status.details()).unwrap();
+        assert_eq!(
+            (error.code(), error.current_revision),
+            (ErrorCode::RevisionMismatch, 5)
+        );
+        assert_eq!(error.message, "node g/s/n is at revision 5, expected 3");
+        assert_eq!(error.effect(), Effect::None);
+    }
+}

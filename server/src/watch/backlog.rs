@@ -1,0 +1,350 @@
+//! What waits for one stream: a bounded queue that turns into a list of services when it is full.
+//!
+//! Two states. *Keeping up*: frames wait in order. *Lagging*: no frame waits; only the names of the services
+//! that changed, and what must be said besides. [`Backlog::catch_up`] leads back, at a moment when the
+//! directory's state is known to be exactly what the stream has been offered.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rollcall_core::directory::{Directory, Service};
+use rollcall_core::ids::{Revision, ServiceKey};
+use rollcall_proto::v1;
+
+use super::registration::Target;
+
+/// Most services named while lagging; beyond, every subscription starts from state again.
+const OWED_MAX: usize = 4_096;
+
+/// What may wait for one stream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) frames: usize,
+    pub(crate) bytes: usize,
+}
+
+/// One thing to be said, in its place.
+#[derive(Debug)]
+pub(crate) enum Item {
+    /// A change, encoded.
+    Change {
+        key: ServiceKey,
+        revision: Revision,
+        frame: Bytes,
+    },
+    /// A service as of a revision; `None`: it does not exist. Encoded when its turn comes.
+    State {
+        key: ServiceKey,
+        service: Option<Arc<Service>>,
+        revision: Revision,
+        lagged: bool,
+    },
+    /// A subscription is live.
+    Started(Started),
+    /// A subscription was refused.
+    Rejected(v1::Rejected),
+    /// Everything that concerns the stream up to here stands before this.
+    Bookmark(Revision),
+}
+
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) subscription: u64,
+    pub(crate) kind: v1::StartKind,
+    pub(crate) revision: Revision,
+    pub(crate) services: Vec<ServiceKey>,
+}
+
+/// Place of a change in history, so that a stream which follows a service in two ways gets it once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub(crate) revision: Revision,
+    pub(crate) index: usize,
+}
+
+/// What became of an offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offered {
+    /// It waits, as a frame or as a name.
+    Waits,
+    /// It waits as a name, with everything that waited before: the backlog was full.
+    Overflowed,
+    /// The stream has it already.
+    Repeated,
+}
+
+#[derive(Debug)]
+pub(crate) struct Backlog {
+    bounds: Bounds,
+    pub(crate) subscriptions: BTreeMap<u64, Target>,
+    queue: VecDeque<Item>,
+    frames: usize,
+    bytes: usize,
+    controls: usize,
+    owed: VecDeque<ServiceKey>,
+    owed_set: BTreeSet<ServiceKey>,
+    /// Too many services are owed to name them.
+    owes_all: bool,
+    /// Waits for the next catch-up: said behind the states.
+    withheld: Vec<Item>,
+    offered: Place,
+    /// The last change that concerned this stream.
+    pub(crate) changed: Revision,
+    pub(crate) acked: Revision,
+    marked: Revision,
+    /// Its reader has been woken and has not looked yet.
+    pub(crate) woken: bool,
+}
+
+impl Backlog {
+    pub(crate) fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            subscriptions: BTreeMap::new(),
+            queue: VecDeque::new(),
+            frames: 0,
+            bytes: 0,
+            controls: 0,
+            owed: VecDeque::new(),
+            owed_set: BTreeSet::new(),
+            owes_all: false,
+            withheld: Vec::new(),
+            offered: Place::default(),
+            changed: Revision(0),
+            acked: Revision(0),
+            marked: Revision(0),
+            woken: false,
+        }
+    }
+
+    pub(crate) fn lagging(&self) -> bool {
+        self.owes_all || !self.owed.is_empty()
+    }
+
+    /// Answers to subscriptions that wait; a client that asks without reading makes this grow.
+    pub(crate) fn controls(&self) -> usize {
+        self.controls
+    }
+
+    /// Whether so much more would fit.
+    pub(crate) fn has_room(&self, frames: usize, bytes: usize) -> bool {
+        self.frames + frames <= self.bounds.frames / 2 && self.bytes + bytes <= self.bounds.bytes / 2
+    }
+
+    /// Takes in a change. Never refuses, never waits.
+    pub(crate) fn offer(&mut self, key: &ServiceKey, place: Place, frame: &Bytes) -> Offered {
+        if place <= self.offered {
+            return Offered::Repeated;
+        }
+        self.offered = place;
+        self.changed = place.revision;
+        if self.lagging() {
+            self.owe(key.clone());
+            return Offered::Waits;
+        }
+        if self.frames >= self.bounds.frames || self.bytes + frame.len() > self.bounds.bytes {
+            self.forget_frames();
+            self.owe(key.clone());
+            return Offered::Overflowed;
+        }
+        self.push(Item::Change {
+            key: key.clone(),
+            revision: place.revision,
+            frame: frame.clone(),
+        });
+        Offered::Waits
+    }
+
+    /// Says something in its place behind all that waits.
+    pub(crate) fn push(&mut self, item: Item) {
+        match &item {
+            Item::Change { frame, .. } => {
+                self.frames += 1;
+                self.bytes += frame.len();
+            }
+            Item::Bookmark(_) => self.frames += 1,
+            Item::Started(_) | Item::Rejected(_) => self.controls += 1,
+            Item::State { .. } => {}
+        }
+        self.queue.push_back(item);
+    }
+
+    /// A bookmark at the hub's position, if it says anything new and the stream keeps up.
+    pub(crate) fn bookmark(&mut self, revision: Revision) -> bool {
+        if self.lagging()
+            || self.subscriptions.is_empty()
+            || revision <= self.marked
+            || self.frames >= self.bounds.frames
+        {
+            return false;
+        }
+        self.marked = revision;
+        if let Some(Item::Bookmark(last)) = self.queue.back_mut() {
+            *last = revision;
+        } else {
+            self.push(Item::Bookmark(revision));
+        }
+        true
+    }
+
+    /// Everything must be said anew, from state.
+    pub(crate) fn owe_all(&mut self) {
+        self.forget_frames();
+        self.owed.clear();
+        self.owed_set.clear();
+        self.owes_all = !self.subscriptions.is_empty();
+    }
+
+    /// Replaces what is owed by the current state. The directory must stand at the revision up to which this
+    /// stream has been offered all changes.
+    pub(crate) fn catch_up(&mut self, directory: &Directory) {
+        let revision = directory.revision();
+        let withheld = std::mem::take(&mut self.withheld);
+        self.controls -= withheld.iter().filter(|item| is_control(item)).count();
+        if std::mem::take(&mut self.owes_all) {
+            self.start_over(directory);
+            let rejected = withheld
+                .into_iter()
+                .filter(|item| matches!(item, Item::Rejected(_)));
+            rejected.for_each(|item| self.push(item));
+        } else {
+            self.owed_set.clear();
+            for key in std::mem::take(&mut self.owed) {
+                let service = directory.service(&key).cloned();
+                self.push(Item::State {
+                    key,
+                    service,
+                    revision,
+                    lagged: true,
+                });
+            }
+            for item in withheld {
+                match item {
+                    Item::Started(started) => self.start_later(started, directory),
+                    other => self.push(other),
+                }
+            }
+        }
+        self.marked = revision;
+        self.push(Item::Bookmark(revision));
+    }
+
+    /// A subscription that was withheld starts at a later revision than was meant, and so with other services.
+    fn start_later(&mut self, started: Started, directory: &Directory) {
+        let Some(target) = self.subscriptions.get(&started.subscription) else {
+            return;
+        };
+        let services = target
+            .services(directory)
+            .map(|service| service.key.clone())
+            .collect();
+        self.push(Item::Started(Started {
+            revision: directory.revision(),
+            services,
+            ..started
+        }));
+    }
+
+    /// Says the state of everything subscribed to, and starts each subscription again: its list of services
+    /// tells the client what went.
+    fn start_over(&mut self, directory: &Directory) {
+        let revision = directory.revision();
+        let mut said = BTreeSet::new();
+        let subscriptions = std::mem::take(&mut self.subscriptions);
+        for target in subscriptions.values() {
+            for service in target.services(directory) {
+                if said.insert(&service.key) {
+                    let (key, service) = (service.key.clone(), Some(service.clone()));
+                    self.push(Item::State {
+                        key,
+                        service,
+                        revision,
+                        lagged: true,
+                    });
+                }
+            }
+        }
+        for (subscription, target) in &subscriptions {
+            let services = target
+                .services(directory)
+                .map(|service| service.key.clone())
+                .collect();
+            let kind = v1::StartKind::Current;
+            self.push(Item::Started(Started {
+                subscription: *subscription,
+                kind,
+                revision,
+                services,
+            }));
+        }
+        self.subscriptions = subscriptions;
+    }
+
+    /// Takes the next thing to say; of changes a whole revision, and none of a revision that is not yet offered
+    /// whole. Whether there was anything.
+    pub(crate) fn take_next(&mut self, settled: Revision, items: &mut Vec<Item>) -> bool {
+        let Some(first) = self.queue.front() else {
+            return false;
+        };
+        let Item::Change { revision, .. } = *first else {
+            items.extend(self.pop());
+            return true;
+        };
+        if revision > settled {
+            return false;
+        }
+        while matches!(self.queue.front(), Some(Item::Change { revision: next, .. }) if *next == revision) {
+            items.extend(self.pop());
+        }
+        true
+    }
+
+    fn pop(&mut self) -> Option<Item> {
+        let item = self.queue.pop_front()?;
+        match &item {
+            Item::Change { frame, .. } => {
+                self.frames -= 1;
+                self.bytes -= frame.len();
+            }
+            Item::Bookmark(_) => self.frames -= 1,
+            Item::Started(_) | Item::Rejected(_) => self.controls -= 1,
+            Item::State { .. } => {}
+        }
+        Some(item)
+    }
+
+    /// The queue becomes names; what must be said besides is kept.
+    fn forget_frames(&mut self) {
+        self.frames = 0;
+        self.bytes = 0;
+        for item in std::mem::take(&mut self.queue) {
+            match item {
+                Item::Change { key, .. } | Item::State { key, .. } => self.owe(key),
+                Item::Started(_) | Item::Rejected(_) => self.withheld.push(item),
+                Item::Bookmark(_) => {}
+            }
+        }
+    }
+
+    fn owe(&mut self, key: ServiceKey) {
+        if self.owes_all || !self.owed_set.insert(key.clone()) {
+            return;
+        }
+        self.owed.push_back(key);
+        if self.owed.len() > OWED_MAX {
+            self.owed.clear();
+            self.owed_set.clear();
+            self.owes_all = true;
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> (usize, usize) {
+        (self.frames, self.bytes)
+    }
+}
+
+fn is_control(item: &Item) -> bool {
+    matches!(item, Item::Started(_) | Item::Rejected(_))
+}

@@ -1,0 +1,675 @@
+//! The hub: brings every change to the streams that follow it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rollcall_core::directory::{Directory, RevisionChanges, Service, Sign};
+use rollcall_core::ids::{Revision, ServiceKey};
+use rollcall_proto::v1;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::backlog::{Bounds, Item, Offered, Place, Started};
+use super::cache::{FrameCache, ViewCache};
+use super::metrics::WatchMetrics;
+use super::registration::{Registrations, Target};
+use super::stream::{Shared, StreamEnd, WatchStream};
+use crate::config::WatchConfig;
+use crate::raft::{AppliedHead, SharedDirectory};
+
+/// Revisions handed out in one go, before others get the hub's lock.
+const REVISIONS_PER_ROUND: usize = 256;
+
+/// What a client wants to follow.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    /// Chosen by the client, unique on its stream, not 0.
+    pub id: u64,
+    /// What to follow.
+    pub target: Target,
+    /// 0: from the current state; else resume behind this revision.
+    pub after: Revision,
+    /// What the client holds: equal signs are not sent again.
+    pub known: Vec<(ServiceKey, Sign)>,
+}
+
+/// Why a subscription was refused; nothing changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubscribeError {
+    /// Choose another id.
+    #[error("subscription id 0 is not allowed")]
+    ZeroId,
+    /// Choose another id, or unsubscribe first.
+    #[error("subscription {id} exists already on this stream")]
+    Duplicate {
+        /// Which.
+        id: u64,
+    },
+    /// Follow a group prefix instead, or open another stream.
+    #[error("a stream may have at most {subscriptions_max} subscriptions")]
+    TooMany {
+        /// The bound.
+        subscriptions_max: usize,
+    },
+    /// The server has not applied that revision; ask another, or later.
+    #[error("revision {after} has not been applied here, which is at {head}")]
+    Ahead {
+        /// What the client has seen.
+        after: Revision,
+        /// Where this server is.
+        head: Revision,
+    },
+}
+
+/// This server has as many streams as it may; go to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this server has {streams_max} watch streams, which is its most")]
+pub struct TooManyStreams {
+    /// The bound.
+    pub streams_max: usize,
+}
+
+/// How far the subscribers of a service have come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Convergence {
+    /// Streams on this server that follow it.
+    pub subscribers: usize,
+    /// Those whose clients have acknowledged the revision asked about.
+    pub current: usize,
+    /// The lowest revision acknowledged by any of them.
+    pub oldest: Option<Revision>,
+}
+
+impl Convergence {
+    /// Whether every subscriber has seen it.
+    #[must_use]
+    pub fn complete(&self) -> bool {
+        self.current == self.subscribers
+    }
+}
+
+/// Handle on the hub. Cheap to clone.
+#[derive(Clone)]
+pub struct WatchHub {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    directory: Arc<SharedDirectory>,
+    limits: WatchConfig,
+    message_bytes_max: usize,
+    views: ViewCache,
+    frames: FrameCache,
+    large: Arc<Semaphore>,
+    metrics: WatchMetrics,
+    next_stream: AtomicU64,
+    /// Every change up to here has been offered whole.
+    settled: AtomicU64,
+    state: Mutex<State>,
+}
+
+/// Locks are taken in this order: the hub's state, the directory, a stream's backlog.
+struct State {
+    /// Every change up to here has been offered.
+    position: Revision,
+    streams: BTreeMap<u64, Arc<Shared>>,
+    registrations: Registrations,
+    /// Streams to be woken when the round is over.
+    woken: Vec<Arc<Shared>>,
+    closing: Option<Vec<String>>,
+}
+
+/// Changes that a resuming subscription missed.
+struct Replay {
+    items: Vec<Item>,
+    bytes: usize,
+    through: Revision,
+}
+
+impl WatchHub {
+    /// A hub at the directory's head; [`Self::run`] keeps it there.
+    #[must_use]
+    pub fn new(
+        directory: Arc<SharedDirectory>,
+        limits: WatchConfig,
+        message_bytes_max: usize,
+        metrics: WatchMetrics,
+    ) -> Self {
+        let position = directory.read().revision();
+        let state = State {
+            position,
+            streams: BTreeMap::new(),
+            registrations: Registrations::default(),
+            woken: Vec::new(),
+            closing: None,
+        };
+        Self {
+            inner: Arc::new(Inner {
+                directory,
+                message_bytes_max,
+                views: ViewCache::new(limits.view_cache_bytes),
+                frames: FrameCache::new(limits.frame_cache_bytes),
+                large: Arc::new(Semaphore::new(limits.large_bytes_max)),
+                limits,
+                metrics,
+                next_stream: AtomicU64::new(1),
+                settled: AtomicU64::new(position.0),
+                state: Mutex::new(state),
+            }),
+        }
+    }
+
+    /// Follows the applied head until `shutdown`.
+    pub async fn run(self, mut applied: watch::Receiver<AppliedHead>, shutdown: CancellationToken) {
+        let mut bookmarks = tokio::time::interval(self.inner.limits.bookmark_interval);
+        bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                changed = applied.changed() => match changed {
+                    Ok(()) => self.pull_all().await,
+                    Err(_) => return,
+                },
+                _ = bookmarks.tick() => self.bookmark(),
+            }
+        }
+    }
+
+    /// Opens a stream. `header` is what its answers say of this server.
+    ///
+    /// # Errors
+    /// Too many are open.
+    pub fn open(&self, client: &str, header: v1::ResponseHeader) -> Result<WatchStream, TooManyStreams> {
+        let limits = &self.inner.limits;
+        let mut state = self.inner.state.lock();
+        if state.streams.len() >= limits.streams_max {
+            return Err(TooManyStreams {
+                streams_max: limits.streams_max,
+            });
+        }
+        let id = self.inner.next_stream.fetch_add(1, Ordering::Relaxed);
+        let bounds = Bounds {
+            frames: limits.backlog_frames,
+            bytes: limits.backlog_bytes,
+        };
+        let shared = Arc::new(Shared::new(id, client.chars().take(256).collect(), bounds));
+        if let Some(servers) = &state.closing {
+            shared.end(StreamEnd::Moved(move_on(0, servers.clone())));
+        }
+        state.streams.insert(id, shared.clone());
+        self.inner.metrics.streams.set(count(state.streams.len()));
+        drop(state);
+        Ok(WatchStream::new(self.clone(), shared, header))
+    }
+
+    /// How many streams are open.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        self.inner.state.lock().streams.len()
+    }
+
+    /// How many of the service's subscribers on this server have acknowledged `revision`.
+    #[must_use]
+    pub fn convergence(&self, key: &ServiceKey, revision: Revision) -> Convergence {
+        let state = self.inner.state.lock();
+        let streams: BTreeMap<u64, &Arc<Shared>> = state
+            .registrations
+            .streams(key)
+            .map(|stream| (stream.id, stream))
+            .collect();
+        let mut convergence = Convergence {
+            subscribers: streams.len(),
+            ..Convergence::default()
+        };
+        for stream in streams.values() {
+            let acked = stream.backlog.lock().acked;
+            convergence.current += usize::from(acked >= revision);
+            convergence.oldest = Some(convergence.oldest.map_or(acked, |oldest| oldest.min(acked)));
+        }
+        convergence
+    }
+
+    /// Tells every stream to move on, at moments spread over `spread_ms`, and ends it.
+    pub fn close(&self, servers: &[String], spread_ms: u32) {
+        let mut state = self.inner.state.lock();
+        state.closing = Some(servers.to_vec());
+        let streams = u64::try_from(state.streams.len().max(1)).unwrap_or(u64::MAX);
+        for (slot, stream) in (0_u64..).zip(state.streams.values()) {
+            let after_ms = u32::try_from(u64::from(spread_ms) * slot / streams).unwrap_or(spread_ms);
+            stream.end(StreamEnd::Moved(move_on(after_ms, rotated(servers, slot))));
+        }
+    }
+
+    /// The encoded view of a service, from the cache if it is there.
+    #[must_use]
+    pub fn view(&self, service: &Service) -> Bytes {
+        self.inner.views.view(service)
+    }
+
+    /// Up to where changes have been offered whole.
+    pub(super) fn settled(&self) -> Revision {
+        Revision(self.inner.settled.load(Ordering::Acquire))
+    }
+
+    pub(super) fn limits(&self) -> &WatchConfig {
+        &self.inner.limits
+    }
+
+    pub(super) fn message_bytes_max(&self) -> usize {
+        self.inner.message_bytes_max
+    }
+
+    pub(super) fn count_response(&self, bytes: usize) {
+        self.inner.metrics.responses.inc();
+        self.inner.metrics.response_bytes.inc_by(bytes as u64);
+    }
+
+    pub(super) fn count_snapshot(&self) {
+        self.inner.metrics.snapshots.inc();
+    }
+
+    /// Leave to send so many bytes in one message. `None` only if the hub is gone.
+    pub(super) async fn large_permit(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = bytes.min(self.inner.limits.large_bytes_max);
+        let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.inner.large.clone().acquire_many_owned(permits).await.ok()
+    }
+
+    pub(super) fn subscribe(
+        &self,
+        stream: &Arc<Shared>,
+        subscription: Subscription,
+    ) -> Result<(), SubscribeError> {
+        if subscription.id == 0 {
+            return Err(SubscribeError::ZeroId);
+        }
+        // The bulk of what was missed is looked through before the hub's lock is taken.
+        let replay = self.inner.replay(&subscription);
+        self.inner.at_head(|state, directory| {
+            let result = self.inner.start(state, directory, stream, subscription, replay);
+            state.wake(stream);
+            result
+        })?;
+        self.end_if_unread(stream);
+        Ok(())
+    }
+
+    pub(super) fn unsubscribe(&self, stream: &Arc<Shared>, subscription: u64) {
+        let mut state = self.inner.state.lock();
+        let target = stream.backlog.lock().subscriptions.remove(&subscription);
+        if let Some(target) = target {
+            state.registrations.remove(&target, stream.id);
+            self.inner.metrics.subscriptions.dec();
+        }
+    }
+
+    /// Gives a lagging stream the current state instead of what it missed.
+    pub(super) fn catch_up(&self, stream: &Arc<Shared>) {
+        self.inner.at_head(|_, directory| {
+            let mut backlog = stream.backlog.lock();
+            if backlog.lagging() {
+                backlog.catch_up(directory);
+            }
+        });
+    }
+
+    pub(super) fn forget(&self, stream: &Arc<Shared>) {
+        let mut state = self.inner.state.lock();
+        let subscriptions = std::mem::take(&mut stream.backlog.lock().subscriptions);
+        for target in subscriptions.values() {
+            state.registrations.remove(target, stream.id);
+        }
+        state.streams.remove(&stream.id);
+        self.inner
+            .metrics
+            .subscriptions
+            .dec_by(count(subscriptions.len()));
+        self.inner.metrics.streams.set(count(state.streams.len()));
+    }
+
+    pub(super) fn end_if_unread(&self, stream: &Arc<Shared>) {
+        let controls = stream.backlog.lock().controls();
+        if controls > self.inner.limits.subscriptions_max * 2 + 64 {
+            stream.end(StreamEnd::Unread { controls });
+        }
+    }
+
+    async fn pull_all(&self) {
+        while self.pull() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// One round; whether there is more.
+    fn pull(&self) -> bool {
+        let mut state = self.inner.state.lock();
+        let more = self.inner.offer_round(&mut state);
+        state.wake_all();
+        more
+    }
+
+    fn bookmark(&self) {
+        let state = self.inner.state.lock();
+        let (mut current, mut lagging) = (0, 0);
+        for stream in state.streams.values() {
+            let mut backlog = stream.backlog.lock();
+            current += i64::from(!backlog.lagging() && backlog.acked >= backlog.changed);
+            lagging += i64::from(backlog.lagging());
+            if backlog.bookmark(state.position) && !std::mem::replace(&mut backlog.woken, true) {
+                stream.wake.notify_one();
+            }
+        }
+        self.inner.metrics.streams_current.set(current);
+        self.inner.metrics.streams_lagging.set(lagging);
+    }
+}
+
+impl Inner {
+    /// Offers a round of changes; whether there is more.
+    fn offer_round(&self, state: &mut State) -> bool {
+        let (changes, head) = {
+            let directory = self.directory.read();
+            (
+                directory.changes().range(state.position, REVISIONS_PER_ROUND),
+                directory.revision(),
+            )
+        };
+        match changes {
+            Ok(changes) => self.offer_all(state, &changes),
+            Err(_) => self.start_over(state, head),
+        }
+        state.position < head
+    }
+
+    /// Brings the hub to the directory's head and calls `look` there, with the directory locked.
+    fn at_head<R>(&self, look: impl FnOnce(&mut State, &Directory) -> R) -> R {
+        let mut state = self.state.lock();
+        while self.offer_round(&mut state) {}
+        let directory = self.directory.read();
+        match directory.changes().range(state.position, usize::MAX) {
+            Ok(changes) => self.offer_all(&mut state, &changes),
+            Err(_) => self.start_over(&mut state, directory.revision()),
+        }
+        let result = look(&mut state, &directory);
+        drop(directory);
+        state.wake_all();
+        result
+    }
+
+    fn offer_all(&self, state: &mut State, changes: &[Arc<RevisionChanges>]) {
+        for revision in changes {
+            self.offer(state, revision);
+            self.settle(state, revision.revision);
+        }
+        self.metrics.revisions.inc_by(changes.len() as u64);
+    }
+
+    fn settle(&self, state: &mut State, revision: Revision) {
+        state.position = revision;
+        self.settled.store(revision.0, Ordering::Release);
+    }
+
+    fn offer(&self, state: &mut State, changes: &RevisionChanges) {
+        let State {
+            registrations, woken, ..
+        } = state;
+        for (index, change) in changes.services.iter().enumerate() {
+            let place = Place {
+                revision: changes.revision,
+                index: index + 1,
+            };
+            let mut frame = None;
+            let mut offered = 0;
+            for stream in registrations.streams(&change.key) {
+                let frame = frame.get_or_insert_with(|| self.frames.frame(changes, index));
+                let mut backlog = stream.backlog.lock();
+                match backlog.offer(&change.key, place, frame) {
+                    Offered::Repeated => continue,
+                    Offered::Overflowed => _ = self.metrics.overflows.inc(),
+                    Offered::Waits => {}
+                }
+                offered += 1;
+                if !std::mem::replace(&mut backlog.woken, true) {
+                    woken.push(stream.clone());
+                }
+            }
+            self.metrics.frames.inc_by(offered);
+        }
+    }
+
+    /// Changes were lost to the hub (it slept, or a snapshot was installed): everyone starts from state.
+    fn start_over(&self, state: &mut State, head: Revision) {
+        for stream in state.streams.values() {
+            stream.backlog.lock().owe_all();
+            state.woken.push(stream.clone());
+        }
+        self.settle(state, head);
+        self.metrics.resyncs.inc();
+    }
+
+    /// What a subscription missed, as far as it is retained. `None`: it must start from state.
+    fn replay(&self, subscription: &Subscription) -> Option<Replay> {
+        if subscription.after == Revision(0) {
+            return None;
+        }
+        let (changes, through) = {
+            let directory = self.directory.read();
+            let (log, head) = (directory.changes(), directory.revision());
+            if subscription.after < log.floor() || subscription.after > head {
+                return None;
+            }
+            let unchanged = match &subscription.target {
+                Target::Service(key) => directory
+                    .service(key)
+                    .is_some_and(|s| s.modified <= subscription.after),
+                Target::Prefix(_) => false,
+            };
+            let changes = if unchanged {
+                Vec::new()
+            } else {
+                log.range(subscription.after, usize::MAX).ok()?
+            };
+            (changes, head)
+        };
+        let mut replay = Replay {
+            items: Vec::new(),
+            bytes: 0,
+            through,
+        };
+        for changes in &changes {
+            self.add_to(&mut replay, changes, &subscription.target);
+            if replay.items.len() > self.limits.backlog_frames || replay.bytes > self.limits.backlog_bytes {
+                return None;
+            }
+        }
+        Some(replay)
+    }
+
+    fn add_to(&self, replay: &mut Replay, changes: &RevisionChanges, target: &Target) {
+        for (index, change) in changes.services.iter().enumerate() {
+            if target.covers(&change.key) {
+                let frame = self.frames.frame(changes, index);
+                replay.bytes += frame.len();
+                replay.items.push(Item::Change {
+                    key: change.key.clone(),
+                    revision: changes.revision,
+                    frame,
+                });
+            }
+        }
+    }
+
+    /// Makes a subscription live. The hub stands at the directory's head.
+    fn start(
+        &self,
+        state: &mut State,
+        directory: &Directory,
+        stream: &Arc<Shared>,
+        subscription: Subscription,
+        replay: Option<Replay>,
+    ) -> Result<(), SubscribeError> {
+        let revision = directory.revision();
+        let mut backlog = stream.backlog.lock();
+        if backlog.subscriptions.contains_key(&subscription.id) {
+            return Err(SubscribeError::Duplicate { id: subscription.id });
+        }
+        if backlog.subscriptions.len() >= self.limits.subscriptions_max {
+            return Err(SubscribeError::TooMany {
+                subscriptions_max: self.limits.subscriptions_max,
+            });
+        }
+        if subscription.after > revision {
+            return Err(SubscribeError::Ahead {
+                after: subscription.after,
+                head: revision,
+            });
+        }
+        if backlog.lagging() {
+            backlog.catch_up(directory);
+        }
+        let replay = replay
+            .and_then(|replay| self.completed(replay, &subscription.target, directory))
+            .filter(|replay| backlog.has_room(replay.items.len(), replay.bytes));
+        let kind = if replay.is_some() {
+            v1::StartKind::Resumed
+        } else {
+            v1::StartKind::Current
+        };
+        match replay {
+            Some(replay) => {
+                self.metrics.resumed.inc();
+                let items = unrepeated(replay.items, directory, |key| {
+                    state.registrations.covers(key, stream.id)
+                });
+                items.into_iter().for_each(|item| backlog.push(item));
+            }
+            None => current_state(&subscription, directory).for_each(|item| backlog.push(item)),
+        }
+        let services = subscription
+            .target
+            .services(directory)
+            .map(|service| service.key.clone())
+            .collect();
+        backlog.push(Item::Started(Started {
+            subscription: subscription.id,
+            kind,
+            revision,
+            services,
+        }));
+        state.registrations.add(&subscription.target, stream);
+        backlog.subscriptions.insert(subscription.id, subscription.target);
+        self.metrics.subscriptions.inc();
+        Ok(())
+    }
+
+    /// The replay, with what was applied since it was begun.
+    fn completed(&self, mut replay: Replay, target: &Target, directory: &Directory) -> Option<Replay> {
+        for changes in directory.changes().range(replay.through, usize::MAX).ok()? {
+            self.add_to(&mut replay, &changes, target);
+        }
+        Some(replay)
+    }
+}
+
+impl State {
+    fn wake(&mut self, stream: &Arc<Shared>) {
+        stream.backlog.lock().woken = true;
+        self.woken.push(stream.clone());
+    }
+
+    fn wake_all(&mut self) {
+        self.woken.drain(..).for_each(|stream| stream.wake.notify_one());
+    }
+}
+
+/// A stream that follows a service already has had those changes: instead of repeating them it gets the
+/// service's state, once.
+fn unrepeated(items: Vec<Item>, directory: &Directory, followed: impl Fn(&ServiceKey) -> bool) -> Vec<Item> {
+    let mut states = BTreeMap::new();
+    let mut fresh = Vec::with_capacity(items.len());
+    for item in items {
+        match item {
+            Item::Change { key, .. } if followed(&key) => {
+                let service = directory.service(&key).cloned();
+                states.insert(key, service);
+            }
+            other => fresh.push(other),
+        }
+    }
+    let revision = directory.revision();
+    let state = |(key, service)| Item::State {
+        key,
+        service,
+        revision,
+        lagged: false,
+    };
+    fresh.extend(states.into_iter().map(state));
+    fresh
+}
+
+/// What the client lacks of the current state: services whose sign differs from the one it knows, and those it
+/// knows that are gone.
+fn current_state<'a>(
+    subscription: &'a Subscription,
+    directory: &'a Directory,
+) -> impl Iterator<Item = Item> + 'a {
+    let revision = directory.revision();
+    let known: BTreeMap<&ServiceKey, Sign> = subscription
+        .known
+        .iter()
+        .map(|(key, sign)| (key, *sign))
+        .collect();
+    let gone = subscription
+        .known
+        .iter()
+        .filter(move |(key, _)| subscription.target.covers(key) && directory.service(key).is_none())
+        .map(move |(key, _)| Item::State {
+            key: key.clone(),
+            service: None,
+            revision,
+            lagged: false,
+        });
+    let there = subscription
+        .target
+        .services(directory)
+        .filter(move |service| known.get(&service.key) != Some(&service.sign))
+        .map(move |service| Item::State {
+            key: service.key.clone(),
+            service: Some(service.clone()),
+            revision,
+            lagged: false,
+        });
+    gone.chain(there)
+}
+
+fn move_on(after_ms: u32, servers: Vec<String>) -> v1::MoveOn {
+    v1::MoveOn {
+        after_ms,
+        servers,
+        reason: "the server is closing".into(),
+    }
+}
+
+/// The servers, beginning elsewhere for each client, so that they spread.
+fn rotated(servers: &[String], by: u64) -> Vec<String> {
+    let mut servers = servers.to_vec();
+    if let Some(by) = usize::try_from(by)
+        .ok()
+        .and_then(|by| by.checked_rem(servers.len()))
+    {
+        servers.rotate_left(by);
+    }
+    servers
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+#[path = "hub_test.rs"]
+mod tests;

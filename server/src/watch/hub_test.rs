@@ -1,0 +1,686 @@
+//! The hub against a real directory, with a client that believes only what it is sent.
+
+use std::collections::BTreeMap;
+
+use futures_util::FutureExt;
+use prost::Message;
+use rollcall_core::directory::{
+    Address, ChangeLogBounds, Command, DeregisterNode, Expected, GroupSettings, Limits, RegisterNode,
+    Registration, Request,
+};
+use rollcall_core::ids::{LogIndex, LogPosition, NodeKey, RequestId, Term};
+use rollcall_proto::v1::watch_frame::Frame;
+
+use super::*;
+use crate::grpc::convert;
+
+struct World {
+    directory: Arc<SharedDirectory>,
+    hub: WatchHub,
+    index: u64,
+}
+
+fn key(group: &str, service: &str) -> ServiceKey {
+    ServiceKey {
+        group: group.parse().unwrap(),
+        service: service.parse().unwrap(),
+    }
+}
+
+fn small() -> WatchConfig {
+    WatchConfig {
+        backlog_frames: 8,
+        response_bytes: 600,
+        ..WatchConfig::default()
+    }
+}
+
+impl World {
+    fn new(limits: WatchConfig, retained: usize) -> Self {
+        let bounds = ChangeLogBounds {
+            revisions_max: retained,
+            ..ChangeLogBounds::default()
+        };
+        let directory = Directory::new(Limits::default()).with_change_log(bounds);
+        let directory = Arc::new(SharedDirectory::new(directory));
+        let hub = WatchHub::new(directory.clone(), limits, 32 << 20, WatchMetrics::default());
+        let mut world = Self {
+            directory,
+            hub,
+            index: 0,
+        };
+        for group in ["a", "a/b", "c"] {
+            let settings = GroupSettings {
+                auto_create: true,
+                ..GroupSettings::default()
+            };
+            let group = group.parse().unwrap();
+            world.apply(Command::PutGroup {
+                group,
+                settings,
+                expected: Expected::Any,
+            });
+        }
+        world
+    }
+
+    fn apply(&mut self, command: Command) -> Revision {
+        self.index += 1;
+        let request = Request {
+            id: RequestId(u128::from(self.index)),
+            command,
+        };
+        let at = LogPosition {
+            term: Term(1),
+            index: LogIndex(self.index),
+        };
+        let mut directory = self.directory.write();
+        let _ = directory.apply(at, &request);
+        directory.revision()
+    }
+
+    fn put(&mut self, key: &ServiceKey, node: &str, weight: u16) -> Revision {
+        let registration = Registration {
+            id: node.parse().unwrap(),
+            addresses: vec![Address {
+                name: "http".into(),
+                host: "h".into(),
+                port: 80,
+            }],
+            weight,
+            labels: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            kind: Some(rollcall_core::directory::NodeKind::Persistent),
+            state: rollcall_core::directory::NodeState::Up,
+        };
+        let node = RegisterNode {
+            key: key.clone(),
+            registration,
+            expected: Expected::Any,
+        };
+        self.apply(Command::Register {
+            session: None,
+            nodes: vec![node],
+        })
+    }
+
+    fn remove(&mut self, key: &ServiceKey, node: &str) -> Revision {
+        let key = NodeKey {
+            service: key.clone(),
+            node: node.parse().unwrap(),
+        };
+        let nodes = vec![DeregisterNode {
+            key,
+            expected: Expected::Any,
+        }];
+        self.apply(Command::Deregister { session: None, nodes })
+    }
+
+    fn delete(&mut self, key: &ServiceKey) -> Revision {
+        self.apply(Command::DeleteService {
+            key: key.clone(),
+            expected: Expected::Any,
+        })
+    }
+
+    fn open(&self) -> Client {
+        Client::new(self.hub.open("test", v1::ResponseHeader::default()).unwrap())
+    }
+
+    fn pull(&self) {
+        while self.hub.pull() {}
+    }
+
+    /// What a client that follows `target` must hold.
+    fn truth(&self, target: &Target) -> BTreeMap<ServiceKey, (Sign, usize)> {
+        let directory = self.directory.read();
+        target
+            .services(&directory)
+            .map(|s| (s.key.clone(), (s.sign, s.nodes.len())))
+            .collect()
+    }
+}
+
+fn follow(id: u64, target: Target) -> Subscription {
+    Subscription {
+        id,
+        target,
+        after: Revision(0),
+        known: Vec::new(),
+    }
+}
+
+/// A client's picture, built from frames alone; it checks the guarantees as they come.
+struct Client {
+    stream: WatchStream,
+    handle: super::super::StreamHandle,
+    services: BTreeMap<ServiceKey, (Sign, BTreeMap<String, v1::Node>)>,
+    /// Up to where each service is known.
+    seen: BTreeMap<ServiceKey, u64>,
+    /// The last of all frames.
+    last: u64,
+    /// From where this client may resume.
+    resume: u64,
+    log: Vec<&'static str>,
+    rejected: Vec<v1::Rejected>,
+}
+
+fn key_from(key: Option<v1::ServiceKey>) -> ServiceKey {
+    convert::service_key_from("key", key.as_ref()).unwrap()
+}
+
+impl Client {
+    fn new(stream: WatchStream) -> Self {
+        let handle = stream.handle();
+        Self {
+            stream,
+            handle,
+            services: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            last: 0,
+            resume: 0,
+            log: Vec::new(),
+            rejected: Vec::new(),
+        }
+    }
+
+    fn follow(&self, subscription: Subscription) {
+        self.handle.subscribe(subscription).unwrap();
+    }
+
+    /// Reads one message, if one is ready.
+    fn read(&mut self) -> bool {
+        let Some(Some(response)) = self.stream.next().now_or_never() else {
+            return false;
+        };
+        for bytes in response.unwrap().frames {
+            let frame = v1::WatchFrame::decode(bytes).unwrap().frame.unwrap();
+            self.take(frame);
+        }
+        if self.log.last() == Some(&"delta") {
+            // Messages end where revisions end.
+            self.resume = self.last;
+        }
+        true
+    }
+
+    fn read_all(&mut self) {
+        while self.read() {}
+    }
+
+    fn take(&mut self, frame: Frame) {
+        match frame {
+            Frame::Started(started) => {
+                self.log.push(if started.kind() == v1::StartKind::Resumed {
+                    "resumed"
+                } else {
+                    "current"
+                });
+                self.in_order(started.revision);
+                self.resume = started.revision;
+                let exist: Vec<ServiceKey> = started
+                    .services
+                    .into_iter()
+                    .map(|key| key_from(Some(key)))
+                    .collect();
+                assert!(
+                    exist.iter().all(|key| self.services.contains_key(key)),
+                    "a service is missing at its start"
+                );
+                // What went while changes were lost is told by its absence here.
+                self.services.retain(|key, _| exist.contains(key));
+            }
+            Frame::Snapshot(snapshot) => {
+                self.log.push(if snapshot.lagged { "lagged" } else { "snapshot" });
+                self.in_order(snapshot.revision);
+                let view = snapshot.view.unwrap();
+                let key = key_from(view.key);
+                self.seen.insert(key.clone(), snapshot.revision);
+                let nodes = view
+                    .nodes
+                    .into_iter()
+                    .map(|node| (node.id.clone(), node))
+                    .collect();
+                self.services
+                    .insert(key, (convert::sign_from(&view.sign.unwrap()), nodes));
+            }
+            Frame::Delta(delta) => {
+                self.log.push("delta");
+                self.in_order(delta.revision);
+                let key = key_from(delta.key);
+                let seen = self.seen.insert(key.clone(), delta.revision).unwrap_or(0);
+                assert!(
+                    delta.revision > seen,
+                    "revision {} of {key} came after {seen}",
+                    delta.revision
+                );
+                if delta.created {
+                    assert!(!self.services.contains_key(&key));
+                    self.services.insert(key.clone(), Default::default());
+                }
+                let (sign, nodes) = self
+                    .services
+                    .get_mut(&key)
+                    .expect("a delta for an unknown service");
+                for removed in delta.removed {
+                    assert!(nodes.remove(&removed.id).is_some());
+                }
+                nodes.extend(delta.put.into_iter().map(|node| (node.id.clone(), node)));
+                *sign = convert::sign_from(&delta.sign.unwrap());
+            }
+            Frame::Gone(gone) => {
+                self.log.push("gone");
+                self.in_order(gone.revision);
+                self.services.remove(&key_from(gone.key));
+            }
+            Frame::Bookmark(bookmark) => {
+                self.log.push("bookmark");
+                self.in_order(bookmark.revision);
+                self.resume = bookmark.revision;
+            }
+            Frame::Rejected(rejected) => self.rejected.push(rejected),
+            Frame::MoveOn(_) => self.log.push("move on"),
+        }
+    }
+
+    fn in_order(&mut self, revision: u64) {
+        assert!(
+            revision >= self.last,
+            "revision {revision} came after {}",
+            self.last
+        );
+        self.last = revision;
+    }
+
+    fn picture(&self) -> BTreeMap<ServiceKey, (Sign, usize)> {
+        self.services
+            .iter()
+            .map(|(key, (sign, nodes))| (key.clone(), (*sign, nodes.len())))
+            .collect()
+    }
+
+    fn known(&self) -> Vec<(ServiceKey, Sign)> {
+        self.services
+            .iter()
+            .map(|(key, (sign, _))| (key.clone(), *sign))
+            .collect()
+    }
+}
+
+#[tokio::test]
+async fn state_comes_first_then_changes() {
+    let mut world = World::new(small(), 100);
+    let (one, other) = (key("a", "one"), key("a/b", "two"));
+    world.put(&one, "n1", 1);
+    let mut client = world.open();
+    client.follow(follow(1, Target::Prefix("a".into())));
+    world.put(&other, "n1", 1);
+    world.put(&key("c", "elsewhere"), "n1", 1);
+    world.pull();
+    client.read_all();
+    assert_eq!(client.log, ["snapshot", "current", "delta"]);
+    assert_eq!(client.picture(), world.truth(&Target::Prefix("a".into())));
+}
+
+#[tokio::test]
+async fn everything_ready_goes_out_in_one_message() {
+    let mut world = World::new(WatchConfig::default(), 100);
+    let one = key("a", "one");
+    let mut client = world.open();
+    client.follow(follow(1, Target::Service(one.clone())));
+    client.read_all();
+    for weight in 0..20 {
+        world.put(&one, "n1", weight);
+    }
+    world.pull();
+    assert!(client.read());
+    assert_eq!(client.log, [&["current"][..], &["delta"; 20][..]].concat());
+    assert!(!client.read());
+}
+
+#[tokio::test]
+async fn a_stream_that_follows_a_service_twice_gets_each_change_once() {
+    let mut world = World::new(small(), 100);
+    let one = key("a/b", "one");
+    world.put(&one, "n1", 1);
+    let mut client = world.open();
+    client.follow(follow(1, Target::Service(one.clone())));
+    client.follow(follow(2, Target::Prefix("a".into())));
+    client.follow(follow(3, Target::Prefix(String::new())));
+    world.put(&one, "n2", 1);
+    world.pull();
+    client.read_all();
+    assert_eq!(client.log.iter().filter(|kind| **kind == "delta").count(), 1);
+    client.handle.unsubscribe(1);
+    client.handle.unsubscribe(2);
+    world.put(&one, "n3", 1);
+    world.pull();
+    client.read_all();
+    assert_eq!(client.picture(), world.truth(&Target::Prefix(String::new())));
+}
+
+#[tokio::test]
+async fn a_resume_within_retention_gets_exactly_what_it_missed() {
+    let mut world = World::new(WatchConfig::default(), 100);
+    let one = key("a", "one");
+    world.put(&one, "n1", 1);
+    let mut client = world.open();
+    client.follow(follow(1, Target::Service(one.clone())));
+    client.read_all();
+    let after = Revision(client.last);
+    world.put(&one, "n2", 1);
+    world.put(&one, "n3", 1);
+    let mut again = world.open();
+    again.services = client.services.clone();
+    again.seen = client.seen.clone();
+    again.follow(Subscription {
+        after,
+        ..follow(1, Target::Service(one.clone()))
+    });
+    again.read_all();
+    assert_eq!(again.log, ["delta", "delta", "resumed"]);
+    assert_eq!(again.picture(), world.truth(&Target::Service(one)));
+}
+
+#[tokio::test]
+async fn a_resume_below_retention_gets_nothing_for_equal_signs_and_a_snapshot_for_others() {
+    let mut world = World::new(WatchConfig::default(), 3);
+    let (one, two, three) = (key("a", "one"), key("a", "two"), key("a", "three"));
+    for service in [&one, &two, &three] {
+        world.put(service, "n1", 1);
+    }
+    let all = Target::Prefix("a".into());
+    let mut client = world.open();
+    client.follow(follow(1, all.clone()));
+    client.read_all();
+    let after = Revision(client.last);
+    world.put(&two, "n2", 1);
+    world.remove(&three, "n1");
+    world.delete(&three);
+    for weight in 0..5 {
+        world.put(&key("c", "elsewhere"), "n1", weight);
+    }
+    let mut again = world.open();
+    again.services = client.services.clone();
+    again.follow(Subscription {
+        after,
+        known: client.known(),
+        ..follow(1, all.clone())
+    });
+    again.read_all();
+    assert_eq!(again.log, ["gone", "snapshot", "current"]);
+    assert_eq!(again.picture(), world.truth(&all));
+}
+
+#[tokio::test]
+async fn a_laggard_gets_the_current_state_once_and_costs_a_bounded_backlog() {
+    let mut world = World::new(small(), 10_000);
+    let (one, two) = (key("a", "one"), key("a", "two"));
+    let mut slow = world.open();
+    let mut quick = world.open();
+    for client in [&slow, &quick] {
+        client.follow(follow(1, Target::Prefix("a".into())));
+    }
+    slow.read_all();
+    quick.read_all();
+    for weight in 0..500 {
+        world.put(&one, "n1", weight);
+        world.put(&two, "n1", weight);
+        world.pull();
+        quick.read_all();
+        let (frames, _) = slow.handle.shared.backlog.lock().waiting();
+        assert!(frames <= 8, "{frames} frames wait");
+    }
+    assert_eq!(quick.log.len(), 1_001, "the laggard cost another its changes");
+    slow.read_all();
+    assert_eq!(slow.log, ["current", "lagged", "lagged", "bookmark"]);
+    assert_eq!(slow.picture(), world.truth(&Target::Prefix("a".into())));
+    // And from here on changes again.
+    world.put(&one, "n2", 1);
+    world.pull();
+    slow.read_all();
+    assert_eq!(slow.log.last(), Some(&"delta"));
+}
+
+#[tokio::test]
+async fn a_hub_that_fell_below_the_changes_starts_everyone_from_state() {
+    let mut world = World::new(WatchConfig::default(), 4);
+    let one = key("a", "one");
+    world.put(&one, "n1", 1);
+    world.put(&key("a", "two"), "n1", 1);
+    let mut client = world.open();
+    client.follow(follow(1, Target::Prefix("a".into())));
+    client.read_all();
+    for weight in 0..50 {
+        world.put(&one, "n1", weight);
+    }
+    world.pull();
+    client.read_all();
+    assert_eq!(
+        client.log,
+        [
+            "snapshot", "snapshot", "current", "lagged", "lagged", "current", "bookmark"
+        ]
+    );
+    assert_eq!(client.picture(), world.truth(&Target::Prefix("a".into())));
+}
+
+#[tokio::test]
+async fn bad_subscriptions_are_refused_and_change_nothing() {
+    let limits = WatchConfig {
+        subscriptions_max: 2,
+        ..small()
+    };
+    let world = World::new(limits, 100);
+    let client = world.open();
+    let target = Target::Prefix(String::new());
+    let subscribe = |id, after| {
+        client.handle.subscribe(Subscription {
+            after,
+            ..follow(id, target.clone())
+        })
+    };
+    assert_eq!(subscribe(0, Revision(0)), Err(SubscribeError::ZeroId));
+    subscribe(1, Revision(0)).unwrap();
+    assert_eq!(
+        subscribe(1, Revision(0)),
+        Err(SubscribeError::Duplicate { id: 1 })
+    );
+    assert!(matches!(
+        subscribe(2, Revision(99)),
+        Err(SubscribeError::Ahead { .. })
+    ));
+    subscribe(2, Revision(0)).unwrap();
+    assert_eq!(
+        subscribe(3, Revision(0)),
+        Err(SubscribeError::TooMany { subscriptions_max: 2 })
+    );
+}
+
+#[tokio::test]
+async fn streams_are_bounded_and_make_room_when_they_end() {
+    let world = World::new(
+        WatchConfig {
+            streams_max: 1,
+            ..small()
+        },
+        100,
+    );
+    let client = world.open();
+    client.follow(follow(1, Target::Prefix(String::new())));
+    assert!(world.hub.open("", v1::ResponseHeader::default()).is_err());
+    drop(client);
+    assert_eq!(world.hub.streams(), 0);
+    world.open();
+}
+
+#[tokio::test]
+async fn a_client_that_asks_without_reading_is_sent_away() {
+    let world = World::new(
+        WatchConfig {
+            subscriptions_max: 4,
+            ..small()
+        },
+        100,
+    );
+    let mut client = world.open();
+    for _ in 0..200 {
+        client.handle.reject(1, v1::Error::default());
+    }
+    assert!(matches!(
+        client.stream.next().await,
+        Some(Err(StreamEnd::Unread { .. }))
+    ));
+    assert!(client.stream.next().await.is_none());
+}
+
+#[tokio::test]
+async fn closing_tells_every_stream_where_to_go_and_when() {
+    let world = World::new(small(), 100);
+    let mut first = world.open();
+    let mut second = world.open();
+    let servers = ["a:1".to_owned(), "b:1".to_owned()];
+    world.hub.close(&servers, 1_000);
+    for (client, after_ms, server) in [(&mut first, 0, "a:1"), (&mut second, 500, "b:1")] {
+        let response = client.stream.next().await.unwrap().unwrap();
+        let frame = v1::WatchFrame::decode(response.frames[0].clone()).unwrap().frame;
+        let Some(Frame::MoveOn(advice)) = frame else {
+            panic!("{frame:?}")
+        };
+        assert_eq!((advice.after_ms, advice.servers[0].as_str()), (after_ms, server));
+        assert!(client.stream.next().await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn convergence_counts_acknowledgements() {
+    let mut world = World::new(small(), 100);
+    let one = key("a", "one");
+    let revision = world.put(&one, "n1", 1);
+    let (first, second) = (world.open(), world.open());
+    first.follow(follow(1, Target::Service(one.clone())));
+    second.follow(follow(1, Target::Prefix("a".into())));
+    second.follow(follow(2, Target::Service(one.clone())));
+    assert_eq!(
+        world.hub.convergence(&one, revision),
+        Convergence {
+            subscribers: 2,
+            current: 0,
+            oldest: Some(Revision(0))
+        }
+    );
+    first.handle.ack(revision);
+    assert!(!world.hub.convergence(&one, revision).complete());
+    second.handle.ack(revision);
+    assert!(world.hub.convergence(&one, revision).complete());
+}
+
+#[tokio::test]
+async fn a_bookmark_says_only_what_was_sent_before_it() {
+    let mut world = World::new(small(), 100);
+    let mut client = world.open();
+    client.follow(follow(1, Target::Service(key("a", "one"))));
+    client.read_all();
+    let head = world.put(&key("c", "elsewhere"), "n1", 1);
+    world.pull();
+    world.hub.bookmark();
+    client.read_all();
+    assert_eq!(client.resume, head.0);
+    world.hub.bookmark();
+    assert!(!client.read(), "nothing new, nothing said");
+}
+
+/// Random histories, readers of random speed, disconnects and resumes: every client's picture is the
+/// directory's, and no guarantee is broken on the way ([`Client::take`] checks).
+#[tokio::test]
+async fn whatever_happens_pictures_end_up_equal() {
+    let mut kinds = std::collections::BTreeSet::new();
+    for seed in 0..60 {
+        let mut random = Random(seed);
+        let mut world = World::new(small(), 5 + random.below(60));
+        let services = [
+            key("a", "one"),
+            key("a", "two"),
+            key("a/b", "one"),
+            key("c", "one"),
+        ];
+        let targets = [
+            Target::Prefix(String::new()),
+            Target::Prefix("a".into()),
+            Target::Prefix("a/b".into()),
+            Target::Service(services[0].clone()),
+        ];
+        let mut clients: Vec<(usize, Client)> = Vec::new();
+        for _ in 0..400 {
+            match random.below(10) {
+                0..=3 => {
+                    _ = world.put(
+                        &services[random.below(4)],
+                        &format!("n{}", random.below(5)),
+                        random.below(9) as u16,
+                    )
+                }
+                4 => _ = world.remove(&services[random.below(4)], &format!("n{}", random.below(5))),
+                5 => {
+                    let service = &services[random.below(4)];
+                    (0..5).for_each(|node| _ = world.remove(service, &format!("n{node}")));
+                    world.delete(service);
+                }
+                6 => world.pull(),
+                7 if clients.len() < 6 => {
+                    let target = random.below(4);
+                    let client = world.open();
+                    client.follow(follow(1, targets[target].clone()));
+                    clients.push((target, client));
+                }
+                8 if !clients.is_empty() => {
+                    let at = random.below(clients.len());
+                    clients[at].1.read();
+                }
+                9 if !clients.is_empty() => {
+                    let at = random.below(clients.len());
+                    let (target, old) = clients.swap_remove(at);
+                    let mut client = world.open();
+                    client.services = old.services.clone();
+                    // Between the snapshots of a catch-up there is no revision to resume from.
+                    let after = if old.resume == old.last {
+                        Revision(old.resume)
+                    } else {
+                        Revision(0)
+                    };
+                    client.follow(Subscription {
+                        after,
+                        known: old.known(),
+                        ..follow(1, targets[target].clone())
+                    });
+                    clients.push((target, client));
+                }
+                _ => world.hub.bookmark(),
+            }
+        }
+        world.pull();
+        for (target, client) in &mut clients {
+            client.read_all();
+            assert_eq!(client.picture(), world.truth(&targets[*target]), "seed {seed}");
+            kinds.extend(client.log.iter().copied());
+        }
+    }
+    assert_eq!(
+        kinds.len(),
+        7,
+        "every kind of frame should have come up: {kinds:?}"
+    );
+}
+
+/// A small generator, so that a seed tells the whole story.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        usize::try_from((mixed ^ (mixed >> 31)) % bound as u64).unwrap()
+    }
+}

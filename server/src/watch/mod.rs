@@ -1,0 +1,23 @@
+//! Watches: the change log, told to whoever subscribed.
+//!
+//! The hub pulls changes from its own position, encodes each change of a service once, and hands the same bytes
+//! to every stream that follows the service. A stream's backlog is bounded; when it is full its frames are
+//! forgotten, and the stream gets the current state of what they were about as soon as it reads again. So no
+//! reader slows the hub, a writer or another reader.
+//!
+//! Exactly once, in order, without gaps: whoever needs state and changes together (a new subscription, a
+//! laggard) takes the hub's lock, brings the hub to the directory's head, and reads the state at that very
+//! revision. Everything up to it stands in the stream's queue already, everything behind it will come.
+
+mod backlog;
+mod cache;
+mod frame;
+mod hub;
+mod metrics;
+mod registration;
+mod stream;
+
+pub use hub::{Convergence, SubscribeError, Subscription, TooManyStreams, WatchHub};
+pub use metrics::WatchMetrics;
+pub use registration::Target;
+pub use stream::{StreamEnd, StreamHandle, WatchStream};

@@ -1,0 +1,285 @@
+//! One watcher's stream: the hub writes into its backlog, its reader takes what is ready in one piece.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rollcall_core::ids::{Revision, ServiceKey};
+use rollcall_proto::v1::{self, WatchResponse, watch_frame::Frame};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio_util::sync::CancellationToken;
+
+use super::backlog::{Backlog, Bounds, Item, Started};
+use super::frame;
+use super::hub::{SubscribeError, Subscription, WatchHub};
+use crate::grpc::convert;
+
+/// Bytes that a frame's place in the response costs besides the frame.
+const FRAME_OVERHEAD: usize = 6;
+
+/// Why a stream ends.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StreamEnd {
+    /// The server closes; the client goes elsewhere.
+    #[error("the server is closing")]
+    Moved(v1::MoveOn),
+    /// The client asks and asks and does not read.
+    #[error("{controls} answers wait unread")]
+    Unread {
+        /// How many.
+        controls: usize,
+    },
+    /// A service is too large for one message: make it smaller, or raise `doors.message_bytes_max`.
+    #[error("service {key} takes {bytes} bytes, at most {bytes_max} fit into a message")]
+    TooLarge {
+        /// Which.
+        key: ServiceKey,
+        /// Its encoded size.
+        bytes: usize,
+        /// The bound.
+        bytes_max: usize,
+    },
+}
+
+/// What the hub, the reader and the writer of a stream share.
+pub(crate) struct Shared {
+    pub(crate) id: u64,
+    pub(crate) client: Mutex<String>,
+    pub(crate) backlog: Mutex<Backlog>,
+    pub(crate) wake: Notify,
+    pub(crate) end: Mutex<Option<StreamEnd>>,
+    /// The reader is gone, or the stream must end.
+    pub(crate) closed: CancellationToken,
+}
+
+impl Shared {
+    pub(crate) fn new(id: u64, client: String, bounds: Bounds) -> Self {
+        Self {
+            id,
+            client: Mutex::new(client),
+            backlog: Mutex::new(Backlog::new(bounds)),
+            wake: Notify::new(),
+            end: Mutex::new(None),
+            closed: CancellationToken::new(),
+        }
+    }
+
+    pub(crate) fn end(&self, end: StreamEnd) {
+        self.end.lock().get_or_insert(end);
+        self.wake.notify_one();
+    }
+}
+
+/// The asking half of a stream. Cheap to clone; the stream ends when the [`WatchStream`] is dropped.
+#[derive(Clone)]
+pub struct StreamHandle {
+    pub(super) hub: WatchHub,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl StreamHandle {
+    /// A name for people, from the stream's first message.
+    pub fn name(&self, client: &str) {
+        *self.shared.client.lock() = client.chars().take(256).collect();
+    }
+
+    /// Starts a subscription; what it needs is in the stream's backlog when this returns.
+    ///
+    /// # Errors
+    /// Nothing changed; the caller tells the client by [`Self::reject`].
+    pub fn subscribe(&self, subscription: Subscription) -> Result<(), SubscribeError> {
+        self.hub.subscribe(&self.shared, subscription)
+    }
+
+    /// Ends a subscription. Frames that wait already still go out; an unknown id is no error.
+    pub fn unsubscribe(&self, subscription: u64) {
+        self.hub.unsubscribe(&self.shared, subscription);
+    }
+
+    /// Tells the client that a subscription was refused.
+    pub fn reject(&self, subscription: u64, error: v1::Error) {
+        let rejected = v1::Rejected {
+            subscription,
+            error: Some(error),
+        };
+        self.shared.backlog.lock().push(Item::Rejected(rejected));
+        self.shared.wake.notify_one();
+        self.hub.end_if_unread(&self.shared);
+    }
+
+    /// The client has taken in everything up to this revision.
+    pub fn ack(&self, revision: Revision) {
+        let mut backlog = self.shared.backlog.lock();
+        backlog.acked = backlog.acked.max(revision);
+    }
+
+    /// Waits until the stream is closed, from whichever side.
+    pub async fn closed(&self) {
+        self.shared.closed.cancelled().await;
+    }
+
+    /// Closes the stream: its reader comes to its end.
+    pub fn close(&self) {
+        self.shared.closed.cancel();
+        self.shared.wake.notify_one();
+    }
+}
+
+/// The answering half of a stream. Dropping it ends every subscription.
+pub struct WatchStream {
+    hub: WatchHub,
+    shared: Arc<Shared>,
+    header: v1::ResponseHeader,
+    /// Held while a large message is on its way, until the next is asked for.
+    large: Option<OwnedSemaphorePermit>,
+    ended: bool,
+}
+
+impl Drop for WatchStream {
+    fn drop(&mut self) {
+        self.shared.closed.cancel();
+        self.hub.forget(&self.shared);
+    }
+}
+
+impl WatchStream {
+    pub(super) fn new(hub: WatchHub, shared: Arc<Shared>, header: v1::ResponseHeader) -> Self {
+        Self {
+            hub,
+            shared,
+            header,
+            large: None,
+            ended: false,
+        }
+    }
+
+    /// The asking half.
+    #[must_use]
+    pub fn handle(&self) -> StreamHandle {
+        StreamHandle {
+            hub: self.hub.clone(),
+            shared: self.shared.clone(),
+        }
+    }
+
+    /// Everything that is ready, as one message; waits until something is. A revision is never split between
+    /// messages. `None`: the stream has ended.
+    /// Asking for the next message means that the last one is on its way. Cancel-safe only by dropping the
+    /// stream.
+    ///
+    /// # Errors
+    /// The stream's last word; `None` follows.
+    pub async fn next(&mut self) -> Option<Result<WatchResponse, StreamEnd>> {
+        self.large = None;
+        loop {
+            if self.ended || self.shared.closed.is_cancelled() {
+                return None;
+            }
+            let end = self.shared.end.lock().clone();
+            if let Some(end) = end {
+                self.ended = true;
+                return Some(last_word(end));
+            }
+            if self.shared.backlog.lock().lagging() {
+                self.hub.catch_up(&self.shared);
+            }
+            match self.gather() {
+                Ok((frames, _)) if frames.is_empty() => self.shared.wake.notified().await,
+                Ok((frames, bytes)) => {
+                    self.take_large_permit(bytes).await;
+                    self.hub.count_response(bytes);
+                    return Some(Ok(WatchResponse { frames }));
+                }
+                Err(end) => {
+                    self.ended = true;
+                    return Some(Err(end));
+                }
+            }
+        }
+    }
+
+    /// Frames up to about the wanted size, revisions whole.
+    fn gather(&self) -> Result<(Vec<Bytes>, usize), StreamEnd> {
+        let wanted = self.hub.limits().response_bytes;
+        let mut frames = Vec::new();
+        let mut bytes = 0;
+        let mut items = Vec::new();
+        while bytes < wanted {
+            let any = {
+                let mut backlog = self.shared.backlog.lock();
+                backlog.woken = false;
+                backlog.take_next(self.hub.settled(), &mut items)
+            };
+            if !any {
+                break;
+            }
+            for item in items.drain(..) {
+                let frame = self.encode(item)?;
+                bytes += frame.len() + FRAME_OVERHEAD;
+                frames.push(frame);
+            }
+        }
+        Ok((frames, bytes))
+    }
+
+    fn encode(&self, item: Item) -> Result<Bytes, StreamEnd> {
+        Ok(match item {
+            Item::Change { frame, .. } => frame,
+            Item::State {
+                key,
+                service: None,
+                revision,
+                ..
+            } => frame::gone(&key, revision),
+            Item::State {
+                key,
+                service: Some(service),
+                revision,
+                lagged,
+            } => {
+                let frame = frame::snapshot(self.hub.view(&service), revision, lagged);
+                let bytes_max = self.hub.message_bytes_max();
+                if frame.len() + FRAME_OVERHEAD > bytes_max {
+                    return Err(StreamEnd::TooLarge {
+                        key,
+                        bytes: frame.len(),
+                        bytes_max,
+                    });
+                }
+                self.hub.count_snapshot();
+                frame
+            }
+            Item::Started(started) => frame::encode(Frame::Started(self.started(started))),
+            Item::Rejected(rejected) => frame::encode(Frame::Rejected(rejected)),
+            Item::Bookmark(revision) => frame::encode(Frame::Bookmark(v1::Bookmark { revision: revision.0 })),
+        })
+    }
+
+    fn started(&self, started: Started) -> v1::Started {
+        v1::Started {
+            subscription: started.subscription,
+            kind: started.kind.into(),
+            revision: started.revision.0,
+            header: Some(v1::ResponseHeader {
+                revision: started.revision.0,
+                ..self.header.clone()
+            }),
+            services: started.services.iter().map(convert::service_key).collect(),
+        }
+    }
+
+    async fn take_large_permit(&mut self, bytes: usize) {
+        if bytes > self.hub.limits().response_bytes * 2 {
+            self.large = self.hub.large_permit(bytes).await;
+        }
+    }
+}
+
+fn last_word(end: StreamEnd) -> Result<WatchResponse, StreamEnd> {
+    match end {
+        StreamEnd::Moved(advice) => Ok(WatchResponse {
+            frames: vec![frame::encode(Frame::MoveOn(advice))],
+        }),
+        other @ (StreamEnd::Unread { .. } | StreamEnd::TooLarge { .. }) => Err(other),
+    }
+}
