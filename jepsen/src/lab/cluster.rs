@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rollcall_proto::v1::cluster_client::ClusterClient;
-use rollcall_proto::v1::{AddLearnerRequest, MemberRole, PromoteRequest, RemoveRequest, StatusResponse};
+use rollcall_proto::v1::{
+    AddLearnerRequest, Member, MemberRole, MembersRequest, PromoteRequest, RemoveRequest, StatusResponse,
+};
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
@@ -290,13 +292,15 @@ impl Cluster {
     /// The cluster refuses for as long as `MEMBERSHIP_MAX`, or does not answer.
     pub async fn add_learner(&mut self, id: u64) -> anyhow::Result<()> {
         let of = self.server(id).endpoints().clone();
-        self.change_membership(&format!("taking in server {id}"), |mut client| {
-            let request = AddLearnerRequest {
-                server: id,
-                peer_address: of.peer.clone(),
-                client_address: of.client.clone(),
-                http_address: of.http.clone(),
-            };
+        let request = AddLearnerRequest {
+            server: id,
+            peer_address: of.peer,
+            client_address: of.client,
+            http_address: of.http,
+        };
+        let done = |members: &[Member]| members.iter().any(|member| member.server == id);
+        self.change_membership(&format!("taking in server {id}"), done, |mut client| {
+            let request = request.clone();
             async move { client.add_learner(request).await.map(drop) }
         })
         .await
@@ -307,7 +311,8 @@ impl Cluster {
     /// # Errors
     /// The cluster refuses for as long as `MEMBERSHIP_MAX`, or does not answer.
     pub async fn promote(&mut self, id: u64) -> anyhow::Result<()> {
-        self.change_membership(&format!("promoting server {id}"), |mut client| async move {
+        let done = |members: &[Member]| members.iter().any(|member| member.server == id && member.voter);
+        self.change_membership(&format!("promoting server {id}"), done, |mut client| async move {
             client.promote(PromoteRequest { server: id }).await.map(drop)
         })
         .await
@@ -318,7 +323,8 @@ impl Cluster {
     /// # Errors
     /// The cluster refuses for as long as `MEMBERSHIP_MAX`, or does not answer.
     pub async fn remove(&mut self, id: u64) -> anyhow::Result<()> {
-        self.change_membership(&format!("removing server {id}"), |mut client| async move {
+        let done = |members: &[Member]| members.iter().all(|member| member.server != id);
+        self.change_membership(&format!("removing server {id}"), done, |mut client| async move {
             client.remove(RemoveRequest { server: id }).await.map(drop)
         })
         .await
@@ -347,9 +353,10 @@ impl Cluster {
     }
 
     /// Asks the leader, again and again while it refuses: an earlier change may be under way, a learner may
-    /// still be catching up, leadership may move.
-    async fn change_membership<F, Fut>(&mut self, what: &str, mut call: F) -> anyhow::Result<()>
+    /// still be catching up, leadership may move. An answer may get lost, so the members themselves are asked too.
+    async fn change_membership<D, F, Fut>(&mut self, what: &str, done: D, mut call: F) -> anyhow::Result<()>
     where
+        D: Fn(&[Member]) -> bool,
         F: FnMut(ClusterClient<Channel>) -> Fut,
         Fut: Future<Output = Result<(), tonic::Status>>,
     {
@@ -360,10 +367,19 @@ impl Cluster {
                 .timeout(MEMBERSHIP_MAX)
                 .connect_timeout(Duration::from_secs(2));
             let refused = match endpoint.connect().await {
-                Ok(channel) => match call(ClusterClient::new(channel)).await {
-                    Ok(()) => return Ok(()),
-                    Err(status) => format!("{:?}: {}", status.code(), status.message()),
-                },
+                Ok(channel) => {
+                    let mut client = ClusterClient::new(channel);
+                    match call(client.clone()).await {
+                        Ok(()) => return Ok(()),
+                        Err(status) => {
+                            let members = client.members(MembersRequest {}).await;
+                            if members.is_ok_and(|members| done(&members.get_ref().members)) {
+                                return Ok(());
+                            }
+                            format!("{:?}: {}", status.code(), status.message())
+                        }
+                    }
+                }
                 Err(failed) => failed.to_string(),
             };
             if started.elapsed() > MEMBERSHIP_MAX {
