@@ -14,6 +14,7 @@ use crate::config::{RegistryConfig, WriteOptions, millis};
 use crate::endpoint::{Endpoint, Endpoints};
 use crate::error::Error;
 use crate::key::RequestId;
+use crate::watch::Hub;
 
 /// A registry: some servers of one cluster. Cheap to clone; clones share connections, the watch stream and the
 /// cache.
@@ -26,6 +27,7 @@ pub struct Registry {
 pub(crate) struct Inner {
     pub(crate) config: Arc<RegistryConfig>,
     pub(crate) endpoints: Arc<Endpoints>,
+    pub(crate) hub: Hub,
 }
 
 /// A handle on the registry that these servers are, with default settings. See [`Registry::connect`].
@@ -90,8 +92,13 @@ impl Registry {
         config.check()?;
         let endpoints = Arc::new(Endpoints::new(&config)?);
         let config = Arc::new(config);
+        let hub = Hub::new(Arc::clone(&config), Arc::clone(&endpoints));
         Ok(Self {
-            inner: Arc::new(Inner { config, endpoints }),
+            inner: Arc::new(Inner {
+                config,
+                endpoints,
+                hub,
+            }),
         })
     }
 

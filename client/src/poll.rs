@@ -1,0 +1,183 @@
+//! Asking now and then instead of listening, where streams are not possible: one call for the signs of all
+//! services, then one per service whose sign differs from what is held.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use crate::backoff::jittered;
+use crate::config::ReadOptions;
+use crate::directory::{SIGNS_MAX, ServiceSign};
+use crate::error::Error;
+use crate::key::ServiceKey;
+use crate::registry::Registry;
+use crate::view::{Confirmed, Heard, ServiceView, Source};
+use crate::watch::{Cached, ServiceWatch};
+
+/// How to poll.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct PollOptions {
+    /// Time between two rounds, a tenth more or less at random. Default 5 s; at least 50 ms.
+    pub interval: Duration,
+    /// How the reads are made. Default: local, which costs the cluster least.
+    pub read: ReadOptions,
+}
+
+impl Default for PollOptions {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(5),
+            read: ReadOptions::local(),
+        }
+    }
+}
+
+impl PollOptions {
+    /// The defaults, with this interval.
+    #[must_use]
+    pub fn every(interval: Duration) -> Self {
+        Self {
+            interval,
+            ..Self::default()
+        }
+    }
+}
+
+/// Ends the task when the last watch of the poll is dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Guard {
+    over: Arc<Notify>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.over.notify_one();
+    }
+}
+
+struct Slot {
+    cached: Cached,
+    published: watch::Sender<Arc<ServiceView>>,
+}
+
+impl Registry {
+    /// Keeps these services current by polling, under the same rules as a stream does: revisions never go back,
+    /// and no unconfirmed empty list replaces nodes. One watch per key, in the order given; a key that is given
+    /// twice is polled once.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`]: an interval that is too short.
+    pub fn poll(&self, keys: &[ServiceKey], options: PollOptions) -> Result<Vec<ServiceWatch>, Error> {
+        let interval_min = Duration::from_millis(50);
+        if options.interval < interval_min {
+            return Err(Error::InvalidArgument {
+                subject: "interval".into(),
+                message: format!(
+                    "interval is {:?}, at least {interval_min:?} is needed",
+                    options.interval
+                ),
+            });
+        }
+        let mut slots: BTreeMap<ServiceKey, Slot> = BTreeMap::new();
+        for key in keys {
+            slots.entry(key.clone()).or_insert_with(|| {
+                let cached = Cached::unknown(key.clone());
+                Slot {
+                    published: watch::Sender::new(Arc::clone(cached.view())),
+                    cached,
+                }
+            });
+        }
+        let guard = Arc::new(Guard::default());
+        let watches = keys
+            .iter()
+            .map(|key| {
+                ServiceWatch::polled(key.clone(), slots[key].published.subscribe(), Arc::clone(&guard))
+            })
+            .collect();
+        let (registry, over) = (self.clone(), Arc::clone(&guard.over));
+        tokio::spawn(async move {
+            tokio::select! {
+                () = poll(&registry, slots, options) => {}
+                () = over.notified() => {}
+            }
+        });
+        Ok(watches)
+    }
+}
+
+async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, options: PollOptions) {
+    let keys: Vec<ServiceKey> = slots.keys().cloned().collect();
+    loop {
+        for keys in keys.chunks(SIGNS_MAX) {
+            match registry.signs(keys, options.read).await {
+                Ok(answer) => {
+                    let cluster = Arc::from(answer.header.cluster.as_str());
+                    for sign in answer.value {
+                        if let Some(slot) = slots.get_mut(&sign.key) {
+                            compare(registry, slot, &sign, answer.header.revision, &cluster, options).await;
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "signs were not answered");
+                    for slot in slots.values_mut() {
+                        if slot.cached.on_interrupted() {
+                            slot.publish();
+                        }
+                    }
+                }
+            }
+        }
+        tokio::time::sleep(jittered(options.interval)).await;
+    }
+}
+
+async fn compare(
+    registry: &Registry,
+    slot: &mut Slot,
+    sign: &ServiceSign,
+    revision: u64,
+    cluster: &Arc<str>,
+    options: PollOptions,
+) {
+    let held = slot.cached.view();
+    let confirmed = Confirmed::Heard(Heard::now());
+    if !sign.exists {
+        slot.cached.take_gone(revision, cluster, confirmed);
+        return slot.publish();
+    }
+    if held.exists && held.sign == sign.sign && held.source != Source::Nothing {
+        slot.cached.confirm(revision, cluster, confirmed);
+        return slot.publish();
+    }
+    match registry.query_unless(&sign.key, None, options.read).await {
+        Ok(answer) => {
+            let cluster = Arc::from(answer.header.cluster.as_str());
+            if let Some(view) = answer.value {
+                let view = ServiceView::from_wire(view, answer.header.revision, cluster, confirmed);
+                slot.cached.take_full(view);
+                slot.publish();
+            }
+        }
+        Err(error) => tracing::debug!(service = %sign.key, %error, "a service was not answered"),
+    }
+}
+
+impl Slot {
+    fn publish(&self) {
+        self.published.send_if_modified(|shown| {
+            let next = self.cached.view();
+            let differs = shown.source != next.source
+                || shown.revision != next.revision
+                || shown.sign != next.sign
+                || shown.exists != next.exists;
+            // The age is renewed in any case; readers wake only for what differs.
+            *shown = Arc::clone(next);
+            differs
+        });
+    }
+}

@@ -1,0 +1,324 @@
+//! Views on disk, so that a consumer can start while no server answers.
+//!
+//! One file per service, `group~service.roll`. Layout, little endian:
+//!
+//! ```text
+//! 0   8  "ROLLCALL"
+//! 8   2  version, 1
+//! 10  2  length of the cluster's name
+//! 12  8  when it was written, milliseconds since 1970
+//! 20  8  the state's revision
+//! 28  4  length of the view
+//! 32     the cluster's name, UTF-8
+//!        the view, an encoded rollcall.v1.ServiceView
+//!     4  CRC-32 of everything before
+//! ```
+//!
+//! A file that is torn, damaged, of another version or of another service counts as not there, with a warning.
+//! Files are replaced whole, by rename, so readers and other processes never see half of one.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prost::Message;
+use rollcall_proto::v1;
+
+use crate::key::ServiceKey;
+use crate::view::{Confirmed, ServiceView, Source};
+
+const MAGIC: &[u8; 8] = b"ROLLCALL";
+const VERSION: u16 = 1;
+const HEAD_BYTES: usize = 32;
+const CRC_BYTES: usize = 4;
+/// Larger files are no snapshots of ours.
+const FILE_BYTES_MAX: u64 = 256 << 20;
+
+/// The folder of the snapshots.
+#[derive(Clone, Debug)]
+pub(crate) struct SnapshotFolder {
+    folder: PathBuf,
+}
+
+/// Why a file was not used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Damage {
+    #[error("cannot be read")]
+    Io(#[from] io::Error),
+    #[error("has {bytes} bytes, at most {FILE_BYTES_MAX} are expected")]
+    TooLarge { bytes: u64 },
+    #[error("has {bytes} bytes, {expected} were written")]
+    Torn { bytes: usize, expected: usize },
+    #[error("does not begin with ROLLCALL")]
+    Magic,
+    #[error("is of version {found}, this client reads {VERSION}")]
+    Version { found: u16 },
+    #[error("has checksum {computed:08x}, {written:08x} was written")]
+    Checksum { written: u32, computed: u32 },
+    #[error("cannot be decoded: {0}")]
+    Content(String),
+    #[error("is of service {found}")]
+    Foreign { found: ServiceKey },
+}
+
+impl SnapshotFolder {
+    pub(crate) fn new(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
+    /// What was last written of the service, if it is sound. Blocks.
+    pub(crate) fn load(&self, key: &ServiceKey) -> Option<ServiceView> {
+        let path = self.path(key);
+        match read(&path, key) {
+            Ok(view) => view,
+            Err(damage) => {
+                tracing::warn!(file = %path.display(), %damage, "snapshot ignored");
+                None
+            }
+        }
+    }
+
+    /// Replaces what was written. Blocks.
+    pub(crate) fn store(&self, view: &ServiceView) -> io::Result<()> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let bytes = encode(view, SystemTime::now());
+        fs::create_dir_all(&self.folder)?;
+        let unique = format!(
+            "{}.{}.tmp",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        let temporary = self.folder.join(unique);
+        let written = fs::File::create(&temporary).and_then(|mut file| {
+            file.write_all(&bytes)?;
+            // Without this a crash of the machine could leave the new name with no content.
+            file.sync_data()?;
+            fs::rename(&temporary, self.path(&view.key))
+        });
+        if written.is_err() {
+            // It may not be there; the error that matters is the first one.
+            let _ = fs::remove_file(&temporary);
+        }
+        written
+    }
+
+    /// Forgets the service. Blocks.
+    pub(crate) fn remove(&self, key: &ServiceKey) -> io::Result<()> {
+        match fs::remove_file(self.path(key)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn path(&self, key: &ServiceKey) -> PathBuf {
+        // `~` is in no name; anything else that is in none either (and would be refused by every server) must
+        // still not lead out of the folder.
+        let safe = |c: char| {
+            if c.is_ascii_alphanumeric() || "._-".contains(c) {
+                c
+            } else {
+                '~'
+            }
+        };
+        let name: String = format!("{key}").chars().map(safe).collect();
+        self.folder.join(format!("{name}.roll"))
+    }
+}
+
+fn read(path: &Path, key: &ServiceKey) -> Result<Option<ServiceView>, Damage> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+        Ok(metadata) if metadata.len() > FILE_BYTES_MAX => {
+            return Err(Damage::TooLarge {
+                bytes: metadata.len(),
+            });
+        }
+        Ok(_) => {}
+    }
+    let view = decode(&fs::read(path)?)?;
+    if view.key == *key {
+        Ok(Some(view))
+    } else {
+        Err(Damage::Foreign { found: view.key })
+    }
+}
+
+fn encode(view: &ServiceView, written_at: SystemTime) -> Vec<u8> {
+    let body = view.to_wire().encode_to_vec();
+    let cluster = view.cluster.as_bytes();
+    let cluster = &cluster[..cluster.len().min(usize::from(u16::MAX))];
+    let written_ms = written_at
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, crate::config::millis);
+    let mut bytes = Vec::with_capacity(HEAD_BYTES + cluster.len() + body.len() + CRC_BYTES);
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&(cluster.len() as u16).to_le_bytes());
+    bytes.extend_from_slice(&written_ms.to_le_bytes());
+    bytes.extend_from_slice(&view.as_of.to_le_bytes());
+    bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(cluster);
+    bytes.extend_from_slice(&body);
+    let crc = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Result<ServiceView, Damage> {
+    let torn = |expected| Damage::Torn {
+        bytes: bytes.len(),
+        expected,
+    };
+    let (head, rest) = bytes
+        .split_at_checked(HEAD_BYTES)
+        .ok_or_else(|| torn(HEAD_BYTES + CRC_BYTES))?;
+    if !head.starts_with(MAGIC) {
+        return Err(Damage::Magic);
+    }
+    let version = u16::from_le_bytes(field(head, 8));
+    if version != VERSION {
+        return Err(Damage::Version { found: version });
+    }
+    let cluster_bytes = usize::from(u16::from_le_bytes(field(head, 10)));
+    let written_ms = u64::from_le_bytes(field(head, 12));
+    let as_of = u64::from_le_bytes(field(head, 20));
+    let body_bytes = u32::from_le_bytes(field(head, 28)) as usize;
+    let expected = HEAD_BYTES + cluster_bytes + body_bytes + CRC_BYTES;
+    if bytes.len() != expected {
+        return Err(torn(expected));
+    }
+    let (content, crc) = rest.split_at(cluster_bytes + body_bytes);
+    let written = u32::from_le_bytes(field(crc, 0));
+    let computed = crc32fast::hash(&bytes[..expected - CRC_BYTES]);
+    if written != computed {
+        return Err(Damage::Checksum { written, computed });
+    }
+    let (cluster, body) = content.split_at(cluster_bytes);
+    let cluster = std::str::from_utf8(cluster).map_err(|error| Damage::Content(error.to_string()))?;
+    let view = v1::ServiceView::decode(body).map_err(|error| Damage::Content(error.to_string()))?;
+    let written_at = UNIX_EPOCH + Duration::from_millis(written_ms.min(1 << 52));
+    let view = ServiceView::from_wire(view, as_of, Arc::from(cluster), Confirmed::Written(written_at));
+    Ok(ServiceView {
+        source: Source::Disk,
+        ..view
+    })
+}
+
+/// `N` bytes at `at`; the caller has checked that they are there.
+fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut field = [0; N];
+    field.copy_from_slice(&bytes[at..at + N]);
+    field
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view() -> ServiceView {
+        let view = v1::ServiceView {
+            key: Some(v1::ServiceKey {
+                group: "prod/feed".into(),
+                service: "ranker".into(),
+            }),
+            sign: Some(v1::Sign { high: 1, low: 2 }),
+            revision: 7,
+            settings: None,
+            nodes: vec![v1::Node {
+                id: "a:1".into(),
+                weight: 100,
+                state: 1,
+                kind: 1,
+                ..Default::default()
+            }],
+        };
+        ServiceView::from_wire(view, 9, Arc::from("c1"), Confirmed::Never)
+    }
+
+    fn same(one: &ServiceView, other: &ServiceView) -> bool {
+        one.to_wire() == other.to_wire() && one.as_of == other.as_of && one.cluster == other.cluster
+    }
+
+    #[test]
+    fn what_was_stored_is_loaded_with_its_age() {
+        let folder = tempfile::tempdir().unwrap();
+        let snapshots = SnapshotFolder::new(folder.path().join("made/when/needed"));
+        let view = view();
+        assert!(snapshots.load(&view.key).is_none());
+        snapshots.store(&view).unwrap();
+        let loaded = snapshots.load(&view.key).unwrap();
+        assert!(same(&loaded, &view));
+        assert_eq!(loaded.source, Source::Disk);
+        assert!(loaded.age().unwrap() < Duration::from_secs(60));
+        let names: Vec<_> = fs::read_dir(&snapshots.folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names, ["prod~feed~ranker.roll"], "nothing temporary is left");
+        snapshots.remove(&view.key).unwrap();
+        snapshots.remove(&view.key).unwrap();
+        assert!(snapshots.load(&view.key).is_none());
+    }
+
+    #[test]
+    fn a_torn_file_is_ignored_wherever_it_ends() {
+        let whole = encode(&view(), SystemTime::now());
+        for length in 0..whole.len() {
+            assert!(
+                decode(&whole[..length]).is_err(),
+                "{length} of {} bytes",
+                whole.len()
+            );
+        }
+        assert!(decode(&whole).is_ok());
+    }
+
+    #[test]
+    fn a_damaged_byte_is_noticed_wherever_it_is() {
+        let whole = encode(&view(), SystemTime::now());
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x40;
+            assert!(decode(&damaged).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_service_or_version_is_ignored() {
+        let folder = tempfile::tempdir().unwrap();
+        let snapshots = SnapshotFolder::new(folder.path().into());
+        let view = view();
+        snapshots.store(&view).unwrap();
+        let other = ServiceKey::new("prod/feed", "other");
+        fs::copy(snapshots.path(&view.key), snapshots.path(&other)).unwrap();
+        assert!(snapshots.load(&other).is_none());
+        let mut later = encode(&view, SystemTime::now());
+        later[8] = 2;
+        assert!(matches!(decode(&later), Err(Damage::Version { found: 2 })));
+    }
+
+    #[test]
+    fn names_do_not_lead_out_of_the_folder() {
+        let snapshots = SnapshotFolder::new("/snapshots".into());
+        let path = snapshots.path(&ServiceKey::new("../../etc", "x"));
+        assert_eq!(path.parent(), Some(Path::new("/snapshots")));
+    }
+
+    /// Version 1, for ever: files of earlier clients are read by later ones.
+    #[test]
+    fn golden_file() {
+        let bytes = encode(&view(), UNIX_EPOCH + Duration::from_millis(1_700_000_000_000));
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, GOLDEN);
+        assert!(same(&decode(&bytes).unwrap(), &view()));
+    }
+
+    const GOLDEN: &str = concat!(
+        "524f4c4c43414c4c010002000068e5cf8b01000009000000000000003a00000063310a130a0970726f642f66656564120672616e6b",
+        "65721212090100000000000000110200000000000000180722002a0b0a03613a311864300138017dc988d5"
+    );
+}

@@ -1,0 +1,416 @@
+//! What may replace what: the rules by which a consumer's view of a service changes.
+//!
+//! - Revisions of a cluster never go back.
+//! - A non-empty list is replaced by an empty one only on the word of a server whose state is newer: an empty
+//!   list that is merely heard, or from another cluster, changes nothing.
+//! - A change is applied to what it was made for: after it, the nodes' sign must be the frame's. The client
+//!   computes signs itself. Should a later server sign differently than this client, already its full lists do
+//!   not match; then changes are taken on trust.
+
+use std::sync::Arc;
+
+use rollcall_proto::v1;
+
+use crate::key::ServiceKey;
+use crate::node::Node;
+use crate::sign::Sign;
+use crate::view::{Confirmed, ServiceView, Source};
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Merged {
+    /// There is a new view.
+    Changed,
+    /// The same nodes, confirmed.
+    Confirmed,
+    /// It is older than what is held.
+    Older,
+    /// An empty list that nobody vouches for.
+    UnconfirmedEmpty,
+    /// Something is missing between what is held and this: ask for the full list.
+    Gap,
+}
+
+/// One service as it is held.
+#[derive(Debug)]
+pub(crate) struct Cached {
+    view: Arc<ServiceView>,
+    /// The nodes held have the sign that the server named.
+    signed: bool,
+}
+
+impl Cached {
+    pub(crate) fn unknown(key: ServiceKey) -> Self {
+        Self {
+            view: Arc::new(ServiceView::unknown(key)),
+            signed: false,
+        }
+    }
+
+    pub(crate) fn of(view: ServiceView) -> Self {
+        Self {
+            signed: is_signed(&view),
+            view: Arc::new(view),
+        }
+    }
+
+    pub(crate) fn view(&self) -> &Arc<ServiceView> {
+        &self.view
+    }
+
+    /// A full list. `view.as_of` is the revision of the state that it was read from.
+    pub(crate) fn take_full(&mut self, view: ServiceView) -> Merged {
+        let held = &self.view;
+        let other_cluster = is_other(&held.cluster, &view.cluster);
+        if !other_cluster && (view.as_of < held.revision || view.revision < held.revision) {
+            return Merged::Older;
+        }
+        if view.nodes.is_empty() && !held.nodes.is_empty() && (other_cluster || view.as_of <= held.revision) {
+            return Merged::UnconfirmedEmpty;
+        }
+        let same = held.source != Source::Nothing
+            && held.exists == view.exists
+            && held.revision == view.revision
+            && held.sign == view.sign
+            && held.metadata == view.metadata;
+        *self = Self::of(view);
+        if same { Merged::Confirmed } else { Merged::Changed }
+    }
+
+    /// One revision's change.
+    pub(crate) fn take_delta(
+        &mut self,
+        delta: v1::ServiceDelta,
+        cluster: &Arc<str>,
+        confirmed: Confirmed,
+    ) -> Merged {
+        let held = &self.view;
+        if is_other(&held.cluster, cluster) {
+            return Merged::Gap;
+        }
+        if delta.revision <= held.revision && held.source != Source::Nothing {
+            return Merged::Older;
+        }
+        if !held.exists && !delta.created {
+            return Merged::Gap;
+        }
+        let mut next = if delta.created {
+            ServiceView::unknown(held.key.clone())
+        } else {
+            ServiceView::clone(held)
+        };
+        let mut sum = if delta.created { Sign::default() } else { held.sign };
+        for removed in &delta.removed {
+            if let Ok(at) = next
+                .nodes
+                .binary_search_by(|node| node.id.as_ref().cmp(&removed.id))
+            {
+                let node = next.nodes.remove(at);
+                sum = Sign(sum.0.wrapping_sub(Sign::of_node(&node).0));
+            }
+        }
+        for node in delta.put {
+            let node = Arc::new(Node::from(node));
+            sum = Sign(sum.0.wrapping_add(Sign::of_node(&node).0));
+            match next.nodes.binary_search_by(|held| held.id.cmp(&node.id)) {
+                Ok(at) => {
+                    let before = std::mem::replace(&mut next.nodes[at], node);
+                    sum = Sign(sum.0.wrapping_sub(Sign::of_node(&before).0));
+                }
+                Err(at) => next.nodes.insert(at, node),
+            }
+        }
+        let sign = delta.sign.unwrap_or_default().into();
+        if self.signed && sum != sign {
+            return Merged::Gap;
+        }
+        if let Some(settings) = delta.settings {
+            next.metadata = settings.metadata;
+        }
+        next.exists = true;
+        next.sign = sign;
+        next.revision = delta.revision;
+        next.as_of = delta.revision;
+        next.source = Source::Live;
+        next.confirmed = confirmed;
+        if !cluster.is_empty() {
+            next.cluster = Arc::clone(cluster);
+        }
+        self.signed = sum == sign;
+        self.view = Arc::new(next);
+        Merged::Changed
+    }
+
+    /// The service was deleted, or does not exist, as of `revision`.
+    pub(crate) fn take_gone(&mut self, revision: u64, cluster: &Arc<str>, confirmed: Confirmed) -> Merged {
+        let held = &self.view;
+        if is_other(&held.cluster, cluster) && !held.nodes.is_empty() {
+            return Merged::UnconfirmedEmpty;
+        }
+        if held.source != Source::Nothing && revision <= held.revision && held.exists {
+            return if revision < held.revision {
+                Merged::Older
+            } else {
+                Merged::UnconfirmedEmpty
+            };
+        }
+        let unchanged = held.source != Source::Nothing && !held.exists;
+        let view = ServiceView {
+            revision: revision.max(held.revision),
+            as_of: revision.max(held.as_of),
+            source: Source::Live,
+            cluster: if cluster.is_empty() {
+                Arc::clone(&held.cluster)
+            } else {
+                Arc::clone(cluster)
+            },
+            confirmed,
+            ..ServiceView::unknown(held.key.clone())
+        };
+        *self = Self {
+            view: Arc::new(view),
+            signed: true,
+        };
+        if unchanged {
+            Merged::Confirmed
+        } else {
+            Merged::Changed
+        }
+    }
+
+    /// What is held is still so, as of `revision`, by this cluster's word.
+    pub(crate) fn confirm(&mut self, revision: u64, cluster: &Arc<str>, confirmed: Confirmed) -> Merged {
+        let held = &self.view;
+        if revision < held.revision {
+            return Merged::Older;
+        }
+        let mut view = ServiceView::clone(held);
+        view.as_of = view.as_of.max(revision);
+        view.source = Source::Live;
+        view.confirmed = confirmed;
+        if !cluster.is_empty() {
+            view.cluster = Arc::clone(cluster);
+        }
+        self.view = Arc::new(view);
+        Merged::Confirmed
+    }
+
+    /// The stream is gone; what it said stays.
+    pub(crate) fn on_interrupted(&mut self) -> bool {
+        if self.view.source != Source::Live {
+            return false;
+        }
+        self.view = Arc::new(ServiceView {
+            source: Source::Cache,
+            ..ServiceView::clone(&self.view)
+        });
+        true
+    }
+
+    /// The servers are of another cluster now, whose revisions count anew: its next full list replaces this, if
+    /// it is not empty.
+    pub(crate) fn on_other_cluster(&mut self, cluster: &Arc<str>) -> bool {
+        is_other(&self.view.cluster, cluster)
+    }
+}
+
+fn is_other(held: &str, heard: &str) -> bool {
+    !held.is_empty() && !heard.is_empty() && held != heard
+}
+
+fn is_signed(view: &ServiceView) -> bool {
+    Sign::of_nodes(view.nodes.iter().map(AsRef::as_ref)) == view.sign
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> ServiceKey {
+        ServiceKey::new("g", "s")
+    }
+
+    fn wire_node(id: &str, weight: u32) -> v1::Node {
+        v1::Node {
+            id: id.into(),
+            weight,
+            kind: 1,
+            state: 1,
+            ..Default::default()
+        }
+    }
+
+    fn sign_of(nodes: &[v1::Node]) -> Sign {
+        let nodes: Vec<Node> = nodes.iter().cloned().map(Node::from).collect();
+        Sign::of_nodes(&nodes)
+    }
+
+    fn full(ids: &[&str], revision: u64, as_of: u64, cluster: &str) -> ServiceView {
+        let nodes: Vec<_> = ids.iter().map(|id| wire_node(id, 100)).collect();
+        let view = v1::ServiceView {
+            key: Some((&key()).into()),
+            sign: Some(sign_of(&nodes).into()),
+            revision,
+            settings: None,
+            nodes,
+        };
+        ServiceView::from_wire(view, as_of, Arc::from(cluster), Confirmed::Never)
+    }
+
+    fn delta(revision: u64, put: &[&str], removed: &[&str], after: &[&str]) -> v1::ServiceDelta {
+        let after: Vec<_> = after.iter().map(|id| wire_node(id, 100)).collect();
+        v1::ServiceDelta {
+            key: Some((&key()).into()),
+            revision,
+            sign: Some(sign_of(&after).into()),
+            put: put.iter().map(|id| wire_node(id, 100)).collect(),
+            removed: removed
+                .iter()
+                .map(|id| v1::RemovedNode {
+                    id: (*id).into(),
+                    ..Default::default()
+                })
+                .collect(),
+            ..Default::default()
+        }
+    }
+
+    fn ids(cached: &Cached) -> Vec<String> {
+        cached
+            .view()
+            .nodes
+            .iter()
+            .map(|node| node.id.to_string())
+            .collect()
+    }
+
+    fn take(cached: &mut Cached, delta: v1::ServiceDelta) -> Merged {
+        cached.take_delta(delta, &Arc::from("c"), Confirmed::Never)
+    }
+
+    #[test]
+    fn revisions_never_go_back() {
+        let mut cached = Cached::of(full(&["a", "b"], 7, 9, "c"));
+        assert_eq!(cached.take_full(full(&["a"], 6, 8, "c")), Merged::Older);
+        assert_eq!(cached.take_full(full(&["a"], 5, 5, "c")), Merged::Older);
+        assert_eq!(take(&mut cached, delta(7, &["x"], &[], &["x"])), Merged::Older);
+        assert_eq!(
+            cached.take_gone(6, &Arc::from("c"), Confirmed::Never),
+            Merged::Older
+        );
+        assert_eq!(ids(&cached), ["a", "b"]);
+        assert_eq!(cached.take_full(full(&["a"], 10, 10, "c")), Merged::Changed);
+        assert_eq!(ids(&cached), ["a"]);
+    }
+
+    #[test]
+    fn an_unconfirmed_empty_never_replaces_nodes() {
+        let mut cached = Cached::of(full(&["a"], 7, 7, "c"));
+        assert_eq!(cached.take_full(full(&[], 7, 7, "c")), Merged::UnconfirmedEmpty);
+        assert_eq!(cached.take_full(full(&[], 0, 0, "c")), Merged::Older);
+        assert_eq!(
+            cached.take_full(full(&[], 90, 90, "other")),
+            Merged::UnconfirmedEmpty
+        );
+        assert_eq!(
+            cached.take_gone(7, &Arc::from("c"), Confirmed::Never),
+            Merged::UnconfirmedEmpty
+        );
+        assert_eq!(
+            cached.take_gone(90, &Arc::from("other"), Confirmed::Never),
+            Merged::UnconfirmedEmpty
+        );
+        assert_eq!(ids(&cached), ["a"]);
+        assert_eq!(cached.take_full(full(&[], 8, 8, "c")), Merged::Changed);
+        assert!(ids(&cached).is_empty());
+    }
+
+    #[test]
+    fn the_list_of_another_cluster_replaces_if_it_is_not_empty() {
+        let mut cached = Cached::of(full(&["a"], 700, 700, "old"));
+        assert_eq!(take(&mut cached, delta(2, &["b"], &[], &["b"])), Merged::Gap);
+        assert_eq!(cached.take_full(full(&["b"], 2, 3, "new")), Merged::Changed);
+        assert_eq!((ids(&cached), cached.view().revision), (vec!["b".to_owned()], 2));
+    }
+
+    #[test]
+    fn changes_are_applied_in_the_order_of_ids() {
+        let mut cached = Cached::of(full(&["b", "d"], 1, 1, "c"));
+        assert_eq!(
+            take(&mut cached, delta(2, &["c", "a"], &["d"], &["a", "b", "c"])),
+            Merged::Changed
+        );
+        assert_eq!(ids(&cached), ["a", "b", "c"]);
+        assert!(cached.view().node("b").is_some() && cached.view().node("d").is_none());
+        assert_eq!(
+            take(&mut cached, delta(3, &[], &["a", "b", "c"], &[])),
+            Merged::Changed
+        );
+        assert!(ids(&cached).is_empty() && cached.view().exists);
+    }
+
+    #[test]
+    fn a_missed_change_is_noticed_by_the_sign() {
+        let mut cached = Cached::of(full(&["a"], 1, 1, "c"));
+        // Revision 2 put `b` and was lost.
+        assert_eq!(
+            take(&mut cached, delta(3, &["c"], &[], &["a", "b", "c"])),
+            Merged::Gap
+        );
+        assert_eq!(ids(&cached), ["a"], "nothing is applied over a gap");
+        assert_eq!(
+            cached.take_full(full(&["a", "b", "c"], 3, 3, "c")),
+            Merged::Changed
+        );
+        assert_eq!(
+            take(&mut cached, delta(4, &[], &["a"], &["b", "c"])),
+            Merged::Changed
+        );
+    }
+
+    #[test]
+    fn a_sign_that_this_client_cannot_compute_is_taken_on_trust() {
+        let mut foreign = full(&["a"], 1, 1, "c");
+        foreign.sign = Sign(42);
+        let mut cached = Cached::of(foreign);
+        let mut change = delta(2, &["b"], &[], &[]);
+        change.sign = Some(Sign(43).into());
+        assert_eq!(take(&mut cached, change), Merged::Changed);
+        assert_eq!((ids(&cached).len(), cached.view().sign), (2, Sign(43)));
+    }
+
+    #[test]
+    fn a_change_to_an_unknown_service_asks_for_the_list_unless_it_is_new() {
+        let mut cached = Cached::unknown(key());
+        assert_eq!(take(&mut cached, delta(5, &["a"], &[], &["a"])), Merged::Gap);
+        let created = v1::ServiceDelta {
+            created: true,
+            ..delta(5, &["a"], &[], &["a"])
+        };
+        assert_eq!(take(&mut cached, created), Merged::Changed);
+        assert_eq!(ids(&cached), ["a"]);
+        assert_eq!(
+            cached.take_gone(6, &Arc::from("c"), Confirmed::Never),
+            Merged::Changed
+        );
+        assert!(!cached.view().exists && ids(&cached).is_empty());
+    }
+
+    #[test]
+    fn an_equal_list_confirms() {
+        let mut cached = Cached::of(full(&["a"], 7, 7, "c"));
+        assert_eq!(cached.take_full(full(&["a"], 7, 12, "c")), Merged::Confirmed);
+        assert_eq!((cached.view().revision, cached.view().as_of), (7, 12));
+        assert!(cached.on_interrupted());
+        assert_eq!(cached.view().source, Source::Cache);
+        assert_eq!(
+            cached.confirm(13, &Arc::from("c"), Confirmed::Never),
+            Merged::Confirmed
+        );
+        assert_eq!((cached.view().source, cached.view().as_of), (Source::Live, 13));
+        assert_eq!(
+            cached.confirm(3, &Arc::from("c"), Confirmed::Never),
+            Merged::Older
+        );
+    }
+}

@@ -1,0 +1,227 @@
+//! What a consumer holds.
+
+use std::sync::Arc;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use super::hub::{Hub, discover_wait};
+use super::state::{WatchEvent, WatchTarget};
+use crate::error::Error;
+use crate::key::ServiceKey;
+use crate::registry::Registry;
+use crate::view::{ServiceView, Source};
+
+/// One service, kept current. It shows the latest state only, so a slow reader costs nothing. Dropping the last
+/// handle on a service ends its subscription.
+#[derive(Debug)]
+pub struct ServiceWatch {
+    key: ServiceKey,
+    view: watch::Receiver<Arc<ServiceView>>,
+    kept: Keep,
+}
+
+/// What a [`ServiceWatch`] keeps going.
+#[derive(Debug)]
+pub(crate) enum Keep {
+    Subscription(Hold),
+    /// The task of a poll.
+    Poll(#[expect(dead_code, reason = "held for its drop")] Arc<crate::poll::Guard>),
+}
+
+/// One handle's share in a subscription.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    hub: Hub,
+    target: WatchTarget,
+}
+
+impl Hold {
+    fn new(hub: &Hub, target: WatchTarget) -> Result<Self, Error> {
+        hub.want(&target)?;
+        Ok(Self {
+            hub: hub.clone(),
+            target,
+        })
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.hub.unwant(&self.target);
+    }
+}
+
+/// Events of one or many services, in order, each at most once. Between two reads at most
+/// [`crate::RegistryConfig::watch_events_max`] are kept; beyond that there is one [`WatchEvent::Lagged`].
+#[derive(Debug)]
+pub struct Watch {
+    hold: Hold,
+    queue: u64,
+    wake: Arc<Notify>,
+}
+
+impl Registry {
+    /// The nodes of a service: from memory if a watch of this handle keeps them current (then this costs no
+    /// call), else from a server; if none answers within [`crate::RegistryConfig::discover_wait`] and there is a
+    /// disk snapshot, from disk; see [`ServiceView::source`] and [`ServiceView::age`]. From then on the service
+    /// is kept current until the handle is dropped.
+    ///
+    /// # Errors
+    /// [`Error::ServiceNotFound`]: the servers say so. [`Error::Unavailable`]: nothing is known and no server
+    /// answered within [`crate::RegistryConfig::call_timeout`]. [`Error::TooLarge`]: too many subscriptions.
+    pub async fn discover(&self, key: &ServiceKey) -> Result<Arc<ServiceView>, Error> {
+        let mut watch = self.watch_service(key).await?;
+        {
+            let target = WatchTarget::Service(key.clone());
+            let mut state = self.inner.hub.shared.state.lock();
+            if state.discovered.insert(key.clone()) {
+                state.want(&target);
+            }
+        }
+        let held = watch.view().source;
+        let deadline = Instant::now() + discover_wait(&self.inner.config, held);
+        let view = match tokio::time::timeout_at(deadline, watch.live()).await {
+            Ok(view) => view?,
+            Err(_) => watch.view(),
+        };
+        match view.source {
+            Source::Nothing => Err(Error::Unavailable {
+                message: format!("no server answered for {key}, and there is no snapshot of it"),
+            }),
+            _ if !view.exists => Err(Error::ServiceNotFound {
+                service: key.to_string(),
+                message: format!("service {key} was not found"),
+            }),
+            _ => Ok(view),
+        }
+    }
+
+    /// Keeps one service current. Returns at once: with what is in memory, else with the disk snapshot if there
+    /// is one, else with a view that says that nothing is known; [`ServiceWatch::live`] waits for a server.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`]: too many subscriptions.
+    pub async fn watch_service(&self, key: &ServiceKey) -> Result<ServiceWatch, Error> {
+        let hub = &self.inner.hub;
+        let hold = Hold::new(hub, WatchTarget::Service(key.clone()))?;
+        hub.load(key).await;
+        let view = hub.shared.state.lock().slot(key).published.subscribe();
+        Ok(ServiceWatch {
+            key: key.clone(),
+            view,
+            kept: Keep::Subscription(hold),
+        })
+    }
+
+    /// Follows a service, or all services of a group and below. What is held already comes first, as
+    /// [`WatchEvent::Snapshot`]s. (Disk snapshots are used for single services only.)
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`]: too many subscriptions.
+    pub async fn watch(&self, target: impl Into<WatchTarget>) -> Result<Watch, Error> {
+        let target = target.into();
+        let hub = &self.inner.hub;
+        let hold = Hold::new(hub, target.clone())?;
+        if let WatchTarget::Service(key) = &target {
+            hub.load(key).await;
+        }
+        let (queue, wake) = hub.shared.state.lock().add_queue(&target);
+        Ok(Watch { hold, queue, wake })
+    }
+}
+
+impl ServiceWatch {
+    pub(crate) fn polled(
+        key: ServiceKey,
+        view: watch::Receiver<Arc<ServiceView>>,
+        guard: Arc<crate::poll::Guard>,
+    ) -> Self {
+        Self {
+            key,
+            view,
+            kept: Keep::Poll(guard),
+        }
+    }
+
+    /// Which service.
+    #[must_use]
+    pub fn key(&self) -> &ServiceKey {
+        &self.key
+    }
+
+    /// The view as it is now.
+    #[must_use]
+    pub fn view(&self) -> Arc<ServiceView> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    /// Waits until the view is another one than when this was last called: other nodes, or another source.
+    /// `None`: nothing keeps it current any more.
+    pub async fn changed(&mut self) -> Option<Arc<ServiceView>> {
+        self.view.changed().await.ok()?;
+        Some(Arc::clone(&self.view.borrow_and_update()))
+    }
+
+    /// Waits until a server has confirmed the view in this run, and a stream keeps it current (of a poll: until
+    /// it was read). No deadline; put it under one.
+    ///
+    /// # Errors
+    /// What the servers say when they refuse the subscription for good. [`Error::Closed`]: nothing keeps it
+    /// current any more.
+    pub async fn live(&mut self) -> Result<Arc<ServiceView>, Error> {
+        loop {
+            let view = Arc::clone(&self.view.borrow_and_update());
+            if view.source == Source::Live {
+                return Ok(view);
+            }
+            if let Some(error) = self.rejection() {
+                return Err(error);
+            }
+            let again = tokio::time::sleep(std::time::Duration::from_millis(50));
+            tokio::select! {
+                changed = self.view.changed() => changed.map_err(|_| Error::Closed { what: "watch" })?,
+                () = again => {}
+            }
+        }
+    }
+
+    fn rejection(&self) -> Option<Error> {
+        let Keep::Subscription(hold) = &self.kept else {
+            return None;
+        };
+        let state = hold.hub.shared.state.lock();
+        let rejection = state.subscriptions.get(&hold.target)?.rejection.clone()?;
+        Some(Error::from_wire(rejection, None)).filter(|error| !error.is_transient())
+    }
+}
+
+impl Watch {
+    /// What it follows.
+    #[must_use]
+    pub fn target(&self) -> &WatchTarget {
+        &self.hold.target
+    }
+
+    /// All services as they are now. The events that are still to be read led here.
+    #[must_use]
+    pub fn views(&self) -> Vec<Arc<ServiceView>> {
+        self.hold.hub.shared.state.lock().views(&self.hold.target)
+    }
+
+    /// The next event. Cancelling the wait loses nothing.
+    pub async fn next(&mut self) -> WatchEvent {
+        loop {
+            if let Some(event) = self.hold.hub.shared.state.lock().take_event(self.queue) {
+                return event;
+            }
+            self.wake.notified().await;
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.hold.hub.shared.state.lock().remove_queue(self.queue);
+    }
+}

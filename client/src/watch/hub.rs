@@ -1,0 +1,227 @@
+//! What all watches of a handle share, and the tasks that serve them.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::state::{State, WatchTarget};
+use super::stream;
+use crate::config::RegistryConfig;
+use crate::endpoint::Endpoints;
+use crate::error::Error;
+use crate::key::ServiceKey;
+use crate::snapshot::SnapshotFolder;
+use crate::view::{ServiceView, Source};
+
+/// A handle on the shared part; the last one ends the tasks.
+#[derive(Clone)]
+pub(crate) struct Hub {
+    pub(super) shared: Arc<Shared>,
+    _guard: Arc<Guard>,
+}
+
+pub(super) struct Shared {
+    pub(super) config: Arc<RegistryConfig>,
+    pub(super) endpoints: Arc<Endpoints>,
+    pub(super) state: Mutex<State>,
+    /// Subscriptions came or went, or all is over.
+    pub(super) changed: Notify,
+    /// There is something to write to disk.
+    pub(super) dirty: Notify,
+    closed: Notify,
+    running: AtomicBool,
+    pub(super) snapshots: Option<SnapshotFolder>,
+}
+
+struct Guard {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.shared.state.lock().closed = true;
+        self.shared.changed.notify_one();
+        self.shared.dirty.notify_one();
+        self.shared.closed.notify_waiters();
+    }
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.shared.state.lock();
+        f.debug_struct("Hub")
+            .field("services", &state.slots.len())
+            .field("subscriptions", &state.subscriptions.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(super) fn is_wanted(&self) -> bool {
+        let state = self.state.lock();
+        !state.closed && !state.subscriptions.is_empty()
+    }
+
+    /// Waits for a subscription; `false`: all is over.
+    pub(super) async fn wait_until_wanted(&self) -> bool {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let state = self.state.lock();
+                if state.closed {
+                    return false;
+                }
+                if !state.subscriptions.is_empty() {
+                    return true;
+                }
+            }
+            changed.await;
+        }
+    }
+
+    pub(super) async fn wait_until_closed(&self) {
+        let closed = self.closed.notified();
+        if !self.state.lock().closed {
+            closed.await;
+        }
+    }
+}
+
+impl Hub {
+    pub(crate) fn new(config: Arc<RegistryConfig>, endpoints: Arc<Endpoints>) -> Self {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State::new(config.watch_events_max)),
+            endpoints,
+            changed: Notify::new(),
+            dirty: Notify::new(),
+            closed: Notify::new(),
+            running: AtomicBool::new(false),
+            snapshots: config.snapshot_folder.clone().map(SnapshotFolder::new),
+            config,
+        });
+        Self {
+            _guard: Arc::new(Guard {
+                shared: Arc::clone(&shared),
+            }),
+            shared,
+        }
+    }
+
+    /// One more handle wants the target. The first one starts the tasks.
+    pub(super) fn want(&self, target: &WatchTarget) -> Result<(), Error> {
+        {
+            let mut state = self.shared.state.lock();
+            let max = self.shared.config.subscriptions_max;
+            if !state.subscriptions.contains_key(target) && state.subscriptions.len() >= max {
+                return Err(Error::TooLarge {
+                    message: format!("at most {max} subscriptions are allowed"),
+                });
+            }
+            state.want(target);
+        }
+        self.shared.changed.notify_one();
+        if !self.shared.running.swap(true, Ordering::AcqRel) {
+            tokio::spawn(stream::run(Arc::clone(&self.shared)));
+            if let Some(folder) = &self.shared.snapshots {
+                tokio::spawn(keep_snapshots(Arc::clone(&self.shared), folder.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn unwant(&self, target: &WatchTarget) {
+        self.shared.state.lock().unwant(target);
+        self.shared.changed.notify_one();
+    }
+
+    /// Fills in what an earlier run wrote to disk, where nothing is known yet.
+    pub(super) async fn load(&self, key: &ServiceKey) {
+        let Some(folder) = self.shared.snapshots.clone() else {
+            return;
+        };
+        let known = |state: &State| {
+            state
+                .slots
+                .get(key)
+                .is_none_or(|slot| slot.cached.view().source != Source::Nothing)
+        };
+        if known(&self.shared.state.lock()) {
+            return;
+        }
+        let wanted = key.clone();
+        if let Ok(Some(view)) = tokio::task::spawn_blocking(move || folder.load(&wanted)).await {
+            self.shared.state.lock().offer(view);
+        }
+    }
+}
+
+/// Writes what changed, a little later, so that changes in quick succession are written once; and everything on
+/// schedule, so that the age on disk is true.
+async fn keep_snapshots(shared: Arc<Shared>, folder: SnapshotFolder) {
+    let mut rewrite_at = Instant::now() + shared.config.snapshot_interval;
+    loop {
+        tokio::select! {
+            () = shared.dirty.notified() => {}
+            () = tokio::time::sleep_until(rewrite_at) => {
+                let mut state = shared.state.lock();
+                let live: Vec<ServiceKey> = state
+                    .slots
+                    .iter()
+                    .filter(|(_, slot)| slot.cached.view().source == Source::Live)
+                    .map(|(key, _)| key.clone())
+                    .collect();
+                state.dirty.extend(live);
+                rewrite_at = Instant::now() + shared.config.snapshot_interval;
+            }
+        }
+        let closed = shared.state.lock().closed;
+        if !closed {
+            tokio::select! {
+                () = tokio::time::sleep(shared.config.snapshot_delay) => {}
+                () = shared.wait_until_closed() => {}
+            }
+        }
+        let views: Vec<Arc<ServiceView>> = {
+            let mut state = shared.state.lock();
+            let dirty = std::mem::take(&mut state.dirty);
+            let view = |key: &ServiceKey| state.slots.get(key).map(|slot| Arc::clone(slot.cached.view()));
+            dirty.iter().filter_map(view).collect()
+        };
+        write_snapshots(&folder, views).await;
+        if shared.state.lock().closed {
+            return;
+        }
+    }
+}
+
+async fn write_snapshots(folder: &SnapshotFolder, views: Vec<Arc<ServiceView>>) {
+    let folder = folder.clone();
+    let written = tokio::task::spawn_blocking(move || {
+        for view in views {
+            // Only what a server said: neither what was itself read from disk, nor ignorance.
+            let stored = match view.source {
+                Source::Live | Source::Cache if view.exists => folder.store(&view),
+                Source::Live | Source::Cache => folder.remove(&view.key),
+                Source::Disk | Source::Nothing => Ok(()),
+            };
+            if let Err(error) = stored {
+                tracing::warn!(service = %view.key, %error, "snapshot not written");
+            }
+        }
+    });
+    // It fails only while the runtime is closing.
+    let _ = written.await;
+}
+
+/// How long a watch without a disk snapshot to fall back on waits for its first word.
+pub(super) fn discover_wait(config: &RegistryConfig, held: Source) -> Duration {
+    match held {
+        Source::Nothing => config.call_timeout,
+        Source::Disk | Source::Cache | Source::Live => config.discover_wait.min(config.call_timeout),
+    }
+}
