@@ -1,1 +1,53 @@
-fn main() {}
+//! `rollcall`: the command line of Rollcall.
+//!
+//! Every command goes the same way: [`arguments`] says what was asked, a module of [`command`] (or [`bench`])
+//! asks the servers through [`servers`], and [`output`] prints what came. Data goes to stdout, talk to stderr,
+//! and the process ends with a code of [`exit`] that scripts can rely on.
+
+mod arguments;
+mod bench;
+mod command;
+mod confirm;
+mod exit;
+mod interrupt;
+mod names;
+mod output;
+mod progress;
+mod servers;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::arguments::Arguments;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    log_if_asked();
+    let done = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| exit::Failure::failed(format!("cannot start the runtime: {e}")))
+        .and_then(|runtime| {
+            let done = runtime.block_on(command::run(arguments));
+            // A call still under way must not hold the process back.
+            runtime.shutdown_background();
+            done
+        });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.tell(),
+    }
+}
+
+/// What the client library notes on its way (reconnections, say), on stderr, if `ROLLCALL_LOG` names levels:
+/// `debug`, or `rollcall_client=trace`.
+fn log_if_asked() {
+    let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("ROLLCALL_LOG") else {
+        return;
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+}

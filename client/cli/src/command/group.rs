@@ -1,0 +1,230 @@
+//! `rollcall group`.
+
+use clap::{Args, Subcommand, ValueEnum};
+use rollcall_client::NodeKind;
+use rollcall_proto::v1 as wire;
+use serde::Serialize;
+
+use super::{Context, prefix_of};
+use crate::arguments::{Condition, Kind, Reading, at_revision};
+use crate::exit::Failure;
+use crate::names::{Pair, map_of};
+use crate::output::record::{Group, Header, Written, map_text};
+use crate::output::table::Table;
+use crate::servers::plain;
+
+/// What to do with groups.
+#[derive(Debug, Subcommand)]
+pub(crate) enum GroupCommand {
+    /// Create a group, or replace its settings
+    Put(PutGroup),
+    /// List groups
+    List(ListGroups),
+    /// Show one group
+    Show(ShowGroup),
+    /// Delete a group that has no services
+    Delete(DeleteGroup),
+}
+
+/// Arguments of `group put`.
+#[derive(Args, Debug)]
+#[command(after_help = "Settings that are not named take their defaults, also if the group exists.")]
+pub(crate) struct PutGroup {
+    /// A path of up to 8 segments, such as prod/feed
+    group: String,
+    /// How its records are replicated
+    #[arg(long, default_value = "cp")]
+    mode: Mode,
+    /// Registrations create services that are missing
+    #[arg(long)]
+    auto_create: bool,
+    /// Most services; 0: the server's default
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    services_max: u32,
+    /// Kind of nodes whose registration names none, in services that do not say
+    #[arg(long)]
+    default_kind: Option<Kind>,
+    /// Most nodes of a service that does not say; 0: the server's default
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    nodes_max: u32,
+    /// Metadata, repeatable
+    #[arg(long, value_name = "KEY=VALUE")]
+    metadata: Vec<Pair>,
+    #[command(flatten)]
+    condition: Condition,
+}
+
+/// How a group is replicated.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Mode {
+    /// Raft: linearizable writes, a quorum needed
+    Cp,
+    /// Gossip: any server writes at any time
+    Ap,
+}
+
+/// Arguments of `group list`.
+#[derive(Args, Debug)]
+pub(crate) struct ListGroups {
+    /// A group, or a leading part of its path; everything if left out
+    prefix: Option<String>,
+    #[command(flatten)]
+    reading: Reading,
+}
+
+/// Arguments of `group show`.
+#[derive(Args, Debug)]
+pub(crate) struct ShowGroup {
+    /// Its name
+    group: String,
+    #[command(flatten)]
+    reading: Reading,
+}
+
+/// Arguments of `group delete`.
+#[derive(Args, Debug)]
+pub(crate) struct DeleteGroup {
+    /// Its name
+    group: String,
+    /// Only if it was last modified at this revision
+    #[arg(long, value_name = "REVISION")]
+    if_revision: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct GroupsBody {
+    header: Header,
+    groups: Vec<Group>,
+}
+
+#[derive(Serialize)]
+struct GroupBody {
+    header: Header,
+    group: Group,
+}
+
+pub(crate) async fn run(context: &Context, command: GroupCommand) -> Result<(), Failure> {
+    match command {
+        GroupCommand::Put(put) => put_group(context, put).await,
+        GroupCommand::List(list) => list_groups(context, &list).await,
+        GroupCommand::Show(show) => show_group(context, &show).await,
+        GroupCommand::Delete(delete) => delete_group(context, &delete).await,
+    }
+}
+
+async fn put_group(context: &Context, put: PutGroup) -> Result<(), Failure> {
+    let mode = match put.mode {
+        Mode::Cp => wire::GroupMode::Cp,
+        Mode::Ap => wire::GroupMode::Ap,
+    };
+    let settings = wire::GroupSettings {
+        mode: mode.into(),
+        auto_create: put.auto_create,
+        defaults: Some(wire::ServiceSettings {
+            default_kind: wire_kind(put.default_kind).into(),
+            nodes_max: put.nodes_max,
+            ..wire::ServiceSettings::default()
+        }),
+        services_max: put.services_max,
+        metadata: map_of(&put.metadata),
+    };
+    let registry = context.servers.registry();
+    let written = registry
+        .put_group(&put.group, settings, put.condition.expected(), plain())
+        .await?;
+    let written = Written::from(written);
+    context
+        .printer
+        .done(&written, || format!("group {} put {}", put.group, written.text()))
+}
+
+/// The kind a setting names; unspecified if it names none.
+pub(crate) fn wire_kind(kind: Option<Kind>) -> wire::NodeKind {
+    kind.map_or(wire::NodeKind::Unspecified, |kind| NodeKind::from(kind).into())
+}
+
+async fn list_groups(context: &Context, list: &ListGroups) -> Result<(), Failure> {
+    let prefix = prefix_of(list.prefix.as_deref());
+    let answer = context
+        .servers
+        .registry()
+        .all_groups(prefix, list.reading.options())
+        .await?;
+    let groups = answer.value.into_iter().map(Group::from).collect();
+    let body = GroupsBody {
+        header: answer.header.into(),
+        groups,
+    };
+    context.printer.print(&body, || groups_table(&body.groups))
+}
+
+fn groups_table(groups: &[Group]) -> Table {
+    let mut table = Table::new(&["GROUP", "MODE", "AUTO-CREATE", "SERVICES", "NODES"]).wide(&[
+        "REVISION",
+        "DEFAULT-KIND",
+        "METADATA",
+        "SIGN",
+    ]);
+    for group in groups {
+        table.row(vec![
+            group.group.clone(),
+            group.settings.mode.into(),
+            if group.settings.auto_create { "yes" } else { "no" }.into(),
+            group.services.to_string(),
+            group.nodes.to_string(),
+            group.revision.to_string(),
+            group.settings.defaults.default_kind.into(),
+            map_text(&group.settings.metadata),
+            group.sign.clone(),
+        ]);
+    }
+    table
+}
+
+async fn show_group(context: &Context, show: &ShowGroup) -> Result<(), Failure> {
+    // The list is in the order of the names, so a group comes before those below it.
+    let answer = context
+        .servers
+        .registry()
+        .list_groups(&show.group, "", 1, show.reading.options())
+        .await?;
+    let group = answer
+        .value
+        .items
+        .into_iter()
+        .find(|group| group.group == show.group)
+        .ok_or_else(|| Failure::not_found(format!("group {} was not found", show.group)))?;
+    let body = GroupBody {
+        header: answer.header.into(),
+        group: group.into(),
+    };
+    context.printer.print(&body, || {
+        let group = &body.group;
+        Table::fields(vec![
+            ("group", group.group.clone()),
+            ("mode", group.settings.mode.into()),
+            ("auto_create", group.settings.auto_create.to_string()),
+            ("services", group.services.to_string()),
+            ("services_max", group.settings.services_max.to_string()),
+            ("nodes", group.nodes.to_string()),
+            ("default_kind", group.settings.defaults.default_kind.into()),
+            ("default_nodes_max", group.settings.defaults.nodes_max.to_string()),
+            ("metadata", map_text(&group.settings.metadata)),
+            ("revision", group.revision.to_string()),
+            ("sign", group.sign.clone()),
+        ])
+    })
+}
+
+async fn delete_group(context: &Context, delete: &DeleteGroup) -> Result<(), Failure> {
+    let expected = at_revision(delete.if_revision);
+    let written = context
+        .servers
+        .registry()
+        .delete_group(&delete.group, expected, plain())
+        .await?;
+    let written = Written::from(written);
+    context.printer.done(&written, || {
+        format!("group {} deleted {}", delete.group, written.text())
+    })
+}

@@ -1,0 +1,287 @@
+//! `rollcall member`: who belongs to the cluster, and who votes. One change at a time.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use rollcall_proto::v1 as wire;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::Context;
+use crate::confirm::confirm;
+use crate::exit::{Exit, Failure};
+use crate::output::record::{Header, Member, millis_text, nonzero_text};
+use crate::output::table::Table;
+use crate::servers::plain;
+
+/// Pause between two tries to promote a learner that has not caught up.
+const PROMOTE_PAUSE: Duration = Duration::from_millis(250);
+
+/// What to do with members.
+#[derive(Debug, Subcommand)]
+pub(crate) enum MemberCommand {
+    /// List the servers of the cluster
+    List(ListMembers),
+    /// Add a server as a learner, which does not vote yet
+    Add(AddMember),
+    /// Make a learner that has caught up a voter
+    Promote(PromoteMember),
+    /// Remove a server
+    Remove(RemoveMember),
+    /// Hand leadership to another voter
+    Transfer(TransferLeadership),
+    /// Take a snapshot now on the server that is asked
+    Snapshot(TakeSnapshot),
+}
+
+/// Arguments of `member list`.
+#[derive(Args, Debug)]
+pub(crate) struct ListMembers {}
+
+/// Arguments of `member add`.
+#[derive(Args, Debug)]
+pub(crate) struct AddMember {
+    /// Its number
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    server: u64,
+    /// Where it listens for the other servers
+    #[arg(long, value_name = "HOST:PORT")]
+    peer: String,
+    /// Where it listens for clients
+    #[arg(long, value_name = "HOST:PORT")]
+    client: String,
+    /// Where it listens for HTTP
+    #[arg(long, value_name = "HOST:PORT", default_value = "")]
+    http: String,
+    /// Promote it as soon as it has caught up, within --timeout
+    #[arg(long)]
+    promote: bool,
+}
+
+/// Arguments of `member promote`.
+#[derive(Args, Debug)]
+pub(crate) struct PromoteMember {
+    /// Its number
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    server: u64,
+    /// Wait until it has caught up, within --timeout
+    #[arg(long)]
+    wait: bool,
+}
+
+/// Arguments of `member remove`.
+#[derive(Args, Debug)]
+pub(crate) struct RemoveMember {
+    /// Its number
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    server: u64,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+/// Arguments of `member transfer`.
+#[derive(Args, Debug)]
+pub(crate) struct TransferLeadership {
+    /// The new leader; left out: the most advanced follower
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    server: Option<u64>,
+}
+
+/// Arguments of `member snapshot`.
+#[derive(Args, Debug)]
+pub(crate) struct TakeSnapshot {}
+
+#[derive(Serialize)]
+struct MembersBody {
+    header: Header,
+    members: Vec<Member>,
+}
+
+/// What an order leaves behind: the members as they are now.
+#[derive(Serialize)]
+struct OrderBody {
+    members: Vec<Member>,
+}
+
+impl From<Vec<wire::Member>> for OrderBody {
+    fn from(members: Vec<wire::Member>) -> Self {
+        Self {
+            members: members.into_iter().map(Member::from).collect(),
+        }
+    }
+}
+
+pub(crate) async fn run(context: &Context, command: MemberCommand) -> Result<(), Failure> {
+    match command {
+        MemberCommand::List(ListMembers {}) => list_members(context).await,
+        MemberCommand::Add(add) => add_member(context, add).await,
+        MemberCommand::Promote(promote) => promote_member(context, &promote).await,
+        MemberCommand::Remove(remove) => remove_member(context, &remove).await,
+        MemberCommand::Transfer(transfer) => transfer_leadership(context, &transfer).await,
+        MemberCommand::Snapshot(TakeSnapshot {}) => take_snapshot(context).await,
+    }
+}
+
+async fn list_members(context: &Context) -> Result<(), Failure> {
+    let answer = context.servers.registry().members().await?;
+    let members = answer.value.into_iter().map(Member::from).collect();
+    let body = MembersBody {
+        header: answer.header.into(),
+        members,
+    };
+    context.printer.print(&body, || members_table(&body.members))
+}
+
+fn members_table(members: &[Member]) -> Table {
+    let mut table = Table::new(&["SERVER", "ROLE", "VOTER", "CLIENT-ADDRESS", "PEER-ADDRESS"]).wide(&[
+        "HTTP-ADDRESS",
+        "MATCHED-INDEX",
+        "LAST-CONTACT",
+    ]);
+    for member in members {
+        table.row(vec![
+            member.server.to_string(),
+            member.role.into(),
+            if member.voter { "yes" } else { "no" }.into(),
+            member.client_address.clone(),
+            member.peer_address.clone(),
+            member.http_address.clone(),
+            nonzero_text(member.matched_index),
+            millis_text(member.last_contact_ms),
+        ]);
+    }
+    table
+}
+
+async fn add_member(context: &Context, add: AddMember) -> Result<(), Failure> {
+    let members = context
+        .servers
+        .registry()
+        .add_learner(add.server, &add.peer, &add.client, &add.http, plain())
+        .await
+        .map_err(look_first)?;
+    if !add.promote {
+        let body = OrderBody::from(members);
+        return context
+            .printer
+            .done(&body, || format!("server {} is a learner", add.server));
+    }
+    eprintln!(
+        "server {} is a learner; promoting it when it has caught up",
+        add.server
+    );
+    promote_member(
+        context,
+        &PromoteMember {
+            server: add.server,
+            wait: true,
+        },
+    )
+    .await
+}
+
+async fn promote_member(context: &Context, promote: &PromoteMember) -> Result<(), Failure> {
+    let deadline = Instant::now() + context.servers.timeout();
+    let members = loop {
+        let tried = context
+            .servers
+            .registry()
+            .promote(promote.server, plain())
+            .await
+            .map_err(look_first);
+        match tried {
+            Err(failure)
+                if promote.wait
+                    && failure.exit == Exit::Conflict
+                    && Instant::now() + PROMOTE_PAUSE < deadline =>
+            {
+                tokio::time::sleep(PROMOTE_PAUSE).await;
+            }
+            Err(failure) if promote.wait && failure.exit == Exit::Conflict => {
+                return Err(Failure::timeout(format!(
+                    "server {} is still a learner: {failure}",
+                    promote.server
+                )));
+            }
+            other => break other?,
+        }
+    };
+    let body = OrderBody::from(members);
+    context
+        .printer
+        .done(&body, || format!("server {} is a voter", promote.server))
+}
+
+async fn remove_member(context: &Context, remove: &RemoveMember) -> Result<(), Failure> {
+    confirm(
+        &format!("Remove server {} from the cluster?", remove.server),
+        remove.yes,
+    )?;
+    let members = context
+        .servers
+        .registry()
+        .remove(remove.server, plain())
+        .await
+        .map_err(look_first)?;
+    let body = OrderBody::from(members);
+    context
+        .printer
+        .done(&body, || format!("server {} was removed", remove.server))
+}
+
+async fn transfer_leadership(context: &Context, transfer: &TransferLeadership) -> Result<(), Failure> {
+    let to = transfer.server.unwrap_or(0);
+    let members = context
+        .servers
+        .registry()
+        .transfer_leadership(to, plain())
+        .await
+        .map_err(look_first)?;
+    let body = OrderBody::from(members);
+    context.printer.done(&body, || {
+        let leader = body.members.iter().find(|member| member.role == "leader");
+        match leader {
+            Some(leader) => format!("server {} leads", leader.server),
+            None => "leadership was handed over; no leader is known yet".into(),
+        }
+    })
+}
+
+async fn take_snapshot(context: &Context) -> Result<(), Failure> {
+    let members = context.servers.registry().take_snapshot(plain()).await?;
+    let body = OrderBody::from(members);
+    context.printer.done(&body, || "a snapshot was taken".into())
+}
+
+/// A membership change has no request id: whoever does not know its outcome reads the list.
+fn look_first(error: impl Into<Failure>) -> Failure {
+    let failure = error.into();
+    match failure.exit {
+        Exit::Unknown => Failure {
+            message: format!(
+                "{}; see `rollcall member list` before repeating it",
+                failure.message
+            ),
+            ..failure
+        },
+        Exit::Ok | Exit::Failed | Exit::Usage | Exit::NotFound | Exit::Unavailable | Exit::Conflict => {
+            failure
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_outcome_points_to_the_list() {
+        assert!(
+            look_first(Failure::outcome_unknown("no answer"))
+                .message
+                .contains("member list")
+        );
+        assert!(!look_first(Failure::failed("no")).message.contains("member list"));
+    }
+}

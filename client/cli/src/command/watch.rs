@@ -1,0 +1,554 @@
+//! `rollcall watch`: each change as it comes, resumed after losses by the client.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use clap::Args;
+use rollcall_client::{RemovalCause, RemovedNode, ServiceKey, ServiceView, Watch, WatchEvent, WatchTarget};
+use rollcall_proto::v1 as wire;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::Context;
+use crate::exit::Failure;
+use crate::interrupt::Interrupt;
+use crate::names::Target;
+use crate::output::Printer;
+use crate::output::record::{Node, map_text};
+
+/// Arguments of `rollcall watch`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+group/service is one service; with a slash at the end, or without any slash, it is a prefix of groups; / is
+everything. Lines: = a service as a whole, + a node is new, ~ a node changed, - a node is gone, x the service
+is gone. Runs until Ctrl-C, through losses of servers; the first connection must be made within --timeout.
+With -o json, one JSON document a line.")]
+pub(crate) struct WatchArguments {
+    /// What to watch
+    #[arg(value_name = "SERVICE|PREFIX")]
+    target: Target,
+    /// End after so many changes (what is there at the beginning is not a change)
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    changes: Option<u64>,
+}
+
+/// What kind of line it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum EventKind {
+    /// The whole service; single changes before it are not known.
+    Snapshot,
+    /// One revision's change.
+    Change,
+    /// The service does not exist, or not any more.
+    Gone,
+}
+
+/// One line of JSON.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Event {
+    time: String,
+    revision: u64,
+    group: String,
+    service: String,
+    event: EventKind,
+    /// The server could not send every change in time.
+    lagged: bool,
+    /// How many nodes there are afterwards.
+    nodes: usize,
+    sign: String,
+    added: Vec<Node>,
+    changed: Vec<Changed>,
+    removed: Vec<Removed>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Changed {
+    before: Node,
+    after: Node,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Removed {
+    id: String,
+    cause: &'static str,
+}
+
+/// What has been printed so far, to tell new nodes from changed ones.
+#[derive(Debug, Default)]
+struct Roll(BTreeMap<ServiceKey, BTreeMap<String, Node>>);
+
+/// What differs from what was printed.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Difference {
+    added: Vec<Node>,
+    changed: Vec<Changed>,
+    removed: Vec<Removed>,
+}
+
+impl Roll {
+    /// The whole service is this now.
+    fn replace(&mut self, service: &ServiceKey, nodes: Vec<Node>) -> Difference {
+        let held = self.0.entry(service.clone()).or_default();
+        let gone: Vec<String> = held
+            .keys()
+            .filter(|id| !nodes.iter().any(|node| node.id == **id))
+            .cloned()
+            .collect();
+        let removed = gone
+            .into_iter()
+            .map(|id| Removed { id, cause: "unknown" })
+            .collect();
+        self.change(service, nodes, removed)
+    }
+
+    /// These nodes are new or different, those are gone.
+    fn change(&mut self, service: &ServiceKey, put: Vec<Node>, removed: Vec<Removed>) -> Difference {
+        let held = self.0.entry(service.clone()).or_default();
+        let mut difference = Difference::default();
+        for removal in removed {
+            if held.remove(&removal.id).is_some() {
+                difference.removed.push(removal);
+            }
+        }
+        for node in put {
+            match held.insert(node.id.clone(), node.clone()) {
+                None => difference.added.push(node),
+                Some(before) if before != node => difference.changed.push(Changed { before, after: node }),
+                Some(_) => {}
+            }
+        }
+        difference
+    }
+
+    /// The service is gone, and its nodes with it. Whether it was known.
+    fn forget(&mut self, service: &ServiceKey) -> bool {
+        self.0.remove(service).is_some()
+    }
+
+    fn services(&self) -> Vec<ServiceKey> {
+        self.0.keys().cloned().collect()
+    }
+}
+
+/// Prints until the interrupt, a lasting refusal, or the wanted number of changes.
+pub(crate) async fn run(
+    context: &Context,
+    arguments: &WatchArguments,
+    mut interrupt: Interrupt,
+) -> Result<(), Failure> {
+    let target = match &arguments.target {
+        Target::Service(service) => WatchTarget::Service(service.clone()),
+        Target::Prefix(prefix) => WatchTarget::group(prefix),
+    };
+    let mut watch = context.servers.registry().watch(target).await?;
+    let mut reader = Reader {
+        printer: context.printer,
+        roll: Roll::default(),
+        changes_left: arguments.changes,
+        live: false,
+        last_reason: None,
+    };
+    let first_by = Instant::now() + context.servers.timeout();
+    loop {
+        let event = tokio::select! {
+            event = watch.next() => event,
+            () = interrupt.requested() => return Ok(()),
+            () = tokio::time::sleep_until(first_by), if !reader.live => return Err(reader.never_live(context)),
+        };
+        if reader.take(event, &watch)? == Next::End {
+            return Ok(());
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Go,
+    End,
+}
+
+struct Reader {
+    printer: Printer,
+    roll: Roll,
+    changes_left: Option<u64>,
+    live: bool,
+    last_reason: Option<String>,
+}
+
+impl Reader {
+    fn take(&mut self, event: WatchEvent, watch: &Watch) -> Result<Next, Failure> {
+        match event {
+            WatchEvent::Snapshot { view, lagged } => self.snapshot(&view, lagged)?,
+            WatchEvent::Changed { view, put, removed } => {
+                let put = put.iter().map(|node| node_of(node)).collect();
+                let removed = removed.iter().map(removed_of).collect();
+                let difference = self.roll.change(&view.key, put, removed);
+                self.print(&event_of(&view, EventKind::Change, false, difference))?;
+                return Ok(self.count_change());
+            }
+            WatchEvent::Gone { view } => {
+                if self.roll.forget(&view.key) {
+                    self.print(&event_of(&view, EventKind::Gone, false, Difference::default()))?;
+                    return Ok(self.count_change());
+                }
+                talk(&format!("{} does not exist yet", view.key));
+            }
+            WatchEvent::Live {
+                revision,
+                resumed,
+                server,
+            } => {
+                self.live = true;
+                let how = if resumed {
+                    "resumed without a gap"
+                } else {
+                    "from the current state"
+                };
+                talk(&format!("live at server {server}, revision {revision}, {how}"));
+            }
+            WatchEvent::Interrupted { reason } => {
+                talk(&format!("interrupted: {reason}; looking for a server"));
+                self.last_reason = Some(reason.to_string());
+            }
+            WatchEvent::Rejected { error } if error.is_transient() => {
+                talk(&format!("refused for now: {error}"));
+                self.last_reason = Some(error.to_string());
+            }
+            WatchEvent::Rejected { error } => {
+                let failure = Failure::failed(format!("{} cannot be watched: {error}", watch.target()));
+                return Err(Failure {
+                    exit: crate::exit::exit_of_client(&error),
+                    ..failure
+                });
+            }
+            WatchEvent::Lagged { views } => {
+                let gone = self
+                    .roll
+                    .services()
+                    .into_iter()
+                    .filter(|key| !views.iter().any(|v| v.key == *key));
+                for service in gone.collect::<Vec<_>>() {
+                    self.roll.forget(&service);
+                    talk(&format!("{service} is gone"));
+                }
+                for view in &views {
+                    self.snapshot(view, true)?;
+                }
+            }
+            // What later clients add is not for this version to print.
+            _ => {}
+        }
+        Ok(Next::Go)
+    }
+
+    fn snapshot(&mut self, view: &ServiceView, lagged: bool) -> Result<(), Failure> {
+        let difference = self
+            .roll
+            .replace(&view.key, view.nodes.iter().map(|node| node_of(node)).collect());
+        self.print(&event_of(view, EventKind::Snapshot, lagged, difference))
+    }
+
+    fn print(&self, event: &Event) -> Result<(), Failure> {
+        if self.printer.is_json() {
+            self.printer.json_line(event)
+        } else {
+            self.printer
+                .text(&lines(event, self.printer.is_wide(), self.printer.colors()))
+        }
+    }
+
+    fn count_change(&mut self) -> Next {
+        match self.changes_left.as_mut() {
+            None => Next::Go,
+            Some(left) => {
+                *left = left.saturating_sub(1);
+                if *left == 0 { Next::End } else { Next::Go }
+            }
+        }
+    }
+
+    fn never_live(&self, context: &Context) -> Failure {
+        let reason = self.last_reason.as_deref().unwrap_or("no server answered");
+        Failure::unavailable(format!(
+            "no watch within {:?}: {reason}",
+            context.servers.timeout()
+        ))
+    }
+}
+
+fn talk(sentence: &str) {
+    eprintln!("{} {sentence}", now());
+}
+
+fn now() -> String {
+    humantime::format_rfc3339_millis(SystemTime::now()).to_string()
+}
+
+fn node_of(node: &rollcall_client::Node) -> Node {
+    wire::Node::from(node).into()
+}
+
+fn removed_of(removed: &RemovedNode) -> Removed {
+    let cause = match removed.cause {
+        RemovalCause::Deregistered => "deregistered",
+        RemovalCause::Expired => "expired",
+        RemovalCause::SessionClosed => "session_closed",
+        _ => "unknown",
+    };
+    Removed {
+        id: removed.id.clone(),
+        cause,
+    }
+}
+
+fn event_of(view: &ServiceView, event: EventKind, lagged: bool, difference: Difference) -> Event {
+    Event {
+        time: now(),
+        revision: view.revision,
+        group: view.key.group.to_string(),
+        service: view.key.service.to_string(),
+        event,
+        lagged,
+        nodes: view.nodes.len(),
+        sign: format!("{:032x}", view.sign.0),
+        added: difference.added,
+        changed: difference.changed,
+        removed: difference.removed,
+    }
+}
+
+/// The event as people read it: one line a node.
+fn lines(event: &Event, wide: bool, colors: bool) -> String {
+    let paint = |color: &str, text: String| {
+        if colors {
+            format!("\u{1b}[{color}m{text}\u{1b}[0m")
+        } else {
+            text
+        }
+    };
+    let head = format!(
+        "{} {} {}/{}",
+        event.time, event.revision, event.group, event.service
+    );
+    let mut lines = Vec::new();
+    match event.event {
+        EventKind::Snapshot => {
+            let lagged = if event.lagged {
+                ", changes before it were skipped"
+            } else {
+                ""
+            };
+            lines.push(format!("{head} = {} nodes{lagged}", event.nodes));
+        }
+        EventKind::Gone => lines.push(paint("31", format!("{head} x gone"))),
+        EventKind::Change => {}
+    }
+    for node in &event.added {
+        lines.push(paint("32", format!("{head} + {}", node_text(node, wide))));
+    }
+    for change in &event.changed {
+        lines.push(paint(
+            "33",
+            format!("{head} ~ {} {}", change.after.id, change_text(change)),
+        ));
+    }
+    for removed in &event.removed {
+        lines.push(paint("31", format!("{head} - {} {}", removed.id, removed.cause)));
+    }
+    if lines.is_empty() {
+        lines.push(format!("{head} ~ settings"));
+    }
+    lines.join("\n")
+}
+
+fn node_text(node: &Node, wide: bool) -> String {
+    let mut words = vec![
+        node.id.clone(),
+        node.state_text().into(),
+        format!("weight={}", node.weight),
+        node.addresses_text(),
+    ];
+    if !node.labels.is_empty() {
+        words.push(map_text(&node.labels));
+    }
+    if wide {
+        words.extend([
+            node.kind.to_owned(),
+            format!("session={}", node.session),
+            map_text(&node.metadata),
+        ]);
+    }
+    words.retain(|word| !word.is_empty());
+    words.join(" ")
+}
+
+/// What is different, field by field.
+fn change_text(change: &Changed) -> String {
+    let (before, after) = (&change.before, &change.after);
+    let mut words = Vec::new();
+    let mut note = |name: &str, old: String, new: String| {
+        if old != new {
+            words.push(format!("{name} {}->{}", dash(&old), dash(&new)));
+        }
+    };
+    note("state", before.state_text().into(), after.state_text().into());
+    note("weight", before.weight.to_string(), after.weight.to_string());
+    note("addresses", before.addresses_text(), after.addresses_text());
+    note("labels", map_text(&before.labels), map_text(&after.labels));
+    note("kind", before.kind.into(), after.kind.into());
+    note("session", before.session.to_string(), after.session.to_string());
+    note(
+        "incarnation",
+        before.incarnation.to_string(),
+        after.incarnation.to_string(),
+    );
+    if before.metadata != after.metadata {
+        words.push("metadata".into());
+    }
+    if before.r#override != after.r#override {
+        words.push("override".into());
+    }
+    if words.is_empty() {
+        "registered again".into()
+    } else {
+        words.join(" ")
+    }
+}
+
+fn dash(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(id: &str, weight: u32) -> Node {
+        wire::Node {
+            id: id.into(),
+            weight,
+            state: wire::NodeState::Up.into(),
+            kind: wire::NodeKind::Ephemeral.into(),
+            addresses: vec![wire::Address {
+                name: "http".into(),
+                host: "h".into(),
+                port: 80,
+            }],
+            ..wire::Node::default()
+        }
+        .into()
+    }
+
+    fn key() -> ServiceKey {
+        ServiceKey::new("prod", "feed")
+    }
+
+    fn event(event: EventKind, difference: Difference) -> Event {
+        Event {
+            time: "T".into(),
+            revision: 7,
+            group: "prod".into(),
+            service: "feed".into(),
+            event,
+            lagged: false,
+            nodes: 1,
+            sign: String::new(),
+            added: difference.added,
+            changed: difference.changed,
+            removed: difference.removed,
+        }
+    }
+
+    #[test]
+    fn new_changed_and_gone_nodes_are_told_apart() {
+        let mut roll = Roll::default();
+        let first = roll.replace(&key(), vec![node("a", 1), node("b", 1)]);
+        assert_eq!(
+            (first.added.len(), first.changed.len(), first.removed.len()),
+            (2, 0, 0)
+        );
+        let removed = vec![Removed {
+            id: "b".into(),
+            cause: "expired",
+        }];
+        let second = roll.change(&key(), vec![node("a", 2), node("c", 1)], removed);
+        assert_eq!(second.added, [node("c", 1)]);
+        assert_eq!(
+            second.changed,
+            [Changed {
+                before: node("a", 1),
+                after: node("a", 2)
+            }]
+        );
+        assert_eq!(
+            second.removed,
+            [Removed {
+                id: "b".into(),
+                cause: "expired"
+            }]
+        );
+    }
+
+    #[test]
+    fn a_snapshot_tells_only_what_differs() {
+        let mut roll = Roll::default();
+        roll.replace(&key(), vec![node("a", 1), node("b", 1)]);
+        let again = roll.replace(&key(), vec![node("b", 1), node("c", 1)]);
+        assert_eq!(again.added, [node("c", 1)]);
+        assert!(again.changed.is_empty());
+        assert_eq!(
+            again.removed,
+            [Removed {
+                id: "a".into(),
+                cause: "unknown"
+            }]
+        );
+    }
+
+    #[test]
+    fn a_service_is_gone_once() {
+        let mut roll = Roll::default();
+        roll.replace(&key(), vec![]);
+        assert!(roll.forget(&key()));
+        assert!(!roll.forget(&key()));
+    }
+
+    #[test]
+    fn lines_show_signs_and_fields() {
+        let mut roll = Roll::default();
+        let first = event(EventKind::Snapshot, roll.replace(&key(), vec![node("a", 1)]));
+        assert_eq!(
+            lines(&first, false, false),
+            "T 7 prod/feed = 1 nodes\nT 7 prod/feed + a up weight=1 http=h:80"
+        );
+        let mut heavier = node("a", 5);
+        heavier.state = "draining";
+        let second = event(EventKind::Change, roll.change(&key(), vec![heavier], vec![]));
+        assert_eq!(
+            lines(&second, false, false),
+            "T 7 prod/feed ~ a state up->draining weight 1->5"
+        );
+        let removed = vec![Removed {
+            id: "a".into(),
+            cause: "expired",
+        }];
+        let third = event(EventKind::Change, roll.change(&key(), vec![], removed));
+        assert_eq!(lines(&third, false, false), "T 7 prod/feed - a expired");
+        assert_eq!(
+            lines(&event(EventKind::Change, Difference::default()), false, false),
+            "T 7 prod/feed ~ settings"
+        );
+        assert!(lines(&third, false, true).starts_with("\u{1b}[31m"));
+    }
+
+    #[test]
+    fn the_json_names_are_stable() {
+        let json = serde_json::to_string(&event(EventKind::Gone, Difference::default())).unwrap();
+        assert_eq!(
+            json,
+            "{\"time\":\"T\",\"revision\":7,\"group\":\"prod\",\"service\":\"feed\",\"event\":\"gone\",\
+             \"lagged\":false,\"nodes\":1,\"sign\":\"\",\"added\":[],\"changed\":[],\"removed\":[]}"
+        );
+    }
+}
