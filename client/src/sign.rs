@@ -111,6 +111,26 @@ mod tests {
         assert_eq!(Sign::from(v1::Sign::from(sign)), sign);
     }
 
+    /// Computed by the registry for the same node. For ever: it is compared between versions.
+    #[test]
+    fn golden_sign() {
+        let node = v1::Node {
+            id: "10.0.0.1:80".into(),
+            addresses: vec![v1::Address {
+                name: "http".into(),
+                host: "10.0.0.1".into(),
+                port: 80,
+            }],
+            weight: 100,
+            labels: [("zone".into(), "b".into())].into(),
+            metadata: [("commit".into(), "f00".into())].into(),
+            kind: v1::NodeKind::Ephemeral.into(),
+            state: v1::NodeState::Up.into(),
+            ..Default::default()
+        };
+        assert_eq!(Sign::of_node(&node.into()).to_string(), "9fad0d4a1288a151da0578e5c26c6494");
+    }
+
     #[test]
     fn order_does_not_matter_and_every_visible_field_does() {
         let node = |id: &str| {

@@ -97,7 +97,7 @@ impl Lease {
     }
 }
 
-type Joining = Pin<Box<dyn Future<Output = Result<Joined, Error>> + Send>>;
+type Joining = Pin<Box<dyn Future<Output = Result<Box<Joined>, Error>> + Send>>;
 
 struct Joined {
     outgoing: mpsc::Sender<v1::SessionRequest>,
@@ -113,7 +113,7 @@ enum Link {
         endpoint: Arc<Endpoint>,
         joining: Joining,
     },
-    Up(Up),
+    Up(Box<Up>),
 }
 
 struct Up {
@@ -145,7 +145,7 @@ struct Closing {
 
 enum Input {
     Command(Option<Command>),
-    Joined(Result<Joined, Error>),
+    Joined(Result<Box<Joined>, Error>),
     Message(Result<Option<v1::SessionResponse>, Status>),
     Time,
 }
@@ -352,7 +352,7 @@ impl Attendance {
         };
     }
 
-    fn on_joined(&mut self, joined: Result<Joined, Error>) {
+    fn on_joined(&mut self, joined: Result<Box<Joined>, Error>) {
         let down = Link::Down {
             retry_at: Instant::now(),
         };
@@ -373,16 +373,16 @@ impl Attendance {
             outgoing,
             incoming,
             answer,
-        } = joined;
+        } = *joined;
         let up = |heartbeat_at| {
-            Link::Up(Up {
+            Link::Up(Box::new(Up {
                 endpoint: Arc::clone(&endpoint),
                 outgoing,
                 incoming,
                 heartbeat_at,
                 heartbeat: None,
                 move_at: None,
-            })
+            }))
         };
         match answer {
             Response::Opened(opened) => {
@@ -1032,7 +1032,7 @@ async fn join(
     budget: Duration,
     room: usize,
     message_bytes_max: usize,
-) -> Result<Joined, Error> {
+) -> Result<Box<Joined>, Error> {
     let joining = async {
         let call = first.call;
         let (outgoing, requests) = mpsc::channel(room.max(1));
@@ -1050,11 +1050,11 @@ async fn join(
             if let Some(answer) = message.response
                 && (message.call == call || matches!(answer, Response::Move(_)))
             {
-                return Ok(Joined {
+                return Ok(Box::new(Joined {
                     outgoing,
                     incoming,
                     answer,
-                });
+                }));
             }
         }
         Err(Error::Unavailable {

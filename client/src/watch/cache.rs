@@ -219,7 +219,11 @@ fn is_other(held: &str, heard: &str) -> bool {
 }
 
 fn is_signed(view: &ServiceView) -> bool {
-    Sign::of_nodes(view.nodes.iter().map(AsRef::as_ref)) == view.sign
+    let computed = Sign::of_nodes(view.nodes.iter().map(AsRef::as_ref));
+    if computed != view.sign {
+        tracing::debug!(service = %view.key, %computed, named = %view.sign, "a sign of another making");
+    }
+    computed == view.sign
 }
 
 #[cfg(test)]

@@ -1,0 +1,538 @@
+//! A server of the client contract in this process, on loopback: enough of the promises for the client's side of
+//! the protocol to be judged. What servers share (sessions, applied writes) is one [`Cluster`], so that a client
+//! can move between two of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use parking_lot::Mutex;
+use prost::Message;
+use rollcall_client::v1;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming};
+
+/// What all servers of the cluster agree on.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    pub(crate) revision: u64,
+    pub(crate) sessions: BTreeMap<u64, Session>,
+    /// Request id to revision: a repeat is not applied again.
+    pub(crate) applied: BTreeMap<Vec<u8>, u64>,
+    /// Every request id that came, repeats included.
+    pub(crate) requests: Vec<Vec<u8>>,
+    pub(crate) last_session: u64,
+    /// Errors to answer the next writes with.
+    pub(crate) refuse: Vec<v1::Error>,
+    /// What subscriptions came, by server.
+    pub(crate) subscriptions: Vec<(u64, v1::Subscribe)>,
+    pub(crate) acks: Vec<u64>,
+    /// How a subscription is answered.
+    pub(crate) script: Vec<v1::WatchFrame>,
+    /// What queries are answered with.
+    pub(crate) view: Option<v1::ServiceView>,
+    pub(crate) queries: u64,
+}
+
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Session {
+    pub(crate) ttl_ms: u64,
+    pub(crate) nodes: BTreeMap<String, v1::RegisterNode>,
+    pub(crate) renewals: u64,
+    pub(crate) attached: u64,
+}
+
+pub(crate) type Cluster = Arc<Mutex<Shared>>;
+
+/// One server.
+pub(crate) struct Server {
+    pub(crate) id: u64,
+    pub(crate) address: SocketAddr,
+    core: Core,
+    stop: watch::Sender<bool>,
+}
+
+type Watcher = mpsc::Sender<Result<v1::WatchResponse, Status>>;
+
+#[derive(Clone)]
+struct Core {
+    id: u64,
+    cluster: Cluster,
+    /// Takes requests and answers nothing, like a stopped process.
+    mute: Arc<AtomicBool>,
+    /// Applies writes and does not answer them.
+    swallow: Arc<AtomicBool>,
+    stop: watch::Receiver<bool>,
+    watchers: Arc<Mutex<Vec<Watcher>>>,
+}
+
+impl Server {
+    pub(crate) async fn start(id: u64, cluster: &Cluster) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = watch::channel(false);
+        let core = Core {
+            id,
+            cluster: Arc::clone(cluster),
+            mute: Arc::default(),
+            swallow: Arc::default(),
+            stop: stopped.clone(),
+            watchers: Arc::default(),
+        };
+        let router = tonic::transport::Server::builder()
+            .add_service(v1::sessions_server::SessionsServer::new(core.clone()))
+            .add_service(v1::registry_server::RegistryServer::new(core.clone()))
+            .add_service(v1::watch_server::WatchServer::new(core.clone()));
+        let mut until = stopped;
+        let serving = async move {
+            let over = async move {
+                let _ = until.wait_for(|stop| *stop).await;
+            };
+            router
+                .serve_with_incoming_shutdown(TcpListenerStream::new(listener), over)
+                .await
+        };
+        tokio::spawn(serving);
+        Self {
+            id,
+            address,
+            core,
+            stop,
+        }
+    }
+
+    /// Ends all streams and listens no more.
+    pub(crate) fn kill(&self) {
+        self.stop.send_replace(true);
+        self.core.watchers.lock().clear();
+    }
+
+    pub(crate) fn mute(&self, mute: bool) {
+        self.core.mute.store(mute, Ordering::SeqCst);
+    }
+
+    pub(crate) fn swallow(&self, swallow: bool) {
+        self.core.swallow.store(swallow, Ordering::SeqCst);
+    }
+
+    /// Sends frames to all watchers of this server.
+    pub(crate) async fn send(&self, frames: Vec<v1::WatchFrame>) {
+        let senders = self.core.watchers.lock().clone();
+        for sender in senders {
+            let _ = sender.send(Ok(response(&frames))).await;
+        }
+    }
+}
+
+pub(crate) fn response(frames: &[v1::WatchFrame]) -> v1::WatchResponse {
+    v1::WatchResponse {
+        frames: frames.iter().map(|frame| frame.encode_to_vec().into()).collect(),
+    }
+}
+
+fn error(code: v1::ErrorCode) -> v1::session_response::Response {
+    v1::session_response::Response::Error(v1::Error {
+        code: code.into(),
+        message: format!("{code:?}"),
+        effect: v1::Effect::None.into(),
+        ..Default::default()
+    })
+}
+
+impl Core {
+    fn header(&self, revision: u64) -> Option<v1::ResponseHeader> {
+        Some(v1::ResponseHeader {
+            cluster: "fake".into(),
+            server: self.id,
+            revision,
+            ..Default::default()
+        })
+    }
+
+    /// `None`: not answered.
+    fn answer(
+        &self,
+        request: v1::SessionRequest,
+        own: &mut BTreeSet<u64>,
+    ) -> Option<v1::session_response::Response> {
+        use v1::session_request::Request as R;
+        use v1::session_response::Response as A;
+        if self.mute.load(Ordering::SeqCst) {
+            return None;
+        }
+        let mut cluster = self.cluster.lock();
+        let session = request.session;
+        let options = match request.request.as_ref()? {
+            R::Register(write) => write.options.clone(),
+            R::Deregister(write) => write.options.clone(),
+            R::Update(write) => write.options.clone(),
+            R::Close(write) => write.options.clone(),
+            R::Open(_) | R::Attach(_) | R::Renew(_) => None,
+        };
+        if let Some(options) = &options {
+            cluster.requests.push(options.request_id.to_vec());
+            if !cluster.refuse.is_empty() {
+                return Some(A::Error(cluster.refuse.remove(0)));
+            }
+            if !own.contains(&session) {
+                return Some(error(v1::ErrorCode::SessionForeign));
+            }
+            if !cluster.sessions.contains_key(&session) {
+                return Some(error(v1::ErrorCode::SessionNotFound));
+            }
+        }
+        let written = |cluster: &mut Shared, change: &dyn Fn(&mut Shared)| {
+            let id = options.clone().unwrap_or_default().request_id.to_vec();
+            let repeated = cluster.applied.contains_key(&id);
+            if !repeated {
+                change(cluster);
+                cluster.revision += 1;
+                cluster.applied.insert(id.clone(), cluster.revision);
+            }
+            let revision = cluster.applied[&id];
+            if self.swallow.load(Ordering::SeqCst) {
+                return None;
+            }
+            Some(A::Written(v1::WriteResponse {
+                header: self.header(revision),
+                revision,
+                repeated,
+                changed: true,
+            }))
+        };
+        match request.request? {
+            R::Open(open) => {
+                cluster.last_session += 1;
+                let id = cluster.last_session;
+                cluster.sessions.insert(
+                    id,
+                    Session {
+                        ttl_ms: open.ttl_ms,
+                        ..Default::default()
+                    },
+                );
+                own.insert(id);
+                Some(A::Opened(v1::Opened {
+                    header: self.header(cluster.revision),
+                    session: id,
+                    secret: format!("secret-{id}").into_bytes().into(),
+                    ttl_ms: open.ttl_ms,
+                    ..Default::default()
+                }))
+            }
+            R::Attach(attach) => {
+                let revision = cluster.revision;
+                let Some(found) = cluster.sessions.get_mut(&session) else {
+                    return Some(error(v1::ErrorCode::SessionNotFound));
+                };
+                if attach.secret != format!("secret-{session}") {
+                    return Some(error(v1::ErrorCode::SessionForeign));
+                }
+                found.attached += 1;
+                own.insert(session);
+                let key = |node: &v1::RegisterNode| {
+                    let key = node.key.clone().unwrap_or_default();
+                    let id = node.registration.clone().unwrap_or_default().id;
+                    v1::NodeKey {
+                        group: key.group,
+                        service: key.service,
+                        node: id,
+                    }
+                };
+                Some(A::Attached(v1::Attached {
+                    header: self.header(revision),
+                    ttl_ms: found.ttl_ms,
+                    nodes: found.nodes.values().map(key).collect(),
+                }))
+            }
+            R::Renew(renew) => {
+                let mut renewed = v1::Renewed::default();
+                for id in renew.sessions {
+                    match cluster.sessions.get_mut(&id) {
+                        Some(found) => {
+                            found.renewals += 1;
+                            renewed.sessions.push(id);
+                        }
+                        None => renewed.not_found.push(id),
+                    }
+                }
+                Some(A::Renewed(renewed))
+            }
+            R::Register(register) => written(&mut cluster, &|cluster| {
+                let nodes = &mut cluster.sessions.get_mut(&session).unwrap().nodes;
+                for node in &register.nodes {
+                    nodes.insert(node.registration.clone().unwrap().id, node.clone());
+                }
+            }),
+            R::Deregister(deregister) => written(&mut cluster, &|cluster| {
+                let nodes = &mut cluster.sessions.get_mut(&session).unwrap().nodes;
+                for node in &deregister.nodes {
+                    nodes.remove(&node.key.clone().unwrap().node);
+                }
+            }),
+            R::Update(update) => written(&mut cluster, &|cluster| {
+                let nodes = &mut cluster.sessions.get_mut(&session).unwrap().nodes;
+                for update in &update.nodes {
+                    let node = nodes.get_mut(&update.key.clone().unwrap().node).unwrap();
+                    node.registration.as_mut().unwrap().state = update.state;
+                }
+            }),
+            R::Close(_) => written(&mut cluster, &|cluster| {
+                cluster.sessions.remove(&session);
+            }),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl v1::registry_server::Registry for Core {
+    async fn put_group(
+        &self,
+        _: Request<v1::PutGroupRequest>,
+    ) -> Result<Response<v1::WriteResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn delete_group(
+        &self,
+        _: Request<v1::DeleteGroupRequest>,
+    ) -> Result<Response<v1::WriteResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn put_service(
+        &self,
+        _: Request<v1::PutServiceRequest>,
+    ) -> Result<Response<v1::WriteResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn delete_service(
+        &self,
+        _: Request<v1::DeleteServiceRequest>,
+    ) -> Result<Response<v1::WriteResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn register(&self, _: Request<v1::RegisterRequest>) -> Result<Response<v1::WriteResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn deregister(
+        &self,
+        _: Request<v1::DeregisterRequest>,
+    ) -> Result<Response<v1::WriteResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn update(&self, _: Request<v1::UpdateRequest>) -> Result<Response<v1::WriteResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn set_override(
+        &self,
+        _: Request<v1::SetOverrideRequest>,
+    ) -> Result<Response<v1::WriteResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn clear_override(
+        &self,
+        _: Request<v1::ClearOverrideRequest>,
+    ) -> Result<Response<v1::WriteResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn list_services(
+        &self,
+        _: Request<v1::ListServicesRequest>,
+    ) -> Result<Response<v1::ListServicesResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn list_groups(
+        &self,
+        _: Request<v1::ListGroupsRequest>,
+    ) -> Result<Response<v1::ListGroupsResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn explain(&self, _: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn query(&self, _: Request<v1::QueryRequest>) -> Result<Response<v1::QueryResponse>, Status> {
+        let mut cluster = self.cluster.lock();
+        cluster.queries += 1;
+        let view = cluster.view.clone().ok_or_else(|| Status::not_found("no view"))?;
+        let header = self.header(cluster.revision);
+        Ok(Response::new(v1::QueryResponse {
+            header,
+            unchanged: false,
+            view: Some(view.encode_to_vec().into()),
+        }))
+    }
+
+    async fn signs(&self, request: Request<v1::SignsRequest>) -> Result<Response<v1::SignsResponse>, Status> {
+        let cluster = self.cluster.lock();
+        let sign = |key: v1::ServiceKey| {
+            let view = cluster
+                .view
+                .as_ref()
+                .filter(|view| view.key.as_ref() == Some(&key));
+            v1::ServiceSign {
+                exists: view.is_some(),
+                sign: view.and_then(|view| view.sign),
+                revision: view.map_or(0, |view| view.revision),
+                key: Some(key),
+            }
+        };
+        let signs = request.into_inner().keys.into_iter().map(sign).collect();
+        Ok(Response::new(v1::SignsResponse {
+            header: self.header(cluster.revision),
+            signs,
+        }))
+    }
+}
+
+type Answers<T> = std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<T, Status>> + Send>>;
+
+fn until_stopped<T: Send + 'static>(
+    receiver: mpsc::Receiver<Result<T, Status>>,
+    mut stop: watch::Receiver<bool>,
+) -> Answers<T> {
+    let over = async move {
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    Box::pin(ReceiverStream::new(receiver).take_until(over))
+}
+
+#[tonic::async_trait]
+impl v1::sessions_server::Sessions for Core {
+    type AttendStream = Answers<v1::SessionResponse>;
+
+    async fn attend(
+        &self,
+        request: Request<Streaming<v1::SessionRequest>>,
+    ) -> Result<Response<Self::AttendStream>, Status> {
+        let mut requests = request.into_inner();
+        let (sender, receiver) = mpsc::channel(1024);
+        let core = self.clone();
+        tokio::spawn(async move {
+            let mut own = BTreeSet::new();
+            while let Ok(Some(request)) = requests.message().await {
+                let call = request.call;
+                if let Some(answer) = core.answer(request, &mut own) {
+                    let answer = v1::SessionResponse {
+                        call,
+                        response: Some(answer),
+                    };
+                    if sender.send(Ok(answer)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(Response::new(until_stopped(receiver, self.stop.clone())))
+    }
+
+    async fn list_sessions(
+        &self,
+        _: Request<v1::ListSessionsRequest>,
+    ) -> Result<Response<v1::ListSessionsResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn end_session(
+        &self,
+        request: Request<v1::EndSessionRequest>,
+    ) -> Result<Response<v1::WriteResponse>, Status> {
+        let request = request.into_inner();
+        let id = request.options.unwrap_or_default().request_id.to_vec();
+        if self.mute.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+        }
+        let mut cluster = self.cluster.lock();
+        cluster.requests.push(id.clone());
+        if !cluster.refuse.is_empty() {
+            let error = cluster.refuse.remove(0);
+            return Err(Status::with_details(
+                tonic::Code::Unavailable,
+                error.message.clone(),
+                error.encode_to_vec().into(),
+            ));
+        }
+        let repeated = cluster.applied.contains_key(&id);
+        if !repeated {
+            cluster.sessions.remove(&request.session);
+            cluster.revision += 1;
+            let revision = cluster.revision;
+            cluster.applied.insert(id.clone(), revision);
+        }
+        let revision = cluster.applied[&id];
+        Ok(Response::new(v1::WriteResponse {
+            header: self.header(revision),
+            revision,
+            repeated,
+            changed: true,
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl v1::watch_server::Watch for Core {
+    type WatchStream = Answers<v1::WatchResponse>;
+
+    async fn watch(
+        &self,
+        request: Request<Streaming<v1::WatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let mut requests = request.into_inner();
+        let (sender, receiver) = mpsc::channel(1024);
+        self.watchers.lock().push(sender.clone());
+        let core = self.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(request)) = requests.message().await {
+                let frames = {
+                    let mut cluster = core.cluster.lock();
+                    match request.request {
+                        Some(v1::watch_request::Request::Subscribe(subscribe)) => {
+                            cluster.subscriptions.push((core.id, subscribe.clone()));
+                            // The script is written for subscription 0; it gets the number that was chosen.
+                            let mut frames = cluster.script.clone();
+                            for frame in &mut frames {
+                                if let Some(v1::watch_frame::Frame::Started(started)) = &mut frame.frame {
+                                    started.subscription = subscribe.subscription;
+                                    started.header = core.header(started.revision);
+                                }
+                            }
+                            frames
+                        }
+                        Some(v1::watch_request::Request::Ack(ack)) => {
+                            cluster.acks.push(ack.revision);
+                            Vec::new()
+                        }
+                        Some(v1::watch_request::Request::Unsubscribe(_)) | None => Vec::new(),
+                    }
+                };
+                if !frames.is_empty() && sender.send(Ok(response(&frames))).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(until_stopped(receiver, self.stop.clone())))
+    }
+}
+
+/// Waits until something holds; generous, since machines are busy.
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(tokio::time::Instant::now() < deadline, "not within 30 s: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,7 @@
+//! The client's side of the protocol, against servers in this process.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod fake;
+mod session;
+mod watch;

@@ -1,0 +1,322 @@
+//! The provider's side.
+
+use std::time::Duration;
+
+use crate::fake::{Cluster, Server, eventually};
+use rollcall_client::{
+    Error, Registration, Registry, RegistryConfig, RequestId, ServiceKey, Session, SessionEvent,
+    SessionEvents, SessionOptions, SessionStatus, WriteOptions, v1,
+};
+
+fn key() -> ServiceKey {
+    ServiceKey::new("prod/feed", "ranker")
+}
+
+fn node(port: u16) -> Registration {
+    Registration::new("http", "127.0.0.1", port)
+}
+
+fn registry(servers: &[&Server]) -> Registry {
+    Registry::connect(RegistryConfig::new(
+        servers.iter().map(|server| server.address.to_string()),
+    ))
+    .unwrap()
+}
+
+async fn open(registry: &Registry, ttl: Duration) -> Session {
+    registry.open_session(SessionOptions::ttl(ttl)).await.unwrap()
+}
+
+async fn wait_for(events: &mut SessionEvents, wanted: impl Fn(&SessionEvent) -> bool) -> SessionEvent {
+    let found = async {
+        loop {
+            let event = events.next().await.expect("the session lives");
+            if wanted(&event) {
+                return event;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), found)
+        .await
+        .expect("the event comes")
+}
+
+fn attached_to(session: &Session, servers: &[&Server]) -> usize {
+    let SessionStatus::Attached { server } = session.status() else {
+        panic!("{:?}", session.status())
+    };
+    servers
+        .iter()
+        .position(|one| one.address.to_string() == server)
+        .unwrap()
+}
+
+#[tokio::test]
+async fn nodes_are_registered_kept_alive_and_taken_out() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let session = open(&registry(&[&server]), Duration::from_secs(2)).await;
+    assert_eq!((session.id(), session.ttl()), (1, Duration::from_secs(2)));
+    let written = session.register(&key(), node(1)).await.unwrap();
+    assert!(written.changed && written.revision == 1);
+    session.register(&key(), node(2)).await.unwrap();
+    session.drain(&key().node("127.0.0.1:2")).await.unwrap();
+    session.deregister(&key().node("127.0.0.1:1")).await.unwrap();
+    assert_eq!(session.nodes(), [key().node("127.0.0.1:2")]);
+    let draining = i32::from(v1::NodeState::Draining);
+    {
+        let cluster = cluster.lock();
+        let nodes = &cluster.sessions[&1].nodes;
+        assert_eq!(nodes.len(), 1);
+        assert_eq!(
+            nodes["127.0.0.1:2"].registration.as_ref().unwrap().state,
+            draining
+        );
+    }
+    eventually("two heartbeats", || cluster.lock().sessions[&1].renewals >= 2).await;
+    session.close().await.unwrap();
+    assert!(cluster.lock().sessions.is_empty());
+}
+
+#[tokio::test]
+async fn a_dropped_session_is_closed() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let session = open(&registry(&[&server]), Duration::from_secs(10)).await;
+    drop(session);
+    eventually("the session is closed", || cluster.lock().sessions.is_empty()).await;
+}
+
+#[tokio::test]
+async fn when_its_server_dies_it_attaches_to_another_and_keeps_its_nodes() {
+    let cluster = Cluster::default();
+    let servers = [
+        &Server::start(1, &cluster).await,
+        &Server::start(2, &cluster).await,
+    ];
+    let session = open(&registry(&servers), Duration::from_secs(10)).await;
+    let mut events = session.events();
+    session.register(&key(), node(1)).await.unwrap();
+    let first = attached_to(&session, &servers);
+    servers[first].kill();
+    wait_for(&mut events, |event| {
+        matches!(event, SessionEvent::Reattached { .. })
+    })
+    .await;
+    assert_ne!(attached_to(&session, &servers), first);
+    session.register(&key(), node(2)).await.unwrap();
+    assert_eq!(session.id(), 1);
+    let cluster = cluster.lock();
+    assert_eq!(
+        (cluster.sessions[&1].nodes.len(), cluster.sessions[&1].attached),
+        (2, 1)
+    );
+}
+
+#[tokio::test]
+async fn when_its_server_is_mute_it_attaches_to_another_within_the_ttl() {
+    let cluster = Cluster::default();
+    let servers = [
+        &Server::start(1, &cluster).await,
+        &Server::start(2, &cluster).await,
+    ];
+    let ttl = Duration::from_secs(3);
+    let session = open(&registry(&servers), ttl).await;
+    let mut events = session.events();
+    let first = attached_to(&session, &servers);
+    eventually("a heartbeat", || cluster.lock().sessions[&1].renewals >= 1).await;
+    let renewed_at = tokio::time::Instant::now();
+    servers[first].mute(true);
+    wait_for(&mut events, |event| {
+        matches!(event, SessionEvent::Reattached { .. })
+    })
+    .await;
+    assert!(renewed_at.elapsed() < ttl, "{:?}", renewed_at.elapsed());
+    assert_ne!(attached_to(&session, &servers), first);
+}
+
+#[tokio::test]
+async fn a_forgotten_session_is_reopened_and_everything_registered_again() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let session = open(&registry(&[&server]), Duration::from_secs(2)).await;
+    let mut events = session.events();
+    let entries = (0..250).map(|port| rollcall_client::Entry::new(key(), node(port)));
+    session
+        .register_all(entries.collect(), WriteOptions::default())
+        .await
+        .unwrap();
+    session.deregister(&key().node("127.0.0.1:7")).await.unwrap();
+    cluster.lock().sessions.clear();
+    wait_for(&mut events, |event| {
+        matches!(event, SessionEvent::Lost { session: 1 })
+    })
+    .await;
+    let event = wait_for(&mut events, |event| {
+        matches!(event, SessionEvent::Reregistered { .. })
+    })
+    .await;
+    assert!(
+        matches!(event, SessionEvent::Reregistered { nodes: 249 }),
+        "{event:?}"
+    );
+    assert_eq!(session.id(), 2);
+    let cluster = cluster.lock();
+    assert_eq!(cluster.sessions[&2].nodes.len(), 249);
+    assert!(
+        !cluster.sessions[&2].nodes.contains_key("127.0.0.1:7"),
+        "what was taken out stays out"
+    );
+}
+
+#[tokio::test]
+async fn a_node_that_is_refused_when_registered_again_does_not_hold_up_the_others() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let session = open(&registry(&[&server]), Duration::from_secs(2)).await;
+    let mut events = session.events();
+    session.register(&key(), node(1)).await.unwrap();
+    session.register(&key(), node(2)).await.unwrap();
+    {
+        let refusal = v1::Error {
+            code: v1::ErrorCode::ServiceNotFound.into(),
+            effect: v1::Effect::None.into(),
+            ..Default::default()
+        };
+        let mut cluster = cluster.lock();
+        // The batch of both, then the first of its halves.
+        cluster.refuse = vec![refusal.clone(), refusal];
+        cluster.sessions.clear();
+    }
+    let refused = wait_for(&mut events, |event| {
+        matches!(event, SessionEvent::NodeRefused { .. })
+    })
+    .await;
+    assert!(matches!(refused, SessionEvent::NodeRefused { node, .. } if node == key().node("127.0.0.1:1")));
+    wait_for(&mut events, |event| {
+        matches!(event, SessionEvent::Reregistered { nodes: 1 })
+    })
+    .await;
+    assert_eq!(session.nodes(), [key().node("127.0.0.1:2")]);
+}
+
+#[tokio::test]
+async fn a_write_without_an_answer_is_repeated_elsewhere_under_the_same_id() {
+    let cluster = Cluster::default();
+    let servers = [
+        &Server::start(1, &cluster).await,
+        &Server::start(2, &cluster).await,
+    ];
+    let session = open(&registry(&servers), Duration::from_secs(10)).await;
+    let first = attached_to(&session, &servers);
+    servers[first].swallow(true);
+    let id = RequestId(77);
+    let write = {
+        let session = session.clone();
+        let options = WriteOptions {
+            request_id: Some(id),
+            timeout: Some(Duration::from_secs(20)),
+        };
+        let entries = vec![rollcall_client::Entry::new(key(), node(1))];
+        tokio::spawn(async move { session.register_all(entries, options).await })
+    };
+    eventually("the write is applied", || !cluster.lock().applied.is_empty()).await;
+    servers[first].kill();
+    let written = write.await.unwrap().unwrap();
+    assert!(written.repeated && written.revision == 1);
+    let cluster = cluster.lock();
+    assert_eq!(cluster.requests, vec![77_u128.to_be_bytes().to_vec(); 2]);
+}
+
+#[tokio::test]
+async fn a_write_without_an_answer_until_its_deadline_is_unknown() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let session = open(&registry(&[&server]), Duration::from_secs(10)).await;
+    server.swallow(true);
+    let options = WriteOptions {
+        request_id: Some(RequestId(5)),
+        timeout: Some(Duration::from_millis(300)),
+    };
+    let entries = vec![rollcall_client::Entry::new(key(), node(1))];
+    let error = session.register_all(entries, options).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::OutcomeUnknown {
+                request_id: RequestId(5),
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn refusals_reach_the_caller_and_passing_ones_are_waited_out() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let session = open(&registry(&[&server]), Duration::from_secs(10)).await;
+    let refusal = |code: v1::ErrorCode, effect: v1::Effect| v1::Error {
+        code: code.into(),
+        effect: effect.into(),
+        current_revision: 41,
+        ..Default::default()
+    };
+    cluster.lock().refuse = vec![refusal(v1::ErrorCode::RevisionMismatch, v1::Effect::None)];
+    let error = session.register(&key(), node(1)).await.unwrap_err();
+    assert!(
+        matches!(error, Error::RevisionMismatch { current: 41, .. }),
+        "{error}"
+    );
+    assert!(session.nodes().is_empty());
+    cluster.lock().requests.clear();
+    cluster.lock().refuse = vec![
+        refusal(v1::ErrorCode::Unavailable, v1::Effect::None),
+        refusal(v1::ErrorCode::OutcomeUnknown, v1::Effect::Unknown),
+        refusal(v1::ErrorCode::Overloaded, v1::Effect::None),
+    ];
+    session.register(&key(), node(1)).await.unwrap();
+    let requests = cluster.lock().requests.clone();
+    assert!(
+        requests.len() == 4 && requests.iter().all(|id| *id == requests[0]),
+        "{requests:?}"
+    );
+}
+
+#[tokio::test]
+async fn without_any_server_opening_fails_in_time_and_says_why() {
+    let registry = Registry::connect(RegistryConfig::new(["127.0.0.1:1"])).unwrap();
+    let mut options = SessionOptions::ttl(Duration::from_secs(10));
+    options.timeout = Some(Duration::from_millis(400));
+    let error = registry.open_session(options).await.unwrap_err();
+    assert!(matches!(error, Error::Connection { .. }), "{error}");
+    assert_eq!(error.effect(), rollcall_client::Effect::None);
+}
+
+#[tokio::test]
+async fn unary_writes_are_repeated_under_the_same_id_at_another_server() {
+    let cluster = Cluster::default();
+    let servers = [
+        &Server::start(1, &cluster).await,
+        &Server::start(2, &cluster).await,
+    ];
+    let mut config = RegistryConfig::new(servers.iter().map(|server| server.address.to_string()));
+    config.attempt_timeout = Duration::from_millis(200);
+    let registry = Registry::connect(config).unwrap();
+    servers[0].mute(true);
+    for _ in 0..4 {
+        registry.end_session(9, WriteOptions::default()).await.unwrap();
+    }
+    servers[0].mute(false);
+    let unknown = v1::Error {
+        code: v1::ErrorCode::OutcomeUnknown.into(),
+        effect: v1::Effect::Unknown.into(),
+        ..Default::default()
+    };
+    cluster.lock().requests.clear();
+    cluster.lock().refuse = vec![unknown];
+    registry.end_session(9, WriteOptions::default()).await.unwrap();
+    let requests = cluster.lock().requests.clone();
+    assert!(requests.len() == 2 && requests[0] == requests[1], "{requests:?}");
+}

@@ -1,0 +1,393 @@
+//! The consumer's side.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::fake::{Cluster, Server, eventually};
+use rollcall_client::{
+    Error, Node, PollOptions, Registry, RegistryConfig, ServiceKey, ServiceView, ServiceWatch, Sign, Source,
+    Watch, WatchEvent, WatchTarget, v1,
+};
+use v1::watch_frame::Frame;
+
+fn key() -> ServiceKey {
+    ServiceKey::new("prod/feed", "ranker")
+}
+
+fn config(servers: &[&Server]) -> RegistryConfig {
+    RegistryConfig::new(servers.iter().map(|server| server.address.to_string()))
+}
+
+fn nodes(ids: &[&str]) -> Vec<v1::Node> {
+    ids.iter()
+        .map(|id| v1::Node {
+            id: (*id).into(),
+            weight: 100,
+            kind: 1,
+            state: 1,
+            ..Default::default()
+        })
+        .collect()
+}
+
+fn sign(ids: &[&str]) -> Option<v1::Sign> {
+    let nodes: Vec<Node> = nodes(ids).into_iter().map(Node::from).collect();
+    Some(Sign::of_nodes(&nodes).into())
+}
+
+fn frame(frame: Frame) -> v1::WatchFrame {
+    v1::WatchFrame { frame: Some(frame) }
+}
+
+fn started(kind: v1::StartKind, revision: u64, exists: bool) -> v1::WatchFrame {
+    let services = if exists { vec![(&key()).into()] } else { Vec::new() };
+    frame(Frame::Started(v1::Started {
+        subscription: 0,
+        kind: kind.into(),
+        revision,
+        header: None,
+        services,
+    }))
+}
+
+fn snapshot(ids: &[&str], revision: u64) -> v1::WatchFrame {
+    let view = v1::ServiceView {
+        key: Some((&key()).into()),
+        sign: sign(ids),
+        revision,
+        settings: None,
+        nodes: nodes(ids),
+    };
+    frame(Frame::Snapshot(v1::ServiceSnapshot {
+        view: Some(view),
+        revision,
+        lagged: false,
+    }))
+}
+
+fn delta(revision: u64, put: &[&str], removed: &[&str], after: &[&str]) -> v1::WatchFrame {
+    let removed = removed
+        .iter()
+        .map(|id| v1::RemovedNode {
+            id: (*id).into(),
+            ..Default::default()
+        })
+        .collect();
+    frame(Frame::Delta(v1::ServiceDelta {
+        key: Some((&key()).into()),
+        revision,
+        sign: sign(after),
+        put: nodes(put),
+        removed,
+        ..Default::default()
+    }))
+}
+
+fn current(ids: &[&str], revision: u64) -> Vec<v1::WatchFrame> {
+    vec![
+        snapshot(ids, revision),
+        started(v1::StartKind::Current, revision, true),
+    ]
+}
+
+fn ids(view: &ServiceView) -> Vec<&str> {
+    view.nodes.iter().map(|node| node.id.as_ref()).collect()
+}
+
+async fn until(watch: &mut ServiceWatch, wanted: impl Fn(&ServiceView) -> bool) -> Arc<ServiceView> {
+    let found = async {
+        loop {
+            let view = watch.view();
+            if wanted(&view) {
+                return view;
+            }
+            watch.changed().await.expect("the watch lives");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), found)
+        .await
+        .expect("the view comes")
+}
+
+async fn next(watch: &mut Watch) -> WatchEvent {
+    tokio::time::timeout(Duration::from_secs(30), watch.next())
+        .await
+        .expect("an event comes")
+}
+
+#[tokio::test]
+async fn changes_arrive_in_order_and_are_acknowledged() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    cluster.lock().script = current(&["a"], 5);
+    let registry = Registry::connect(config(&[&server])).unwrap();
+    let mut watch = registry.watch(key()).await.unwrap();
+    assert!(
+        matches!(next(&mut watch).await, WatchEvent::Snapshot { view, lagged: false } if ids(&view) == ["a"])
+    );
+    assert!(matches!(
+        next(&mut watch).await,
+        WatchEvent::Live {
+            revision: 5,
+            resumed: false,
+            server: 1
+        }
+    ));
+    server
+        .send(vec![
+            delta(6, &["b"], &[], &["a", "b"]),
+            delta(7, &[], &["a"], &["b"]),
+        ])
+        .await;
+    let WatchEvent::Changed { view, put, removed } = next(&mut watch).await else {
+        panic!("a change")
+    };
+    assert_eq!(
+        (view.revision, ids(&view), put.len(), removed.len()),
+        (6, vec!["a", "b"], 1, 0)
+    );
+    let WatchEvent::Changed { view, put, removed } = next(&mut watch).await else {
+        panic!("a change")
+    };
+    assert_eq!(
+        (view.revision, ids(&view), put.len(), removed.len()),
+        (7, vec!["b"], 0, 1)
+    );
+    eventually("the acknowledgement", || cluster.lock().acks.last() == Some(&7)).await;
+    server
+        .send(vec![frame(Frame::Bookmark(v1::Bookmark { revision: 19 }))])
+        .await;
+    eventually("the bookmark's acknowledgement", || {
+        cluster.lock().acks.last() == Some(&19)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lost_stream_is_resumed_elsewhere_behind_what_was_seen() {
+    let cluster = Cluster::default();
+    let servers = [
+        &Server::start(1, &cluster).await,
+        &Server::start(2, &cluster).await,
+    ];
+    cluster.lock().script = current(&["a"], 5);
+    let registry = Registry::connect(config(&servers)).unwrap();
+    let mut watch = registry.watch_service(&key()).await.unwrap();
+    until(&mut watch, |view| view.source == Source::Live).await;
+    let first = servers
+        .iter()
+        .position(|server| server.id == cluster.lock().subscriptions[0].0)
+        .unwrap();
+    servers[first]
+        .send(vec![delta(8, &["b"], &[], &["a", "b"])])
+        .await;
+    until(&mut watch, |view| view.revision == 8).await;
+    // The other server resumes, repeats one change, and goes on.
+    cluster.lock().script = vec![
+        started(v1::StartKind::Resumed, 8, false),
+        delta(8, &["b"], &[], &["a", "b"]),
+        delta(9, &["c"], &[], &["a", "b", "c"]),
+    ];
+    servers[first].kill();
+    let view = until(&mut watch, |view| view.revision == 9).await;
+    assert_eq!((ids(&view), view.source), (vec!["a", "b", "c"], Source::Live));
+    let cluster = cluster.lock();
+    let (server, subscribe) = cluster.subscriptions.last().unwrap();
+    assert_eq!((*server, subscribe.after_revision), (servers[1 - first].id, 8));
+    assert_eq!(subscribe.known[0].sign, sign(&["a", "b"]));
+}
+
+#[tokio::test]
+async fn while_no_server_answers_the_cache_stays_and_says_so() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    cluster.lock().script = current(&["a"], 5);
+    let registry = Registry::connect(config(&[&server])).unwrap();
+    let mut watch = registry.watch_service(&key()).await.unwrap();
+    until(&mut watch, |view| view.source == Source::Live).await;
+    server.kill();
+    let view = until(&mut watch, |view| view.source == Source::Cache).await;
+    assert_eq!(ids(&view), ["a"]);
+    assert_eq!(ids(&registry.discover(&key()).await.unwrap()), ["a"]);
+}
+
+#[tokio::test]
+async fn an_empty_list_that_is_not_newer_never_replaces_nodes() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    cluster.lock().script = current(&["a"], 5);
+    let registry = Registry::connect(config(&[&server])).unwrap();
+    let mut watch = registry.watch_service(&key()).await.unwrap();
+    until(&mut watch, |view| view.source == Source::Live).await;
+    server
+        .send(vec![
+            snapshot(&[], 5),
+            snapshot(&[], 0),
+            snapshot(&[], 4),
+            delta(6, &["b"], &[], &["a", "b"]),
+        ])
+        .await;
+    let view = until(&mut watch, |view| view.revision == 6).await;
+    assert_eq!(ids(&view), ["a", "b"], "the change fits what was held all along");
+    server.send(vec![snapshot(&[], 7)]).await;
+    let view = until(&mut watch, |view| view.revision == 7).await;
+    assert!(
+        view.exists && view.nodes.is_empty(),
+        "confirmed at a newer revision"
+    );
+}
+
+#[tokio::test]
+async fn a_missed_change_is_noticed_and_the_full_list_asked_for() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    cluster.lock().script = current(&["a"], 5);
+    let registry = Registry::connect(config(&[&server])).unwrap();
+    let mut watch = registry.watch_service(&key()).await.unwrap();
+    until(&mut watch, |view| view.source == Source::Live).await;
+    cluster.lock().script = current(&["a", "b", "c"], 7);
+    // Revision 6, which put `b`, is missing.
+    server.send(vec![delta(7, &["c"], &[], &["a", "b", "c"])]).await;
+    let view = until(&mut watch, |view| view.revision == 7).await;
+    assert_eq!(ids(&view), ["a", "b", "c"]);
+    let cluster = cluster.lock();
+    let (_, again) = cluster.subscriptions.last().unwrap();
+    assert_eq!(
+        (
+            cluster.subscriptions.len(),
+            again.after_revision,
+            again.known.len()
+        ),
+        (2, 0, 0)
+    );
+}
+
+#[tokio::test]
+async fn a_slow_reader_gets_the_state_instead_of_the_history() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    cluster.lock().script = current(&["a"], 5);
+    let mut config = config(&[&server]);
+    config.watch_events_max = 3;
+    let registry = Registry::connect(config).unwrap();
+    let mut slow = registry.watch(WatchTarget::group("prod")).await.unwrap();
+    let mut latest = registry.watch_service(&key()).await.unwrap();
+    until(&mut latest, |view| view.source == Source::Live).await;
+    for revision in 6..60 {
+        let put = if revision % 2 == 0 { ["b"] } else { ["a"] };
+        let after: &[&str] = if revision % 2 == 0 { &["b"] } else { &["a"] };
+        let removed = if revision % 2 == 0 { ["a"] } else { ["b"] };
+        server.send(vec![delta(revision, &put, &removed, after)]).await;
+    }
+    until(&mut latest, |view| view.revision == 59).await;
+    let WatchEvent::Lagged { views } = next(&mut slow).await else {
+        panic!("the reader was slow")
+    };
+    assert_eq!((views.len(), views[0].revision), (1, 59));
+    server.send(vec![delta(60, &["b"], &[], &["a", "b"])]).await;
+    assert!(matches!(next(&mut slow).await, WatchEvent::Changed { view, .. } if view.revision == 60));
+}
+
+#[tokio::test]
+async fn a_consumer_starts_from_disk_while_all_servers_are_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    cluster.lock().script = current(&["a", "b"], 5);
+    {
+        let registry = Registry::connect(config(&[&server]).snapshot_folder(folder.path())).unwrap();
+        assert_eq!(registry.discover(&key()).await.unwrap().nodes.len(), 2);
+        let file = folder.path().join("prod~feed~ranker.roll");
+        eventually("the snapshot is on disk", || file.exists()).await;
+    }
+    server.kill();
+    let registry = Registry::connect(config(&[&server]).snapshot_folder(folder.path())).unwrap();
+    let view = registry.discover(&key()).await.unwrap();
+    assert_eq!(
+        (ids(&view), view.source, view.revision),
+        (vec!["a", "b"], Source::Disk, 5)
+    );
+    assert!(view.age().unwrap() < Duration::from_secs(60));
+    let mut config = config(&[&server]).snapshot_folder(folder.path());
+    config.call_timeout = Duration::from_millis(300);
+    let registry = Registry::connect(config).unwrap();
+    let unknown = registry
+        .discover(&ServiceKey::new("prod/feed", "other"))
+        .await
+        .unwrap_err();
+    assert!(matches!(unknown, Error::Unavailable { .. }), "{unknown}");
+}
+
+#[tokio::test]
+async fn what_does_not_exist_is_told_apart_from_what_is_not_known() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    cluster.lock().script = vec![started(v1::StartKind::Current, 5, false)];
+    let registry = Registry::connect(config(&[&server])).unwrap();
+    let error = registry.discover(&key()).await.unwrap_err();
+    assert!(matches!(error, Error::ServiceNotFound { .. }), "{error}");
+    // It comes into being, and the same subscription tells.
+    let mut watch = registry.watch_service(&key()).await.unwrap();
+    let Some(Frame::Delta(created)) = delta(6, &["a"], &[], &["a"]).frame else {
+        unreachable!()
+    };
+    server
+        .send(vec![frame(Frame::Delta(v1::ServiceDelta {
+            created: true,
+            ..created
+        }))])
+        .await;
+    assert_eq!(ids(&*until(&mut watch, |view| view.revision == 6).await), ["a"]);
+    assert_eq!(registry.discover(&key()).await.unwrap().nodes.len(), 1);
+}
+
+#[tokio::test]
+async fn a_poll_asks_for_a_list_only_when_its_sign_differs() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let view = |ids: &[&str], revision: u64| {
+        let (key, sign, nodes) = (Some((&key()).into()), sign(ids), nodes(ids));
+        Some(v1::ServiceView {
+            key,
+            sign,
+            revision,
+            settings: None,
+            nodes,
+        })
+    };
+    let set = |ids: &[&str], revision: u64| {
+        let mut cluster = cluster.lock();
+        (cluster.view, cluster.revision) = (view(ids, revision), revision);
+    };
+    set(&["a"], 5);
+    let registry = Registry::connect(config(&[&server])).unwrap();
+    let other = ServiceKey::new("prod/feed", "other");
+    let options = PollOptions::every(Duration::from_millis(50));
+    let mut watches = registry.poll(&[key(), other], options).unwrap();
+    let mut absent = watches.pop().unwrap();
+    let mut watch = watches.pop().unwrap();
+    assert_eq!(
+        ids(&*until(&mut watch, |view| view.source == Source::Live).await),
+        ["a"]
+    );
+    assert!(
+        !until(&mut absent, |view| view.source == Source::Live)
+            .await
+            .exists
+    );
+    cluster.lock().revision = 9;
+    until_confirmed(&watch, 9).await;
+    assert_eq!(cluster.lock().queries, 1, "equal signs cost no list");
+    set(&[], 5);
+    until_confirmed(&absent, 5).await;
+    eventually("the empty list was looked at", || cluster.lock().queries >= 2).await;
+    assert_eq!(ids(&watch.view()), ["a"], "an empty list that is not newer");
+    set(&["b"], 12);
+    assert_eq!(ids(&*until(&mut watch, |view| view.revision == 12).await), ["b"]);
+    drop((watch, absent));
+    assert!(registry.poll(&[], PollOptions::every(Duration::ZERO)).is_err());
+}
+
+async fn until_confirmed(watch: &ServiceWatch, as_of: u64) {
+    eventually("the view is confirmed", || watch.view().as_of >= as_of).await;
+}
