@@ -137,11 +137,11 @@ impl<K: Clone + Ord + Hash> Countdown<K> {
                 .first()
                 .is_some_and(|(deadline, _, _)| *deadline <= judged)
         {
-            let Some((_, key, generation)) = self.near.pop_first() else {
+            let Some((filed, key, generation)) = self.near.pop_first() else {
                 break;
             };
             match self.deadline_of(&key, generation) {
-                Some(deadline) if deadline <= judged => {
+                Some(deadline) if deadline == filed => {
                     self.leases.remove(&key);
                     lapsed.push(key);
                 }
@@ -174,6 +174,13 @@ impl<K: Clone + Ord + Hash> Countdown<K> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.leases.is_empty()
+    }
+
+    /// How many entries are held, those of countdowns that are gone included: at most twice as many as count
+    /// down, or 2,048 if that is more.
+    #[must_use]
+    pub fn filed(&self) -> usize {
+        self.leases.len() + self.stale
     }
 
     /// The next moment at which [`Self::take_lapsed`] can have news, if ticks come in time until then; it may

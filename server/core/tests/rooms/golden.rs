@@ -1,0 +1,216 @@
+//! Formats that outlive this version: the log's requests, the snapshot, the sign.
+//!
+//! A difference here means that servers of another version could not read what this one writes, or would take
+//! equal content for different. Add a format; never change one.
+
+use std::path::Path;
+
+use rollcall_core::directory::{Command, Node, ServiceSettings};
+use rollcall_core::directory::{
+    Directory, Expected, GroupMode, Limits, NodeKind, NodeState, NodeView, Override, Request, Sign,
+    UpdateNode,
+};
+use rollcall_core::ids::{Incarnation, LogIndex, LogPosition, RequestId, Revision, SessionId, Term};
+
+use crate::scene::{
+    deregister, expire, group, node, open_session, register, registration, service, set_override, update_node,
+};
+
+fn assert_golden(name: &str, bytes: &[u8]) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
+    let lines: Vec<String> = bytes
+        .chunks(32)
+        .map(|chunk| chunk.iter().map(|b| format!("{b:02x}")).collect())
+        .collect();
+    let actual = lines.join("\n") + "\n";
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&file, actual).unwrap();
+    } else {
+        assert_eq!(
+            std::fs::read_to_string(&file).unwrap(),
+            actual,
+            "{} differs",
+            file.display()
+        );
+    }
+}
+
+/// One of each command, in the order of the enum, and every field in use somewhere.
+fn commands() -> Vec<Command> {
+    let mut full = registration("a:80");
+    full.labels.insert("zone".into(), "east".into());
+    full.metadata.insert("commit".into(), "4f1e".into());
+    full.kind = Some(NodeKind::Persistent);
+    full.state = NodeState::Draining;
+    let over = Override {
+        disabled: Some(true),
+        weight: Some(3),
+        labels: [("zone".to_owned(), "west".to_owned())].into(),
+        reason: "bad disk".into(),
+        author: "ann".into(),
+        ttl_ms: 60_000,
+        set_at: Revision(0),
+    };
+    let settings = ServiceSettings {
+        default_kind: NodeKind::Ephemeral,
+        metadata: [].into(),
+        nodes_max: 9,
+    };
+    let group_settings = rollcall_core::directory::GroupSettings {
+        mode: GroupMode::Cp,
+        auto_create: true,
+        defaults: settings.clone(),
+        services_max: 7,
+        metadata: [("team".to_owned(), "feed".to_owned())].into(),
+    };
+    let update = UpdateNode {
+        weight: Some(5),
+        state: Some(NodeState::Down),
+        labels: [
+            ("zone".to_owned(), None),
+            ("rack".to_owned(), Some("7".to_owned())),
+        ]
+        .into(),
+        ..update_node("prod/feed/a:80")
+    };
+    let persistent = rollcall_core::directory::RegisterNode {
+        key: service("prod/feed"),
+        registration: full,
+        expected: Expected::Absent,
+    };
+    vec![
+        Command::PutGroup {
+            group: group("prod"),
+            settings: group_settings,
+            expected: Expected::Absent,
+        },
+        Command::PutService {
+            key: service("prod/feed"),
+            settings: Some(settings),
+            expected: Expected::Any,
+        },
+        open_session(),
+        open_session(),
+        open_session(),
+        Command::Register {
+            session: None,
+            nodes: vec![persistent],
+        },
+        register(1, &["prod/feed/b:80", "prod/web/c:80"]),
+        register(2, &["prod/feed/d:80"]),
+        Command::Update {
+            session: None,
+            nodes: vec![update],
+        },
+        set_override("prod/feed/a:80", over),
+        deregister(Some(1), "prod/web/c:80"),
+        Command::DeleteService {
+            key: service("prod/web"),
+            expected: Expected::Revision(Revision(7)),
+        },
+        expire(1, 2, 8),
+        Command::CloseSession {
+            session: SessionId(3),
+        },
+        set_override(
+            "prod/feed/x:80",
+            Override {
+                weight: Some(0),
+                ..Override::default()
+            },
+        ),
+        Command::ClearOverride {
+            key: node("prod/feed/x:80"),
+        },
+        Command::ExpireOverrides {
+            term: Term(1),
+            overrides: vec![(node("prod/feed/a:80"), Revision(1))],
+        },
+        Command::DeleteGroup {
+            group: group("prod"),
+            expected: Expected::Any,
+        },
+        Command::SetLimits {
+            limits: Limits {
+                sessions_max: 2_000_000,
+                ..Limits::default()
+            },
+        },
+    ]
+}
+
+#[test]
+fn requests_keep_their_first_format() {
+    let mut bytes = Vec::new();
+    for (n, command) in commands().into_iter().enumerate() {
+        let request = Request {
+            id: RequestId(0x0102_0304_0506 + n as u128),
+            command,
+        };
+        let encoded = request.encode();
+        assert_eq!(Request::decode(&encoded).unwrap(), request);
+        bytes.extend_from_slice(&u32::try_from(encoded.len()).unwrap().to_le_bytes());
+        bytes.extend_from_slice(&encoded);
+    }
+    assert_golden("requests_v1.hex", &bytes);
+}
+
+#[test]
+fn snapshots_keep_their_first_format() {
+    let mut directory = Directory::new(Limits::default());
+    let mut refused = Vec::new();
+    for (n, command) in commands().into_iter().enumerate() {
+        let at = LogPosition {
+            term: Term(1),
+            index: LogIndex(n as u64 + 1),
+        };
+        let applied = directory.apply(
+            at,
+            &Request {
+                id: RequestId(n as u128),
+                command,
+            },
+        );
+        refused.extend(applied.result.err().map(|refusal| refusal.to_string()));
+    }
+    assert_eq!(
+        refused,
+        ["group prod still has 1 services"],
+        "everything else shapes the snapshot"
+    );
+    let snapshot = directory.encode_snapshot();
+    assert_golden("snapshot_v1.hex", &snapshot);
+    let read = Directory::decode_snapshot(&snapshot).unwrap();
+    assert_eq!(read.state_hash(), directory.state_hash());
+    assert_eq!(read.totals(), directory.totals());
+}
+
+#[test]
+fn signs_are_the_same_for_ever() {
+    let mut registration = registration("a:80");
+    registration.labels.insert("zone".into(), "east".into());
+    registration.metadata.insert("commit".into(), "4f1e".into());
+    let node = Node {
+        registration,
+        kind: NodeKind::Persistent,
+        state: NodeState::Draining,
+        session: Some(SessionId(9)),
+        incarnation: Incarnation(3),
+        created: Revision(4),
+        modified: Revision(5),
+    };
+    let over = Override {
+        disabled: Some(true),
+        weight: Some(7),
+        ..Override::default()
+    };
+    let plain = Sign::of_node(NodeView::new(&node, None));
+    let merged = Sign::of_node(NodeView::new(&node, Some(&over)));
+    let of_service = Sign::of_service(&"feed".parse().unwrap(), plain.plus(merged));
+    let lines = [plain, merged, of_service]
+        .map(|sign| sign.0.to_le_bytes())
+        .concat();
+    assert_golden("signs_v1.hex", &lines);
+}

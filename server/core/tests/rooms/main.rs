@@ -1,0 +1,11 @@
+//! The rooms from outside: transcripts, properties, refusals and golden files.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod clock;
+mod golden;
+mod properties;
+mod refusals;
+mod scene;
+mod script;
+mod transcripts;
