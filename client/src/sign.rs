@@ -128,7 +128,10 @@ mod tests {
             state: v1::NodeState::Up.into(),
             ..Default::default()
         };
-        assert_eq!(Sign::of_node(&node.into()).to_string(), "9fad0d4a1288a151da0578e5c26c6494");
+        assert_eq!(
+            Sign::of_node(&node.into()).to_string(),
+            "9fad0d4a1288a151da0578e5c26c6494"
+        );
     }
 
     #[test]

@@ -59,8 +59,8 @@ struct Pending {
     operation: Operation,
     request_id: RequestId,
     purpose: Purpose,
-    /// On the present stream.
-    sent: bool,
+    /// On the present stream, since then.
+    sent_at: Option<Instant>,
     /// Some attempt may have been applied, or may yet be.
     outcome_unknown: bool,
     /// Asked to wait before it is sent again.
@@ -139,7 +139,8 @@ struct Closing {
     reply: Option<oneshot::Sender<Result<(), Error>>>,
     deadline: Instant,
     request_id: RequestId,
-    call: Option<u64>,
+    /// Said on the present stream, and when.
+    call: Option<(u64, Instant)>,
     asked: bool,
 }
 
@@ -265,6 +266,7 @@ impl Attendance {
         let opening = self.opening.as_ref().map(|(_, deadline)| *deadline);
         writes
             .chain(link)
+            .chain(self.silent_at())
             .chain(closing)
             .chain(opening)
             .fold(idle, Instant::min)
@@ -298,6 +300,7 @@ impl Attendance {
             }
             Link::Up(_) => self.beat(now),
         }
+        self.leave_if_silent(now);
         self.send_pending(now);
         self.send_close();
     }
@@ -517,7 +520,7 @@ impl Attendance {
             });
         }
         for pending in self.pending.values_mut() {
-            pending.outcome_unknown |= std::mem::take(&mut pending.sent);
+            pending.outcome_unknown |= pending.sent_at.take().is_some();
         }
         if let Some(closing) = &mut self.closing {
             closing.call = None;
@@ -704,7 +707,7 @@ impl Attendance {
             None => self
                 .closing
                 .as_ref()
-                .filter(|closing| closing.call == Some(call))
+                .filter(|closing| closing.call.is_some_and(|(said, _)| said == call))
                 .map(|c| c.request_id),
         };
         // Call 0, or one whose caller has given up: nobody waits.
@@ -717,7 +720,7 @@ impl Attendance {
         if self
             .closing
             .as_ref()
-            .is_some_and(|closing| closing.call == Some(call))
+            .is_some_and(|closing| closing.call.is_some_and(|(said, _)| said == call))
         {
             return self.on_close_answer(answer);
         }
@@ -743,7 +746,7 @@ impl Attendance {
                     Error::Overloaded { retry_after, .. } => *retry_after,
                     _ => Duration::ZERO,
                 };
-                pending.sent = false;
+                pending.sent_at = None;
                 pending.not_before = Some(Instant::now() + asked.max(pending.pause.next_delay()));
                 self.last_error = Some(error);
             }
@@ -768,7 +771,7 @@ impl Attendance {
             operation,
             request_id,
             purpose,
-            sent: false,
+            sent_at: None,
             outcome_unknown: false,
             not_before: None,
             pause,
@@ -792,7 +795,7 @@ impl Attendance {
         let due: Vec<u64> = self
             .pending
             .iter()
-            .filter(|(_, pending)| !pending.sent && pending.not_before.is_none_or(|at| at <= now))
+            .filter(|(_, pending)| pending.sent_at.is_none() && pending.not_before.is_none_or(|at| at <= now))
             .filter(|(_, pending)| matches!(pending.purpose, Purpose::Restore) == restoring)
             .map(|(call, _)| *call)
             .collect();
@@ -806,13 +809,37 @@ impl Attendance {
             };
             let options = wire_options(pending.request_id, left.min(self.config.attempt_timeout));
             let request = Some(pending.operation.to_wire(options));
-            pending.sent = true;
+            pending.sent_at = Some(now);
             pending.not_before = None;
             self.send(v1::SessionRequest {
                 call,
                 session,
                 request,
             });
+        }
+    }
+
+    /// When the stream's oldest unanswered write should have been answered. A server answers *unknown* before
+    /// that; one that says nothing is paused, or cut off.
+    fn silent_at(&self) -> Option<Instant> {
+        let writes = self.pending.values().filter_map(|pending| pending.sent_at);
+        let closing = self
+            .closing
+            .as_ref()
+            .and_then(|closing| closing.call)
+            .map(|(_, at)| at);
+        writes
+            .chain(closing)
+            .min()
+            .map(|at| at + self.config.attempt_timeout)
+    }
+
+    fn leave_if_silent(&mut self, now: Instant) {
+        if let Link::Up(up) = &self.link
+            && self.silent_at().is_some_and(|at| at <= now)
+        {
+            up.endpoint.failed();
+            self.detach("a write was not answered in time");
         }
     }
 
@@ -838,7 +865,7 @@ impl Attendance {
             let Some(pending) = self.pending.get(&call) else {
                 continue;
             };
-            let error = if pending.sent || pending.outcome_unknown {
+            let error = if pending.sent_at.is_some() || pending.outcome_unknown {
                 Error::OutcomeUnknown {
                     request_id: pending.request_id,
                     message: "no answer before the deadline".into(),
@@ -930,7 +957,7 @@ impl Attendance {
         if closing.call.is_some() || callers > 0 {
             return;
         }
-        closing.call = Some(call);
+        closing.call = Some((call, Instant::now()));
         closing.asked = true;
         let left = closing.deadline.saturating_duration_since(Instant::now());
         let options = wire_options(closing.request_id, left.min(self.config.attempt_timeout));
@@ -966,7 +993,7 @@ impl Attendance {
         for call in self.pending.keys().copied().collect::<Vec<_>>() {
             if matches!(self.pending[&call].purpose, Purpose::Caller { .. }) {
                 let message = "the session was closed".into();
-                let outcome_unknown = self.pending[&call].sent;
+                let outcome_unknown = self.pending[&call].sent_at.is_some();
                 if let Some(pending) = self.pending.get_mut(&call) {
                     pending.outcome_unknown |= outcome_unknown;
                 }

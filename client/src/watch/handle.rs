@@ -62,15 +62,24 @@ pub struct Watch {
 }
 
 impl Registry {
-    /// The nodes of a service: from memory if a watch of this handle keeps them current (then this costs no
-    /// call), else from a server; if none answers within [`crate::RegistryConfig::discover_wait`] and there is a
-    /// disk snapshot, from disk; see [`ServiceView::source`] and [`ServiceView::age`]. From then on the service
-    /// is kept current until the handle is dropped.
+    /// The nodes of a service. The first call asks a server; if none answers within
+    /// [`crate::RegistryConfig::discover_wait`] and there is a disk snapshot, it answers from disk. From then on
+    /// the service is kept current until the handle is dropped, and calls answer from memory without waiting,
+    /// also while no server can be reached: see [`ServiceView::source`] and [`ServiceView::age`].
     ///
     /// # Errors
     /// [`Error::ServiceNotFound`]: the servers say so. [`Error::Unavailable`]: nothing is known and no server
     /// answered within [`crate::RegistryConfig::call_timeout`]. [`Error::TooLarge`]: too many subscriptions.
     pub async fn discover(&self, key: &ServiceKey) -> Result<Arc<ServiceView>, Error> {
+        let held = {
+            let state = self.inner.hub.shared.state.lock();
+            let slot = state.slots.get(key).filter(|_| state.discovered.contains(key));
+            slot.map(|slot| Arc::clone(slot.cached.view()))
+                .filter(|view| view.source != Source::Nothing)
+        };
+        if let Some(view) = held {
+            return found(view);
+        }
         let mut watch = self.watch_service(key).await?;
         {
             let target = WatchTarget::Service(key.clone());
@@ -79,22 +88,12 @@ impl Registry {
                 state.want(&target);
             }
         }
-        let held = watch.view().source;
-        let deadline = Instant::now() + discover_wait(&self.inner.config, held);
+        let deadline = Instant::now() + discover_wait(&self.inner.config, watch.view().source);
         let view = match tokio::time::timeout_at(deadline, watch.live()).await {
             Ok(view) => view?,
             Err(_) => watch.view(),
         };
-        match view.source {
-            Source::Nothing => Err(Error::Unavailable {
-                message: format!("no server answered for {key}, and there is no snapshot of it"),
-            }),
-            _ if !view.exists => Err(Error::ServiceNotFound {
-                service: key.to_string(),
-                message: format!("service {key} was not found"),
-            }),
-            _ => Ok(view),
-        }
+        found(view)
     }
 
     /// Keeps one service current. Returns at once: with what is in memory, else with the disk snapshot if there
@@ -128,6 +127,20 @@ impl Registry {
         }
         let (queue, wake) = hub.shared.state.lock().add_queue(&target);
         Ok(Watch { hold, queue, wake })
+    }
+}
+
+fn found(view: Arc<ServiceView>) -> Result<Arc<ServiceView>, Error> {
+    let key = &view.key;
+    match view.source {
+        Source::Nothing => Err(Error::Unavailable {
+            message: format!("no server answered for {key}, and there is no snapshot of it"),
+        }),
+        Source::Disk | Source::Cache | Source::Live if !view.exists => Err(Error::ServiceNotFound {
+            service: key.to_string(),
+            message: format!("service {key} was not found"),
+        }),
+        Source::Disk | Source::Cache | Source::Live => Ok(view),
     }
 }
 

@@ -218,7 +218,7 @@ async fn write_snapshots(folder: &SnapshotFolder, views: Vec<Arc<ServiceView>>) 
     let _ = written.await;
 }
 
-/// How long a watch without a disk snapshot to fall back on waits for its first word.
+/// How long the first discovery waits for a server: less if there is something to fall back on.
 pub(super) fn discover_wait(config: &RegistryConfig, held: Source) -> Duration {
     match held {
         Source::Nothing => config.call_timeout,

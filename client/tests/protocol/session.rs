@@ -229,6 +229,22 @@ async fn a_write_without_an_answer_is_repeated_elsewhere_under_the_same_id() {
 }
 
 #[tokio::test]
+async fn a_write_that_a_server_leaves_unanswered_goes_to_another() {
+    let cluster = Cluster::default();
+    let servers = [
+        &Server::start(1, &cluster).await,
+        &Server::start(2, &cluster).await,
+    ];
+    let mut config = RegistryConfig::new(servers.iter().map(|server| server.address.to_string()));
+    config.attempt_timeout = Duration::from_millis(300);
+    let registry = Registry::connect(config).unwrap();
+    let session = open(&registry, Duration::from_secs(60)).await;
+    servers[attached_to(&session, &servers)].swallow(true);
+    let written = session.register(&key(), node(1)).await.unwrap();
+    assert!(written.repeated && written.revision == 1);
+}
+
+#[tokio::test]
 async fn a_write_without_an_answer_until_its_deadline_is_unknown() {
     let cluster = Cluster::default();
     let server = Server::start(1, &cluster).await;
