@@ -1,7 +1,31 @@
 //! Replication: one Raft group that carries the whole directory.
+//!
+//! [`Consensus`] is the handle; [`ReplicationOptions`] say how it is set up. The other files are one part of the
+//! work each: `proposer` and `forward` bring writes into the log, `read_index` and `freshness` confirm reads,
+//! `state_machine` applies, `network` and `peer` are the two ends of the lines between servers, `vote_gate`
+//! and `upkeep` keep a server honest whose disk forgot something.
 
+mod checkpoint;
+mod consensus;
 mod contract;
+mod forward;
+mod freshness;
+mod membership;
+mod network;
+mod options;
+mod peer;
+mod proposer;
+mod read_index;
+mod state_machine;
+mod ticket;
 pub mod types;
+mod upkeep;
+mod vote_gate;
 pub(crate) mod wire;
 
+pub use consensus::{Consensus, Initialized, REQUEST_BYTES_MAX};
 pub use contract::*;
+pub use options::{ReplicationOptions, StartError};
+pub use peer::PeerDoor;
+
+pub(crate) type Raft = openraft::Raft<types::TypeConfig, state_machine::StateMachine>;

@@ -10,6 +10,7 @@ use openraft::raft::{
     AppendEntriesRequest, SnapshotResponse, StreamAppendError, StreamAppendResult, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
+use rollcall_core::ids::SessionId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -226,6 +227,45 @@ message!(encode_snapshot_meta, decode_snapshot_meta, SnapshotMeta);
 message!(encode_vote, decode_vote, Vote);
 message!(encode_log_id, decode_log_id, Option<LogId>);
 
+/// Encodes ascending session ids: each the varint of its distance from the one before.
+pub(crate) fn encode_sessions(sessions: &[SessionId]) -> Bytes {
+    let mut out = Vec::with_capacity(sessions.len() * 2);
+    let mut before = 0;
+    for session in sessions {
+        let mut distance = session.0.saturating_sub(before);
+        before = session.0;
+        while distance >= 0x80 {
+            out.push(distance as u8 | 0x80);
+            distance >>= 7;
+        }
+        out.push(distance as u8);
+    }
+    out.into()
+}
+
+/// Reads what [`encode_sessions`] wrote.
+pub(crate) fn decode_sessions(bytes: &[u8]) -> Result<Vec<SessionId>, WireError> {
+    let cut_short = WireError::CutShort {
+        have: bytes.len(),
+        need: bytes.len() + 1,
+    };
+    let mut sessions = Vec::new();
+    let (mut before, mut distance, mut shift) = (0_u64, 0_u64, 0);
+    for byte in bytes {
+        if shift > 63 {
+            return Err(WireError::Malformed(postcard::Error::DeserializeBadVarint));
+        }
+        distance |= u64::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte & 0x80 == 0 {
+            before = before.wrapping_add(distance);
+            sessions.push(SessionId(before));
+            (distance, shift) = (0, 0);
+        }
+    }
+    if shift == 0 { Ok(sessions) } else { Err(cut_short) }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
@@ -294,5 +334,15 @@ mod tests {
         ];
         assert_eq!(out, golden);
         assert_eq!(entry(out.into()).unwrap(), entries()[1]);
+    }
+
+    #[test]
+    fn session_ids_are_packed_and_damage_is_refused() {
+        let sessions = [1, 2, 300, 301, u64::MAX - 1, u64::MAX].map(SessionId);
+        let bytes = encode_sessions(&sessions);
+        assert_eq!(decode_sessions(&bytes).unwrap(), sessions);
+        assert!(decode_sessions(&[0x80]).is_err());
+        assert!(decode_sessions(&[0xff; 11]).is_err());
+        assert_eq!(encode_sessions(&sessions[..2]).len(), 2);
     }
 }

@@ -322,6 +322,11 @@ impl LogStore {
         self.shared.set_fault(fault);
     }
 
+    /// What the mark says now.
+    pub(crate) fn mark(&self) -> Mark {
+        self.shared.mark.current()
+    }
+
     /// The last entry that is synced.
     pub(crate) fn flushed(&self) -> Option<LogId> {
         self.shared.cache.lock().flushed

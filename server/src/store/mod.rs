@@ -14,6 +14,7 @@ mod space;
 mod writer;
 
 pub use error::StoreError;
+pub(crate) use error::is_full;
 pub use identity::{DataFolder, Identity};
 pub use log::LogStore;
 pub(crate) use log::OpenedLog;

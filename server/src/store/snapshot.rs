@@ -95,7 +95,7 @@ fn take_block(bytes: &mut Bytes) -> Result<Bytes, String> {
 #[derive(Debug)]
 pub(crate) struct SnapshotStore {
     folder: PathBuf,
-    current: Mutex<Option<SnapshotFile>>,
+    current: Mutex<Option<(SnapshotMeta, SnapshotFile)>>,
     incoming: AtomicU64,
 }
 
@@ -121,12 +121,12 @@ impl SnapshotStore {
         let current = match named.last() {
             Some((_, path)) => {
                 let file = SnapshotFile::open(path).map_err(|error| StoreError::folder(path, error))?;
-                file.load().map_err(|problem| StoreError::SnapshotDamaged {
+                let (meta, _body) = file.load().map_err(|problem| StoreError::SnapshotDamaged {
                     path: path.clone(),
                     problem,
                     remedy: remedy(log_reaches_back).into(),
                 })?;
-                Some(file)
+                Some((meta, file))
             }
             None => None,
         };
@@ -139,7 +139,7 @@ impl SnapshotStore {
         Ok(store)
     }
 
-    pub(crate) fn current(&self) -> Option<SnapshotFile> {
+    pub(crate) fn current(&self) -> Option<(SnapshotMeta, SnapshotFile)> {
         self.current.lock().clone()
     }
 
@@ -156,7 +156,7 @@ impl SnapshotStore {
         }
         incoming.write(&checksum.finalize().to_le_bytes())?;
         let file = incoming.sync()?;
-        self.adopt(meta, file, incoming)
+        self.install(meta, &file)
     }
 
     /// Starts to receive a snapshot file, part by part. Blocks.
@@ -171,17 +171,7 @@ impl SnapshotStore {
         Ok(IncomingSnapshot { path, file })
     }
 
-    /// Gives a received, synced file its name and makes it the current snapshot. Blocks.
-    pub(crate) fn adopt(
-        &self,
-        meta: &SnapshotMeta,
-        file: SnapshotFile,
-        _received: IncomingSnapshot,
-    ) -> io::Result<SnapshotFile> {
-        self.install(meta, &file)
-    }
-
-    /// Like [`Self::adopt`], for a file whose receiver has let go of it.
+    /// Gives a synced file its name and makes it the current snapshot. Blocks.
     pub(crate) fn install(&self, meta: &SnapshotMeta, file: &SnapshotFile) -> io::Result<SnapshotFile> {
         let path = self.folder.join(file_name(meta.last_log_id.as_ref()));
         if path != file.path {
@@ -189,13 +179,13 @@ impl SnapshotStore {
             sync_folder_of(&path)?;
         }
         let installed = SnapshotFile { path, ..file.clone() };
-        *self.current.lock() = Some(installed.clone());
+        *self.current.lock() = Some((meta.clone(), installed.clone()));
         self.remove_others();
         Ok(installed)
     }
 
     fn remove_others(&self) {
-        let current = self.current().map(|file| file.path);
+        let current = self.current().map(|(_, file)| file.path);
         let Ok(items) = fs::read_dir(&self.folder) else {
             return;
         };
@@ -299,7 +289,7 @@ mod tests {
         store.write(&meta(2, 10), b"new").unwrap();
         assert_eq!(files(folder.path()), ["2-10.snap"]);
         let store = SnapshotStore::open(folder.path(), true).unwrap();
-        let (found, body) = store.current().unwrap().load().unwrap();
+        let (found, body) = store.current().unwrap().1.load().unwrap();
         assert_eq!((found, &body[..]), (meta(2, 10), &b"new"[..]));
     }
 
@@ -313,7 +303,7 @@ mod tests {
         std::mem::forget(incoming);
         let store = SnapshotStore::open(folder.path(), true).unwrap();
         assert_eq!(files(folder.path()), ["1-5.snap"]);
-        assert_eq!(&store.current().unwrap().load().unwrap().1[..], b"old");
+        assert_eq!(&store.current().unwrap().1.load().unwrap().1[..], b"old");
     }
 
     #[test]
@@ -333,7 +323,7 @@ mod tests {
             incoming.write(&chunk).unwrap();
         }
         let (found, file) = incoming.finish().unwrap();
-        store.adopt(&found, file, incoming).unwrap();
+        store.install(&found, &file).unwrap();
         assert_eq!(files(to.path()), ["3-7.snap"]);
 
         let mut incoming = store.incoming().unwrap();

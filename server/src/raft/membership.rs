@@ -1,0 +1,383 @@
+//! Changes of the membership, one step at a time, and handing leadership over.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::time::Duration;
+
+use openraft::ChangeMembers;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::raft::ClientWriteResponse;
+use rollcall_core::ids::ServerId;
+use rollcall_proto::v1::leader_question::Question;
+use rollcall_proto::v1::{Error, ErrorCode, MembershipOrder};
+use tokio::time::Instant;
+
+use super::consensus::Inner;
+use super::contract::{DeskError, MembershipError};
+use super::types::{PeerAddresses, TypeConfig};
+
+/// A learner so many entries behind counts as caught up; the rest comes with its first appends as a voter.
+const CAUGHT_UP_WITHIN: u64 = 64;
+/// How long a snapshot on demand may take.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
+
+type Raftly = Result<ClientWriteResponse<TypeConfig>, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>;
+
+/// What an operator wants of the leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    AddLearner(u64, PeerAddresses),
+    Promote(u64),
+    Remove(u64),
+    Transfer(Option<u64>),
+}
+
+impl Order {
+    pub(super) fn to_wire(&self) -> MembershipOrder {
+        let mut wire = MembershipOrder::default();
+        match self {
+            Self::AddLearner(server, addresses) => {
+                wire.add_learner = *server;
+                wire.peer_address.clone_from(&addresses.peer_address);
+                wire.client_address.clone_from(&addresses.client_address);
+                wire.http_address.clone_from(&addresses.http_address);
+            }
+            Self::Promote(server) => wire.promote = *server,
+            Self::Remove(server) => wire.remove = *server,
+            Self::Transfer(to) => {
+                wire.transfer = true;
+                wire.transfer_to = to.unwrap_or_default();
+            }
+        }
+        wire
+    }
+
+    pub(super) fn from_wire(wire: MembershipOrder) -> Option<Self> {
+        if wire.transfer {
+            return Some(Self::Transfer(
+                (wire.transfer_to != 0).then_some(wire.transfer_to),
+            ));
+        }
+        match (wire.add_learner, wire.promote, wire.remove) {
+            (0, 0, 0) => None,
+            (0, 0, server) => Some(Self::Remove(server)),
+            (0, server, _) => Some(Self::Promote(server)),
+            (server, _, _) => Some(Self::AddLearner(
+                server,
+                PeerAddresses {
+                    peer_address: wire.peer_address,
+                    client_address: wire.client_address,
+                    http_address: wire.http_address,
+                },
+            )),
+        }
+    }
+}
+
+fn invalid(reason: impl Into<String>) -> MembershipError {
+    MembershipError::Invalid {
+        reason: reason.into(),
+    }
+}
+
+fn unavailable(reason: impl Into<String>) -> MembershipError {
+    MembershipError::Unavailable {
+        reason: reason.into(),
+    }
+}
+
+impl Inner {
+    /// Carries an order out, here or at the leader.
+    pub(super) async fn order(&self, order: Order, deadline: Instant) -> Result<(), MembershipError> {
+        check(&order)?;
+        if self.leads() {
+            return self.order_here(order, deadline).await;
+        }
+        let answer = self
+            .ask_question(Question::Order(order.to_wire()), deadline)
+            .await;
+        match answer {
+            Ok(answer) => answer.error.map_or(Ok(()), |error| Err(error_of(error))),
+            Err(DeskError::NoLeader { reason }) => Err(unavailable(reason)),
+            Err(DeskError::Unreachable { reason }) => Err(MembershipError::Unknown { reason }),
+        }
+    }
+
+    /// Carries an order out at this server, which must lead.
+    pub(super) async fn order_here(&self, order: Order, deadline: Instant) -> Result<(), MembershipError> {
+        check(&order)?;
+        if !self.leads() {
+            return Err(unavailable("this server does not lead"));
+        }
+        match order {
+            Order::AddLearner(server, addresses) => self.add_learner(server, addresses, deadline).await,
+            Order::Promote(server) => self.promote(server, deadline).await,
+            Order::Remove(server) => self.remove(server, deadline).await,
+            Order::Transfer(to) => self.transfer(to, deadline).await,
+        }
+    }
+
+    fn nodes(&self) -> BTreeMap<u64, PeerAddresses> {
+        let membership = self
+            .raft
+            .server_metrics()
+            .borrow_watched()
+            .membership_config
+            .clone();
+        membership.nodes().map(|(id, node)| (*id, node.clone())).collect()
+    }
+
+    fn voters(&self) -> BTreeSet<u64> {
+        self.raft.voter_ids().collect()
+    }
+
+    async fn add_learner(
+        &self,
+        server: u64,
+        addresses: PeerAddresses,
+        deadline: Instant,
+    ) -> Result<(), MembershipError> {
+        let nodes = self.nodes();
+        match nodes.get(&server) {
+            Some(known) if *known == addresses => return Ok(()),
+            Some(known) => {
+                return Err(invalid(format!(
+                    "server {server} is a member already, at {known}"
+                )));
+            }
+            None => {}
+        }
+        // A server that takes its own address for a peer's would talk to itself for ever.
+        if let Some((owner, _)) = nodes
+            .iter()
+            .find(|(_, node)| node.peer_address == addresses.peer_address)
+        {
+            let address = &addresses.peer_address;
+            return Err(invalid(format!(
+                "peer address {address} belongs to server {owner} already"
+            )));
+        }
+        changed(deadline, self.raft.add_learner(server, addresses, false)).await
+    }
+
+    async fn promote(&self, server: u64, deadline: Instant) -> Result<(), MembershipError> {
+        if self.voters().contains(&server) {
+            return Ok(());
+        }
+        if !self.nodes().contains_key(&server) {
+            return Err(invalid(format!(
+                "server {server} is not a member, add it as a learner first"
+            )));
+        }
+        self.wait_caught_up(server, deadline).await?;
+        let change = ChangeMembers::AddVoterIds([server].into());
+        changed(deadline, self.raft.change_membership(change, true)).await
+    }
+
+    async fn wait_caught_up(&self, server: u64, deadline: Instant) -> Result<(), MembershipError> {
+        let mut metrics = self.metrics();
+        loop {
+            let behind = {
+                let metrics = metrics.borrow_and_update();
+                let Some(replication) = &metrics.replication else {
+                    return Err(unavailable("this server no longer leads"));
+                };
+                let matched = replication.get(&server).and_then(|matched| *matched);
+                let next = matched.map_or(0, |matched| matched.index + 1);
+                metrics
+                    .last_log_index
+                    .map_or(0, |last| last + 1)
+                    .saturating_sub(next)
+            };
+            if behind <= CAUGHT_UP_WITHIN {
+                return Ok(());
+            }
+            match tokio::time::timeout_at(deadline, metrics.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(unavailable("this server is stopping")),
+                Err(_) => {
+                    return Err(unavailable(format!(
+                        "server {server} is still {behind} entries behind"
+                    )));
+                }
+            }
+        }
+    }
+
+    async fn remove(&self, server: u64, deadline: Instant) -> Result<(), MembershipError> {
+        let voters = self.voters();
+        if !self.nodes().contains_key(&server) {
+            return Err(invalid(format!("server {server} is not a member")));
+        }
+        if voters == BTreeSet::from([server]) {
+            return Err(invalid(format!(
+                "server {server} is the only voter, promote another first"
+            )));
+        }
+        let only = BTreeSet::from([server]);
+        let change = match voters.contains(&server) {
+            true => ChangeMembers::RemoveVoters(only),
+            false => ChangeMembers::RemoveNodes(only),
+        };
+        changed(deadline, self.raft.change_membership(change, false)).await
+    }
+
+    /// Hands leadership over; this server must lead.
+    pub(super) async fn transfer(&self, to: Option<u64>, deadline: Instant) -> Result<(), MembershipError> {
+        let own = self.options.server.0;
+        let to = match to {
+            Some(to) if to == own => return Ok(()),
+            Some(to) if self.voters().contains(&to) => to,
+            Some(to) => return Err(invalid(format!("server {to} is not a voter"))),
+            None => self
+                .most_advanced_voter()
+                .ok_or_else(|| invalid("there is no other voter"))?,
+        };
+        self.raft
+            .trigger()
+            .transfer_leader(to)
+            .await
+            .map_err(|error| unavailable(error.to_string()))?;
+        let mut leadership = self.leadership.subscribe();
+        let handed = leadership.wait_for(|now| now.leader.is_some_and(|leader| leader != ServerId(own)));
+        match tokio::time::timeout_at(deadline, handed).await {
+            Ok(Ok(now)) if now.leader == Some(ServerId(to)) => Ok(()),
+            Ok(Ok(_)) => Err(unavailable(format!("another server than {to} was elected"))),
+            Ok(Err(_)) => Err(unavailable("this server is stopping")),
+            Err(_) => Err(MembershipError::Unknown {
+                reason: format!("server {to} did not take over in time"),
+            }),
+        }
+    }
+
+    fn most_advanced_voter(&self) -> Option<u64> {
+        let voters = self.voters();
+        let metrics = self.metrics();
+        let metrics = metrics.borrow_watched();
+        let others = metrics.replication.iter().flatten();
+        others
+            .filter(|(id, _)| **id != self.options.server.0 && voters.contains(id))
+            .max_by_key(|(_, matched)| **matched)
+            .map(|(id, _)| *id)
+    }
+
+    pub(super) async fn take_snapshot(&self) -> Result<(), MembershipError> {
+        let wanted = self.head.borrow().position.map(|position| position.index.0);
+        let stopping = |error: String| unavailable(error);
+        self.raft
+            .trigger()
+            .snapshot()
+            .await
+            .map_err(|error| stopping(error.to_string()))?;
+        let mut metrics = self.metrics();
+        let deadline = Instant::now() + SNAPSHOT_TIMEOUT;
+        loop {
+            let taken = metrics
+                .borrow_and_update()
+                .snapshot
+                .as_ref()
+                .map(|snapshot| snapshot.index);
+            if taken >= wanted {
+                return Ok(());
+            }
+            match tokio::time::timeout_at(deadline, metrics.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(unavailable("this server is stopping")),
+                Err(_) => {
+                    return Err(MembershipError::Unknown {
+                        reason: "the snapshot is still being taken".into(),
+                    });
+                }
+            }
+        }
+    }
+}
+
+fn check(order: &Order) -> Result<(), MembershipError> {
+    match order {
+        Order::AddLearner(0, _) | Order::Promote(0) | Order::Remove(0) => {
+            Err(invalid("the server id is 0, it must be at least 1"))
+        }
+        Order::AddLearner(_, addresses) if addresses.peer_address.is_empty() => {
+            Err(invalid("the peer address is empty"))
+        }
+        Order::AddLearner(..) | Order::Promote(_) | Order::Remove(_) | Order::Transfer(_) => Ok(()),
+    }
+}
+
+async fn changed(deadline: Instant, change: impl Future<Output = Raftly>) -> Result<(), MembershipError> {
+    let unknown = |reason: String| MembershipError::Unknown { reason };
+    match tokio::time::timeout_at(deadline, change).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(RaftError::Fatal(fatal))) => Err(unknown(fatal.to_string())),
+        Ok(Err(RaftError::APIError(error))) => Err(match error {
+            ClientWriteError::ForwardToLeader(_) => unavailable("this server does not lead"),
+            ClientWriteError::LogEntryDiscarded(_) => unknown("the leader changed meanwhile".into()),
+            ClientWriteError::PreconditionFailed(_) => unavailable("the membership changed meanwhile"),
+            ClientWriteError::ChangeMembershipError(error) => match error {
+                ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_) => {
+                    MembershipError::InProgress {
+                        reason: error.to_string(),
+                    }
+                }
+                ChangeMembershipError::EmptyMembership(_)
+                | ChangeMembershipError::LearnerNotFound(_)
+                | ChangeMembershipError::UnsupportedMembershipTransition(_)
+                | ChangeMembershipError::NodeMetadataChanged(_) => invalid(error.to_string()),
+            },
+        }),
+        Err(_) => Err(unknown("not committed before the deadline".into())),
+    }
+}
+
+/// A refusal on its way to the server that asked.
+pub(super) fn wire_error(error: MembershipError) -> Error {
+    let (code, message) = match error {
+        MembershipError::Invalid { reason } => (ErrorCode::InvalidArgument, reason),
+        MembershipError::InProgress { reason } => (ErrorCode::Membership, reason),
+        MembershipError::Unavailable { reason } => (ErrorCode::Unavailable, reason),
+        MembershipError::Unknown { reason } => (ErrorCode::OutcomeUnknown, reason),
+    };
+    Error {
+        code: code.into(),
+        message,
+        ..Error::default()
+    }
+}
+
+fn error_of(error: Error) -> MembershipError {
+    let code = error.code();
+    let reason = error.message;
+    match code {
+        ErrorCode::InvalidArgument => MembershipError::Invalid { reason },
+        ErrorCode::Membership => MembershipError::InProgress { reason },
+        ErrorCode::Unavailable => MembershipError::Unavailable { reason },
+        _ => MembershipError::Unknown { reason },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_survive_the_wire() {
+        let addresses = PeerAddresses {
+            peer_address: "a:1".into(),
+            client_address: "a:2".into(),
+            http_address: String::new(),
+        };
+        let orders = [
+            Order::AddLearner(4, addresses),
+            Order::Promote(4),
+            Order::Remove(4),
+            Order::Transfer(None),
+            Order::Transfer(Some(2)),
+        ];
+        for order in orders {
+            assert_eq!(Order::from_wire(order.to_wire()), Some(order));
+        }
+        assert_eq!(Order::from_wire(MembershipOrder::default()), None);
+    }
+}

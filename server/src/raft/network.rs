@@ -1,0 +1,405 @@
+//! Raft's messages to one other server, over gRPC.
+//!
+//! Appends run on one long-lived stream per follower, many in flight, answered in order; heartbeats on
+//! another. Votes are single calls with a deadline. Connections are made lazily and watched by keepalive, so
+//! that a dead server holds nobody up.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use parking_lot::Mutex;
+use rollcall_proto::v1::peer_client::PeerClient;
+use rollcall_proto::v1::{PeerMessage, SnapshotChunk};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
+
+use super::types::{PeerAddresses, TypeConfig, Vote};
+use super::wire;
+use crate::store::SnapshotFile;
+
+/// Largest message between servers: an append of about 1 MiB, or one large entry.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// Bytes of a snapshot in one chunk.
+const CHUNK_BYTES: usize = 512 << 10;
+/// Chunks read ahead while the network is busy.
+const CHUNKS_AHEAD: usize = 4;
+/// How long a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a follower may leave appends unanswered before the stream is made anew.
+const STALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a receiver may take for a chunk, and for the installation at the end.
+const SNAPSHOT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pause before an unreachable server is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+type Rpc<T> = Result<T, RPCError<TypeConfig>>;
+
+/// Connections to the other servers, one each, shared by everything that talks to them.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    cluster: String,
+    server: u64,
+    channels: Mutex<HashMap<u64, (String, Channel)>>,
+}
+
+impl Peers {
+    pub(crate) fn new(cluster: String, server: u64) -> Self {
+        Self {
+            cluster,
+            server,
+            channels: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
+    pub(crate) fn server(&self) -> u64 {
+        self.server
+    }
+
+    /// A client for a server at a peer address; it connects when it is first used.
+    pub(crate) fn client(
+        &self,
+        target: u64,
+        address: &str,
+    ) -> Result<PeerClient<Channel>, tonic::transport::Error> {
+        let mut channels = self.channels.lock();
+        let channel = match channels.get(&target) {
+            Some((known, channel)) if known == address => channel.clone(),
+            _ => {
+                let channel = Endpoint::from_shared(format!("http://{address}"))?
+                    .connect_timeout(CONNECT_TIMEOUT)
+                    .tcp_nodelay(true)
+                    .http2_keep_alive_interval(Duration::from_secs(1))
+                    .keep_alive_timeout(Duration::from_secs(2))
+                    .keep_alive_while_idle(true)
+                    .initial_stream_window_size(4 << 20)
+                    .initial_connection_window_size(8 << 20)
+                    .connect_lazy();
+                channels.insert(target, (address.to_owned(), channel.clone()));
+                channel
+            }
+        };
+        Ok(PeerClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+    }
+
+    pub(crate) fn envelope(&self, to: u64, payload: Bytes) -> PeerMessage {
+        PeerMessage {
+            cluster: self.cluster.clone(),
+            from: self.server,
+            to,
+            payload,
+        }
+    }
+}
+
+/// Makes a [`Link`] for each of Raft's tasks.
+pub(crate) struct Links(pub(crate) Arc<Peers>);
+
+impl Links {
+    fn link(&self, target: u64, node: &PeerAddresses, purpose: Purpose) -> Link {
+        Link {
+            peers: self.0.clone(),
+            target,
+            address: node.peer_address.clone(),
+            purpose,
+            lane: None,
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Links {
+    type Network = Link;
+
+    async fn new_client(&mut self, target: u64, node: &PeerAddresses) -> Link {
+        self.link(target, node, Purpose::Replication)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &PeerAddresses) -> Link {
+        self.link(target, node, Purpose::Heartbeat)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Replication,
+    Heartbeat,
+}
+
+/// One task's line to one other server.
+pub(crate) struct Link {
+    peers: Arc<Peers>,
+    target: u64,
+    address: String,
+    purpose: Purpose,
+    lane: Option<Lane>,
+}
+
+/// A stream that is kept open from one heartbeat to the next.
+struct Lane {
+    requests: mpsc::Sender<PeerMessage>,
+    answers: Streaming<PeerMessage>,
+}
+
+fn unreachable(error: impl Display) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::from_string(error))
+}
+
+fn timed_out(what: &str) -> RPCError<TypeConfig> {
+    RPCError::Network(NetworkError::from_string(format!("{what}: no answer in time")))
+}
+
+impl Link {
+    fn client(&self) -> Rpc<PeerClient<Channel>> {
+        self.peers.client(self.target, &self.address).map_err(unreachable)
+    }
+
+    fn envelope(&self, payload: Bytes) -> PeerMessage {
+        self.peers.envelope(self.target, payload)
+    }
+
+    async fn call<F>(&self, what: &str, option: &RPCOption, call: F) -> Rpc<Bytes>
+    where
+        F: Future<Output = Result<tonic::Response<PeerMessage>, Status>>,
+    {
+        let answer = tokio::time::timeout(option.hard_ttl(), call)
+            .await
+            .map_err(|_| timed_out(what))?;
+        Ok(answer.map_err(unreachable)?.into_inner().payload)
+    }
+
+    async fn open<S>(&self, requests: S) -> Rpc<Streaming<PeerMessage>>
+    where
+        S: Stream<Item = PeerMessage> + Send + 'static,
+    {
+        let mut client = self.client()?;
+        let opened = tokio::time::timeout(CONNECT_TIMEOUT, client.append(requests)).await;
+        let opened = opened.map_err(|_| unreachable("connecting took too long"))?;
+        Ok(opened.map_err(unreachable)?.into_inner())
+    }
+
+    /// The pipeline: requests go out as they come, answers come back in order.
+    async fn pipeline<S>(&self, input: S) -> Rpc<BoxStream<'static, Rpc<StreamAppendResult<TypeConfig>>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        let unanswered = Arc::new(AtomicU64::new(0));
+        let (peers, target, counter) = (self.peers.clone(), self.target, unanswered.clone());
+        let requests = input.map(move |request| {
+            counter.fetch_add(1, Ordering::Relaxed);
+            peers.envelope(target, wire::encode_append(&request))
+        });
+        let answers = self.open(requests).await?;
+        let answers = stream::unfold(Some((answers, unanswered)), |state| async move {
+            let (mut answers, unanswered) = state?;
+            match next_answer(&mut answers, &unanswered).await {
+                Some(Ok(answer)) => Some((Ok(answer), Some((answers, unanswered)))),
+                Some(Err(error)) => Some((Err(error), None)),
+                None => None,
+            }
+        });
+        Ok(Box::pin(answers))
+    }
+
+    async fn beat(
+        &mut self,
+        request: &AppendEntriesRequest<TypeConfig>,
+    ) -> Rpc<StreamAppendResult<TypeConfig>> {
+        let payload = wire::encode_append(request);
+        // A kept lane may have died since; a new one then gets a try.
+        if let Some(lane) = self.lane.take()
+            && let Ok(answer) = self.beat_on(lane, payload.clone()).await
+        {
+            return Ok(answer);
+        }
+        let (requests, queue) = mpsc::channel(1);
+        let answers = self.open(ReceiverStream::new(queue)).await?;
+        self.beat_on(Lane { requests, answers }, payload).await
+    }
+
+    async fn beat_on(&mut self, mut lane: Lane, payload: Bytes) -> Rpc<StreamAppendResult<TypeConfig>> {
+        let message = self.envelope(payload);
+        lane.requests
+            .send(message)
+            .await
+            .map_err(|_| unreachable("the stream was closed"))?;
+        let answer = lane.answers.message().await.map_err(unreachable)?;
+        let answer = answer.ok_or_else(|| unreachable("the stream was closed"))?;
+        let answer = wire::decode_appended(answer.payload).map_err(unreachable)?;
+        // After a refusal the other side ends the stream.
+        if answer.is_ok() {
+            self.lane = Some(lane);
+        }
+        Ok(answer)
+    }
+}
+
+async fn next_answer(
+    answers: &mut Streaming<PeerMessage>,
+    unanswered: &AtomicU64,
+) -> Option<Rpc<StreamAppendResult<TypeConfig>>> {
+    loop {
+        match tokio::time::timeout(STALL_TIMEOUT, answers.message()).await {
+            Ok(Ok(Some(answer))) => {
+                unanswered.fetch_sub(1, Ordering::Relaxed);
+                return Some(wire::decode_appended(answer.payload).map_err(unreachable));
+            }
+            Ok(Ok(None)) => return None,
+            Ok(Err(status)) => return Some(Err(unreachable(status))),
+            Err(_) if unanswered.load(Ordering::Relaxed) > 0 => return Some(Err(timed_out("append"))),
+            Err(_) => {}
+        }
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Link {
+    type SnapshotData = SnapshotFile;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Rpc<AppendEntriesResponse<TypeConfig>> {
+        Ok(self.beat(&rpc).await?.into())
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        mut input: S,
+        _option: RPCOption,
+    ) -> BoxFuture<'s, Rpc<BoxStream<'s, Rpc<StreamAppendResult<TypeConfig>>>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        Box::pin(async move {
+            match self.purpose {
+                Purpose::Replication => self.pipeline(input).await,
+                Purpose::Heartbeat => {
+                    let Some(request) = input.next().await else {
+                        return Ok(Box::pin(stream::empty()) as BoxStream<'s, _>);
+                    };
+                    let answer = self.beat(&request).await?;
+                    Ok(Box::pin(stream::iter([Ok(answer)])) as BoxStream<'s, _>)
+                }
+            }
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<TypeConfig>> {
+        let mut client = self.client()?;
+        let message = self.envelope(wire::encode_vote_request(&rpc));
+        let answer = self.call("vote", &option, client.vote(message)).await?;
+        wire::decode_vote_response(answer).map_err(unreachable)
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<TypeConfig>> {
+        let mut client = self.client()?;
+        let message = self.envelope(wire::encode_vote_request(&rpc));
+        let answer = self.call("pre-vote", &option, client.pre_vote(message)).await?;
+        wire::decode_vote_response(answer).map_err(unreachable)
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: openraft::alias::SnapshotOf<TypeConfig, SnapshotFile>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let mut client = self.client()?;
+        let (chunks, queue) = mpsc::channel(CHUNKS_AHEAD);
+        let head = wire::encode_snapshot_head(&(vote, snapshot.meta));
+        let reading = send_chunks(self.peers.clone(), self.target, head, snapshot.snapshot, chunks);
+        let sending = async {
+            let (read, answer) = tokio::join!(reading, client.install_snapshot(ReceiverStream::new(queue)));
+            read.map_err(|error| StreamingError::Network(NetworkError::from_string(error)))?;
+            let answer = answer.map_err(unreachable)?.into_inner().payload;
+            Ok(wire::decode_installed(answer).map_err(unreachable)?)
+        };
+        tokio::select! {
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            sent = sending => sent,
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<TransferLeaderResponse<TypeConfig>> {
+        let mut client = self.client()?;
+        let message = self.envelope(wire::encode_transfer(&req));
+        let answer = self
+            .call("transfer", &option, client.transfer_leader(message))
+            .await?;
+        wire::decode_transferred(answer).map_err(unreachable)
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        Some(Backoff::new(std::iter::repeat(RETRY_PAUSE)))
+    }
+}
+
+/// Reads the file chunk by chunk, as fast as the receiver takes them. Ends early, without an error, when the
+/// receiver has hung up: its answer says why.
+async fn send_chunks(
+    peers: Arc<Peers>,
+    target: u64,
+    head: Bytes,
+    file: SnapshotFile,
+    chunks: mpsc::Sender<SnapshotChunk>,
+) -> Result<(), String> {
+    let length = file.length();
+    let mut offset = 0;
+    while offset < length {
+        let source = file.clone();
+        let read = tokio::task::spawn_blocking(move || source.chunk(offset, CHUNK_BYTES)).await;
+        let data = read
+            .map_err(|error| error.to_string())?
+            .map_err(|error| error.to_string())?;
+        let head = if offset == 0 { head.clone() } else { Bytes::new() };
+        offset += data.len() as u64;
+        let chunk = SnapshotChunk {
+            cluster: peers.cluster().to_owned(),
+            from: peers.server(),
+            to: target,
+            head,
+            crc: crc32fast::hash(&data),
+            data,
+            last: offset >= length,
+        };
+        match tokio::time::timeout(SNAPSHOT_STALL_TIMEOUT, chunks.send(chunk)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_hung_up)) => return Ok(()),
+            Err(_) => return Err("the receiver of a snapshot stands still".into()),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,431 @@
+//! The peer listener's service. Every message names its cluster, sender and receiver and is refused if one of
+//! them is wrong. A forwarded request is never forwarded on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use openraft::Instant as _;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::base::BoxStream;
+use openraft::raft::{AppendEntriesRequest, VoteRequest};
+use openraft::storage::Snapshot;
+use rollcall_core::directory::Request as CoreRequest;
+use rollcall_core::ids::{ServerId, SessionId};
+use rollcall_proto::v1::leader_question::Question;
+use rollcall_proto::v1::peer_server::Peer;
+use rollcall_proto::v1::{
+    Checkpoint, Error, ErrorCode, ForwardRequest, ForwardResponse, LeaderAnswer, LeaderQuestion,
+    MatchedIndex, PeerMessage, ProbeRequest, ProbeResponse, ReadIndexRequest, ReadIndexResponse,
+    RenewalReport, RenewalVerdict, SessionDeadline, SnapshotChunk,
+};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::consensus::Inner;
+use super::contract::DeskError;
+use super::forward::{IN_FLIGHT_MAX, answer_of};
+use super::membership::{Order, wire_error};
+use super::read_index::RoundError;
+use super::ticket::Attempt;
+use super::types::TypeConfig;
+use super::wire::{self, WireError};
+use crate::store::{IncomingSnapshot, SnapshotFile};
+
+/// How long an order may take at the leader.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Answers the other servers.
+#[derive(Clone)]
+pub struct PeerDoor {
+    inner: Arc<Inner>,
+}
+
+impl PeerDoor {
+    pub(super) fn new(inner: Arc<Inner>) -> Self {
+        Self { inner }
+    }
+
+    fn check(&self, cluster: &str, from: u64, to: u64) -> Result<(), Status> {
+        let options = &self.inner.options;
+        let own = options.server.0;
+        let refuse = |reason: String| Err(Status::failed_precondition(format!("RC-112: {reason}")));
+        if cluster != options.cluster {
+            refuse(format!(
+                "this is cluster {:?}, the message is for cluster {cluster:?}",
+                options.cluster
+            ))
+        } else if to != own {
+            refuse(format!("this is server {own}, the message is for server {to}"))
+        } else if from == own || from == 0 {
+            refuse(format!(
+                "this is server {own}, and so claims the sender to be {from}"
+            ))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn check_message(&self, message: &PeerMessage) -> Result<(), Status> {
+        self.check(&message.cluster, message.from, message.to)
+    }
+
+    fn answer(&self, to: u64, payload: Bytes) -> PeerMessage {
+        self.inner.peers.envelope(to, payload)
+    }
+
+    fn vote_request(&self, message: PeerMessage) -> Result<(u64, VoteRequest<TypeConfig>), Status> {
+        self.check_message(&message)?;
+        self.inner.gate.may_vote().map_err(Status::failed_precondition)?;
+        Ok((
+            message.from,
+            wire::decode_vote_request(message.payload).map_err(malformed)?,
+        ))
+    }
+
+    async fn receive(&self, mut chunks: Streaming<SnapshotChunk>) -> Result<PeerMessage, Status> {
+        // One at a time: a leader that starts anew has given up its earlier attempt.
+        let _receiving = self.inner.receiving.lock().await;
+        let snapshots = self.inner.snapshots.clone();
+        let mut incoming = blocking(move || snapshots.incoming())
+            .await?
+            .map_err(|error| storage(&error))?;
+        let mut head = None;
+        let mut last = false;
+        while let Some(chunk) = chunks.message().await? {
+            self.check(&chunk.cluster, chunk.from, chunk.to)?;
+            if crc32fast::hash(&chunk.data) != chunk.crc {
+                return Err(Status::data_loss("a chunk's checksum does not match"));
+            }
+            if !chunk.head.is_empty() {
+                head = Some((chunk.from, chunk.head));
+            }
+            last = chunk.last;
+            incoming = self.keep(incoming, chunk.data).await?;
+            if last {
+                break;
+            }
+        }
+        let (from, head) = head
+            .filter(|_| last)
+            .ok_or_else(|| Status::aborted("the snapshot ended early"))?;
+        let (vote, meta) = wire::decode_snapshot_head(head).map_err(malformed)?;
+        let expected = meta.last_log_id;
+        let finish = move || -> Result<(IncomingSnapshot, SnapshotFile), String> {
+            let (found, file) = incoming.finish()?;
+            match found.last_log_id == expected {
+                true => Ok((incoming, file)),
+                false => Err("its head and its file tell of different positions".into()),
+            }
+        };
+        let checked = blocking(finish).await?;
+        let (incoming, snapshot) =
+            checked.map_err(|problem| Status::data_loss(format!("the snapshot: {problem}")))?;
+        let installed = self
+            .inner
+            .raft
+            .install_full_snapshot(vote, Snapshot { meta, snapshot })
+            .await;
+        drop(incoming);
+        let installed = installed.map_err(stopped)?;
+        Ok(self.answer(from, wire::encode_installed(&installed)))
+    }
+
+    async fn keep(&self, mut incoming: IncomingSnapshot, data: Bytes) -> Result<IncomingSnapshot, Status> {
+        let space = self.inner.space.clone();
+        let write = move || {
+            if !space.has_room_for(data.len() as u64) {
+                return Err(std::io::ErrorKind::StorageFull.into());
+            }
+            incoming.write(&data).map(|()| incoming)
+        };
+        blocking(write).await?.map_err(|error| storage(&error))
+    }
+
+    async fn forwarded(&self, request: ForwardRequest) -> ForwardResponse {
+        let deadline = Instant::now() + Duration::from_millis(u64::from(request.timeout_ms));
+        // What the log cannot be read back from must never get into it.
+        let attempt = match CoreRequest::decode(&request.request) {
+            Ok(_) => self.inner.attempt_here(request.request, None, deadline).await,
+            Err(error) => Attempt::NotProposed(format!("the request is unreadable here: {error}")),
+        };
+        answer_of(request.call, attempt)
+    }
+
+    fn matched(&self) -> Vec<MatchedIndex> {
+        let metrics = self.inner.metrics();
+        let metrics = metrics.borrow_watched();
+        let replication = metrics.replication.iter().flatten();
+        let heard = |id: &u64| {
+            metrics
+                .heartbeat
+                .as_ref()
+                .and_then(|all| all.get(id))
+                .and_then(|heard| *heard)
+        };
+        let matched = replication.map(|(id, matched)| MatchedIndex {
+            server: *id,
+            index: matched.map_or(0, |matched| matched.index),
+            last_contact_ms: heard(id)
+                .map_or(u64::MAX, |heard| heard.into_inner().elapsed().as_millis() as u64),
+        });
+        matched.collect()
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Status::internal(error.to_string()))
+}
+
+fn malformed(error: WireError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn stopped(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+fn storage(error: &std::io::Error) -> Status {
+    match crate::store::is_full(error) {
+        true => Status::resource_exhausted("RC-111: the disk is full"),
+        false => Status::internal(format!("RC-107: {error}")),
+    }
+}
+
+fn error(code: ErrorCode, message: String) -> Error {
+    Error {
+        code: code.into(),
+        message,
+        ..Error::default()
+    }
+}
+
+fn desk_error(failure: DeskError) -> Error {
+    error(ErrorCode::Unavailable, failure.to_string())
+}
+
+#[tonic::async_trait]
+impl Peer for PeerDoor {
+    type AppendStream = BoxStream<'static, Result<PeerMessage, Status>>;
+    type ForwardStream = BoxStream<'static, Result<ForwardResponse, Status>>;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<PeerMessage>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let requests = appends(self.clone(), request.into_inner());
+        let door = self.clone();
+        let answers = self
+            .inner
+            .raft
+            .stream_append(requests)
+            .map(move |result| match result {
+                Ok(result) => Ok(door.answer(0, wire::encode_appended(&result))),
+                Err(fatal) => Err(stopped(fatal)),
+            });
+        let ended = self.inner.stop.clone().cancelled_owned();
+        Ok(Response::new(Box::pin(answers.take_until(Box::pin(ended)))))
+    }
+
+    async fn vote(&self, request: Request<PeerMessage>) -> Result<Response<PeerMessage>, Status> {
+        let (from, request) = self.vote_request(request.into_inner())?;
+        let answer = self.inner.raft.vote(request).await.map_err(stopped)?;
+        Ok(Response::new(
+            self.answer(from, wire::encode_vote_response(&answer)),
+        ))
+    }
+
+    async fn pre_vote(&self, request: Request<PeerMessage>) -> Result<Response<PeerMessage>, Status> {
+        let (from, request) = self.vote_request(request.into_inner())?;
+        let answer = self.inner.raft.pre_vote(request).await.map_err(stopped)?;
+        Ok(Response::new(
+            self.answer(from, wire::encode_vote_response(&answer)),
+        ))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<SnapshotChunk>>,
+    ) -> Result<Response<PeerMessage>, Status> {
+        let receive = self.receive(request.into_inner());
+        tokio::select! {
+            received = receive => received.map(Response::new),
+            () = self.inner.stop.cancelled() => Err(Status::unavailable("this server is stopping")),
+        }
+    }
+
+    async fn transfer_leader(&self, request: Request<PeerMessage>) -> Result<Response<PeerMessage>, Status> {
+        let message = request.into_inner();
+        self.check_message(&message)?;
+        self.inner.gate.may_vote().map_err(Status::failed_precondition)?;
+        let transfer = wire::decode_transfer(message.payload).map_err(malformed)?;
+        let answer = self
+            .inner
+            .raft
+            .handle_transfer_leader(transfer)
+            .await
+            .map_err(stopped)?;
+        Ok(Response::new(
+            self.answer(message.from, wire::encode_transferred(&answer)),
+        ))
+    }
+
+    async fn forward(
+        &self,
+        request: Request<Streaming<ForwardRequest>>,
+    ) -> Result<Response<Self::ForwardStream>, Status> {
+        let door = self.clone();
+        let answers = request
+            .into_inner()
+            .map(move |request| {
+                let door = door.clone();
+                async move {
+                    let request = request?;
+                    door.check(&request.cluster, request.from, request.to)?;
+                    Ok(door.forwarded(request).await)
+                }
+            })
+            .buffer_unordered(IN_FLIGHT_MAX);
+        let ended = self.inner.stop.clone().cancelled_owned();
+        Ok(Response::new(Box::pin(answers.take_until(Box::pin(ended)))))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<ReadIndexRequest>,
+    ) -> Result<Response<ReadIndexResponse>, Status> {
+        let request = request.into_inner();
+        self.check(&request.cluster, request.from, request.to)?;
+        let mut response = ReadIndexResponse::default();
+        match self.inner.leader_round(request.leased).await {
+            Ok(confirmed) => {
+                response.index = confirmed.index.0;
+                response.term = confirmed.term.0;
+            }
+            Err(RoundError::NotLeader(_)) => {
+                response.error = Some(error(
+                    ErrorCode::Unavailable,
+                    "the server asked does not lead".into(),
+                ));
+            }
+            Err(RoundError::Failed(reason)) => response.error = Some(error(ErrorCode::Unavailable, reason)),
+            Err(RoundError::Overloaded) => response.error = Some(error(ErrorCode::Overloaded, String::new())),
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn report_renewals(
+        &self,
+        request: Request<RenewalReport>,
+    ) -> Result<Response<RenewalVerdict>, Status> {
+        let report = request.into_inner();
+        self.check(&report.cluster, report.from, report.to)?;
+        let sessions = wire::decode_sessions(&report.sessions).map_err(malformed)?;
+        let recorded = match self.inner.leads() {
+            true => self.inner.record_renewals(ServerId(report.from), sessions).await,
+            false => Err(DeskError::NoLeader {
+                reason: "the server asked does not lead".into(),
+            }),
+        };
+        Ok(Response::new(match recorded {
+            Ok(verdict) => RenewalVerdict {
+                not_found: verdict.not_found.into_iter().map(|session| session.0).collect(),
+                undecided: verdict.undecided.into_iter().map(|session| session.0).collect(),
+                error: None,
+            },
+            Err(failure) => RenewalVerdict {
+                error: Some(desk_error(failure)),
+                ..RenewalVerdict::default()
+            },
+        }))
+    }
+
+    async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
+        let request = request.into_inner();
+        self.check(&request.cluster, request.from, request.to)?;
+        let in_operation = {
+            let metrics = self.inner.metrics();
+            let metrics = metrics.borrow_watched();
+            // Index 0 is the first membership; whatever follows it was written by a leader.
+            metrics.last_log_index.is_some_and(|last| last > 0)
+        };
+        let checkpoints = self
+            .inner
+            .checkpoints
+            .recent()
+            .into_iter()
+            .map(|checkpoint| Checkpoint {
+                index: checkpoint.index,
+                high: (checkpoint.hash >> 64) as u64,
+                low: checkpoint.hash as u64,
+            });
+        Ok(Response::new(ProbeResponse {
+            in_operation,
+            checkpoints: checkpoints.collect(),
+        }))
+    }
+
+    async fn ask_leader(&self, request: Request<LeaderQuestion>) -> Result<Response<LeaderAnswer>, Status> {
+        let question = request.into_inner();
+        self.check(&question.cluster, question.from, question.to)?;
+        let mut answer = LeaderAnswer::default();
+        match question.question {
+            Some(Question::Order(order)) => {
+                let order =
+                    Order::from_wire(order).ok_or_else(|| Status::invalid_argument("the order is empty"))?;
+                let done = self.inner.order_here(order, Instant::now() + ORDER_TIMEOUT).await;
+                answer.error = done.err().map(wire_error);
+            }
+            Some(Question::Deadlines(asked)) => {
+                let sessions: Vec<_> = asked.sessions.into_iter().map(SessionId).collect();
+                let deadlines = match self.inner.leads() {
+                    true => self.inner.deadlines(&sessions),
+                    false => Err(DeskError::NoLeader {
+                        reason: "the server asked does not lead".into(),
+                    }),
+                };
+                match deadlines {
+                    Ok(deadlines) => answer.deadlines = deadlines.into_iter().map(wire_deadline).collect(),
+                    Err(failure) => answer.error = Some(desk_error(failure)),
+                }
+            }
+            Some(Question::Matched(_)) => answer.matched = self.matched(),
+            None => return Err(Status::invalid_argument("the question is empty")),
+        }
+        Ok(Response::new(answer))
+    }
+}
+
+fn wire_deadline(deadline: super::contract::SessionDeadline) -> SessionDeadline {
+    SessionDeadline {
+        session: deadline.session.0,
+        lapses_in_ms: u64::try_from(deadline.lapses_in.as_millis()).unwrap_or(u64::MAX),
+        holder: deadline.holder.map_or(0, |holder| holder.0),
+    }
+}
+
+/// The appends of a stream, until one is wrong; the sender then opens another stream.
+fn appends(
+    door: PeerDoor,
+    messages: Streaming<PeerMessage>,
+) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static {
+    stream::unfold(Some((door, messages)), |state| async move {
+        let (door, mut messages) = state?;
+        let message = match messages.message().await {
+            Ok(Some(message)) => message,
+            Ok(None) | Err(_) => return None,
+        };
+        let checked = door.check_message(&message);
+        let read = checked.and_then(|()| wire::decode_append(message.payload).map_err(malformed));
+        match read {
+            Ok(request) => Some((request, Some((door, messages)))),
+            Err(status) => {
+                tracing::warn!(from = message.from, reason = status.message(), "append refused");
+                None
+            }
+        }
+    })
+}

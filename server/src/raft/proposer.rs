@@ -1,0 +1,183 @@
+//! Gathers proposals made at the leader into log entries.
+//!
+//! A few entries may be in flight; while they are, what arrives gathers and goes into the next one. Under load
+//! an entry carries hundreds of requests, alone a request waits for nobody.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use openraft::errors::ClientWriteError;
+use openraft::raft::ClientWriteResult;
+use rollcall_core::ids::Term;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::contract::Leadership;
+use super::ticket::{Attempt, Reply, Ticket};
+use super::types::{Batch, Callback, CommittedLeaderId, TypeConfig};
+use super::{Raft, contract::NotLeader};
+
+/// Proposals that may wait; beyond it callers are told to come again.
+const QUEUE_MAX: usize = 16_384;
+/// Requests of one entry.
+const BATCH_REQUESTS_MAX: usize = 512;
+/// An entry is closed when it has this many bytes.
+const BATCH_BYTES_MAX: usize = 256 << 10;
+/// Entries proposed and not yet applied.
+const IN_FLIGHT_MAX: usize = 16;
+
+/// One request on its way.
+pub(crate) struct Proposal {
+    pub(crate) request: Bytes,
+    /// Only if this server leads in this term.
+    pub(crate) term: Option<Term>,
+    pub(crate) deadline: Instant,
+    pub(crate) ticket: Ticket,
+    pub(crate) reply: Reply,
+}
+
+/// Hands proposals to the task that gathers them.
+#[derive(Debug, Clone)]
+pub(crate) struct Proposer {
+    queue: mpsc::Sender<Proposal>,
+}
+
+impl Proposer {
+    pub(crate) fn start(
+        raft: Raft,
+        leadership: watch::Receiver<Leadership>,
+        stop: CancellationToken,
+    ) -> Self {
+        let (queue, proposals) = mpsc::channel(QUEUE_MAX);
+        let task = Task {
+            raft,
+            leadership,
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
+        };
+        tokio::spawn(stop.run_until_cancelled_owned(task.run(proposals)));
+        Self { queue }
+    }
+
+    /// Queues a proposal; the answer comes through its reply.
+    pub(crate) fn submit(&self, proposal: Proposal) {
+        match self.queue.try_send(proposal) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(proposal)) => {
+                let _ = proposal.reply.send(Attempt::Overloaded);
+            }
+            Err(mpsc::error::TrySendError::Closed(proposal)) => {
+                let _ = proposal
+                    .reply
+                    .send(Attempt::NotProposed("this server is stopping".into()));
+            }
+        }
+    }
+}
+
+struct Task {
+    raft: Raft,
+    leadership: watch::Receiver<Leadership>,
+    in_flight: Arc<Semaphore>,
+}
+
+impl Task {
+    async fn run(self, mut proposals: mpsc::Receiver<Proposal>) {
+        while let Some(first) = proposals.recv().await {
+            let Ok(permit) = self.in_flight.clone().acquire_owned().await else {
+                return;
+            };
+            let mut bytes = first.request.len();
+            let mut batch = vec![first];
+            while batch.len() < BATCH_REQUESTS_MAX && bytes < BATCH_BYTES_MAX {
+                let Ok(next) = proposals.try_recv() else { break };
+                bytes += next.request.len();
+                batch.push(next);
+            }
+            self.propose(batch, permit).await;
+        }
+    }
+
+    async fn propose(&self, batch: Vec<Proposal>, permit: OwnedSemaphorePermit) {
+        let term = match leading_term(&self.leadership.borrow(), *self.raft.node_id()) {
+            Ok(term) => term,
+            Err(not_leader) => {
+                for proposal in batch {
+                    let _ = proposal.reply.send(Attempt::NotProposed(not_leader.to_string()));
+                }
+                return;
+            }
+        };
+        let now = Instant::now();
+        let mut requests = Vec::with_capacity(batch.len());
+        let mut replies = Vec::with_capacity(batch.len());
+        for proposal in batch {
+            let refused = if proposal.deadline <= now {
+                Some("the deadline passed before it was proposed".to_owned())
+            } else if proposal.term.is_some_and(|wanted| wanted != term) {
+                Some(format!("this server leads in term {term}, not in the wanted one"))
+            } else if !proposal.ticket.try_send() {
+                Some("the caller gave up".to_owned())
+            } else {
+                None
+            };
+            match refused {
+                Some(reason) => drop(proposal.reply.send(Attempt::NotProposed(reason))),
+                None => {
+                    requests.push(proposal.request);
+                    replies.push(proposal.reply);
+                }
+            }
+        }
+        if requests.is_empty() {
+            return;
+        }
+        let responder = Callback::new(move |result| {
+            drop(permit);
+            answer(replies, result);
+        });
+        let write = self
+            .raft
+            .write(Batch::from_requests(&requests))
+            .responder(responder);
+        // The term is checked again where the entry is appended, so no entry of ours enters a later term.
+        if let Err(fatal) = write.with_leader(CommittedLeaderId::new(term.0)).await {
+            tracing::debug!(%fatal, "proposal not taken");
+        }
+    }
+}
+
+fn leading_term(leadership: &Leadership, server: u64) -> Result<Term, NotLeader> {
+    match leadership.leader {
+        Some(leader) if leader.0 == server => Ok(leadership.term),
+        leader => Err(NotLeader { leader }),
+    }
+}
+
+fn answer(replies: Vec<Reply>, result: ClientWriteResult<TypeConfig>) {
+    let same_for_all = |replies: Vec<Reply>, attempt: &dyn Fn() -> Attempt| {
+        for reply in replies {
+            let _ = reply.send(attempt());
+        }
+    };
+    match result {
+        Ok(response) if response.data.0.len() == replies.len() => {
+            for (reply, result) in replies.into_iter().zip(response.data.0) {
+                let _ = reply.send(Attempt::Applied(result));
+            }
+        }
+        Ok(_) => same_for_all(replies, &|| {
+            Attempt::Unknown("the entry was applied without results".into())
+        }),
+        Err(ClientWriteError::LogEntryDiscarded(_)) => {
+            same_for_all(replies, &|| {
+                Attempt::Unknown("the leader changed before it was committed".into())
+            });
+        }
+        Err(
+            error @ (ClientWriteError::ForwardToLeader(_)
+            | ClientWriteError::ChangeMembershipError(_)
+            | ClientWriteError::PreconditionFailed(_)),
+        ) => same_for_all(replies, &|| Attempt::NotProposed(error.to_string())),
+    }
+}

@@ -1,0 +1,262 @@
+//! What goes on in the background: who leads, earning the vote back, measuring space, comparing replicas.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver as _;
+use rollcall_proto::v1::{ProbeRequest, ProbeResponse};
+use tokio::time::Instant;
+
+use super::checkpoint::Checkpoint;
+use super::consensus::Inner;
+use super::contract::Freshness;
+use super::network::Peers;
+
+/// How often free space is measured.
+const SPACE_EVERY: Duration = Duration::from_secs(1);
+/// A leader without room tries to hand over this often.
+const HANDOVER_EVERY: Duration = Duration::from_secs(10);
+/// How often a follower asks for its age while someone wants to know.
+const AGE_EVERY: Duration = Duration::from_millis(200);
+/// Replicas are compared at most this often.
+const COMPARE_EVERY: Duration = Duration::from_secs(1);
+/// How long one question to another server may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often a server that catches up looks whether it has.
+const CATCH_UP_EVERY: Duration = Duration::from_millis(50);
+
+/// Starts the tasks. They hold the server weakly where they wait long, and end with it.
+pub(super) fn start(inner: &Arc<Inner>) {
+    let tasks: [std::pin::Pin<Box<dyn Future<Output = ()> + Send>>; 6] = [
+        Box::pin(follow_leadership(Arc::downgrade(inner))),
+        Box::pin(note_loaded(Arc::downgrade(inner))),
+        Box::pin(earn_vote(Arc::downgrade(inner))),
+        Box::pin(watch_space(Arc::downgrade(inner))),
+        Box::pin(compare(Arc::downgrade(inner))),
+        Box::pin(measure_age(Arc::downgrade(inner))),
+    ];
+    for task in tasks {
+        tokio::spawn(inner.stop.clone().run_until_cancelled_owned(task));
+    }
+}
+
+async fn follow_leadership(weak: Weak<Inner>) {
+    let Some((mut servers, mut head)) = weak
+        .upgrade()
+        .map(|inner| (inner.raft.server_metrics(), inner.head.clone()))
+    else {
+        return;
+    };
+    loop {
+        match weak.upgrade() {
+            Some(inner) => inner.refresh_leadership(),
+            None => return,
+        }
+        let waits_for_first_entry = weak.upgrade().is_some_and(|inner| {
+            let leadership = *inner.leadership.borrow();
+            leadership.leader == Some(inner.options.server) && !leadership.leading
+        });
+        let ended = tokio::select! {
+            changed = servers.changed() => changed.is_err(),
+            changed = head.changed(), if waits_for_first_entry => changed.is_err(),
+        };
+        if ended {
+            return;
+        }
+    }
+}
+
+async fn note_loaded(weak: Weak<Inner>) {
+    let Some((raft, mut head)) = weak
+        .upgrade()
+        .map(|inner| (inner.raft.clone(), inner.head.clone()))
+    else {
+        return;
+    };
+    if raft.wait_for_recovery(None).await.is_err() {
+        return;
+    }
+    if head.wait_for(|head| head.position.is_some()).await.is_err() {
+        return;
+    }
+    if let Some(inner) = weak.upgrade() {
+        inner.loaded.store(true, Ordering::Release);
+        tracing::info!(
+            revision = inner.head.borrow().revision.0,
+            "caught up with the cluster"
+        );
+    }
+}
+
+/// Lets the server vote and seek election: after a restart when one lease has passed; when its disk forgot
+/// something, once it has it back from a leader.
+async fn earn_vote(weak: Weak<Inner>) {
+    let Some(lease) = weak.upgrade().map(|inner| inner.options.lease()) else {
+        return;
+    };
+    if weak.upgrade().is_some_and(|inner| inner.gate.may_vote().is_err()) {
+        tokio::time::sleep(lease).await;
+    }
+    let Some(mut catching_up) = weak.upgrade().map(|inner| inner.gate.watch_catching_up()) else {
+        return;
+    };
+    loop {
+        if let Some(inner) = weak.upgrade() {
+            inner.gate.rested();
+            if !inner.gate.is_catching_up() && !inner.gate.is_diverged() {
+                inner.raft.runtime_config().elect(true);
+            }
+        }
+        if catching_up.wait_for(|catching_up| *catching_up).await.is_err() {
+            return;
+        }
+        if catch_up(&weak).await.is_none() {
+            return;
+        }
+    }
+}
+
+async fn catch_up(weak: &Weak<Inner>) -> Option<()> {
+    let mark = weak.upgrade()?.log.mark();
+    let mut needed = mark.log.map(|log| log.index);
+    loop {
+        let inner = weak.upgrade()?;
+        if mark.rejoining {
+            // What the cluster has committed by now covers whatever this server may have acknowledged once.
+            if let Ok(confirmed) = inner.remote_round().await {
+                needed = needed.max(Some(confirmed.index.0));
+                break;
+            }
+        } else {
+            break;
+        }
+        drop(inner);
+        tokio::time::sleep(CATCH_UP_EVERY).await;
+    }
+    loop {
+        let inner = weak.upgrade()?;
+        let flushed = inner.log.flushed();
+        let reached = flushed.map(|flushed| flushed.index) >= needed && flushed >= mark.log;
+        if reached {
+            if let Err(error) = inner.log.set_rejoining(false).await {
+                tracing::warn!(%error, "mark not written, not voting yet");
+            } else {
+                inner.gate.set_catching_up(false);
+                tracing::info!("caught up, voting again");
+                return Some(());
+            }
+        }
+        drop(inner);
+        tokio::time::sleep(CATCH_UP_EVERY).await;
+    }
+}
+
+async fn watch_space(weak: Weak<Inner>) {
+    let mut handed_over: Option<Instant> = None;
+    let mut full_since: Option<Instant> = None;
+    loop {
+        tokio::time::sleep(SPACE_EVERY).await;
+        let Some(inner) = weak.upgrade() else { return };
+        let space = inner.space.clone();
+        if tokio::task::spawn_blocking(move || space.check()).await.is_err() {
+            return;
+        }
+        let now = Instant::now();
+        full_since = match inner.space.is_full() {
+            true => full_since.or(Some(now)),
+            false => None,
+        };
+        let long_full = full_since.is_some_and(|since| now - since >= 2 * SPACE_EVERY);
+        let may_hand_over = handed_over.is_none_or(|at| now - at >= HANDOVER_EVERY);
+        if long_full && may_hand_over && inner.leads() {
+            handed_over = Some(now);
+            let handed = inner.transfer(None, now + PROBE_TIMEOUT).await;
+            tracing::warn!(
+                handed_over = handed.is_ok(),
+                "this leader's disk is full, another should lead"
+            );
+        }
+    }
+}
+
+/// Asks a server what it has.
+pub(super) async fn probe(peers: &Peers, target: u64, address: &str) -> Option<ProbeResponse> {
+    let mut client = peers.client(target, address).ok()?;
+    let request = ProbeRequest {
+        cluster: peers.cluster().to_owned(),
+        from: peers.server(),
+        to: target,
+    };
+    match tokio::time::timeout(PROBE_TIMEOUT, client.probe(request)).await {
+        Ok(Ok(answer)) => Some(answer.into_inner()),
+        Ok(Err(status)) => {
+            tracing::debug!(target, reason = status.message(), "server not probed");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+/// A follower compares its state hashes with the leader's.
+async fn compare(weak: Weak<Inner>) {
+    let Some(mut newest) = weak.upgrade().map(|inner| inner.checkpoints.newest()) else {
+        return;
+    };
+    while newest.changed().await.is_ok() {
+        tokio::time::sleep(COMPARE_EVERY).await;
+        newest.mark_unchanged();
+        let Some(inner) = weak.upgrade() else { return };
+        let leader = inner
+            .leadership
+            .borrow()
+            .leader
+            .filter(|leader| *leader != inner.options.server);
+        let Some((leader, address)) = leader.and_then(|leader| Some((leader, inner.address_of(leader.0)?)))
+        else {
+            continue;
+        };
+        let Some(answer) = probe(&inner.peers, leader.0, &address).await else {
+            continue;
+        };
+        let theirs: Vec<_> = answer.checkpoints.iter().map(checkpoint_of).collect();
+        if let Some(index) = inner.checkpoints.difference(&theirs)
+            && inner.gate.set_diverged()
+        {
+            inner.raft.runtime_config().elect(false);
+            tracing::error!(
+                index,
+                leader = leader.0,
+                "RC-110: this server's state differs from the leader's and is no longer served; remove this server \
+                 from the membership, delete its data folder and add it again as a learner"
+            );
+        }
+    }
+}
+
+fn checkpoint_of(wire: &rollcall_proto::v1::Checkpoint) -> Checkpoint {
+    Checkpoint {
+        index: wire.index,
+        hash: u128::from(wire.high) << 64 | u128::from(wire.low),
+    }
+}
+
+async fn measure_age(weak: Weak<Inner>) {
+    let Some(age) = weak.upgrade().map(|inner| inner.age()) else {
+        return;
+    };
+    loop {
+        age.wanted().await;
+        let Some(inner) = weak.upgrade() else { return };
+        let sent_at = Instant::now();
+        if inner
+            .confirm(Freshness::Leased, sent_at + PROBE_TIMEOUT)
+            .await
+            .is_ok()
+        {
+            age.confirmed(sent_at);
+        }
+        drop(inner);
+        tokio::time::sleep(AGE_EVERY).await;
+    }
+}
