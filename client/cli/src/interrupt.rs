@@ -7,7 +7,7 @@ use tokio::sync::watch;
 pub(crate) struct Interrupt(watch::Receiver<bool>);
 
 impl Interrupt {
-    /// Listens from now on. After the first signal the default action is restored for the next one.
+    /// Listens from now on. A second signal ends the process at once.
     pub(crate) fn listen() -> Self {
         let (tell, told) = watch::channel(false);
         tokio::spawn(async move {

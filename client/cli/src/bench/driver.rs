@@ -194,7 +194,7 @@ mod tests {
             Some(100),
             None,
             8,
-            Duration::from_secs(1),
+            Duration::from_secs(60),
         );
         let progress = Progress::counting("test");
         let tally = drive_calls(
@@ -221,14 +221,7 @@ mod tests {
             first: Duration::ZERO,
             every: Duration::from_millis(1),
         };
-        let lane = Lane::new(
-            Instant::now(),
-            pace,
-            Some(1_000),
-            None,
-            1,
-            Duration::from_secs(10),
-        );
+        let lane = Lane::new(Instant::now(), pace, Some(200), None, 1, Duration::from_secs(60));
         let progress = Progress::counting("test");
         let tally = drive_calls(
             lane,
@@ -255,7 +248,7 @@ mod tests {
             Some(3),
             None,
             3,
-            Duration::from_secs(2),
+            Duration::from_millis(20),
         );
         let progress = Progress::counting("test");
         let never = |_| std::future::pending::<Result<u64, Failure>>();

@@ -6,7 +6,7 @@ use rollcall_client::{Error, Expected, ReadOptions, Registry, Removal, ServiceKe
 use rollcall_proto::v1 as wire;
 
 use crate::command::Context;
-use crate::exit::Failure;
+use crate::exit::{Effect, Failure};
 use crate::progress::Progress;
 use crate::servers::plain;
 
@@ -36,7 +36,16 @@ impl Ground {
                 .collect(),
             group,
         };
-        match ground.make(nodes_max).await {
+        match ground.make_group().await {
+            // Surely nothing was made, so there is nothing to delete.
+            Err(failure) if failure.effect == Effect::None => return Err(failure),
+            Err(failure) => {
+                ground.clear_up().await;
+                return Err(failure);
+            }
+            Ok(()) => {}
+        }
+        match ground.make_services(nodes_max).await {
             Ok(()) => Ok(ground),
             Err(failure) => {
                 ground.clear_up().await;
@@ -45,7 +54,7 @@ impl Ground {
         }
     }
 
-    async fn make(&self, nodes_max: usize) -> Result<(), Failure> {
+    async fn make_group(&self) -> Result<(), Failure> {
         let group = wire::GroupSettings {
             services_max: u32::try_from(self.services.len()).unwrap_or(u32::MAX),
             ..wire::GroupSettings::default()
@@ -53,6 +62,10 @@ impl Ground {
         self.registry
             .put_group(&self.group, group, Expected::Absent, plain())
             .await?;
+        Ok(())
+    }
+
+    async fn make_services(&self, nodes_max: usize) -> Result<(), Failure> {
         let settings = wire::ServiceSettings {
             nodes_max: u32::try_from(nodes_max).unwrap_or(u32::MAX),
             ..wire::ServiceSettings::default()

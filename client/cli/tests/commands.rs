@@ -1,0 +1,247 @@
+//! The commands against real servers: what they print, and how they end.
+
+mod support;
+
+use rollcall_jepsen::lab::Cluster;
+use support::{Rollcall, eventually};
+
+async fn cluster(servers: u64) -> (Cluster, Rollcall) {
+    let cluster = Cluster::start(servers).await.unwrap();
+    let rollcall = Rollcall::at(&cluster.addresses());
+    (cluster, rollcall)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_services_and_nodes_live_and_die() {
+    let (_cluster, rollcall) = cluster(1).await;
+    rollcall.fails("service put prod/feed/ranker", 3);
+    rollcall.ok("group put prod/feed --metadata owner=ann");
+    rollcall.fails("group put prod/feed --if-absent", 5);
+    rollcall.ok("service put prod/feed/ranker --default-kind persistent --nodes-max 50");
+    let group = rollcall.json("group show prod/feed");
+    assert_eq!(group["group"]["settings"]["metadata"]["owner"], "ann");
+    assert_eq!(group["group"]["services"], 1);
+    rollcall.fails("group show prod", 3);
+
+    rollcall.ok("node register prod/feed/ranker --address http=10.0.0.1:80 --label zone=a --weight 7");
+    rollcall.ok("node register prod/feed/ranker --id two --address 10.0.0.2:80 --kind static");
+    let listed = rollcall.json("node list prod/feed/ranker");
+    assert_eq!(listed["nodes"].as_array().unwrap().len(), 2);
+    assert_eq!(listed["nodes"][0]["id"], "10.0.0.1:80");
+    assert_eq!(listed["nodes"][0]["kind"], "persistent");
+    assert_eq!(listed["header"]["read_mode"], "linearizable");
+    let local = rollcall.json("node list prod/feed/ranker --read local --label zone=a");
+    assert_eq!(local["header"]["read_mode"], "local");
+    assert_eq!(local["nodes"].as_array().unwrap().len(), 1);
+    let table = rollcall.ok("node list prod/feed/ranker --no-headers");
+    assert_eq!(table.lines().count(), 2);
+    assert!(!table.contains('\u{1b}'));
+    assert!(rollcall.ok("service list prod -o wide").contains("SIGN"));
+
+    let revision = listed["nodes"][0]["modified_revision"].as_u64().unwrap();
+    let node = "prod/feed/ranker/10.0.0.1:80";
+    rollcall.ok(&format!("node update {node} --weight 9 --if-revision {revision}"));
+    let stale = rollcall.fails(
+        &format!("node update {node} --weight 11 --if-revision {revision}"),
+        5,
+    );
+    assert!(stale.contains(&revision.to_string()), "{stale}");
+    rollcall.ok(&format!(
+        "node override set {node} --disable --reason disk --author ann"
+    ));
+    let shown = rollcall.json(&format!("node show {node}"));
+    assert_eq!(
+        (&shown["node"]["weight"], &shown["node"]["disabled"]),
+        (&9.into(), &true.into())
+    );
+    assert_eq!(shown["node"]["override"]["author"], "ann");
+    let explained = rollcall.json(&format!("node explain {node}"));
+    assert_eq!(explained["registration"]["labels"]["zone"], "a");
+    rollcall.ok(&format!("node override clear {node}"));
+    rollcall.fails("node show prod/feed/ranker/three", 3);
+
+    let drained = rollcall.json(&format!("node drain {node} --wait"));
+    assert_eq!(drained["servers"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        rollcall.json(&format!("node show {node}"))["node"]["state"],
+        "draining"
+    );
+
+    rollcall.fails("service delete prod/feed/ranker", 5);
+    let dry = rollcall.json("node deregister --all-of prod/feed/ranker --dry-run");
+    assert_eq!(dry["nodes"].as_array().unwrap().len(), 2);
+    rollcall.fails("node deregister --all-of prod/feed/ranker", 2);
+    assert_eq!(
+        rollcall.json("node list prod/feed/ranker")["nodes"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+    rollcall.ok("node deregister --all-of prod/feed/ranker --yes");
+    rollcall.fails("group delete prod/feed", 5);
+    rollcall.ok("service delete prod/feed/ranker");
+    rollcall.ok("group delete prod/feed");
+    rollcall.fails("node list prod/feed/ranker", 3);
+    rollcall.fails("group put bad!name", 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_node_leaves_with_its_keeper_and_watchers_see_it() {
+    let (_cluster, rollcall) = cluster(1).await;
+    rollcall.ok("group put prod --auto-create");
+    rollcall.ok("service put prod/feed");
+    let mut watch = rollcall.start("watch prod/feed -o json --changes 2");
+    let first = watch.json_line();
+    assert_eq!(
+        (&first["event"], &first["nodes"]),
+        (&"snapshot".into(), &0.into())
+    );
+
+    let mut keeper = rollcall.start("node register prod/feed --address 10.0.0.1:80 --keep --ttl 5s -o json");
+    let mut kept = String::new();
+    while !kept.contains('}') {
+        kept.push_str(&keeper.line());
+    }
+    let kept: serde_json::Value = serde_json::from_str(&kept).unwrap();
+    let added = watch.json_line();
+    assert_eq!(
+        (&added["event"], &added["added"][0]["id"]),
+        (&"change".into(), &"10.0.0.1:80".into())
+    );
+    assert_eq!(added["added"][0]["session"], kept["session"]);
+    let sessions = rollcall.json("session list");
+    assert_eq!(sessions["sessions"][0]["session"], kept["session"]);
+    assert_eq!(sessions["sessions"][0]["nodes"], 1);
+
+    keeper.terminate();
+    assert_eq!(keeper.code(), Some(0));
+    let removed = watch.json_line();
+    assert_eq!(removed["removed"][0]["id"], "10.0.0.1:80");
+    assert_ne!(removed["removed"][0]["cause"], "expired");
+    assert_eq!(watch.code(), Some(0));
+    assert_eq!(
+        rollcall.json("node list prod/feed")["nodes"]
+            .as_array()
+            .unwrap()
+            .len(),
+        0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ended_session_takes_its_nodes_along() {
+    let (_cluster, rollcall) = cluster(1).await;
+    rollcall.ok("group put prod --auto-create");
+    let keeper = rollcall.start("node register prod/feed --address 10.0.0.1:80 --keep");
+    let session = || rollcall.json("session list")["sessions"][0]["session"].as_u64();
+    eventually("the session is listed", || session().is_some());
+    let ended = session().unwrap();
+    rollcall.ok(&format!("session end {ended} --yes"));
+    rollcall.fails(&format!("session end {ended} --yes"), 3);
+    // Its client lives: it opens a new one and registers again.
+    eventually("a new session has the node", || {
+        rollcall.json("session list")["sessions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|one| one["session"] != ended && one["nodes"] == 1)
+    });
+    keeper.terminate();
+    assert_eq!(keeper.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_tells_whether_the_cluster_serves() {
+    let (mut cluster, rollcall) = cluster(3).await;
+    rollcall.ok("group put prod");
+    let status = rollcall.json("status");
+    assert_eq!(status["serving"], true);
+    assert_eq!(status["states_differ"], false);
+    assert_eq!(status["servers"].as_array().unwrap().len(), 3);
+    assert!(
+        status["servers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|server| server["ready"] == true)
+    );
+    assert_eq!(
+        rollcall.json("member list")["members"].as_array().unwrap().len(),
+        3
+    );
+    // One address is enough to find the others.
+    let alone = Rollcall::at(&cluster.addresses()[..1]);
+    assert_eq!(alone.json("status")["servers"].as_array().unwrap().len(), 3);
+
+    let leader = cluster.leader(support::WAIT_MAX).await.unwrap();
+    let other = cluster.ids().into_iter().find(|id| *id != leader).unwrap();
+    rollcall.ok(&format!("member transfer {other}"));
+    eventually("the other one leads", || {
+        rollcall.json("status")["leader"] == other
+    });
+
+    for id in cluster.ids().into_iter().filter(|id| *id != other) {
+        cluster.server(id).kill9().await.unwrap();
+    }
+    eventually("the loss is noticed", || {
+        rollcall.run("status --timeout 2s").code == Some(4)
+    });
+    let ended = rollcall.run("group put late --timeout 2s");
+    assert!(matches!(ended.code, Some(4 | 6)), "{ended:?}");
+    rollcall.ok("group list --read local");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn benches_report_and_clean_up() {
+    let (_cluster, rollcall) = cluster(1).await;
+    let calls = |words: &str, count: u64| {
+        let report = rollcall.json(words);
+        assert_eq!(report["calls"]["answered"], count, "{words}: {report}");
+        assert_eq!(report["calls"]["failed"], 0, "{words}: {report}");
+        assert!(
+            report["latency_ms"]["p99.9"].as_f64().unwrap() > 0.0,
+            "{words}: {report}"
+        );
+        report
+    };
+    calls("bench register --count 500 --connections 2 --nodes 100", 500);
+    let batches = calls("bench register --count 20 --batch 10 --nodes 100", 20);
+    assert_eq!(batches["items"], 200);
+    calls("bench register --count 100 --unary --nodes 100", 100);
+    calls(
+        "bench renew --count 500 --sessions 40 --connections 2 --batch 4",
+        500,
+    );
+    calls(
+        "bench discover --count 200 --services 2 --nodes 10 --read local",
+        200,
+    );
+    let unchanged = calls(
+        "bench discover --count 100 --services 2 --nodes 10 --known-sign",
+        100,
+    );
+    assert_eq!(unchanged["items"], 0);
+    let open = calls("bench register --rate 200 --count 100 --nodes 100", 100);
+    assert_eq!(
+        (&open["loop"], &open["calls"]["unsent"]),
+        (&"open".into(), &0.into())
+    );
+
+    let fanout = rollcall.json("bench watch --watchers 20 --connections 2 --changes 20");
+    assert_eq!(fanout["changes"]["complete"], 20);
+    assert_eq!(fanout["deliveries"], 400);
+    let open = rollcall.json("bench watch --watchers 10 --connections 1 --changes 20 --rate 100");
+    assert_eq!(open["changes"]["complete"], 20);
+
+    let groups = rollcall.json("group list bench");
+    assert_eq!(groups["groups"].as_array().unwrap().len(), 0);
+    let all = rollcall.ok("group list --no-headers");
+    assert!(!all.contains("bench-"), "{all}");
+    eventually("no session is left", || {
+        rollcall.json("session list")["sessions"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+    });
+}
