@@ -2,6 +2,10 @@
 
 pub mod config;
 pub mod grpc;
+pub mod http;
 pub mod raft;
+pub mod server;
+pub mod session;
 pub mod store;
+pub mod telemetry;
 pub mod watch;

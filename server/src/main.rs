@@ -1,1 +1,83 @@
-fn main() {}
+//! `rollcalld`: reads the configuration, runs one server until it is told to stop.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use rollcall_server::config::{Config, Flags, Preset};
+use rollcall_server::server::{Server, data_folder};
+use rollcall_server::telemetry;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Exit status of a configuration that makes no sense.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let (print, check, preset) = (flags.print_config, flags.check_config, flags.preset());
+    let config = match flags.into_config() {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("rollcalld: {:#}", anyhow::Error::from(error));
+            return ExitCode::from(USAGE);
+        }
+    };
+    if print {
+        print!("{}", config.to_toml());
+        return ExitCode::SUCCESS;
+    }
+    if check {
+        return ExitCode::SUCCESS;
+    }
+    match run(config, preset) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rollcalld: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(config: Config, preset: Preset) -> anyhow::Result<()> {
+    telemetry::start_logging(&config.log)
+        .with_context(|| format!("log.filter is {:?}", config.log.filter))?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let server = Server::start(config.clone(), preset).await?;
+    announce(&config, &server);
+    let failure = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        reason = server.stopped() => Some(reason),
+    };
+    tokio::select! {
+        () = server.shutdown() => {}
+        // Asked twice, it does not wait for anyone.
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    match failure {
+        None => Ok(()),
+        Some(reason) => Err(anyhow::anyhow!("replication ended: {reason}")),
+    }
+}
+
+/// One line on standard output, for people and for programs that started this one.
+fn announce(config: &Config, server: &Server) {
+    let addresses = server.addresses();
+    let line = format!(
+        "serving cluster={} server={} client={} peer={} http={} data={}",
+        config.cluster.name,
+        config.cluster.id,
+        addresses.client,
+        addresses.peer,
+        addresses.http,
+        data_folder(config).display()
+    );
+    let mut out = std::io::stdout();
+    // Nobody may be listening, which is no reason not to serve.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    tracing::info!("{line}");
+}

@@ -190,6 +190,8 @@ impl Config {
             ("watch.backlog_frames", watch.backlog_frames),
             ("watch.backlog_bytes", watch.backlog_bytes),
             ("watch.response_bytes", watch.response_bytes),
+            ("watch.retained_revisions", watch.retained_revisions),
+            ("watch.retained_bytes", watch.retained_bytes),
         ] {
             demand(value >= 1, field, value, "at least 1")?;
         }

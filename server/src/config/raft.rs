@@ -27,6 +27,9 @@ pub struct RaftConfig {
     pub snapshot_after_entries: u64,
     /// Log entries kept behind a snapshot, so that a follower which was away briefly needs no snapshot.
     pub log_keep_entries: u64,
+    /// Servers compare a hash of their state every so many log entries, and one that differs stops serving; 0:
+    /// never. The same on every server.
+    pub compare_every: u64,
 }
 
 impl Default for RaftConfig {
@@ -35,8 +38,9 @@ impl Default for RaftConfig {
             heartbeat_interval: Duration::from_millis(100),
             election_timeout_min: Duration::from_millis(500),
             election_timeout_max: Duration::from_millis(1_000),
-            snapshot_after_entries: 100_000,
-            log_keep_entries: 20_000,
+            snapshot_after_entries: 50_000,
+            log_keep_entries: 10_000,
+            compare_every: 1_024,
         }
     }
 }

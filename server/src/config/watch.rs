@@ -28,6 +28,11 @@ pub struct WatchConfig {
     /// How long a subscription behind a revision that this server has not applied yet waits for it.
     #[serde(with = "duration")]
     pub catch_up_wait: Duration,
+    /// Most revisions kept for readers that resume; a reader further behind gets the current state of what
+    /// differs.
+    pub retained_revisions: usize,
+    /// Most bytes of them.
+    pub retained_bytes: usize,
     /// Encoded services kept for the next reader, in bytes.
     pub view_cache_bytes: usize,
     /// Encoded changes kept for resuming readers, in bytes.
@@ -47,6 +52,8 @@ impl Default for WatchConfig {
             response_bytes: 512 << 10,
             bookmark_interval: Duration::from_secs(5),
             catch_up_wait: Duration::from_secs(2),
+            retained_revisions: 10_000,
+            retained_bytes: 32 << 20,
             view_cache_bytes: 64 << 20,
             frame_cache_bytes: 32 << 20,
             large_bytes_max: 256 << 20,

@@ -157,7 +157,7 @@ impl Attendance {
         self.reply(done.call, done.answer).await
     }
 
-    async fn reply(&self, call: u64, answer: Answer) -> Result<(), Gone> {
+    async fn reply(&mut self, call: u64, answer: Answer) -> Result<(), Gone> {
         let response = answer.unwrap_or_else(|error| {
             self.doors.metrics.error(&error);
             tracing::debug!(call, code = error.code().as_str_name(), message = %error.message, "refused");
@@ -166,7 +166,7 @@ impl Attendance {
         self.say(call, response).await
     }
 
-    async fn say(&self, call: u64, response: Response) -> Result<(), Gone> {
+    async fn say(&mut self, call: u64, response: Response) -> Result<(), Gone> {
         let response = v1::SessionResponse {
             call,
             response: Some(response),

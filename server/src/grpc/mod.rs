@@ -1,10 +1,20 @@
 //! The gRPC doors for clients: decode and check, call a handle, encode. No rule of the registry lives here.
 
 mod admission;
+mod attend;
+mod cluster;
 pub(crate) mod convert;
+mod doors;
 mod listener;
 mod metrics;
+mod read;
+mod registry;
+mod sessions;
+mod status;
+mod watch;
+mod write;
 
+pub use doors::{Doors, DoorsParts};
 pub use listener::ListenError;
 pub(crate) use listener::bind;
 pub use metrics::DoorsMetrics;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use prost::Message;
-use rollcall_core::directory::{Command, Group, NodeState, NodeView, Refusal, Service};
+use rollcall_core::directory::{Command, Group, GroupMode, NodeState, NodeView, Refusal, Service};
 use rollcall_core::ids::{GroupName, NodeKey, ServiceKey, SessionId};
 use rollcall_proto::v1::{self, registry_server::Registry};
 use tonic::{Request, Response, Status};
@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use super::convert::{self, bounded};
 use super::doors::Doors;
 use super::sessions;
-use super::status::{of_refusal, status};
+use super::status::{DoorError, of_refusal, status};
 
 /// Most rows of one listing.
 const PAGE_MAX: u32 = 1_000;
@@ -63,9 +63,16 @@ impl Doors {
 
     async fn put_group(&self, request: v1::PutGroupRequest) -> Answer<v1::WriteResponse> {
         self.check_size(&request)?;
+        let settings = convert::group_settings_from(request.settings.unwrap_or_default()).map_err(refused)?;
+        if settings.mode == GroupMode::Ap {
+            return Err(DoorError::Unsupported {
+                what: "group mode ap".into(),
+            }
+            .into());
+        }
         let command = Command::PutGroup {
             group: convert::group_from(&request.group).map_err(refused)?,
-            settings: convert::group_settings_from(request.settings.unwrap_or_default()).map_err(refused)?,
+            settings,
             expected: convert::expected_from(request.expected).map_err(refused)?,
         };
         self.write(request.options, command).await

@@ -40,9 +40,6 @@ pub(crate) enum DoorError {
     /// Not in this version.
     #[error("{what} is not supported by this server")]
     Unsupported { what: String },
-    /// The server is closing; go to another.
-    #[error("the server is closing")]
-    Closing,
 }
 
 fn error(code: ErrorCode, message: impl ToString, subject: impl ToString) -> v1::Error {
@@ -98,7 +95,6 @@ impl From<DoorError> for v1::Error {
                 ..error(ErrorCode::Overloaded, &door, "")
             },
             DoorError::Unsupported { what } => error(ErrorCode::Unsupported, &door, what),
-            DoorError::Closing => error(ErrorCode::Unavailable, &door, ""),
         }
     }
 }

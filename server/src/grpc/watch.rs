@@ -103,7 +103,8 @@ impl Asking {
         let subscription = subscription_from(subscribe).map_err(|e| of_refusal(&e))?;
         self.doors.reader.check_ready()?;
         let after = subscription.after;
-        if !self.doors.reader.applied(after, self.patience()).await {
+        let patience = self.patience();
+        if !self.doors.reader.applied(after, patience).await {
             self.patience_ends.get_or_insert(Instant::now());
             let head = self.doors.reader.consensus().directory().read().revision();
             return Err(of_subscribe(&SubscribeError::Ahead { after, head }));

@@ -1,0 +1,96 @@
+//! The pages.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{RawQuery, State};
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::readiness::Readiness;
+use crate::telemetry::ServerMetrics;
+
+/// Media type of OpenMetrics.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What the pages show. Cheap to clone.
+#[derive(Clone)]
+pub struct Pages {
+    /// `/readyz`.
+    pub readiness: Readiness,
+    /// `/metrics`.
+    pub registry: Arc<Registry>,
+    /// Brought up to date before `/metrics` is shown.
+    pub server: ServerMetrics,
+}
+
+/// Serves the pages until `shutdown`.
+///
+/// # Errors
+/// The listener failed.
+pub async fn serve(listener: TcpListener, pages: Pages, shutdown: CancellationToken) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/version", get(version))
+        .with_state(pages);
+    axum::serve(listener, router)
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await
+}
+
+/// 200 if all conditions hold, else 503; `?verbose` names each.
+async fn readyz(State(pages): State<Pages>, RawQuery(query): RawQuery) -> impl IntoResponse {
+    let conditions = pages.readiness.conditions();
+    let ready = conditions.iter().all(|condition| condition.holds);
+    let verbose = query.is_some_and(|query| {
+        query
+            .split('&')
+            .any(|part| part == "verbose" || part.starts_with("verbose="))
+    });
+    let mut body = String::new();
+    for condition in &conditions {
+        // Writing to a string does not fail.
+        let _ = match condition.holds {
+            true if verbose => writeln!(body, "[+] {} ok", condition.name),
+            true => Ok(()),
+            false => writeln!(body, "[-] {}: {}", condition.name, condition.otherwise),
+        };
+    }
+    body.push_str(if ready { "ready\n" } else { "not ready\n" });
+    (
+        if ready {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        },
+        body,
+    )
+}
+
+async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
+    pages.server.refresh();
+    let mut body = String::new();
+    match prometheus_client::encoding::text::encode(&mut body, &pages.registry) {
+        Ok(()) => (StatusCode::OK, [(header::CONTENT_TYPE, OPEN_METRICS)], body),
+        Err(error) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            [(header::CONTENT_TYPE, "text/plain")],
+            format!("{error}\n"),
+        ),
+    }
+}
+
+async fn version() -> impl IntoResponse {
+    let version = serde_json::json!({ "name": "rollcalld", "version": env!("CARGO_PKG_VERSION") });
+    (
+        [(header::CONTENT_TYPE, "application/json")],
+        format!("{version}\n"),
+    )
+}

@@ -1,0 +1,72 @@
+//! Should this server be asked?
+
+use crate::raft::Consensus;
+
+/// Judges whether this server should be asked. Cheap to clone.
+#[derive(Clone)]
+pub struct Readiness {
+    consensus: Consensus,
+}
+
+/// One condition of readiness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it holds.
+    pub holds: bool,
+    /// What it means if it does not.
+    pub otherwise: &'static str,
+}
+
+impl Readiness {
+    /// A judge of this server.
+    #[must_use]
+    pub fn new(consensus: Consensus) -> Self {
+        Self { consensus }
+    }
+
+    /// Each condition, in the order in which they matter.
+    #[must_use]
+    pub fn conditions(&self) -> Vec<Condition> {
+        let status = self.consensus.status();
+        vec![
+            Condition {
+                name: "replication",
+                holds: status.stopped.is_none(),
+                otherwise: "replication has stopped, see the log",
+            },
+            Condition {
+                name: "state",
+                holds: !status.diverged,
+                otherwise: "the state differs from the leader's and is not served (RC-110)",
+            },
+            Condition {
+                name: "loaded",
+                holds: status.loaded,
+                otherwise: "the directory has not been loaded yet",
+            },
+            Condition {
+                name: "leader",
+                holds: status.leadership.leader.is_some(),
+                otherwise: "no leader is known",
+            },
+            Condition {
+                name: "disk",
+                holds: !status.disk_full,
+                otherwise: "the disk is full; reads and heartbeats go on, writes wait for space (RC-111)",
+            },
+        ]
+    }
+
+    /// Whether all hold.
+    ///
+    /// # Errors
+    /// The first that does not, for people.
+    pub fn check(&self) -> Result<(), String> {
+        match self.conditions().iter().find(|condition| !condition.holds) {
+            Some(condition) => Err(condition.otherwise.into()),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! One server: builds the parts, hands out handles, shuts down in reverse order.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rollcall_core::directory::{ChangeLogBounds, Command, Expected, GroupSettings, Refusal, Request};
+use rollcall_core::ids::{GroupName, RequestId, ServerId};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::config::{Config, ConfigError, MemberConfig, Preset};
+use crate::grpc::{Doors, DoorsParts, ListenError, bind};
+use crate::http::{self, Pages, Readiness};
+use crate::raft::types::PeerAddresses;
+use crate::raft::{Consensus, ProposeError, ReplicationOptions, StartError as ReplicationError};
+use crate::session::{Authority, AuthoritySettings, Holder};
+use crate::telemetry::{Metrics, ServerMetrics};
+use crate::watch::WatchHub;
+
+/// How long streams and calls may take to end once they were told to.
+const CLOSING_GRACE: Duration = Duration::from_secs(2);
+/// Silent peers are asked for a sign of life this often.
+const PEER_KEEPALIVE: Duration = Duration::from_secs(5);
+/// How much a peer may send ahead of what is read: snapshots and bursts of appends.
+const PEER_WINDOW: u32 = 4 << 20;
+/// How often the health service looks at readiness.
+const HEALTH_LOOK: Duration = Duration::from_millis(250);
+/// Pause between attempts to set the development group up.
+const PRESET_PAUSE: Duration = Duration::from_millis(200);
+/// The group that `--dev` sets up.
+const DEV_GROUP: &str = "default";
+
+/// Why the server did not start. Nothing is left behind; correct what is named and start again.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Correct the configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Stop whoever has the address, or choose another.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The data folder or replication could not be opened.
+    #[error(transparent)]
+    Replication(#[from] ReplicationError),
+}
+
+/// Where a server is reached; ports that were left open are filled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// gRPC for clients.
+    pub client: SocketAddr,
+    /// gRPC for other servers.
+    pub peer: SocketAddr,
+    /// Health, metrics.
+    pub http: SocketAddr,
+}
+
+struct Listeners {
+    client: TcpListener,
+    peer: TcpListener,
+    http: TcpListener,
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> Result<Self, ListenError> {
+        let listen = &config.listen;
+        Ok(Self {
+            client: bind(listen.client, "--listen-client").await?,
+            peer: bind(listen.peer, "--listen-peer").await?,
+            http: bind(listen.http, "--listen-http").await?,
+        })
+    }
+
+    fn addresses(&self, config: &Config) -> Addresses {
+        // A listener that cannot say where it listens still listens where it was told to.
+        let bound = |listener: &TcpListener, asked| listener.local_addr().unwrap_or(asked);
+        Addresses {
+            client: bound(&self.client, config.listen.client),
+            peer: bound(&self.peer, config.listen.peer),
+            http: bound(&self.http, config.listen.http),
+        }
+    }
+}
+
+/// A running server.
+pub struct Server {
+    addresses: Addresses,
+    consensus: Consensus,
+    hub: WatchHub,
+    doors: Doors,
+    health: HealthReporter,
+    move_spread: Duration,
+    /// Streams are told to move on.
+    closing: CancellationToken,
+    /// Listeners take nothing new.
+    doors_stop: CancellationToken,
+    /// Everything behind the doors ends.
+    stop: CancellationToken,
+    /// The other servers are no longer answered.
+    peers_stop: CancellationToken,
+    client_door: JoinHandle<()>,
+    peer_door: JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Starts a server: checks the configuration, takes the addresses, opens the data folder, and joins.
+    /// Returns when it serves, which may be before it knows a leader.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(config: Config, preset: Preset) -> Result<Self, StartError> {
+        config.check()?;
+        let listeners = Listeners::bind(&config).await?;
+        let addresses = listeners.addresses(&config);
+        let options = replication_options(&config, addresses);
+        let founders = founders(&config, &options.addresses);
+        let consensus = Consensus::start(options).await?;
+
+        let [closing, doors_stop, stop, peers_stop] = std::array::from_fn(|_| CancellationToken::new());
+        let metrics = Metrics::new();
+        let holder = Holder::start(consensus.clone(), stop.clone());
+        let authority = Authority::start(consensus.clone(), authority_settings(&config), stop.clone());
+        consensus.set_desk(Arc::new(authority));
+        let peer_door = tokio::spawn(serve_peers(listeners.peer, consensus.clone(), peers_stop.clone()));
+        let directory = consensus.directory().clone();
+        let hub = WatchHub::new(
+            directory,
+            config.watch.clone(),
+            config.doors.message_bytes_max,
+            metrics.watch,
+        );
+        let readiness = Readiness::new(consensus.clone());
+        let doors = Doors::new(
+            &config,
+            DoorsParts {
+                consensus: consensus.clone(),
+                holder: holder.clone(),
+                hub: hub.clone(),
+                readiness: readiness.clone(),
+                metrics: metrics.doors,
+                closing: closing.clone(),
+            },
+        );
+        let health = HealthReporter::new();
+        let pages = Pages {
+            readiness: readiness.clone(),
+            registry: Arc::new(metrics.registry),
+            server: ServerMetrics::new(metrics.gauges, consensus.clone(), holder),
+        };
+        let tasks = vec![
+            tokio::spawn(hub.clone().run(consensus.applied_head(), stop.clone())),
+            tokio::spawn(serve_pages(listeners.http, pages, stop.clone())),
+            tokio::spawn(report_health(health.clone(), readiness, closing.clone())),
+            tokio::spawn(found(
+                config.cluster.join,
+                founders,
+                consensus.clone(),
+                stop.clone(),
+            )),
+            tokio::spawn(set_up(preset, consensus.clone(), stop.clone())),
+        ];
+        let serving = doors
+            .clone()
+            .serve(listeners.client, health.clone(), doors_stop.clone());
+        let client_door = tokio::spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "the client listener failed");
+            }
+        });
+        let move_spread = config.session.move_spread;
+        Ok(Self {
+            addresses,
+            consensus,
+            hub,
+            doors,
+            health,
+            move_spread,
+            closing,
+            doors_stop,
+            stop,
+            peers_stop,
+            client_door,
+            peer_door,
+            tasks,
+        })
+    }
+
+    /// Where it is reached.
+    #[must_use]
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Its replication handle.
+    #[must_use]
+    pub fn consensus(&self) -> &Consensus {
+        &self.consensus
+    }
+
+    /// Its watches.
+    #[must_use]
+    pub fn hub(&self) -> &WatchHub {
+        &self.hub
+    }
+
+    /// Waits until replication has ended, and says why. After that nothing can be made durable: shut down and
+    /// start anew.
+    pub async fn stopped(&self) -> String {
+        self.consensus.stopped().await
+    }
+
+    /// Shuts down: leadership is handed over, clients are told where to go and when, what was taken in is finished within a bound, then
+    /// replication leaves the disk in order.
+    pub async fn shutdown(mut self) {
+        tracing::info!("closing");
+        self.health
+            .set_service_status("", ServingStatus::NotServing)
+            .await;
+        self.hand_over().await;
+        self.closing.cancel();
+        let spread_ms = u32::try_from(self.move_spread.as_millis()).unwrap_or(u32::MAX);
+        self.hub.close(&self.doors.other_servers(), spread_ms);
+        self.doors_stop.cancel();
+        if tokio::time::timeout(CLOSING_GRACE, &mut self.client_door)
+            .await
+            .is_err()
+        {
+            tracing::info!("some clients did not leave in time");
+            self.client_door.abort();
+        }
+        self.stop.cancel();
+        for task in self.tasks {
+            if tokio::time::timeout(CLOSING_GRACE, task).await.is_err() {
+                tracing::warn!("a part did not end in time");
+            }
+        }
+        self.consensus.shutdown().await;
+        self.peers_stop.cancel();
+        if tokio::time::timeout(CLOSING_GRACE, &mut self.peer_door)
+            .await
+            .is_err()
+        {
+            self.peer_door.abort();
+        }
+        tracing::info!("closed");
+    }
+
+    /// A leader that closes finds a successor first, so that its clients' next writes wait for no election.
+    async fn hand_over(&self) {
+        let leads = self.consensus.leadership().borrow().leading;
+        let voters = self
+            .consensus
+            .members()
+            .iter()
+            .filter(|member| member.voter)
+            .count();
+        if leads && voters > 1 {
+            let deadline = Instant::now() + CLOSING_GRACE;
+            if let Err(error) = self.consensus.transfer_leadership(None, deadline).await {
+                tracing::warn!(%error, "leadership was not handed over");
+            }
+        }
+    }
+}
+
+fn replication_options(config: &Config, addresses: Addresses) -> ReplicationOptions {
+    let listen = &config.listen;
+    let advertised =
+        |told: &Option<String>, bound: SocketAddr| told.clone().unwrap_or_else(|| bound.to_string());
+    let own = PeerAddresses {
+        peer_address: advertised(&listen.advertise_peer, addresses.peer),
+        client_address: advertised(&listen.advertise_client, addresses.client),
+        http_address: advertised(&listen.advertise_http, addresses.http),
+    };
+    let raft = &config.raft;
+    ReplicationOptions {
+        cluster: config.cluster.name.clone(),
+        server: ServerId(config.cluster.id),
+        addresses: own,
+        data: config.storage.data.clone(),
+        election_timeout: (raft.election_timeout_min, raft.election_timeout_max),
+        heartbeat_interval: raft.heartbeat_interval,
+        snapshot_after_entries: raft.snapshot_after_entries,
+        log_keep_entries: raft.log_keep_entries,
+        disk_reserve: config.storage.reserve_bytes,
+        compare_every: raft.compare_every,
+        change_log: ChangeLogBounds {
+            revisions_max: config.watch.retained_revisions,
+            bytes_max: config.watch.retained_bytes,
+        },
+    }
+}
+
+/// The servers that found the cluster. Of itself a server knows better where a port was left open.
+fn founders(config: &Config, own: &PeerAddresses) -> BTreeMap<ServerId, PeerAddresses> {
+    let open = |member: &MemberConfig| {
+        [&member.peer, &member.client]
+            .iter()
+            .any(|address| address.ends_with(":0"))
+    };
+    let founder = |member: &MemberConfig| {
+        let told = PeerAddresses {
+            peer_address: member.peer.clone(),
+            client_address: member.client.clone(),
+            http_address: member.http.clone(),
+        };
+        let known = if member.id == config.cluster.id && open(member) {
+            own.clone()
+        } else {
+            told
+        };
+        (ServerId(member.id), known)
+    };
+    config.cluster.members.iter().map(founder).collect()
+}
+
+fn authority_settings(config: &Config) -> AuthoritySettings {
+    AuthoritySettings {
+        election_timeout: config.raft.election_timeout_max,
+        spread: config.raft.election_timeout_max,
+    }
+}
+
+/// The other servers' listener.
+async fn serve_peers(listener: TcpListener, consensus: Consensus, stop: CancellationToken) {
+    let serving = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(PEER_KEEPALIVE))
+        .http2_keepalive_timeout(Some(PEER_KEEPALIVE))
+        .initial_stream_window_size(PEER_WINDOW)
+        .initial_connection_window_size(PEER_WINDOW * 2)
+        .add_service(consensus.peer_service())
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            stop.cancelled_owned(),
+        );
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "the peer listener failed");
+    }
+}
+
+/// Founds the cluster, or finds that there is one.
+async fn found(
+    join: bool,
+    founders: BTreeMap<ServerId, PeerAddresses>,
+    consensus: Consensus,
+    stop: CancellationToken,
+) {
+    if join {
+        return;
+    }
+    match stop.run_until_cancelled(consensus.initialize(founders)).await {
+        Some(Ok(found)) => tracing::debug!(?found, "the cluster stands"),
+        Some(Err(error)) => tracing::error!(%error, "the cluster could not be founded"),
+        None => {}
+    }
+}
+
+async fn serve_pages(listener: TcpListener, pages: Pages, stop: CancellationToken) {
+    let serving = http::serve(listener, pages, stop.clone());
+    let outcome = tokio::select! {
+        outcome = serving => outcome,
+        // Whoever keeps a connection open does not keep the server.
+        () = async { stop.cancelled().await; tokio::time::sleep(CLOSING_GRACE / 4).await } => return,
+    };
+    if let Err(error) = outcome {
+        tracing::error!(%error, "the http listener failed");
+    }
+}
+
+async fn report_health(health: HealthReporter, readiness: Readiness, closing: CancellationToken) {
+    let mut ready = None;
+    loop {
+        let now = readiness.check();
+        if ready != Some(now.is_ok()) {
+            ready = Some(now.is_ok());
+            let status = if now.is_ok() {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
+            health.set_service_status("", status).await;
+            match now {
+                Ok(()) => tracing::info!("ready"),
+                Err(reason) => tracing::info!(reason, "not ready"),
+            }
+        }
+        tokio::select! {
+            () = closing.cancelled() => return,
+            () = tokio::time::sleep(HEALTH_LOOK) => {}
+        }
+    }
+}
+
+/// Creates the development group, once somebody leads.
+async fn set_up(preset: Preset, consensus: Consensus, stop: CancellationToken) {
+    match preset {
+        Preset::None => {}
+        Preset::Dev => _ = stop.run_until_cancelled(create_dev_group(&consensus)).await,
+    }
+}
+
+async fn create_dev_group(consensus: &Consensus) {
+    let group: GroupName = DEV_GROUP.parse().expect("it is a well-formed name");
+    loop {
+        let settings = GroupSettings {
+            auto_create: true,
+            ..GroupSettings::default()
+        };
+        let command = Command::PutGroup {
+            group: group.clone(),
+            settings,
+            expected: Expected::Absent,
+        };
+        let request = Request {
+            id: RequestId(rand::random()),
+            command,
+        };
+        match consensus
+            .propose(request, Instant::now() + Duration::from_secs(5))
+            .await
+        {
+            Ok(_) => return tracing::info!(%group, "development group created"),
+            Err(ProposeError::Refused(Refusal::AlreadyExists { .. })) => return,
+            Err(error) => tracing::debug!(%error, "development group not created yet"),
+        }
+        tokio::time::sleep(PRESET_PAUSE).await;
+    }
+}
+
+/// Where a server keeps its data, for people: absolute if that can be told.
+#[must_use]
+pub fn data_folder(config: &Config) -> PathBuf {
+    let path = &config.storage.data;
+    std::path::absolute(path).unwrap_or_else(|_| path.clone())
+}
