@@ -224,7 +224,7 @@ impl Play {
             .consumers
             .failed_at_others(&victim.id, "a service was killed");
         self.say(format!(
-            "{} calls failed at {} until consumers knew; all of them succeeded at another instance or are counted below",
+            "{} calls failed at {} until consumers knew; each was tried again at another instance",
             failed - failed_before,
             victim.id
         ));

@@ -1,12 +1,12 @@
 //! One service instance: it serves, registers through the SDK, and leaves in good order when told to.
 
+use std::io::Read;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::Context;
 use rollcall_client::{Registration, Registry, RegistryConfig, ServiceKey, SessionEvents, SessionOptions};
 use rollcall_jepsen::lab::eventually;
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -26,7 +26,7 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 pub(crate) async fn run(arguments: ServiceArguments) -> anyhow::Result<()> {
     let mut told_to_leave = signal(SignalKind::terminate())?;
     if arguments.with_parent {
-        tokio::spawn(end_with_parent());
+        end_with_parent();
     }
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .await
@@ -83,13 +83,12 @@ async fn tell_events(mut events: SessionEvents) {
     }
 }
 
-/// Standard input is a pipe from the parent; it ends with the parent, however that ended.
-async fn end_with_parent() {
-    let mut byte = [0];
-    while tokio::io::stdin()
-        .read(&mut byte)
-        .await
-        .is_ok_and(|read| read > 0)
-    {}
-    std::process::exit(0);
+/// Standard input is a pipe from the parent; it ends with the parent, however that ended. A thread of its own,
+/// since a read of standard input that is under way would keep the runtime from ending.
+fn end_with_parent() {
+    std::thread::spawn(|| {
+        let mut byte = [0];
+        while std::io::stdin().read(&mut byte).is_ok_and(|read| read > 0) {}
+        std::process::exit(0);
+    });
 }

@@ -74,6 +74,7 @@ impl Server {
         flag("--listen-peer", &endpoints.peer);
         flag("--listen-http", &endpoints.http);
         flag("--log-format", "text");
+        flag("--log", "info,openraft=warn");
         own.extend_from_slice(arguments);
         let log = folder.join(format!("server-{id}.log"));
         Self {
