@@ -226,8 +226,22 @@ fn register(node: &str) -> Request {
     })
 }
 
+/// Repeats what is unknown: the request id makes that safe.
 async fn write(server: &Server, request: Request) -> Outcome {
-    server.consensus().propose(request, soon()).await.unwrap()
+    loop {
+        match server.consensus().propose(request.clone(), soon()).await {
+            Ok(outcome) => return outcome,
+            Err(ProposeError::Unknown { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Ends all servers, so that no thread of the storage outlives the test.
+async fn end(servers: impl IntoIterator<Item = Server>) {
+    for mut server in servers {
+        server.kill().await;
+    }
 }
 
 async fn read(server: &Server, mode: Freshness) -> (Confirmed, Revision) {
@@ -289,6 +303,7 @@ async fn writes_and_reads_work_at_every_server() {
         let age = async || server.consensus().local_age();
         assert!(eventually("an age", age).await < PATIENCE);
     }
+    end(servers).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -310,6 +325,7 @@ async fn many_writers_at_all_servers_lose_nothing() {
     agree(&servers).await;
     assert!(servers.iter().all(|server| node_count(server) == 1_200));
     assert!(servers.iter().all(|server| !server.consensus().status().diverged));
+    end(Arc::into_inner(servers).unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -333,6 +349,7 @@ async fn the_death_of_a_leader_costs_little_time_and_no_write() {
         agree(&servers).await;
     }
     assert!(servers.iter().all(|server| node_count(server) == 6));
+    end(servers).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -377,6 +394,7 @@ async fn a_cluster_restarts_from_its_disks() {
     }
     write(&servers[0], register("later")).await;
     agree(&servers).await;
+    end(servers).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -433,6 +451,7 @@ async fn membership_grows_from_one_to_three_and_shrinks_to_one() {
     assert_eq!(node_count(&servers[new]), 63);
     let own = ServerId(servers[new].id);
     assert!(servers[new].consensus().remove(own, soon()).await.is_err());
+    end(servers).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -459,6 +478,7 @@ async fn leadership_is_handed_over_on_demand_and_at_shutdown() {
     write(survivor, register("after")).await;
     eprintln!("handed over and written after {:?}", began.elapsed());
     assert!(!consensus.stopped().await.is_empty());
+    end(servers).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -494,6 +514,7 @@ async fn expiry_is_bound_to_the_leaders_term() {
         "{elsewhere:?}"
     );
     assert!(follower.consensus().confirm_leadership(soon()).await.is_err());
+    end(servers).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -524,6 +545,7 @@ async fn renewals_and_deadlines_reach_the_leaders_desk() {
         assert_eq!(deadlines.len(), 4);
         assert_eq!(deadlines[2].lapses_in, Duration::from_millis(101));
     }
+    end(servers).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -541,6 +563,7 @@ async fn without_a_quorum_nothing_is_confirmed_and_the_caller_learns_what_is_unk
     assert!(matches!(written, ProposeError::Unknown { .. }), "{written}");
     assert!(lonely.confirm(Freshness::Linearizable, shortly()).await.is_err());
     assert!(lonely.confirm_leadership(shortly()).await.is_err());
+    end(servers).await;
 }
 
 /// The file that holds the newest log records of a server.
@@ -584,6 +607,7 @@ async fn a_server_whose_disk_forgot_withholds_its_vote_until_it_has_caught_up() 
     eventually("the vote is earned back", earned).await;
     agree(&servers).await;
     assert_eq!(node_count(&servers[forgetful]), 20);
+    end(servers).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -604,6 +628,7 @@ async fn a_server_whose_folder_was_lost_joins_and_does_not_begin_a_second_cluste
     let earned = async || (!servers[lost].consensus().status().vote_withheld).then_some(());
     eventually("the vote is earned back", earned).await;
     assert_eq!(node_count(&servers[lost]), 1);
+    end(servers).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -626,6 +651,7 @@ async fn a_lone_server_that_lost_acknowledged_entries_says_so() {
     std::fs::remove_file(servers[0].data.join("mark")).unwrap();
     servers[0].start().await;
     leader(&servers).await;
+    end(servers).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -665,4 +691,5 @@ async fn messages_for_another_cluster_or_server_are_refused() {
         leased: false,
     };
     assert!(client.read_index(read).await.is_err());
+    end(servers).await;
 }

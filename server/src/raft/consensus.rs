@@ -178,7 +178,10 @@ impl Consensus {
         let raft = Raft::new(server, config, links, log.store.clone(), state_machine).await;
         let raft = raft.map_err(|error| raft_failed(error.to_string()))?;
 
-        let voters: Vec<u64> = raft.voter_ids().collect();
+        // The metrics are filled in only when Raft's own task has begun to run.
+        let state =
+            raft.with_raft_state(|state| state.membership_state.effective().voter_ids().collect::<Vec<_>>());
+        let voters = state.await.map_err(|error| raft_failed(error.to_string()))?;
         let alone = voters == [server];
         let forgot = log.mark.log > log.last;
         if alone && forgot {
@@ -654,7 +657,7 @@ impl Inner {
                         retry_after: OVERLOAD_PAUSE,
                     });
                 }
-                Ok(Err(RoundError::NotLeader(_))) => "no leader is known".into(),
+                Ok(Err(RoundError::NotLeader)) => "no leader is known".into(),
                 Ok(Err(RoundError::Failed(reason))) => reason,
                 Err(_) => "no answer before the deadline".into(),
             };

@@ -63,9 +63,7 @@ async fn leader_round(raft: Raft, option: LinearizerOption) -> Round<Confirmed> 
                 index: LogIndex(id.index),
             })
         }
-        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-            Err(RoundError::NotLeader(forward.leader_id))
-        }
+        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => Err(RoundError::NotLeader),
         Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(error))) => {
             Err(RoundError::Failed(error.to_string()))
         }
@@ -109,12 +107,12 @@ impl RemoteRounds {
 }
 
 async fn remote_round(raft: Raft, peers: Arc<Peers>, leader: Option<u64>, leased: bool) -> Round<Confirmed> {
-    let leader = leader.ok_or(RoundError::NotLeader(None))?;
+    let leader = leader.ok_or(RoundError::NotLeader)?;
     let address = {
         let membership = raft.server_metrics().borrow_watched().membership_config.clone();
         membership.get_node(&leader).map(|node| node.peer_address.clone())
     };
-    let address = address.ok_or(RoundError::NotLeader(None))?;
+    let address = address.ok_or(RoundError::NotLeader)?;
     let failed = |reason: String| RoundError::Failed(reason);
     let mut client = peers
         .client(leader, &address)

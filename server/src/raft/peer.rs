@@ -305,7 +305,7 @@ impl Peer for PeerDoor {
                 response.index = confirmed.index.0;
                 response.term = confirmed.term.0;
             }
-            Err(RoundError::NotLeader(_)) => {
+            Err(RoundError::NotLeader) => {
                 response.error = Some(error(
                     ErrorCode::Unavailable,
                     "the server asked does not lead".into(),

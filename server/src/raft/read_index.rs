@@ -15,7 +15,7 @@ const WAITING_MAX: usize = 65_536;
 #[derive(Debug, Clone)]
 pub(crate) enum RoundError {
     /// The server does not lead.
-    NotLeader(Option<u64>),
+    NotLeader,
     /// The quorum or the leader did not answer.
     Failed(String),
     /// Too many wait.

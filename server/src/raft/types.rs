@@ -41,9 +41,9 @@ pub(crate) type CommittedLeaderId =
 pub(crate) type LogId = openraft::alias::LogIdOf<TypeConfig>;
 pub(crate) type Vote = openraft::alias::VoteOf<TypeConfig>;
 pub(crate) type Entry = openraft::alias::EntryOf<TypeConfig>;
-pub(crate) type Payload = openraft::EntryPayload<Batch, u64, PeerAddresses>;
 pub(crate) type StoredMembership = openraft::alias::StoredMembershipOf<TypeConfig>;
 pub(crate) type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
+#[cfg(test)]
 pub(crate) type Membership = openraft::Membership<u64, PeerAddresses>;
 
 /// The log id for a term and an index.

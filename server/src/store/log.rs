@@ -317,11 +317,6 @@ impl LogStore {
         self.shared.fault.subscribe()
     }
 
-    /// Ends the store with a failure that was met elsewhere.
-    pub(crate) fn set_fault(&self, fault: String) {
-        self.shared.set_fault(fault);
-    }
-
     /// What the mark says now.
     pub(crate) fn mark(&self) -> Mark {
         self.shared.mark.current()

@@ -18,7 +18,6 @@ pub(crate) use error::is_full;
 pub use identity::{DataFolder, Identity};
 pub use log::LogStore;
 pub(crate) use log::OpenedLog;
-pub(crate) use mark::Mark;
 pub use snapshot::SnapshotFile;
 pub(crate) use snapshot::{IncomingSnapshot, SnapshotStore};
 pub use space::SpaceWatch;
