@@ -1,0 +1,329 @@
+//! The holder: which sessions has this server heard from since it last told the leader?
+//!
+//! Heartbeats gather here and leave in one message per tick, so the leader's cost grows with the number of
+//! servers and not with the number of heartbeats. The message is self-clocked: one is in flight at a time, and
+//! what arrives meanwhile waits for the next.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rollcall_core::ids::SessionId;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::raft::{Consensus, RenewalVerdict};
+
+/// Least time between two reports; a single heartbeat on a quiet server leaves at once.
+const REPORT_SPACING: Duration = Duration::from_millis(20);
+/// How long a report may take before it is sent again, perhaps to another leader.
+const REPORT_DEADLINE: Duration = Duration::from_secs(1);
+/// Pause after a report that reached no leader.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// Most heartbeats that may wait for the leader here. Beyond it they are refused at once.
+const WAITING_MAX: usize = 65_536;
+
+/// What became of a heartbeat.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RenewOutcome {
+    /// The leader counts a full ttl from this heartbeat.
+    pub renewed: Vec<SessionId>,
+    /// Dead: open a new session, then register again.
+    pub not_found: Vec<SessionId>,
+}
+
+/// Why a heartbeat was not answered. Nothing is known of its sessions; send it again, here or elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RenewError {
+    /// Too many heartbeats wait for a leader.
+    #[error("more than {WAITING_MAX} heartbeats wait for the leader")]
+    Overloaded,
+    /// The server is closing.
+    #[error("the server is closing")]
+    Closing,
+}
+
+/// Handle on this server's gathered heartbeats. Cheap to clone.
+#[derive(Clone)]
+pub struct Holder {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    gathered: Mutex<Gathered>,
+    arrived: Notify,
+    attached: Mutex<BTreeMap<SessionId, u32>>,
+    reports: AtomicU64,
+    failed_reports: AtomicU64,
+}
+
+#[derive(Default)]
+struct Gathered {
+    waiting: Vec<Waiting>,
+    /// Sessions that showed life otherwise (a write, say): reported, but nobody waits.
+    touched: BTreeSet<SessionId>,
+    closed: bool,
+}
+
+/// One heartbeat: the sessions that still lack a verdict, and those that have one.
+struct Waiting {
+    undecided: Vec<SessionId>,
+    outcome: RenewOutcome,
+    reply: oneshot::Sender<RenewOutcome>,
+}
+
+/// A session attached to a stream of this server; detached when dropped.
+pub struct HeldSession {
+    shared: Arc<Shared>,
+    session: SessionId,
+}
+
+impl Drop for HeldSession {
+    fn drop(&mut self) {
+        let mut attached = self.shared.attached.lock();
+        if let Some(streams) = attached.get_mut(&self.session) {
+            *streams -= 1;
+            if *streams == 0 {
+                attached.remove(&self.session);
+            }
+        }
+    }
+}
+
+impl Holder {
+    /// Starts the reporting task; it ends with `shutdown`.
+    #[must_use]
+    pub fn start(consensus: Consensus, shutdown: CancellationToken) -> Self {
+        let shared = Arc::new(Shared {
+            gathered: Mutex::default(),
+            arrived: Notify::new(),
+            attached: Mutex::default(),
+            reports: AtomicU64::new(0),
+            failed_reports: AtomicU64::new(0),
+        });
+        tokio::spawn(report_until(shared.clone(), consensus, shutdown));
+        Self { shared }
+    }
+
+    /// Counts a session as held by a stream of this server until the guard is dropped.
+    #[must_use]
+    pub fn attached(&self, session: SessionId) -> HeldSession {
+        *self.shared.attached.lock().entry(session).or_insert(0) += 1;
+        HeldSession {
+            shared: self.shared.clone(),
+            session,
+        }
+    }
+
+    /// How many sessions have a stream here.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.shared.attached.lock().len()
+    }
+
+    /// How many reports were answered, and how many found no leader, since the start.
+    #[must_use]
+    pub fn reports(&self) -> (u64, u64) {
+        (
+            self.shared.reports.load(Ordering::Relaxed),
+            self.shared.failed_reports.load(Ordering::Relaxed),
+        )
+    }
+
+    /// Passes one heartbeat for these sessions on and waits for the leader's word. Without a leader it waits
+    /// as long as the caller does; dropping the future is harmless. Nothing is created by it.
+    ///
+    /// # Errors
+    /// [`RenewError`]: nothing is known; try again, here or at another server.
+    pub async fn renew(&self, sessions: Vec<SessionId>) -> Result<RenewOutcome, RenewError> {
+        if sessions.is_empty() {
+            return Ok(RenewOutcome::default());
+        }
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut gathered = self.shared.gathered.lock();
+            if gathered.closed {
+                return Err(RenewError::Closing);
+            }
+            if gathered.waiting.len() >= WAITING_MAX {
+                gathered.waiting.retain(|waiting| !waiting.reply.is_closed());
+                if gathered.waiting.len() >= WAITING_MAX {
+                    return Err(RenewError::Overloaded);
+                }
+            }
+            gathered.waiting.push(Waiting {
+                undecided: sessions,
+                outcome: RenewOutcome::default(),
+                reply,
+            });
+        }
+        self.shared.arrived.notify_one();
+        answer.await.map_err(|_| RenewError::Closing)
+    }
+
+    /// A session showed life in another way, by a committed write; the next report carries it. Nobody waits.
+    pub fn touch(&self, session: SessionId) {
+        let mut gathered = self.shared.gathered.lock();
+        if gathered.touched.len() < WAITING_MAX && gathered.touched.insert(session) {
+            drop(gathered);
+            self.shared.arrived.notify_one();
+        }
+    }
+}
+
+async fn report_until(shared: Arc<Shared>, consensus: Consensus, shutdown: CancellationToken) {
+    shutdown
+        .run_until_cancelled(report_forever(&shared, &consensus))
+        .await;
+    let mut gathered = shared.gathered.lock();
+    gathered.closed = true;
+    gathered.waiting.clear();
+}
+
+async fn report_forever(shared: &Shared, consensus: &Consensus) {
+    let mut reported_at: Option<Instant> = None;
+    loop {
+        shared.arrived.notified().await;
+        if let Some(earlier) = reported_at {
+            tokio::time::sleep_until(earlier + REPORT_SPACING).await;
+        }
+        let (waiting, sessions) = shared.gathered.lock().take();
+        if sessions.is_empty() {
+            continue;
+        }
+        reported_at = Some(Instant::now());
+        let deadline = Instant::now() + REPORT_DEADLINE;
+        let unanswered = match consensus.report_renewals(sessions, deadline).await {
+            Ok(verdict) => {
+                shared.reports.fetch_add(1, Ordering::Relaxed);
+                answer(waiting, &verdict)
+            }
+            Err(reason) => {
+                shared.failed_reports.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(%reason, "renewals reached no leader");
+                tokio::time::sleep(RETRY_PAUSE).await;
+                waiting
+            }
+        };
+        if !unanswered.is_empty() {
+            shared.gathered.lock().waiting.extend(unanswered);
+            shared.arrived.notify_one();
+        }
+    }
+}
+
+impl Gathered {
+    /// Everything that waits, and the sessions it is about, ascending and without repeats.
+    fn take(&mut self) -> (Vec<Waiting>, Vec<SessionId>) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.retain(|waiting| !waiting.reply.is_closed());
+        let mut sessions: Vec<_> = waiting
+            .iter()
+            .flat_map(|waiting| waiting.undecided.iter().copied())
+            .collect();
+        sessions.extend(std::mem::take(&mut self.touched));
+        sessions.sort_unstable();
+        sessions.dedup();
+        (waiting, sessions)
+    }
+}
+
+/// Answers the heartbeats whose sessions all have a verdict, and gives back the others.
+fn answer(waiting: Vec<Waiting>, verdict: &RenewalVerdict) -> Vec<Waiting> {
+    let not_found: BTreeSet<_> = verdict.not_found.iter().copied().collect();
+    let undecided: BTreeSet<_> = verdict.undecided.iter().copied().collect();
+    let mut unanswered = Vec::new();
+    for mut heartbeat in waiting {
+        for session in std::mem::take(&mut heartbeat.undecided) {
+            if not_found.contains(&session) {
+                heartbeat.outcome.not_found.push(session);
+            } else if undecided.contains(&session) {
+                heartbeat.undecided.push(session);
+            } else {
+                heartbeat.outcome.renewed.push(session);
+            }
+        }
+        if heartbeat.undecided.is_empty() {
+            // A caller that no longer waits has lost nothing: it knows nothing of these sessions.
+            let _ = heartbeat.reply.send(heartbeat.outcome);
+        } else {
+            unanswered.push(heartbeat);
+        }
+    }
+    unanswered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heartbeat(sessions: &[u64]) -> (Waiting, oneshot::Receiver<RenewOutcome>) {
+        let (reply, answer) = oneshot::channel();
+        let undecided = sessions.iter().map(|id| SessionId(*id)).collect();
+        (
+            Waiting {
+                undecided,
+                outcome: RenewOutcome::default(),
+                reply,
+            },
+            answer,
+        )
+    }
+
+    fn ids(ids: &[u64]) -> Vec<SessionId> {
+        ids.iter().map(|id| SessionId(*id)).collect()
+    }
+
+    #[test]
+    fn a_report_names_each_session_once() {
+        let (first, _a) = heartbeat(&[7, 3]);
+        let (second, _b) = heartbeat(&[3, 9]);
+        let mut gathered = Gathered {
+            waiting: vec![first, second],
+            ..Gathered::default()
+        };
+        gathered.touched.insert(SessionId(1));
+        let (waiting, sessions) = gathered.take();
+        assert_eq!(waiting.len(), 2);
+        assert_eq!(sessions, ids(&[1, 3, 7, 9]));
+    }
+
+    #[test]
+    fn a_heartbeat_nobody_waits_for_is_not_reported() {
+        let (waiting, answer) = heartbeat(&[7]);
+        drop(answer);
+        let mut gathered = Gathered {
+            waiting: vec![waiting],
+            ..Gathered::default()
+        };
+        assert_eq!(gathered.take().1, ids(&[]));
+    }
+
+    #[test]
+    fn an_undecided_session_holds_its_heartbeat_back_until_the_expiry_is_settled() {
+        let (waiting, mut reply) = heartbeat(&[1, 2, 3]);
+        let verdict = RenewalVerdict {
+            not_found: ids(&[2]),
+            undecided: ids(&[3]),
+        };
+        let unanswered = answer(vec![waiting], &verdict);
+        assert_eq!(unanswered.len(), 1);
+        assert!(reply.try_recv().is_err());
+        let verdict = RenewalVerdict {
+            not_found: ids(&[3]),
+            undecided: vec![],
+        };
+        assert!(answer(unanswered, &verdict).is_empty());
+        let outcome = reply.try_recv().expect("answered");
+        assert_eq!(
+            outcome,
+            RenewOutcome {
+                renewed: ids(&[1]),
+                not_found: ids(&[2, 3])
+            }
+        );
+    }
+}

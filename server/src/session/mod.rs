@@ -1,0 +1,11 @@
+//! Sessions: the holder gathers heartbeats where the stream is, the authority judges them where the leader is.
+//!
+//! A heartbeat is never a log entry. It is acknowledged only after the leader recorded it and then found a
+//! quorum still behind it, so a deposed leader acknowledges nothing, and every leader to come starts its full
+//! ttl later than any heartbeat that was ever acknowledged (design section 2, rules 4 to 7).
+
+mod authority;
+mod holder;
+
+pub use authority::{Authority, AuthoritySettings};
+pub use holder::{HeldSession, Holder, RenewError, RenewOutcome};
