@@ -5,6 +5,7 @@ mod support;
 use rollcall_jepsen::lab::Cluster;
 use support::{Rollcall, eventually};
 
+#[expect(clippy::unwrap_used, reason = "a test ends where its cluster does")]
 async fn cluster(servers: u64) -> (Cluster, Rollcall) {
     let cluster = Cluster::start(servers).await.unwrap();
     let rollcall = Rollcall::at(&cluster.addresses());

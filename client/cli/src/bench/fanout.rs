@@ -280,7 +280,23 @@ async fn measure(
     let opening = Progress::counting("opening the writer's session");
     let mut stream = SessionStream::open(connect(address, timeout).await?, 1, timeout, &opening).await?;
     opening.finish();
-    let mut writer = Writer::new(&stream, service, bench, timeout);
+    let measured = measure_with(context, bench, service, &mut stream, &mut interrupt).await;
+    if let Err(failure) = stream.close(timeout).await {
+        eprintln!("{failure}");
+    }
+    measured
+}
+
+/// With the writer's stream, which is closed whatever comes of this.
+async fn measure_with(
+    context: &Context,
+    bench: &WatchBench,
+    service: &ServiceKey,
+    stream: &mut SessionStream,
+    interrupt: &mut Interrupt,
+) -> Result<Measured, Failure> {
+    let timeout = context.servers.timeout();
+    let mut writer = Writer::new(stream, service, bench, timeout);
     // The node exists before anybody watches: a watcher's first snapshot holds change 0.
     written(stream.ask(writer.session, writer.register(0), timeout).await?)?;
 
@@ -308,19 +324,9 @@ async fn measure(
                 IN_FLIGHT_MAX,
                 timeout,
             );
-            drive_stream(&mut stream, lane, &mut writer, &progress, interrupt.clone()).await
+            drive_stream(stream, lane, &mut writer, &progress, interrupt.clone()).await
         }
-        None => {
-            change_one_by_one(
-                &mut stream,
-                &mut writer,
-                bench,
-                timeout,
-                &progress,
-                &mut interrupt,
-            )
-            .await
-        }
+        None => change_one_by_one(stream, &mut writer, bench, timeout, &progress, interrupt).await,
     };
     // The last changes may still be on their way.
     let all_here = async {
@@ -350,9 +356,6 @@ async fn measure(
             .map_err(|e| Failure::failed(format!("a watcher's task broke down: {e}")))?;
         each.add(&seen)
             .map_err(|e| Failure::failed(format!("histograms do not add up: {e}")))?;
-    }
-    if let Err(failure) = stream.close(timeout).await {
-        eprintln!("{failure}");
     }
     Ok(Measured {
         board,

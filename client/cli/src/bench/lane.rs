@@ -210,6 +210,7 @@ impl Lane {
             self.tally.failed(label.to_owned());
         }
         self.under_way.clear();
+        self.tally.broken_off += 1;
         self.stopped = true;
     }
 

@@ -46,6 +46,8 @@ pub(crate) struct Tally {
     /// From when it was sent.
     pub(crate) service: Histogram<u64>,
     pub(crate) elapsed: Duration,
+    /// Connections that were lost before their lane was done.
+    pub(crate) broken_off: u64,
 }
 
 impl Tally {
@@ -62,6 +64,7 @@ impl Tally {
             latency: histogram(),
             service: histogram(),
             elapsed: Duration::ZERO,
+            broken_off: 0,
         }
     }
 
@@ -100,6 +103,7 @@ impl Tally {
             .add(&other.service)
             .expect("all histograms have the same bounds");
         self.elapsed = self.elapsed.max(other.elapsed);
+        self.broken_off += other.broken_off;
     }
 }
 
@@ -163,6 +167,8 @@ pub(crate) struct Report<S: Serialize> {
     pub(crate) item: &'static str,
     pub(crate) items: u64,
     pub(crate) items_per_s: f64,
+    /// Connections that were lost on the way; what they would have sent is missing.
+    pub(crate) connections_lost: u64,
     pub(crate) errors: BTreeMap<String, u64>,
     /// From when a call was due, which in a closed loop is when it was sent.
     pub(crate) latency_ms: Percentiles,
@@ -197,19 +203,27 @@ impl<S: Serialize> Report<S> {
             item,
             items: tally.items,
             items_per_s: per_second(tally.items, seconds),
+            connections_lost: tally.broken_off,
             errors: tally.errors.clone(),
             latency_ms: (&tally.latency).into(),
             service_ms: (&tally.service).into(),
         }
     }
 
-    /// On stdout. A bench of which no call was answered has failed.
+    /// On stdout. A bench of which no call was answered has failed, and so has
+    /// one that lost connections.
     pub(crate) fn print(&self, printer: &Printer) -> Result<(), Failure> {
         printer.print(self, || self.table())?;
         if self.calls.answered == 0 {
             return Err(Failure::failed(format!(
                 "no call was answered: {}",
                 errors_text(&self.errors, self.calls.unanswered)
+            )));
+        }
+        if self.connections_lost > 0 {
+            return Err(Failure::unavailable(format!(
+                "{} connections were lost on the way, so the figures are not those of the whole load",
+                self.connections_lost
             )));
         }
         Ok(())
@@ -366,6 +380,7 @@ mod tests {
             "/item",
             "/items",
             "/items_per_s",
+            "/connections_lost",
             "/errors",
             "/latency_ms/count",
             "/latency_ms/mean",

@@ -59,7 +59,9 @@ async fn tell_events(events: &mut SessionEvents, kept: &NodeKey) -> Failure {
         match event {
             SessionEvent::Detached { server, reason } => eprintln!("{at} stream at {server} lost: {reason}"),
             SessionEvent::Reattached { server } => eprintln!("{at} attached again at {server}"),
-            SessionEvent::Lost { session } => eprintln!("{at} session {session} expired; opening a new one"),
+            SessionEvent::Lost { session } => {
+                eprintln!("{at} session {session} expired, or was ended; opening a new one")
+            }
             SessionEvent::Reopened { session, server } => {
                 eprintln!("{at} session {session} opened at {server}")
             }

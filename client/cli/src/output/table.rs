@@ -46,9 +46,9 @@ impl Table {
         self.rows.push(cells);
     }
 
-    /// A record of its own, a field a row.
+    /// A record of its own, a field a row; the columns need no names.
     pub(crate) fn fields(fields: Vec<(&'static str, String)>) -> Self {
-        let mut table = Self::new(&["FIELD", "VALUE"]);
+        let mut table = Self::new(&["", ""]);
         for (field, value) in fields {
             table.row(vec![field.into(), value]);
         }
@@ -71,7 +71,7 @@ impl Table {
         } else {
             table.force_no_tty();
         }
-        if look.headers {
+        if look.headers && self.columns.iter().any(|column| !column.0.is_empty()) {
             table.set_header(visible.iter().map(|index| Cell::new(self.columns[*index].0)));
         }
         for row in &self.rows {
@@ -153,6 +153,12 @@ mod tests {
                 })
                 .contains('\u{1b}')
         );
+    }
+
+    #[test]
+    fn fields_have_no_header() {
+        let table = Table::fields(vec![("id", "a".into()), ("labels", String::new())]);
+        assert_eq!(table.render(PLAIN), "id      a\nlabels  -");
     }
 
     #[test]

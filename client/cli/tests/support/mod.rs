@@ -1,8 +1,8 @@
 //! Runs the `rollcall` that belongs to these tests.
 #![allow(
-    missing_docs,
+    clippy::unwrap_used,
     dead_code,
-    reason = "shared by tests, each of which uses a part"
+    reason = "shared by tests, each of which uses a part; a test ends where its program does"
 )]
 
 use std::io::{BufRead, BufReader};
