@@ -159,7 +159,13 @@ impl Server {
         let tasks = vec![
             tokio::spawn(hub.clone().run(consensus.applied_head(), stop.clone())),
             tokio::spawn(serve_pages(listeners.http, pages, stop.clone())),
-            tokio::spawn(report_health(health.clone(), readiness, closing.clone())),
+            tokio::spawn(report_health(
+                health.clone(),
+                readiness,
+                doors.clone(),
+                hub.clone(),
+                closing.clone(),
+            )),
             tokio::spawn(found(
                 config.cluster.join,
                 founders,
@@ -376,8 +382,16 @@ async fn serve_pages(listener: TcpListener, pages: Pages, stop: CancellationToke
     }
 }
 
-async fn report_health(health: HealthReporter, readiness: Readiness, closing: CancellationToken) {
+/// Keeps the health service up to date. Watchers leave a server whose state is not to be shown any more.
+async fn report_health(
+    health: HealthReporter,
+    readiness: Readiness,
+    doors: Doors,
+    hub: WatchHub,
+    closing: CancellationToken,
+) {
     let mut ready = None;
+    let mut shown = true;
     loop {
         let now = readiness.check();
         if ready != Some(now.is_ok()) {
@@ -392,6 +406,10 @@ async fn report_health(health: HealthReporter, readiness: Readiness, closing: Ca
                 Ok(()) => tracing::info!("ready"),
                 Err(reason) => tracing::info!(reason, "not ready"),
             }
+        }
+        if shown && !readiness.may_show() {
+            shown = false;
+            hub.close(&doors.other_servers(), 0);
         }
         tokio::select! {
             () = closing.cancelled() => return,

@@ -823,6 +823,47 @@ async fn a_service_larger_than_four_mebibytes_is_read_and_watched() {
 }
 
 #[tokio::test]
+async fn a_reader_that_stops_gets_the_current_state_and_slows_nobody() {
+    let fixture = start(&["watch.backlog_frames=16"]).await;
+    let mut stopped = fixture.watch(vec![follow(1, "web")]).await;
+    assert!(matches!(stopped.news().await, Frame::Started(_)));
+    let mut reading = fixture.watch(vec![follow(1, "web")]).await;
+    assert!(matches!(reading.news().await, Frame::Started(_)));
+    // More than the windows of a connection hold, so that the stopped reader is a stopped reader.
+    let mut last = 0;
+    for round in 0..1_200 {
+        let mut node = persistent("web", 80);
+        let metadata = BTreeMap::from([("k".to_owned(), format!("{round:04000}"))]);
+        node.registration.as_mut().unwrap().metadata = metadata;
+        let written = fixture.registry().register(register(vec![node])).await.unwrap();
+        last = written.get_ref().revision;
+        let Frame::Delta(delta) = reading.news().await else {
+            panic!("the reader was made to wait")
+        };
+        assert_eq!(delta.revision, last);
+    }
+    let mut seen = 0;
+    let mut lagged = 0;
+    while seen < last {
+        match stopped.news().await {
+            Frame::Delta(delta) => {
+                assert!(delta.revision > seen);
+                seen = delta.revision;
+            }
+            Frame::Snapshot(snapshot) => {
+                assert!(snapshot.lagged && snapshot.revision > seen);
+                (seen, lagged) = (snapshot.revision, lagged + 1);
+                let metadata = &snapshot.view.unwrap().nodes[0].metadata["k"];
+                assert!(seen < last || *metadata == format!("{:04000}", 1_199));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(lagged > 0, "it kept up, so nothing was shown");
+    fixture.server.shutdown().await;
+}
+
+#[tokio::test]
 async fn bad_subscriptions_are_rejected_and_the_stream_goes_on() {
     let fixture = start(&["watch.catch_up_wait=100ms"]).await;
     fixture

@@ -18,7 +18,7 @@ impl Default for LogConfig {
     fn default() -> Self {
         Self {
             format: LogFormat::Text,
-            filter: "info".into(),
+            filter: "info,openraft=warn".into(),
         }
     }
 }

@@ -36,8 +36,18 @@ fn equal(one: &[u8; 32], other: &[u8; 32]) -> bool {
         == 0
 }
 
+/// Judges a secret by what this server has applied, if that may be shown. `None`: ask the leader first.
+pub(super) fn verify_here(
+    reader: &Reader,
+    session: SessionId,
+    secret: &[u8; 16],
+) -> Option<Result<Arc<Session>, v1::Error>> {
+    reader.check_ready().ok()?;
+    verify_local(reader, session, secret)
+}
+
 /// Judges a secret by what this server has applied. `None`: it does not know the session.
-pub(super) fn verify_local(
+fn verify_local(
     reader: &Reader,
     session: SessionId,
     secret: &[u8; 16],
@@ -59,7 +69,7 @@ pub(super) async fn verify(
     secret: &[u8; 16],
     timeout: Duration,
 ) -> Result<Arc<Session>, v1::Error> {
-    if let Some(verdict) = verify_local(reader, session, secret) {
+    if let Some(verdict) = verify_here(reader, session, secret) {
         return verdict;
     }
     let deadline = Instant::now() + timeout;

@@ -59,6 +59,12 @@ impl Readiness {
         ]
     }
 
+    /// Whether this server's state may be shown, be it old or not.
+    #[must_use]
+    pub fn may_show(&self) -> bool {
+        !self.consensus.status().diverged
+    }
+
     /// Whether all hold.
     ///
     /// # Errors

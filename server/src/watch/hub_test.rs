@@ -672,6 +672,69 @@ async fn whatever_happens_pictures_end_up_equal() {
     );
 }
 
+/// Readers, subscribers, the hub and a writer on threads of their own: the guarantees hold whoever is faster.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn readers_on_other_threads_get_whole_revisions_in_order() {
+    const WRITES: u16 = 3_000;
+    let mut world = World::new(small(), 200);
+    let (hub, directory) = (world.hub.clone(), world.directory.clone());
+    let (head, applied) = watch::channel(AppliedHead::default());
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(hub.clone().run(applied, stop.clone()));
+    let targets = [
+        Target::Prefix(String::new()),
+        Target::Prefix("a".into()),
+        Target::Service(key("a", "one")),
+    ];
+    let readers: Vec<_> = (0..6)
+        .map(|reader| {
+            let target = targets[reader % 3].clone();
+            let (mut client, directory) = (world.open(), directory.clone());
+            tokio::spawn(async move {
+                client.follow(follow(1, target.clone()));
+                loop {
+                    let truth: BTreeMap<_, _> = {
+                        let directory = directory.read();
+                        target
+                            .services(&directory)
+                            .map(|s| (s.key.clone(), (s.sign, s.nodes.len())))
+                            .collect()
+                    };
+                    let done = directory.read().revision().0 >= u64::from(WRITES);
+                    client.read_all();
+                    if done && client.picture() == truth {
+                        return;
+                    }
+                    tokio::time::sleep(std::time::Duration::from_micros(50 * reader as u64)).await;
+                }
+            })
+        })
+        .collect();
+    let writing = tokio::task::spawn_blocking(move || {
+        let services = [key("a", "one"), key("a/b", "two"), key("c", "three")];
+        for write in 0..WRITES {
+            let revision = world.put(
+                &services[usize::from(write % 3)],
+                &format!("n{}", write % 7),
+                write,
+            );
+            head.send_replace(AppliedHead {
+                revision,
+                position: None,
+            });
+        }
+        (world, head)
+    });
+    let kept = writing.await.unwrap();
+    for reader in readers {
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(30), reader).await;
+        ended.expect("every reader ends up with the truth").unwrap();
+    }
+    stop.cancel();
+    running.await.unwrap();
+    drop(kept);
+}
+
 /// A small generator, so that a seed tells the whole story.
 struct Random(u64);
 
