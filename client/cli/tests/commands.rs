@@ -80,6 +80,7 @@ async fn groups_services_and_nodes_live_and_die() {
         2
     );
     rollcall.ok("node deregister --all-of prod/feed/ranker --yes");
+    rollcall.fails("node deregister prod/feed/ranker/two", 3);
     rollcall.fails("group delete prod/feed", 5);
     rollcall.ok("service delete prod/feed/ranker");
     rollcall.ok("group delete prod/feed");

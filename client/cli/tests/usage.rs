@@ -4,6 +4,7 @@ mod support;
 
 use support::Rollcall;
 
+#[expect(clippy::unwrap_used, reason = "a test ends where its port does")]
 fn nobody() -> Rollcall {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     Rollcall::at(&[listener.local_addr().unwrap().to_string()])

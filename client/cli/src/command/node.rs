@@ -248,6 +248,8 @@ struct DeregisterBody {
     dry_run: bool,
     nodes: Vec<String>,
     revision: u64,
+    /// False: none of them was registered.
+    changed: bool,
 }
 
 #[derive(Serialize)]
@@ -505,12 +507,20 @@ async fn deregister_nodes(context: &Context, deregister: &DeregisterNodes) -> Re
         }
     }
     let expected = at_revision(deregister.if_revision);
-    let revision = deregister_all(context, &names, expected).await?;
+    let (revision, changed) = deregister_all(context, &names, expected).await?;
     let body = DeregisterBody {
         dry_run: false,
         nodes: names.iter().map(ToString::to_string).collect(),
         revision,
+        changed,
     };
+    if !changed && deregister.all_of.is_none() {
+        // Harmless for a repeat, but a name that is mistyped must not look like success.
+        return Err(Failure::not_found(format!(
+            "not registered: {}",
+            body.nodes.join(", ")
+        )));
+    }
     context.printer.done(&body, || match names.as_slice() {
         [name] => format!("node {name} deregistered at revision {revision}"),
         names => format!(
@@ -527,6 +537,7 @@ fn say_what_would_go(context: &Context, names: &[NodeKey]) -> Result<(), Failure
         dry_run: true,
         nodes: names,
         revision: 0,
+        changed: false,
     };
     context.printer.print(&body, || {
         let mut table = Table::new(&["NODE"]);
@@ -537,10 +548,14 @@ fn say_what_would_go(context: &Context, names: &[NodeKey]) -> Result<(), Failure
     })
 }
 
-/// In batches, each all or none; gives the last revision.
-async fn deregister_all(context: &Context, names: &[NodeKey], expected: Expected) -> Result<u64, Failure> {
+/// In batches, each all or none; gives the last revision, and whether any node was there.
+async fn deregister_all(
+    context: &Context,
+    names: &[NodeKey],
+    expected: Expected,
+) -> Result<(u64, bool), Failure> {
     let progress = Progress::of(names.len() as u64, "deregistering");
-    let mut revision = 0;
+    let (mut revision, mut changed) = (0, false);
     for (index, batch) in names.chunks(BATCH_MAX).enumerate() {
         let removals: Vec<Removal> = batch
             .iter()
@@ -560,10 +575,11 @@ async fn deregister_all(context: &Context, names: &[NodeKey], expected: Expected
                 _ => failure.context(format!("after {} nodes were deregistered", index * BATCH_MAX)),
             })?;
         revision = written.revision;
+        changed |= written.changed || written.repeated;
         progress.add(batch.len() as u64);
     }
     progress.finish();
-    Ok(revision)
+    Ok((revision, changed))
 }
 
 async fn update_nodes(context: &Context, update: &UpdateNodes) -> Result<(), Failure> {
