@@ -1,5 +1,7 @@
 //! Replication in one process: several servers on loopback, each with a folder and a peer listener of its own.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -691,5 +693,76 @@ async fn messages_for_another_cluster_or_server_are_refused() {
         leased: false,
     };
     assert!(client.read_index(read).await.is_err());
+    end(servers).await;
+}
+
+/// A small file system, unmounted in the end; `None` where we may not mount one.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(size: &str) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let mut mount = std::process::Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(folder.path());
+        match mount.output() {
+            Ok(output) if output.status.success() => Some(Self(folder)),
+            _ => {
+                eprintln!("skipped: mounting a small disk needs root");
+                None
+            }
+        }
+    }
+
+    /// Leaves this much room.
+    fn fill(&self, left: u64) -> PathBuf {
+        let path = self.0.path().join("ballast");
+        let mut file = std::fs::File::create(&path).unwrap();
+        while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+        let length = file.metadata().unwrap().len();
+        file.set_len(length - left).unwrap();
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(self.0.path())
+            .status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_writes_keeps_reads_and_recovers_by_itself() {
+    let Some(disk) = SmallDisk::mount("192m") else {
+        return;
+    };
+    let reserved = |options: &mut ReplicationOptions| options.disk_reserve = 64 << 20;
+    let servers = cluster(disk.0.path(), 1, reserved).await;
+    write(&servers[0], put_group("prod")).await;
+    let ballast = disk.fill(48 << 20);
+    let refused = async || {
+        let error = servers[0]
+            .consensus()
+            .propose(register("refused"), soon())
+            .await
+            .err()?;
+        matches!(error, ProposeError::DiskFull).then_some(())
+    };
+    eventually("writes are refused", refused).await;
+    assert!(servers[0].consensus().status().disk_full);
+    read(&servers[0], Freshness::Linearizable).await;
+    std::fs::remove_file(ballast).unwrap();
+    let accepted = async || {
+        servers[0]
+            .consensus()
+            .propose(register("accepted"), soon())
+            .await
+            .ok()
+    };
+    eventually("writes are accepted", accepted).await;
     end(servers).await;
 }

@@ -143,7 +143,8 @@ impl Consensus {
         let log = opened.log.store.clone();
         let started = Self::start_opened(options, opened).await;
         if started.is_err() {
-            log.close(true).await;
+            log.abandon();
+            log.close().await;
         }
         started
     }
@@ -204,7 +205,7 @@ impl Consensus {
         let gate = VoteGate::new((forgot || log.mark.rejoining) && !alone, !alone && !log.pristine);
         if gate.is_catching_up() {
             tracing::warn!(
-                "the disk forgot what this server acknowledged; it does not vote until it has caught up"
+                "RC-109: the disk forgot what this server acknowledged; it does not vote until it has caught up"
             );
         }
 
@@ -276,7 +277,7 @@ impl Consensus {
                     inner.raft.runtime_config().elect(false);
                     inner.gate.set_catching_up(true);
                     tracing::warn!(
-                        "the cluster runs already but this folder is new; not voting until caught up"
+                        "RC-109: the cluster runs already but this folder is new; not voting until caught up"
                     );
                     return Ok(Initialized::Joining);
                 }
@@ -521,10 +522,11 @@ impl Consensus {
     pub async fn halt(&self) {
         let inner = &self.inner;
         inner.stop.cancel();
+        inner.log.abandon();
         if let Err(error) = inner.raft.shutdown().await {
             tracing::warn!(%error, "replication did not end in order");
         }
-        inner.log.close(true).await;
+        inner.log.close().await;
         inner.folder.lock().take();
     }
 }

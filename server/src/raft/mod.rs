@@ -28,4 +28,7 @@ pub use contract::*;
 pub use options::{ReplicationOptions, StartError};
 pub use peer::PeerDoor;
 
+#[cfg(test)]
+mod divergence_test;
+
 pub(crate) type Raft = openraft::Raft<types::TypeConfig, state_machine::StateMachine>;

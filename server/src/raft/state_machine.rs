@@ -88,7 +88,7 @@ fn requests_of(entry: &Entry) -> io::Result<Vec<Request>> {
     let read = |bytes: Bytes| Request::decode(&bytes);
     Batch::requests(batch).map(read).collect::<Result<_, _>>().map_err(|error| {
         io::Error::other(format!(
-            "RC-109: log entry {} holds a request that this version cannot read ({error}); install the newer version",
+            "RC-113: log entry {} holds a request that this version cannot read ({error}); install the newer version",
             entry.log_id
         ))
     })

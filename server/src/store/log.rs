@@ -336,9 +336,13 @@ impl LogStore {
             .map_err(io::Error::other)?
     }
 
-    /// Waits for what is queued, then closes the files. With `abandon` a write that waits for space is given up.
-    pub(crate) async fn close(&self, abandon: bool) {
-        self.shared.abandoned.store(abandon, Ordering::Relaxed);
+    /// A write that waits for space is given up from now on.
+    pub(crate) fn abandon(&self) {
+        self.shared.abandoned.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for what is queued, then closes the files.
+    pub(crate) async fn close(&self) {
         let (done, closed) = oneshot::channel();
         if self.ops.send(Op::Close { done }).await.is_ok() {
             let _ = closed.await;

@@ -25,7 +25,7 @@ async fn filled(folder: &Path, count: u64) {
     for index in 0..count {
         log.blocking_append([entry(1, index, 100)]).await.unwrap();
     }
-    log.close(false).await;
+    log.close().await;
 }
 
 fn wal_files(folder: &Path) -> Vec<std::path::PathBuf> {
@@ -57,7 +57,7 @@ async fn what_was_synced_is_there_after_a_restart() {
     log.truncate_after(Some(log_id(1, 7))).await.unwrap();
     log.blocking_append(entries(2, 8..12)).await.unwrap();
     log.purge(log_id(1, 3)).await.unwrap();
-    log.close(false).await;
+    log.close().await;
 
     let opened = open(folder.path()).unwrap();
     let mut log = opened.store;
@@ -77,7 +77,7 @@ async fn what_was_synced_is_there_after_a_restart() {
     );
     assert_eq!(read[4], entry(2, 8, 100));
     assert_eq!(opened.mark.log, Some(log_id(2, 11)));
-    log.close(false).await;
+    log.close().await;
 }
 
 #[tokio::test]
@@ -102,7 +102,7 @@ async fn appended_entries_are_readable_before_they_are_synced_and_after_eviction
         .collect()
         .await;
     assert_eq!(streamed, big[3..39]);
-    log.close(false).await;
+    log.close().await;
 }
 
 #[tokio::test]
@@ -111,7 +111,7 @@ async fn a_hole_is_refused() {
     let mut log = open(folder.path()).unwrap().store;
     log.blocking_append(entries(1, 0..3)).await.unwrap();
     assert!(log.append(entries(1, 4..5), IOFlushed::noop()).await.is_err());
-    log.close(false).await;
+    log.close().await;
 }
 
 #[tokio::test]
@@ -126,13 +126,13 @@ async fn a_snapshot_beyond_the_log_empties_it() {
         (Some(log_id(5, 100)), Some(log_id(5, 100)))
     );
     log.blocking_append(entries(5, 101..103)).await.unwrap();
-    log.close(false).await;
+    log.close().await;
     let opened = open(folder.path()).unwrap();
     assert_eq!(
         (opened.purged, opened.last),
         (Some(log_id(5, 100)), Some(log_id(5, 102)))
     );
-    opened.store.close(false).await;
+    opened.store.close().await;
 }
 
 #[tokio::test]
@@ -144,7 +144,7 @@ async fn a_torn_tail_is_recovered_and_the_mark_tells_what_is_missing() {
     let opened = open(folder.path()).unwrap();
     assert_eq!(opened.last, Some(log_id(1, 48)));
     assert_eq!(opened.mark.log, Some(log_id(1, 49)));
-    opened.store.close(false).await;
+    opened.store.close().await;
 }
 
 #[tokio::test]
@@ -199,12 +199,12 @@ async fn a_forgotten_vote_is_restored_from_the_mark() {
     let mut log = open(folder.path()).unwrap().store;
     log.blocking_append(entries(1, 0..3)).await.unwrap();
     log.save_vote(&Vote::new(9, 2)).await.unwrap();
-    log.close(false).await;
+    log.close().await;
     let (path, bytes) = wal(folder.path());
     std::fs::write(&path, &bytes[..bytes.len() - 4]).unwrap();
     let mut log = open(folder.path()).unwrap().store;
     assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(9, 2)));
-    log.close(false).await;
+    log.close().await;
 }
 
 /// A small file system of our own; `None` where we may not mount one.
@@ -284,7 +284,7 @@ async fn a_full_disk_holds_writes_up_and_recovers_by_itself() {
     outcome.unwrap();
     log.shared.space.check();
     assert!(!log.shared.space.is_full());
-    log.close(false).await;
+    log.close().await;
 
     let opened = open(&data).unwrap();
     assert_eq!(opened.last, Some(log_id(1, 69)));
@@ -293,7 +293,7 @@ async fn a_full_disk_holds_writes_up_and_recovers_by_itself() {
         log.try_get_log_entries(10..11).await.unwrap(),
         [entry(1, 10, 200_000)]
     );
-    log.close(false).await;
+    log.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -305,5 +305,5 @@ async fn a_full_disk_met_by_rocksdb_itself_ends_the_store_once_there_is_room() {
     let (log, outcome) = write_through_a_full_disk(&disk, &data, 0, 1 << 20).await;
     assert!(outcome.is_err());
     assert!(log.shared.fault().is_some_and(|fault| fault.contains("RC-111")));
-    log.close(false).await;
+    log.close().await;
 }

@@ -231,11 +231,11 @@ impl Writer {
         if let Err(error) = written {
             return Err(self.wait_for_room_to_restart(error));
         }
-        let votes = group.iter().filter_map(|op| match op {
+        let mut votes = group.iter().filter_map(|op| match op {
             Op::Vote { vote, .. } => Some(*vote),
             Op::Append { .. } | Op::Truncate { .. } | Op::Purge { .. } | Op::Close { .. } => None,
         });
-        if let Some(vote) = votes.last() {
+        if let Some(vote) = votes.next_back() {
             // The log holds the vote already; the mark is a second copy for disks that forget.
             if let Err(error) = self.shared.mark.write(|mark| mark.vote = Some(vote)) {
                 tracing::warn!(%error, "mark not written with a vote");
