@@ -4,11 +4,13 @@
 //! - [`Process`]: any child process, its signals and its end.
 //! - [`Timeline`]: what happened when, for people and as JSON.
 //! - [`eventually`]: waiting for a condition, with a bound.
+//! - [`attending`]: a provider that does only what it is told.
 //! - [`reading`]: what one particular server holds; [`watching`]: what it tells its watchers.
 //! - [`binary`] and [`ports`]: where the program is, and where it may listen.
 //!
 //! Invariant: whatever the lab started is gone when its handle is dropped, also when it was paused.
 
+pub mod attending;
 pub mod binary;
 mod cluster;
 pub mod ports;
