@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     let config = match flags.into_config() {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("rollcalld: {:#}", anyhow::Error::from(error));
+            eprintln!("rollcalld: RC-201: {:#}", anyhow::Error::from(error));
             return ExitCode::from(USAGE);
         }
     };
