@@ -16,7 +16,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::config::{Config, ConfigError, MemberConfig, Preset};
+use crate::config::{Config, ConfigError, DoorsConfig, MemberConfig, Preset};
 use crate::grpc::{Doors, DoorsParts, ListenError, bind};
 use crate::http::{self, Pages, Readiness};
 use crate::raft::types::PeerAddresses;
@@ -158,7 +158,12 @@ impl Server {
         };
         let tasks = vec![
             tokio::spawn(hub.clone().run(consensus.applied_head(), stop.clone())),
-            tokio::spawn(serve_pages(listeners.http, pages, stop.clone())),
+            tokio::spawn(serve_pages(
+                listeners.http,
+                config.doors.clone(),
+                pages,
+                stop.clone(),
+            )),
             tokio::spawn(report_health(
                 health.clone(),
                 readiness,
@@ -370,8 +375,8 @@ async fn found(
     }
 }
 
-async fn serve_pages(listener: TcpListener, pages: Pages, stop: CancellationToken) {
-    let serving = http::serve(listener, pages, stop.clone());
+async fn serve_pages(listener: TcpListener, limits: DoorsConfig, pages: Pages, stop: CancellationToken) {
+    let serving = http::serve(listener, &limits, pages, stop.clone());
     let outcome = tokio::select! {
         outcome = serving => outcome,
         // Whoever keeps a connection open does not keep the server.

@@ -40,6 +40,9 @@ pub struct WatchConfig {
     /// Most bytes of messages larger than `response_bytes` that may be on their way to readers at once. Readers
     /// of huge services wait for each other beyond it, so that stopped readers cannot exhaust memory.
     pub large_bytes_max: usize,
+    /// A reader that has not taken such a message for this long is cut off, so that others get their turn.
+    #[serde(with = "duration")]
+    pub stall_max: Duration,
 }
 
 impl Default for WatchConfig {
@@ -49,7 +52,7 @@ impl Default for WatchConfig {
             subscriptions_max: 4_096,
             backlog_frames: 1_024,
             backlog_bytes: 4 << 20,
-            response_bytes: 512 << 10,
+            response_bytes: 256 << 10,
             bookmark_interval: Duration::from_secs(5),
             catch_up_wait: Duration::from_secs(2),
             retained_revisions: 10_000,
@@ -57,6 +60,7 @@ impl Default for WatchConfig {
             view_cache_bytes: 64 << 20,
             frame_cache_bytes: 32 << 20,
             large_bytes_max: 256 << 20,
+            stall_max: Duration::from_secs(30),
         }
     }
 }

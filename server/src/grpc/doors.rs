@@ -121,7 +121,12 @@ impl Doors {
             limits.request_bytes_max.saturating_mul(2),
             limits.message_bytes_max,
         );
-        let connections = listener::connections(listener, &limits, self.metrics.clone());
+        let (open, refused) = (
+            self.metrics.connections.clone(),
+            self.metrics.connections_refused.clone(),
+        );
+        let gate = listener::Gate::new(listener, limits.connections_max, &limits, open, refused);
+        let connections = listener::connections(gate);
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .build_v1()

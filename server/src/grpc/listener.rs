@@ -1,26 +1,27 @@
 //! Accepts connections: so many at once, so many a second from one address.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_util::Stream;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::server::Connected;
 
 use super::admission::AddressLimiter;
-use super::metrics::DoorsMetrics;
 use crate::config::DoorsConfig;
 
 /// A listen address cannot be used. Nothing was started; stop whoever has it, or choose another.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} ({flag}): {source}")]
+#[error("RC-202: cannot listen on {address} ({flag})")]
 pub struct ListenError {
     /// Which address.
     pub address: SocketAddr,
@@ -39,10 +40,12 @@ pub(crate) async fn bind(address: SocketAddr, flag: &'static str) -> Result<TcpL
     })
 }
 
-/// A client's connection; counted until it is dropped.
+/// A connection; counted until it is dropped.
 pub(crate) struct Connection {
     stream: TcpStream,
     open: Gauge,
+    cut: CancellationToken,
+    cut_comes: Pin<Box<WaitForCancellationFutureOwned>>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -52,47 +55,72 @@ impl Drop for Connection {
     }
 }
 
-impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+/// What a call knows of its connection.
+#[derive(Clone)]
+pub(crate) struct Peer {
+    /// Who dialled.
+    pub(crate) address: Option<IpAddr>,
+    /// Ends the connection with everything on it, for a client that hoards memory.
+    pub(crate) cut: CancellationToken,
+}
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        let address = self.stream.peer_addr().ok().map(|address| address.ip());
+        Peer {
+            address,
+            cut: self.cut.clone(),
+        }
     }
 }
 
 /// The connections that are let in. Accepting never ends: a failure (no file descriptors left, say) is waited
 /// out.
-pub(crate) fn connections(
-    listener: TcpListener,
-    limits: &DoorsConfig,
-    metrics: DoorsMetrics,
-) -> impl Stream<Item = io::Result<Connection>> + use<> {
-    let gate = Gate {
-        listener,
-        room: Arc::new(Semaphore::new(limits.connections_max)),
-        addresses: AddressLimiter::new(limits.connections_per_second, limits.connections_burst),
-        metrics,
-    };
+pub(crate) fn connections(gate: Gate) -> impl Stream<Item = io::Result<Connection>> {
     futures_util::stream::unfold(gate, |gate| async move {
         let connection = gate.next().await;
         Some((Ok(connection), gate))
     })
 }
 
-struct Gate {
+/// Decides which connections are let in.
+pub(crate) struct Gate {
     listener: TcpListener,
     room: Arc<Semaphore>,
     addresses: AddressLimiter,
-    metrics: DoorsMetrics,
+    open: Gauge,
+    refused: Counter,
 }
 
 impl Gate {
-    async fn next(&self) -> Connection {
+    pub(crate) fn new(
+        listener: TcpListener,
+        connections_max: usize,
+        limits: &DoorsConfig,
+        open: Gauge,
+        refused: Counter,
+    ) -> Self {
+        Self {
+            listener,
+            room: Arc::new(Semaphore::new(connections_max)),
+            addresses: AddressLimiter::new(limits.connections_per_second, limits.connections_burst),
+            open,
+            refused,
+        }
+    }
+
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    pub(crate) async fn next(&self) -> Connection {
         loop {
             match self.listener.accept().await {
                 Ok((stream, peer)) => match self.admit(stream, peer) {
                     Some(connection) => return connection,
-                    None => _ = self.metrics.connections_refused.inc(),
+                    None => _ = self.refused.inc(),
                 },
                 Err(error) => {
                     tracing::warn!(%error, "accept failed");
@@ -107,10 +135,14 @@ impl Gate {
         self.addresses.try_take(peer.ip(), Instant::now()).ok()?;
         // Answers are small and waited for. A socket that refuses is about to fail anyway.
         let _ = stream.set_nodelay(true);
-        self.metrics.connections.inc();
+        self.open.inc();
+        let cut = CancellationToken::new();
+        let cut_comes = Box::pin(cut.clone().cancelled_owned());
         Some(Connection {
             stream,
-            open: self.metrics.connections.clone(),
+            open: self.open.clone(),
+            cut,
+            cut_comes,
             _permit: permit,
         })
     }
@@ -122,6 +154,9 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.cut_comes.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

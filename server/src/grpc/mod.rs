@@ -16,5 +16,5 @@ mod write;
 
 pub use doors::{Doors, DoorsParts};
 pub use listener::ListenError;
-pub(crate) use listener::bind;
+pub(crate) use listener::{Connection, Gate, bind};
 pub use metrics::DoorsMetrics;

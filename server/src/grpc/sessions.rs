@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::attend;
 use super::convert;
 use super::doors::Doors;
+use super::listener::Peer;
 use super::read::Reader;
 use super::registry::page;
 use super::status::{self, DoorError, of_refusal};
@@ -151,7 +152,7 @@ impl Sessions for Doors {
         &self,
         request: Request<Streaming<v1::SessionRequest>>,
     ) -> Result<Response<Self::AttendStream>, Status> {
-        let peer = request.remote_addr().map(|address| address.ip());
+        let peer = request.extensions().get::<Peer>().and_then(|peer| peer.address);
         self.metrics.call("attend");
         Ok(Response::new(Box::pin(attend::attend(
             self.clone(),

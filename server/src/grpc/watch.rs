@@ -8,10 +8,12 @@ use rollcall_core::directory::Refusal;
 use rollcall_core::ids::Revision;
 use rollcall_proto::v1::{self, watch_request, watch_server::Watch, watch_target};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
 use super::doors::Doors;
+use super::listener::Peer;
 use super::status::{of_refusal, of_stream_end, of_subscribe, of_too_many_streams, status};
 use crate::watch::{StreamHandle, SubscribeError, Subscription, Target};
 
@@ -26,9 +28,11 @@ impl Watch for Doors {
         &self,
         request: Request<Streaming<v1::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        let peer = request.extensions().get::<Peer>();
+        let cut = peer.map_or_else(CancellationToken::new, |peer| peer.cut.clone());
         let opened = self.reader.check_ready().and_then(|()| {
             self.hub
-                .open("", self.reader.identity())
+                .open("", self.reader.identity(), cut)
                 .map_err(of_too_many_streams)
         });
         let stream = match opened {

@@ -8,11 +8,15 @@ use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::readiness::Readiness;
+use crate::config::DoorsConfig;
+use crate::grpc::{Connection, Gate};
 use crate::telemetry::ServerMetrics;
 
 /// Media type of OpenMetrics.
@@ -29,18 +33,49 @@ pub struct Pages {
     pub server: ServerMetrics,
 }
 
+/// Most connections to the pages: probes and collectors are few.
+const CONNECTIONS_MAX: usize = 512;
+
+/// The gate, as axum wants it.
+struct Door(Gate);
+
+impl axum::serve::Listener for Door {
+    type Io = Connection;
+    type Addr = ();
+
+    async fn accept(&mut self) -> (Connection, ()) {
+        (self.0.next().await, ())
+    }
+
+    fn local_addr(&self) -> std::io::Result<()> {
+        self.0.local_addr().map(|_| ())
+    }
+}
+
 /// Serves the pages until `shutdown`.
 ///
 /// # Errors
 /// The listener failed.
-pub async fn serve(listener: TcpListener, pages: Pages, shutdown: CancellationToken) -> std::io::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    limits: &DoorsConfig,
+    pages: Pages,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    let gate = Gate::new(
+        listener,
+        CONNECTIONS_MAX,
+        limits,
+        Gauge::default(),
+        Counter::default(),
+    );
     let router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/version", get(version))
         .with_state(pages);
-    axum::serve(listener, router)
+    axum::serve(Door(gate), router)
         .with_graceful_shutdown(shutdown.cancelled_owned())
         .await
 }

@@ -300,6 +300,15 @@ impl Backlog {
         true
     }
 
+    /// Gives back the state that was taken last: it goes out next.
+    pub(crate) fn put_back(&mut self, item: Item) {
+        match item {
+            // The queue overflowed in between, and what follows is owed.
+            Item::State { key, .. } if self.lagging() => self.owe(key),
+            item => self.queue.push_front(item),
+        }
+    }
+
     fn pop(&mut self) -> Option<Item> {
         let item = self.queue.pop_front()?;
         match &item {

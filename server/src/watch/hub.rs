@@ -179,11 +179,17 @@ impl WatchHub {
         }
     }
 
-    /// Opens a stream. `header` is what its answers say of this server.
+    /// Opens a stream. `header` is what its answers say of this server; `cut` cuts the reader's connection if it
+    /// hoards memory.
     ///
     /// # Errors
     /// Too many are open.
-    pub fn open(&self, client: &str, header: v1::ResponseHeader) -> Result<WatchStream, TooManyStreams> {
+    pub fn open(
+        &self,
+        client: &str,
+        header: v1::ResponseHeader,
+        cut: CancellationToken,
+    ) -> Result<WatchStream, TooManyStreams> {
         let limits = &self.inner.limits;
         let mut state = self.inner.state.lock();
         if state.streams.len() >= limits.streams_max {
@@ -196,7 +202,7 @@ impl WatchHub {
             frames: limits.backlog_frames,
             bytes: limits.backlog_bytes,
         };
-        let shared = Arc::new(Shared::new(id, client.chars().take(256).collect(), bounds));
+        let shared = Arc::new(Shared::new(id, client.chars().take(256).collect(), bounds, cut));
         if let Some(servers) = &state.closing {
             shared.end(StreamEnd::Moved(move_on(0, servers.clone())));
         }
@@ -365,6 +371,22 @@ impl WatchHub {
         }
         self.inner.metrics.streams_current.set(current);
         self.inner.metrics.streams_lagging.set(lagging);
+        let stalled = |stream: &&Arc<Shared>| {
+            stream
+                .large_since
+                .lock()
+                .is_some_and(|since| since.elapsed() > self.inner.limits.stall_max)
+        };
+        for stream in state.streams.values().filter(stalled) {
+            let client = stream.client.lock().clone();
+            tracing::warn!(
+                stream = stream.id,
+                client,
+                "a reader hoards a large message and is cut off"
+            );
+            self.inner.metrics.stalled.inc();
+            stream.cut.cancel();
+        }
     }
 }
 

@@ -124,7 +124,11 @@ impl World {
     }
 
     fn open(&self) -> Client {
-        Client::new(self.hub.open("test", v1::ResponseHeader::default()).unwrap())
+        Client::new(
+            self.hub
+                .open("test", v1::ResponseHeader::default(), CancellationToken::new())
+                .unwrap(),
+        )
     }
 
     fn pull(&self) {
@@ -190,9 +194,8 @@ impl Client {
 
     /// Reads one message, if one is ready.
     fn read(&mut self) -> bool {
-        let Some(Some(response)) = self.stream.next().now_or_never() else {
-            return false;
-        };
+        let next = tokio::task::unconstrained(self.stream.next()).now_or_never();
+        let Some(Some(response)) = next else { return false };
         for bytes in response.unwrap().frames {
             let frame = v1::WatchFrame::decode(bytes).unwrap().frame.unwrap();
             self.take(frame);
@@ -508,7 +511,12 @@ async fn streams_are_bounded_and_make_room_when_they_end() {
     );
     let client = world.open();
     client.follow(follow(1, Target::Prefix(String::new())));
-    assert!(world.hub.open("", v1::ResponseHeader::default()).is_err());
+    assert!(
+        world
+            .hub
+            .open("", v1::ResponseHeader::default(), CancellationToken::new())
+            .is_err()
+    );
     drop(client);
     assert_eq!(world.hub.streams(), 0);
     world.open();
@@ -573,6 +581,30 @@ async fn convergence_counts_acknowledgements() {
     assert!(!world.hub.convergence(&one, revision).complete());
     second.handle.ack(revision);
     assert!(world.hub.convergence(&one, revision).complete());
+}
+
+#[tokio::test]
+async fn large_services_wait_for_their_turn_and_a_reader_that_hoards_one_is_cut_off() {
+    let limits = WatchConfig {
+        response_bytes: 100,
+        large_bytes_max: 500,
+        stall_max: Default::default(),
+        ..small()
+    };
+    let mut world = World::new(limits, 100);
+    let one = key("a", "one");
+    world.put(&one, "n1", 1);
+    world.put(&one, "n2", 1);
+    let (mut first, mut second) = (world.open(), world.open());
+    first.follow(follow(1, Target::Service(one.clone())));
+    second.follow(follow(1, Target::Service(one.clone())));
+    assert!(first.read());
+    assert!(!second.read(), "there is room for one at a time");
+    world.hub.bookmark();
+    assert!(first.handle.shared.cut.is_cancelled() && !second.handle.shared.cut.is_cancelled());
+    drop(first);
+    second.read_all();
+    assert_eq!(second.log, ["snapshot", "current", "bookmark"]);
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ pub struct WatchMetrics {
     pub(crate) snapshots: Counter,
     pub(crate) resumed: Counter,
     pub(crate) resyncs: Counter,
+    pub(crate) stalled: Counter,
     pub(crate) responses: Counter,
     pub(crate) response_bytes: Counter,
 }
@@ -58,6 +59,8 @@ impl WatchMetrics {
         let help =
             "Times that the hub fell below the retained changes and all streams start from state again";
         watch.register("resyncs", help, metrics.resyncs.clone());
+        let help = "Readers cut off because they did not take a large message";
+        watch.register("stalled", help, metrics.stalled.clone());
         watch.register("responses", "Messages sent", metrics.responses.clone());
         watch.register(
             "response_bytes",

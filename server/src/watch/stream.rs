@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use rollcall_core::directory::{Labels, Node};
 use rollcall_core::ids::{Revision, ServiceKey};
 use rollcall_proto::v1::{self, WatchResponse, watch_frame::Frame};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::backlog::{Backlog, Bounds, Item, Started};
@@ -50,10 +52,14 @@ pub(crate) struct Shared {
     pub(crate) end: Mutex<Option<StreamEnd>>,
     /// The reader is gone, or the stream must end.
     pub(crate) closed: CancellationToken,
+    /// Since when a large message is on its way to the reader.
+    pub(crate) large_since: Mutex<Option<Instant>>,
+    /// Cuts the reader's connection.
+    pub(crate) cut: CancellationToken,
 }
 
 impl Shared {
-    pub(crate) fn new(id: u64, client: String, bounds: Bounds) -> Self {
+    pub(crate) fn new(id: u64, client: String, bounds: Bounds, cut: CancellationToken) -> Self {
         Self {
             id,
             client: Mutex::new(client),
@@ -61,6 +67,8 @@ impl Shared {
             wake: Notify::new(),
             end: Mutex::new(None),
             closed: CancellationToken::new(),
+            large_since: Mutex::new(None),
+            cut,
         }
     }
 
@@ -132,6 +140,8 @@ pub struct WatchStream {
     header: v1::ResponseHeader,
     /// Held while a large message is on its way, until the next is asked for.
     large: Option<OwnedSemaphorePermit>,
+    /// Taken from the backlog, waiting for leave to go out.
+    held: Option<Gathered>,
     ended: bool,
 }
 
@@ -149,6 +159,7 @@ impl WatchStream {
             shared,
             header,
             large: None,
+            held: None,
             ended: false,
         }
     }
@@ -164,13 +175,13 @@ impl WatchStream {
 
     /// Everything that is ready, as one message; waits until something is. A revision is never split between
     /// messages. `None`: the stream has ended.
-    /// Asking for the next message means that the last one is on its way. Cancel-safe only by dropping the
-    /// stream.
+    /// Asking for the next message means that the last one is on its way. Cancel-safe: nothing is lost.
     ///
     /// # Errors
     /// The stream's last word; `None` follows.
     pub async fn next(&mut self) -> Option<Result<WatchResponse, StreamEnd>> {
         self.large = None;
+        *self.shared.large_since.lock() = None;
         loop {
             if self.ended || self.shared.closed.is_cancelled() {
                 return None;
@@ -183,23 +194,38 @@ impl WatchStream {
             if self.shared.backlog.lock().lagging() {
                 self.hub.catch_up(&self.shared);
             }
-            match self.gather() {
-                Ok((frames, _)) if frames.is_empty() => self.shared.wake.notified().await,
-                Ok((frames, bytes)) => {
-                    self.take_large_permit(bytes).await;
-                    self.hub.count_response(bytes);
-                    return Some(Ok(WatchResponse { frames }));
-                }
-                Err(end) => {
-                    self.ended = true;
-                    return Some(Err(end));
+            if self.held.is_none() {
+                match self.gather() {
+                    Ok(gathered) => self.held = gathered,
+                    Err(end) => return Some(Err(self.ended_by(end))),
                 }
             }
+            let Some(bytes) = self.held.as_ref().map(Gathered::bytes) else {
+                self.shared.wake.notified().await;
+                continue;
+            };
+            self.take_large_permit(bytes).await;
+            let frames = match self.held.take() {
+                Some(Gathered::Ready { frames, .. }) => Ok(frames),
+                // It is encoded when its turn has come, not while it waits.
+                Some(Gathered::Large { item, .. }) => self.encode(item).map(|frame| vec![frame]),
+                None => continue,
+            };
+            self.hub.count_response(bytes);
+            return Some(match frames {
+                Ok(frames) => Ok(WatchResponse { frames }),
+                Err(end) => Err(self.ended_by(end)),
+            });
         }
     }
 
-    /// Frames up to about the wanted size, revisions whole.
-    fn gather(&self) -> Result<(Vec<Bytes>, usize), StreamEnd> {
+    fn ended_by(&mut self, end: StreamEnd) -> StreamEnd {
+        self.ended = true;
+        end
+    }
+
+    /// Frames up to about the wanted size, revisions whole; a large service by itself.
+    fn gather(&self) -> Result<Option<Gathered>, StreamEnd> {
         let wanted = self.hub.limits().response_bytes;
         let mut frames = Vec::new();
         let mut bytes = 0;
@@ -214,12 +240,20 @@ impl WatchStream {
                 break;
             }
             for item in items.drain(..) {
+                let large = estimate(&item);
+                if large > wanted {
+                    if frames.is_empty() {
+                        return Ok(Some(Gathered::Large { item, bytes: large }));
+                    }
+                    self.shared.backlog.lock().put_back(item);
+                    return Ok(Some(Gathered::Ready { frames, bytes }));
+                }
                 let frame = self.encode(item)?;
                 bytes += frame.len() + FRAME_OVERHEAD;
                 frames.push(frame);
             }
         }
-        Ok((frames, bytes))
+        Ok((!frames.is_empty()).then_some(Gathered::Ready { frames, bytes }))
     }
 
     fn encode(&self, item: Item) -> Result<Bytes, StreamEnd> {
@@ -271,8 +305,50 @@ impl WatchStream {
     async fn take_large_permit(&mut self, bytes: usize) {
         if bytes > self.hub.limits().response_bytes * 2 {
             self.large = self.hub.large_permit(bytes).await;
+            *self.shared.large_since.lock() = Some(Instant::now());
         }
     }
+}
+
+/// What is ready to be sent.
+enum Gathered {
+    Ready {
+        frames: Vec<Bytes>,
+        bytes: usize,
+    },
+    /// A service so large that leave is asked for before it is encoded.
+    Large {
+        item: Item,
+        bytes: usize,
+    },
+}
+
+impl Gathered {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Ready { bytes, .. } | Self::Large { bytes, .. } => *bytes,
+        }
+    }
+}
+
+/// About how many bytes a service takes when it is encoded; 0 for everything else, which is encoded already or
+/// small.
+fn estimate(item: &Item) -> usize {
+    let Item::State {
+        service: Some(service),
+        ..
+    } = item
+    else {
+        return 0;
+    };
+    let texts = |labels: &Labels| {
+        labels
+            .iter()
+            .map(|(key, value)| key.len() + value.len() + 8)
+            .sum::<usize>()
+    };
+    let node = |node: &Node| 256 + texts(&node.registration.labels) + texts(&node.registration.metadata);
+    service.nodes.values().map(|one| node(one)).sum()
 }
 
 fn last_word(end: StreamEnd) -> Result<WatchResponse, StreamEnd> {
