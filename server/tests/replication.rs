@@ -19,8 +19,8 @@ use rollcall_server::raft::{
 use rollcall_server::store::StoreError;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -107,7 +107,10 @@ impl Server {
         let stop = CancellationToken::new();
         let serve = tonic::transport::Server::builder()
             .add_service(consensus.peer_service())
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.clone().cancelled_owned());
+            .serve_with_incoming_shutdown(
+                TcpIncoming::from(listener).with_nodelay(Some(true)),
+                stop.clone().cancelled_owned(),
+            );
         tokio::spawn(serve);
         self.running = Some((consensus, stop));
         Ok(())

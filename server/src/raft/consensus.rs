@@ -184,7 +184,9 @@ impl Consensus {
             raft.with_raft_state(|state| state.membership_state.effective().voter_ids().collect::<Vec<_>>());
         let voters = state.await.map_err(|error| raft_failed(error.to_string()))?;
         let alone = voters == [server];
-        let forgot = log.mark.log > log.last;
+        // A snapshot stands for the entries it covers, even if the log was not yet told so.
+        let snapshot = parts.snapshots.current().and_then(|(meta, _)| meta.last_log_id);
+        let forgot = log.mark.log > log.last.max(snapshot);
         if alone && forgot {
             let _ = raft.shutdown().await;
             let show =
@@ -476,7 +478,8 @@ impl Consensus {
         }
     }
 
-    /// The gRPC service for the peer listener, and for no other.
+    /// The gRPC service for the peer listener, and for no other. Serve it with TCP_NODELAY: with Nagle's
+    /// algorithm many an append waits 40 ms for a delayed acknowledgement.
     #[must_use]
     pub fn peer_service(&self) -> PeerServer<PeerDoor> {
         PeerServer::new(PeerDoor::new(self.inner.clone()))

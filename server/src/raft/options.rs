@@ -96,6 +96,8 @@ impl ReplicationOptions {
             enable_pre_vote: Some(true),
             // A follower that lost the end of its log is given it again; it withholds its vote until then.
             allow_log_reversion: Some(true),
+            // A leader that is heard but hears nobody falls silent, so that another can be elected.
+            quorum_loss_probe_interval: Some(2 * milliseconds(max / 2)),
             removed_leader_step_down: StepDownPolicy::After(200),
             ..Config::default()
         };
