@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::raft::{Consensus, RenewalVerdict};
 
 /// Least time between two reports; a single heartbeat on a quiet server leaves at once.
-const REPORT_SPACING: Duration = Duration::from_millis(20);
+const REPORT_SPACING: Duration = Duration::from_millis(5);
 /// How long a report may take before it is sent again, perhaps to another leader.
 const REPORT_DEADLINE: Duration = Duration::from_secs(1);
 /// Pause after a report that reached no leader.
