@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use rollcall_client::v1::ErrorCode;
@@ -13,10 +14,15 @@ use rollcall_jepsen::lab::reading::local_view;
 use rollcall_jepsen::lab::{WAIT_MAX, eventually};
 use support::{Follower, GROUP, Stage, cluster, fleet};
 
-const TTL: Duration = Duration::from_secs(4);
-const PAUSE: Duration = Duration::from_secs(6);
+/// Short, so that the tests are; `ROLLCALL_TEST_TTL_SECONDS=10` repeats what was measured of other registries.
+static TTL: LazyLock<Duration> = LazyLock::new(|| {
+    let seconds = std::env::var("ROLLCALL_TEST_TTL_SECONDS").map(|seconds| seconds.parse().unwrap());
+    Duration::from_secs(seconds.unwrap_or(4))
+});
+/// Half a ttl longer than the ttl.
+static PAUSE: LazyLock<Duration> = LazyLock::new(|| *TTL * 3 / 2);
 /// What a wrong expiry would need to show: a whole ttl and the usual lateness.
-const AFTERMATH: Duration = Duration::from_secs(6);
+static AFTERMATH: LazyLock<Duration> = LazyLock::new(|| *TTL + LATE_MAX);
 
 /// How late an expiry may come: a tick, a commit, a watch, and a machine that is busy with other tests.
 const LATE_MAX: Duration = Duration::from_secs(2);
@@ -35,7 +41,7 @@ struct Stand {
 async fn stand(servers: u64) -> Stand {
     let cluster = cluster(servers).await;
     let addresses = cluster.addresses();
-    let fleet = fleet(&addresses, "feed", SESSIONS, NODES_EACH, TTL).await;
+    let fleet = fleet(&addresses, "feed", SESSIONS, NODES_EACH, *TTL).await;
     // Each watches at one server only, so that every server's own judgement is seen.
     let followers = addresses
         .iter()
@@ -59,7 +65,7 @@ impl Stand {
         for id in servers {
             self.cluster.server(*id).pause().await.unwrap();
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(*PAUSE).await;
         for id in servers {
             self.cluster.server(*id).resume().unwrap();
         }
@@ -70,7 +76,7 @@ impl Stand {
         })
         .await
         .unwrap();
-        tokio::time::sleep(AFTERMATH).await;
+        tokio::time::sleep(*AFTERMATH).await;
     }
 
     /// No node left, not even for a moment; no session was replaced.
@@ -135,8 +141,8 @@ async fn all_servers_paused_at_once_beyond_the_ttl_strike_off_nobody() {
 async fn a_silent_provider_is_struck_off_after_its_ttl_and_not_before() {
     let cluster = cluster(3).await;
     let addresses = cluster.addresses();
-    let mut provider = Attending::open(&addresses[1], TTL).await.unwrap();
-    assert_eq!(provider.ttl, TTL);
+    let mut provider = Attending::open(&addresses[1], *TTL).await.unwrap();
+    assert_eq!(provider.ttl, *TTL);
     provider.register(GROUP, "feed", "silent").await.unwrap();
     let follower = Follower::start(&addresses[..1], "feed", 0);
     follower.wait_nodes("feed", 1).await;
@@ -146,12 +152,14 @@ async fn a_silent_provider_is_struck_off_after_its_ttl_and_not_before() {
     follower.wait_nodes("feed", 0).await;
     let after = renewed_at.elapsed();
     assert!(
-        after >= TTL,
-        "struck off {after:?} after a heartbeat was sent, the ttl is {TTL:?}"
+        after >= *TTL,
+        "struck off {after:?} after a heartbeat was sent, the ttl is {:?}",
+        *TTL
     );
     assert!(
-        after < TTL + LATE_MAX,
-        "struck off {after:?} after the last heartbeat, the ttl is {TTL:?}"
+        after < *TTL + LATE_MAX,
+        "struck off {after:?} after the last heartbeat, the ttl is {:?}",
+        *TTL
     );
     assert!(
         !provider.renew().await.unwrap(),
@@ -168,21 +176,21 @@ async fn a_silent_provider_is_struck_off_after_its_ttl_and_not_before() {
 async fn a_silent_provider_is_struck_off_after_a_pause_too() {
     let mut cluster = cluster(3).await;
     let addresses = cluster.addresses();
-    let mut provider = Attending::open(&addresses[0], TTL).await.unwrap();
+    let mut provider = Attending::open(&addresses[0], *TTL).await.unwrap();
     provider.register(GROUP, "feed", "silent").await.unwrap();
     let follower = Follower::start(&addresses[2..], "feed", 0);
     follower.wait_nodes("feed", 1).await;
     for server in cluster.servers_mut() {
         server.pause().await.unwrap();
     }
-    tokio::time::sleep(PAUSE).await;
+    tokio::time::sleep(*PAUSE).await;
     let resumed_at = Instant::now();
     for server in cluster.servers_mut() {
         server.resume().unwrap();
     }
     follower.wait_nodes("feed", 0).await;
     // At most: an election, a full ttl under the new leader, an election timeout more, and the usual lateness.
-    let bound = TTL + 3 * LATE_MAX;
+    let bound = *TTL + 3 * LATE_MAX;
     assert!(
         resumed_at.elapsed() < bound,
         "struck off {:?} after the pause",
@@ -194,7 +202,7 @@ async fn a_silent_provider_is_struck_off_after_a_pause_too() {
 async fn a_session_moves_to_any_server_with_its_secret_and_watchers_see_nothing() {
     let cluster = cluster(3).await;
     let addresses = cluster.addresses();
-    let mut provider = Attending::open(&addresses[0], TTL).await.unwrap();
+    let mut provider = Attending::open(&addresses[0], *TTL).await.unwrap();
     provider.register(GROUP, "feed", "mover").await.unwrap();
     let follower = Follower::start(&addresses[1..2], "feed", 0);
     follower.wait_nodes("feed", 1).await;
@@ -213,10 +221,10 @@ async fn a_session_moves_to_any_server_with_its_secret_and_watchers_see_nothing(
             .await
             .unwrap();
         assert!(moved.unwrap().renew().await.unwrap());
-        if from.elapsed() > TTL * 2 {
+        if from.elapsed() > *TTL * 2 {
             break;
         }
-        tokio::time::sleep(TTL / 4).await;
+        tokio::time::sleep(*TTL / 4).await;
     }
     assert_eq!(follower.removals(), 0);
     follower.wait_nodes("feed", 1).await;
