@@ -63,14 +63,14 @@ fn wrong_use_ends_with_2() {
 fn nobody_listening_ends_with_4() {
     let rollcall = nobody();
     for words in [
-        "status --timeout 300ms",
-        "group list --timeout 300ms",
-        "group put g --timeout 300ms",
-        "node register g/s --address h:1 --kind static --timeout 300ms",
-        "node register g/s --address h:1 --keep --timeout 300ms",
-        "watch g/s --timeout 300ms",
-        "bench renew --count 1 --timeout 300ms",
-        "bench register --count 1 --timeout 300ms",
+        "status --timeout 2s",
+        "group list --timeout 2s",
+        "group put g --timeout 2s",
+        "node register g/s --address h:1 --kind static --timeout 2s",
+        "node register g/s --address h:1 --keep --timeout 2s",
+        "watch g/s --timeout 2s",
+        "bench renew --count 1 --timeout 2s",
+        "bench register --count 1 --timeout 2s",
     ] {
         rollcall.fails(words, 4);
     }
