@@ -7,3 +7,4 @@
 pub mod directory;
 pub mod ids;
 pub mod session;
+pub mod storm;

@@ -8,4 +8,5 @@ mod properties;
 mod refusals;
 mod scene;
 mod script;
+mod storm;
 mod transcripts;

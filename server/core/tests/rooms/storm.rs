@@ -1,0 +1,396 @@
+//! The storm switch: what it promises, and transcripts.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use rollcall_core::ids::{GroupName, Revision};
+use rollcall_core::storm::{
+    Admission, Coalesce, Coalescing, ColdStart, Consumer, Judge, JudgeSettings, Mode, Modes, Pace, Pressure,
+    Record, Scope, Share, StormSwitch, SwitchSettings,
+};
+
+use crate::scene;
+use crate::script::{Line, duration, play};
+
+const EPOCH: Duration = Duration::from_secs(1);
+
+fn share() -> impl Strategy<Value = Share> {
+    prop_oneof![
+        3 => 100u16..=10_000,
+        1 => prop::sample::select(vec![1_000, 2_500, 3_333, 5_000, 9_999, 10_000]),
+    ]
+    .prop_map(|basis_points| Share::from_basis_points(basis_points).unwrap())
+}
+
+fn switched_on(share: Share, set_at: u64, now: Instant) -> StormSwitch {
+    // A bucket of one token an hour is no bucket.
+    let settings = SwitchSettings {
+        cold_per_s: 1,
+        cold_burst: 1,
+        ..SwitchSettings::default()
+    };
+    let mut modes = Modes::default();
+    let record = Record {
+        mode: Mode::On { share },
+        set_at: Revision(set_at),
+        ..Record::default()
+    };
+    modes.set(&Scope::Cluster, record);
+    let mut switch = StormSwitch::new(settings, now);
+    switch.set_modes(&modes);
+    switch
+}
+
+fn warm(client: &str) -> Consumer<'_> {
+    Consumer {
+        client: client.as_bytes(),
+        cold: false,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn whoever_asks_when_told_is_served_within_the_promised_epochs(
+        share in share(),
+        set_at in 0u64..1_000,
+        client in "[a-z]{1,12}",
+        asked_ms in 0u64..1_000_000,
+    ) {
+        let origin = origin();
+        let mut switch = switched_on(share, set_at, origin);
+        let asked = origin + Duration::from_millis(asked_ms);
+        let group = scene::group("prod");
+        if let Admission::KeepCache { retry_at } = switch.ask(&group, warm(&client), asked) {
+            prop_assert!(retry_at > asked);
+            prop_assert!(retry_at < asked + EPOCH * u32::from(share.epochs()));
+            prop_assert_eq!(switch.ask(&group, warm(&client), retry_at), Admission::Serve);
+            // A late one still has half of its epoch.
+            let late = retry_at + EPOCH / 2 - Duration::from_nanos(1);
+            prop_assert_eq!(switch.ask(&group, warm(&client), late), Admission::Serve);
+        }
+    }
+
+    #[test]
+    fn any_epochs_in_a_row_hold_one_turn_of_every_client(share in share(), first in 0u64..100_000) {
+        let origin = origin();
+        let mut switch = switched_on(share, 7, origin);
+        let group = scene::group("prod");
+        let epochs = u64::from(share.epochs());
+        for client in 0..20 {
+            let client = format!("client-{client}");
+            let turns = (first..first + epochs)
+                .filter(|epoch| {
+                    let now = origin + EPOCH * u32::try_from(*epoch).unwrap();
+                    switch.ask(&group, warm(&client), now) == Admission::Serve
+                })
+                .count();
+            prop_assert_eq!(turns, 1);
+        }
+    }
+
+    #[test]
+    fn no_epoch_serves_more_than_the_share(share in (500u16..=10_000), set_at in 0u64..1_000) {
+        let share = Share::from_basis_points(share).unwrap();
+        let origin = origin();
+        let mut switch = switched_on(share, set_at, origin);
+        let group = scene::group("prod");
+        let clients = 4_000u64;
+        let expected = clients / u64::from(share.epochs());
+        // The rounding is in the consumers' disfavour: 1 / ceil(1 / share) is never above the share.
+        prop_assert!(10_000 <= u64::from(share.epochs()) * u64::from(share.basis_points()));
+        for epoch in 0..u32::from(share.epochs()) {
+            let now = origin + EPOCH * epoch;
+            let served = (0..clients)
+                .filter(|client| {
+                    switch.ask(&group, warm(&format!("c{client}")), now) == Admission::Serve
+                })
+                .count() as u64;
+            // A hash deals like dice: six standard deviations.
+            let luck = 6 * expected.isqrt();
+            prop_assert!(served <= expected + luck, "{served} of {expected} and {luck}");
+        }
+    }
+
+    #[test]
+    fn a_bucket_never_gives_more_than_its_rate_and_burst(
+        per_second in 1u32..500,
+        burst in 1u32..100,
+        gaps in prop::collection::vec(0u64..50, 1..400),
+    ) {
+        let mut now = origin();
+        let mut bucket = ColdStart::new(per_second, burst);
+        let mut taken = Vec::new();
+        for gap in gaps {
+            now += Duration::from_millis(gap);
+            if bucket.try_take(now) {
+                taken.push(now);
+            }
+        }
+        for (first, from) in taken.iter().enumerate() {
+            for (last, to) in taken.iter().enumerate().skip(first) {
+                let span = u64::try_from((*to - *from).as_nanos()).unwrap();
+                let most = u64::from(burst) + span * u64::from(per_second) / 1_000_000_000;
+                prop_assert!((last - first + 1) as u64 <= most, "{} in {span} ns", last - first + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn engagement_changes_at_most_twice_in_a_minute(
+        readings in prop::collection::vec((0u64..400, 100u64..3_000), 1..400),
+        engage_ms in 0u64..5_000,
+        disengage_ms in 0u64..20_000,
+    ) {
+        let settings = JudgeSettings {
+            egress_bytes_per_s_max: 100,
+            engage_after: Duration::from_millis(engage_ms),
+            disengage_after: Duration::from_millis(disengage_ms),
+            ..JudgeSettings::default()
+        };
+        let mut now = origin();
+        let mut judge = Judge::new(settings, now);
+        let mut flips: Vec<Instant> = Vec::new();
+        let mut above_since = None;
+        for (egress, gap) in readings {
+            now += Duration::from_millis(gap);
+            above_since = (egress > 100).then(|| above_since.unwrap_or(now));
+            let pressure = Pressure { egress_bytes_per_s: egress, ..Pressure::default() };
+            if judge.read(pressure, now).is_some() {
+                flips.push(now);
+            }
+            // Engaging is never put off.
+            if above_since.is_some_and(|since| now - since >= settings.engage_after) {
+                prop_assert!(judge.engagement().engaged);
+            }
+        }
+        for three in flips.windows(3) {
+            prop_assert!(three[2] - three[0] >= Duration::from_secs(60));
+        }
+    }
+
+    #[test]
+    fn a_change_waits_no_longer_than_allowed_and_none_is_lost(
+        steps in prop::collection::vec((0u8..6, 0u64..120), 1..300),
+    ) {
+        let delay_max = Duration::from_millis(500);
+        let mut now = origin();
+        let mut coalescing: Coalescing<u8, Numbers> = Coalescing::new(4);
+        let mut waiting: BTreeMap<u8, (Instant, Vec<usize>)> = BTreeMap::new();
+        for (number, (key, gap)) in steps.into_iter().enumerate() {
+            // The shell wakes in time.
+            let later = now + Duration::from_millis(gap);
+            while let Some(due) = coalescing.next_due(delay_max).filter(|due| *due <= later) {
+                for (key, numbers) in coalescing.take_due(due, delay_max) {
+                    let (since, expected) = waiting.remove(&key).unwrap();
+                    prop_assert_eq!(due, since + delay_max);
+                    prop_assert_eq!(numbers.0, expected);
+                }
+            }
+            now = later;
+            if let Some((key, numbers)) = coalescing.hold(key, Numbers(vec![number]), now) {
+                prop_assert_eq!(numbers.0, waiting.remove(&key).unwrap().1);
+            }
+            waiting.entry(key).or_insert((now, Vec::new())).1.push(number);
+            prop_assert!(coalescing.len() <= 4);
+            prop_assert_eq!(coalescing.len(), waiting.len());
+        }
+        for (key, numbers) in coalescing.take_all() {
+            prop_assert_eq!(numbers.0, waiting.remove(&key).unwrap().1);
+        }
+        prop_assert!(waiting.is_empty() && coalescing.is_empty());
+    }
+}
+
+#[derive(Debug)]
+struct Numbers(Vec<usize>);
+
+impl Coalesce for Numbers {
+    fn absorb(&mut self, newer: Self) {
+        self.0.extend(newer.0);
+    }
+}
+
+#[test]
+fn a_share_is_between_nothing_and_all() {
+    for wrong in [0, 10_001, u16::MAX] {
+        assert!(Share::from_basis_points(wrong).is_err());
+    }
+    let shown = |basis_points| Share::from_basis_points(basis_points).unwrap().to_string();
+    assert_eq!(
+        [1, 10, 250, 1_000, 10_000].map(shown),
+        ["0.01 %", "0.1 %", "2.5 %", "10 %", "100 %"]
+    );
+    assert_eq!(
+        [1, 3_333, 3_334, 10_000].map(|share| Share::from_basis_points(share).unwrap().epochs()),
+        [10_000, 4, 3, 1]
+    );
+}
+
+#[test]
+fn storm_transcripts() {
+    play("storm", || {
+        let mut player = StormPlayer::new();
+        move |line: &Line<'_>| player.run(line)
+    });
+}
+
+struct StormPlayer {
+    switch: StormSwitch,
+    modes: Modes,
+    pending: Coalescing<String, Numbers>,
+    revision: u64,
+    origin: Instant,
+    now: Instant,
+}
+
+impl StormPlayer {
+    fn new() -> Self {
+        let now = origin();
+        let settings = SwitchSettings {
+            cold_per_s: 2,
+            cold_burst: 3,
+            judge: JudgeSettings {
+                egress_bytes_per_s_max: 1_000_000,
+                changes_per_s_max: 1_000,
+                ..JudgeSettings::default()
+            },
+            ..SwitchSettings::default()
+        };
+        Self {
+            switch: StormSwitch::new(settings, now),
+            modes: Modes::default(),
+            pending: Coalescing::new(2),
+            revision: 0,
+            origin: now,
+            now,
+        }
+    }
+
+    fn run(&mut self, line: &Line<'_>) -> String {
+        match line.verb {
+            "set" => self.set(line),
+            "advance" => {
+                self.now += duration(line.places[0]);
+                format!("at {:?}", self.now - self.origin)
+            }
+            "ask" => self.ask(line),
+            "crowd" => self.crowd(line),
+            "read" => self.read(line),
+            "pace" => match self.switch.pace(&place(line)) {
+                Pace::AtOnce => "each change at once".into(),
+                Pace::Coalesced { delay_max } => format!("one change a service, at most {delay_max:?} old"),
+            },
+            "change" => {
+                let number = usize::try_from(line.number("n").expect("n=")).unwrap();
+                let early = self
+                    .pending
+                    .hold(line.places[0].into(), Numbers(vec![number]), self.now);
+                let early = early.map_or("nothing".into(), |(key, numbers)| {
+                    format!("{key} {:?}", numbers.0)
+                });
+                format!("pending {}, leaves early: {early}", self.pending.len())
+            }
+            "due" => {
+                let mut text = String::new();
+                for (key, numbers) in self.pending.take_due(self.now, Duration::from_millis(500)) {
+                    let _ = writeln!(text, "{key} {:?}", numbers.0);
+                }
+                if text.is_empty() { "nothing".into() } else { text }
+            }
+            verb => panic!("unknown verb {verb:?}"),
+        }
+    }
+
+    fn set(&mut self, line: &Line<'_>) -> String {
+        let share = line.number("share").map_or(Share::default(), |share| {
+            Share::from_basis_points(u16::try_from(share).unwrap()).unwrap()
+        });
+        let mode = match line.places[0] {
+            "off" => Mode::Off,
+            "on" => Mode::On { share },
+            "auto" => Mode::Auto { share },
+            "inherited" => Mode::Inherited,
+            mode => panic!("unknown mode {mode:?}"),
+        };
+        let scope = line
+            .options
+            .get("group")
+            .map_or(Scope::Cluster, |group| Scope::Group(scene::group(group)));
+        self.revision += 1;
+        let record = Record {
+            mode,
+            set_at: Revision(self.revision),
+            ..Record::default()
+        };
+        self.modes.set(&scope, record);
+        self.switch.set_modes(&self.modes);
+        format!("{scope}: {mode}")
+    }
+
+    fn ask(&mut self, line: &Line<'_>) -> String {
+        let consumer = Consumer {
+            client: line.places[0].as_bytes(),
+            cold: line.places.contains(&"cold"),
+        };
+        match self.switch.ask(&place(line), consumer, self.now) {
+            Admission::Serve => "serve".into(),
+            Admission::KeepCache { retry_at } => {
+                format!("keep cache, ask again at {:?}", retry_at - self.origin)
+            }
+        }
+    }
+
+    fn crowd(&mut self, line: &Line<'_>) -> String {
+        let size = line.number("size").expect("size=");
+        let cold = line.places.contains(&"cold");
+        let served = (0..size)
+            .filter(|client| {
+                let client = format!("crowd-{client}");
+                let consumer = Consumer {
+                    client: client.as_bytes(),
+                    cold,
+                };
+                self.switch.ask(&place(line), consumer, self.now) == Admission::Serve
+            })
+            .count();
+        format!("{served} of {size} served")
+    }
+
+    fn read(&mut self, line: &Line<'_>) -> String {
+        let pressure = Pressure {
+            egress_bytes_per_s: line.number("egress").unwrap_or_default(),
+            changes_per_s: line.number("changes").unwrap_or_default(),
+            scheduling_lag: line.duration("lag").unwrap_or_default(),
+        };
+        // Once a second, as often as asked.
+        let mut text = String::new();
+        for _ in 0..line.number("times").unwrap_or(1) {
+            self.now += Duration::from_secs(1);
+            if let Some(flip) = self.switch.read(pressure, self.now) {
+                let what = if flip.to.engaged { "engages" } else { "lets go" };
+                let _ = writeln!(text, "{:?}: {what}: {}", self.now - self.origin, flip.to.why);
+            }
+        }
+        if text.is_empty() {
+            let engaged = self.switch.engagement().engaged;
+            return format!("stays {}", if engaged { "engaged" } else { "disengaged" });
+        }
+        text
+    }
+}
+
+fn place(line: &Line<'_>) -> GroupName {
+    scene::group(line.options.get("group").copied().unwrap_or("prod"))
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a starting point; nothing depends on its value"
+)]
+fn origin() -> Instant {
+    Instant::now()
+}
