@@ -23,9 +23,20 @@ impl Backoff {
 
     /// One more failure: the delay before the next attempt, at least half of its step and at most `max`.
     pub(crate) fn next_delay(&mut self) -> Duration {
+        let step = self.next_step();
+        step.mul_f64(rand::rng().random_range(0.5..=1.0))
+    }
+
+    fn next_step(&mut self) -> Duration {
         let step = self.min.saturating_mul(1 << self.failures.min(16)).min(self.max);
         self.failures = self.failures.saturating_add(1);
-        step.mul_f64(rand::rng().random_range(0.5..=1.0))
+        step
+    }
+
+    /// As [`Self::next_delay`], but anything up to the step: spreads many clients that lost the same server.
+    pub(crate) fn next_delay_spread(&mut self) -> Duration {
+        let step = self.next_step();
+        step.mul_f64(rand::rng().random_range(0.0..=1.0))
     }
 
     pub(crate) fn reset(&mut self) {

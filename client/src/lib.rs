@@ -48,6 +48,7 @@
 mod backoff;
 mod cluster;
 mod config;
+mod convergence;
 mod directory;
 mod endpoint;
 mod error;
@@ -63,6 +64,7 @@ mod view;
 mod watch;
 
 pub use config::{Freshness, ReadOptions, RegistryConfig, WriteOptions};
+pub use convergence::{Convergence, ServerConvergence, ServerWatchers};
 pub use directory::{Answer, Explanation, Page, SIGNS_MAX, ServiceSign};
 pub use error::{Effect, Error};
 pub use key::{NodeKey, ParseKeyError, RequestId, ServiceKey};

@@ -237,7 +237,16 @@ pub(super) struct State {
     cluster: Arc<str>,
     acknowledge: u64,
     acknowledged: u64,
+    /// Frames since the last point where a resume is safe end with these services' changes of one revision.
+    tail: Option<Tail>,
     pub(super) closed: bool,
+}
+
+/// Changes of one revision, so far the last of a message.
+#[derive(Debug)]
+struct Tail {
+    revision: u64,
+    services: BTreeSet<ServiceKey>,
 }
 
 impl State {
@@ -256,6 +265,7 @@ impl State {
             cluster: Arc::from(""),
             acknowledge: 0,
             acknowledged: 0,
+            tail: None,
             closed: false,
         }
     }
@@ -387,6 +397,7 @@ impl State {
         self.next_number = 1;
         self.acknowledge = 0;
         self.acknowledged = 0;
+        self.tail = None;
         self.heard = Heard::now();
         self.cluster = Arc::from("");
         for subscription in self.subscriptions.values_mut() {
@@ -428,7 +439,8 @@ impl State {
                 known,
             }));
         }
-        if self.acknowledge > self.acknowledged {
+        // What is asked for anew has not been taken in, whatever came behind it.
+        if self.acknowledge > self.acknowledged && !self.slots.values().any(|slot| slot.awaits_full) {
             self.acknowledged = self.acknowledge;
             return Some(Request::Ack(v1::WatchAck {
                 revision: self.acknowledge,
@@ -451,6 +463,9 @@ impl State {
     pub(super) fn on_frame(&mut self, frame: v1::WatchFrame) -> Todo {
         use v1::watch_frame::Frame;
         self.heard.touch();
+        if !matches!(frame.frame, Some(Frame::Delta(_))) {
+            self.tail = None;
+        }
         match frame.frame {
             Some(Frame::Started(started)) => self.on_started(started),
             Some(Frame::Snapshot(snapshot)) => self.on_snapshot(snapshot),
@@ -588,9 +603,7 @@ impl State {
                 tracing::warn!(service = %key, ?merged, revision, "a server's list was not taken");
             }
         }
-        if snapshot.lagged {
-            self.advance(&key, revision, false);
-        }
+        // No resume behind it: other services' lists of the same catch-up may still be on their way.
         Todo::default()
     }
 
@@ -599,7 +612,7 @@ impl State {
         if !self.is_wanted(&key) {
             return Todo::default();
         }
-        let (revision, more) = (delta.revision, delta.parts_after > 0);
+        let (revision, whole) = (delta.revision, delta.parts_after == 0);
         let (cluster, confirmed) = (Arc::clone(&self.cluster), self.confirmed());
         let slot = self.slot(&key);
         if slot.awaits_full {
@@ -619,7 +632,7 @@ impl State {
             // It came before, over another subscription or before an interruption.
             Merged::Older | Merged::Confirmed | Merged::UnconfirmedEmpty => {}
         }
-        self.advance(&key, revision, more);
+        self.note_tail(key, revision, whole);
         Todo::default()
     }
 
@@ -636,7 +649,6 @@ impl State {
             self.dirty.insert(key.clone());
             self.tell(&key, WatchEvent::Gone { view });
         }
-        self.advance(&key, gone.revision, true);
         Todo::default()
     }
 
@@ -694,22 +706,34 @@ impl State {
         Todo::default()
     }
 
-    /// A frame of `revision` for this service has come, whole. `more`: other services' parts of the revision may
-    /// follow. Only subscriptions that cover the service are surely as far: others learn it from bookmarks.
-    fn advance(&mut self, key: &ServiceKey, revision: u64, more: bool) {
-        let mut complete = revision;
-        for (target, subscription) in &mut self.subscriptions {
-            if !subscription.started || !target.covers(key) {
-                continue;
+    /// Remembers a change as perhaps the last of its message. `whole`: no other part of the revision follows.
+    fn note_tail(&mut self, key: ServiceKey, revision: u64, whole: bool) {
+        match &mut self.tail {
+            _ if !whole => self.tail = None,
+            Some(tail) if tail.revision == revision => _ = tail.services.insert(key),
+            _ => {
+                let services = BTreeSet::from([key]);
+                self.tail = Some(Tail { revision, services });
             }
-            let reached = match target {
-                WatchTarget::Group(_) if more => revision.saturating_sub(1),
-                WatchTarget::Group(_) | WatchTarget::Service(_) => revision,
-            };
-            subscription.position = subscription.position.max(reached);
-            complete = complete.min(reached);
         }
-        self.acknowledge = self.acknowledge.max(complete);
+    }
+
+    /// A message has been taken in. If it ends with changes, they are whole, and a resume behind them is safe for
+    /// the subscriptions that cover them; others learn it from bookmarks.
+    pub(super) fn on_message_end(&mut self) {
+        let Some(Tail { revision, services }) = self.tail.take() else {
+            return;
+        };
+        let mut reached = false;
+        for (target, subscription) in &mut self.subscriptions {
+            if subscription.started && services.iter().any(|key| target.covers(key)) {
+                subscription.position = subscription.position.max(revision);
+                reached = true;
+            }
+        }
+        if reached {
+            self.acknowledge = self.acknowledge.max(revision);
+        }
     }
 
     /// Changes of a service were missed: its full list is asked for.

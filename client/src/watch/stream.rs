@@ -17,46 +17,109 @@ use crate::endpoint::Endpoint;
 
 /// Requests that wait for the connection; further ones wait in the shared state.
 const OUTGOING_ROOM: usize = 64;
-/// How long a server that asked us to move, or that misses changes, is left alone.
+/// How long a server that misses changes is left alone.
 const LEFT_ALONE_FOR: Duration = Duration::from_secs(5);
+/// How long a server that asked us to move is passed over if there are others: it closes, and then starts anew.
+const CLOSING_FOR: Duration = Duration::from_secs(1);
+/// Longest pause between two rounds while no server answers: a refused connection costs a server that is down
+/// nothing, and the first round after it is up finds it.
+const UNREACHABLE_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// A stream that was heard on and lasted so long ends a row of failures.
+const STEADY_AFTER: Duration = Duration::from_secs(1);
 
 /// Keeps the stream until the last handle is gone.
 pub(super) async fn run(shared: Arc<Shared>) {
-    let mut pause = Backoff::new(Duration::from_millis(50), shared.config.put_aside_max);
+    let pause_min = Duration::from_millis(50);
+    let mut unreachable = Backoff::new(pause_min, UNREACHABLE_PAUSE_MAX);
+    let mut refused = Backoff::new(pause_min, shared.config.put_aside_max);
     let mut preferred = Vec::new();
     let mut tried = 0;
+    // A server of this round was there and refused: those are not pressed.
+    let mut pressing: Option<Duration> = None;
     while shared.wait_until_wanted().await {
         let endpoint = shared.endpoints.pick_preferred(&std::mem::take(&mut preferred));
         tried += 1;
         match Stream::open(&shared, Arc::clone(&endpoint)).await {
             Ok(mut stream) => {
                 endpoint.answered();
+                let opened_at = Instant::now();
                 let left = stream.run(&shared).await;
-                if stream.heard {
-                    pause.reset();
+                // One that breaks again and again at once is no better than none.
+                if stream.heard && opened_at.elapsed() >= STEADY_AFTER {
+                    pressing = None;
+                    unreachable.reset();
+                    refused.reset();
                     tried = 0;
                 }
+                drop(stream);
                 shared.state.lock().on_interrupted(&left.reason);
                 tracing::debug!(server = %endpoint.address, reason = %left.reason, "watch stream left");
                 preferred = left.preferred;
                 match left.endpoint {
                     Fault::Failed => endpoint.failed(),
                     Fault::None => {}
+                    Fault::Closing { .. } => endpoint.put_aside_for(CLOSING_FOR),
                     Fault::LeaveAlone => endpoint.put_aside_for(LEFT_ALONE_FOR),
                 }
+                if let Fault::Closing { slot } = left.endpoint {
+                    // The others expect us then; it is spread over all clients of the closing server.
+                    pause_until(&shared, slot).await;
+                }
             }
-            Err(reason) => {
+            Err(no) => {
                 endpoint.failed();
-                tracing::debug!(server = %endpoint.address, reason, "no watch stream");
+                tracing::debug!(server = %endpoint.address, reason = no.reason, "no watch stream");
+                pressing = no
+                    .refused
+                    .map(|hint| pressing.unwrap_or_default().max(hint))
+                    .or(pressing);
             }
         }
         // Every server gets its turn at once, then there is a growing pause.
         if tried > 0 && tried % shared.endpoints.len() == 0 {
-            let wait = pause.next_delay();
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = shared.wait_until_closed() => {}
-            }
+            let wait = match pressing.take() {
+                Some(hint) => refused.next_delay().max(hint),
+                None => unreachable.next_delay_spread(),
+            };
+            pause_until(&shared, Instant::now() + wait).await;
+        }
+    }
+}
+
+/// Waits, unless all is over.
+async fn pause_until(shared: &Shared, moment: Instant) {
+    tokio::select! {
+        () = tokio::time::sleep_until(moment) => {}
+        () = shared.wait_until_closed() => {}
+    }
+}
+
+/// Why there is no stream.
+struct NoStream {
+    reason: String,
+    /// The server spoke: it wants to be left alone for so long at least. `None`: there was no answer.
+    refused: Option<Duration>,
+}
+
+impl NoStream {
+    fn unanswered(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            refused: None,
+        }
+    }
+
+    fn refused(status: &tonic::Status) -> Self {
+        let spoken = v1::Error::decode(status.details()).ok();
+        let refused = spoken.and_then(|error| match error.code() {
+            // About to be ready, or no server at all: asked again as if it were not there.
+            v1::ErrorCode::NotReady | v1::ErrorCode::Unavailable | v1::ErrorCode::Unspecified => None,
+            _ => Some(Duration::from_millis(error.retry_after_ms.into())),
+        });
+        Self {
+            reason: status.message().into(),
+            refused,
         }
     }
 }
@@ -76,9 +139,14 @@ struct Left {
     preferred: Vec<String>,
 }
 
+#[derive(Clone, Copy)]
 enum Fault {
     None,
     Failed,
+    /// It closes in order, and gave us a moment to be elsewhere.
+    Closing {
+        slot: Instant,
+    },
     LeaveAlone,
 }
 
@@ -90,10 +158,18 @@ impl Left {
             preferred: Vec::new(),
         }
     }
+
+    fn closing((slot, servers): (Instant, Vec<String>)) -> Self {
+        Self {
+            reason: "the server asked to move".into(),
+            endpoint: Fault::Closing { slot },
+            preferred: servers,
+        }
+    }
 }
 
 impl Stream {
-    async fn open(shared: &Shared, endpoint: Arc<Endpoint>) -> Result<Self, String> {
+    async fn open(shared: &Shared, endpoint: Arc<Endpoint>) -> Result<Self, NoStream> {
         let (outgoing, requests) = mpsc::channel(OUTGOING_ROOM);
         let mut client = WatchClient::new(endpoint.channel.clone())
             .max_decoding_message_size(shared.config.message_bytes_max);
@@ -105,7 +181,7 @@ impl Stream {
             client: shared.config.client_name.clone(),
         };
         if outgoing.try_send(hello).is_err() {
-            return Err("the stream was closed".into());
+            return Err(NoStream::unanswered("the stream was closed"));
         }
         let opening = client.watch(ReceiverStream::new(requests));
         match tokio::time::timeout(shared.config.attempt_timeout, opening).await {
@@ -115,8 +191,8 @@ impl Stream {
                 incoming: response.into_inner(),
                 heard: false,
             }),
-            Ok(Err(status)) => Err(status.message().into()),
-            Err(_) => Err("no answer in time".into()),
+            Ok(Err(status)) => Err(NoStream::refused(&status)),
+            Err(_) => Err(NoStream::unanswered("no answer in time")),
         }
     }
 
@@ -153,6 +229,9 @@ impl Stream {
                             Err(left) => return left,
                         }
                     }
+                    Ok(None) | Err(_) if move_at.is_some() => {
+                        return Left::closing(move_at.take().unwrap_or((last_heard, Vec::new())));
+                    }
                     Ok(None) => return Left::failed("the server ended the stream"),
                     Err(status) => return Left::failed(format!("the stream broke: {}", status.message())),
                 },
@@ -171,15 +250,8 @@ impl Stream {
             if silence_max.is_some_and(|silence| last_heard + silence <= now) {
                 return Left::failed("nothing came for too long");
             }
-            if let Some((at, servers)) = &move_at
-                && *at <= now
-            {
-                let preferred = servers.clone();
-                return Left {
-                    reason: "the server asked to move".into(),
-                    endpoint: Fault::LeaveAlone,
-                    preferred,
-                };
+            if let Some(advice) = move_at.take_if(|(at, _)| *at <= now) {
+                return Left::closing(advice);
             }
         }
     }
@@ -210,6 +282,7 @@ impl Stream {
             }
             advice = todo.move_on.or(advice);
         }
+        state.on_message_end();
         if !state.dirty.is_empty() {
             shared.dirty.notify_one();
         }

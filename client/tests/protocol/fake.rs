@@ -68,6 +68,8 @@ struct Core {
     swallow: Arc<AtomicBool>,
     stop: watch::Receiver<bool>,
     watchers: Arc<Mutex<Vec<Watcher>>>,
+    /// Counts how often watch streams were ended.
+    breaks: watch::Sender<u64>,
 }
 
 impl Server {
@@ -82,6 +84,7 @@ impl Server {
             swallow: Arc::default(),
             stop: stopped.clone(),
             watchers: Arc::default(),
+            breaks: watch::Sender::new(0),
         };
         let router = tonic::transport::Server::builder()
             .add_service(v1::sessions_server::SessionsServer::new(core.clone()))
@@ -109,6 +112,24 @@ impl Server {
     pub(crate) fn kill(&self) {
         self.stop.send_replace(true);
         self.core.watchers.lock().clear();
+    }
+
+    /// Ends all watch streams, and goes on listening.
+    pub(crate) fn break_streams(&self) {
+        self.core.watchers.lock().clear();
+        self.core.breaks.send_modify(|breaks| *breaks += 1);
+    }
+
+    /// Says the last word of a server that closes in order, and ends all watch streams.
+    pub(crate) async fn move_on(&self, after_ms: u32, servers: &[String]) {
+        let advice = v1::MoveOn {
+            after_ms,
+            servers: servers.to_vec(),
+            reason: "the server is closing".into(),
+        };
+        let frame = v1::watch_frame::Frame::MoveOn(advice);
+        self.send(vec![v1::WatchFrame { frame: Some(frame) }]).await;
+        self.break_streams();
     }
 
     pub(crate) fn mute(&self, mute: bool) {
@@ -495,8 +516,14 @@ impl v1::watch_server::Watch for Core {
         let (sender, receiver) = mpsc::channel(1024);
         self.watchers.lock().push(sender.clone());
         let core = self.clone();
+        let mut breaks = self.breaks.subscribe();
         tokio::spawn(async move {
-            while let Ok(Some(request)) = requests.message().await {
+            loop {
+                let request = tokio::select! {
+                    _ = breaks.changed() => return,
+                    request = requests.message() => request,
+                };
+                let Ok(Some(request)) = request else { return };
                 let frames = {
                     let mut cluster = core.cluster.lock();
                     match request.request {
@@ -525,6 +552,13 @@ impl v1::watch_server::Watch for Core {
             }
         });
         Ok(Response::new(until_stopped(receiver, self.stop.clone())))
+    }
+
+    async fn convergence(
+        &self,
+        _: Request<v1::ConvergenceRequest>,
+    ) -> Result<Response<v1::ConvergenceResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
     }
 }
 

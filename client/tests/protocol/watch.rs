@@ -197,6 +197,136 @@ async fn a_lost_stream_is_resumed_elsewhere_behind_what_was_seen() {
     assert_eq!(subscribe.known[0].sign, sign(&["a", "b"]));
 }
 
+/// Lists of a catch-up come one after another; the stream breaks between two of them.
+#[tokio::test]
+async fn a_catch_up_that_breaks_off_is_resumed_before_it() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    cluster.lock().script = current(&["a"], 5);
+    let registry = Registry::connect(config(&[&server])).unwrap();
+    let mut watch = registry.watch(WatchTarget::group("prod")).await.unwrap();
+    until_live(&mut watch).await;
+    let resumed_behind = || {
+        let cluster = cluster.lock();
+        cluster.subscriptions.last().map(|(_, one)| one.after_revision)
+    };
+    let Some(Frame::Snapshot(list)) = snapshot(&["b"], 10).frame else {
+        unreachable!()
+    };
+    let lagged = || {
+        frame(Frame::Snapshot(v1::ServiceSnapshot {
+            lagged: true,
+            ..list.clone()
+        }))
+    };
+    server.send(vec![lagged()]).await;
+    assert!(
+        matches!(next(&mut watch).await, WatchEvent::Snapshot { view, lagged: true } if ids(&view) == ["b"])
+    );
+    server.break_streams();
+    until_live(&mut watch).await;
+    assert_eq!(
+        resumed_behind(),
+        Some(5),
+        "another service's list may have been on its way"
+    );
+    assert!(cluster.lock().acks.iter().all(|ack| *ack <= 5));
+
+    // The bookmark ends the catch-up.
+    server
+        .send(vec![
+            lagged(),
+            frame(Frame::Bookmark(v1::Bookmark { revision: 11 })),
+        ])
+        .await;
+    eventually("the bookmark's acknowledgement", || {
+        cluster.lock().acks.last() == Some(&11)
+    })
+    .await;
+    server.break_streams();
+    until_live(&mut watch).await;
+    assert_eq!(resumed_behind(), Some(11));
+
+    // So do changes, if they are a message's last word.
+    let change = || delta(12, &["c"], &[], &["b", "c"]);
+    server.send(vec![change(), lagged()]).await;
+    assert!(matches!(next(&mut watch).await, WatchEvent::Changed { .. }));
+    server.break_streams();
+    until_live(&mut watch).await;
+    assert_eq!(resumed_behind(), Some(5), "where the script starts");
+    server.send(vec![delta(13, &["d"], &[], &["b", "c", "d"])]).await;
+    eventually("the change's acknowledgement", || {
+        cluster.lock().acks.last() == Some(&13)
+    })
+    .await;
+    server.break_streams();
+    until_live(&mut watch).await;
+    assert_eq!(resumed_behind(), Some(13));
+}
+
+async fn until_live(watch: &mut Watch) {
+    while !matches!(next(watch).await, WatchEvent::Live { .. }) {}
+}
+
+#[tokio::test]
+async fn a_closing_server_is_left_at_once_and_the_next_is_asked_in_the_slot_it_gave() {
+    let cluster = Cluster::default();
+    let servers = [
+        &Server::start(1, &cluster).await,
+        &Server::start(2, &cluster).await,
+        &Server::start(3, &cluster).await,
+    ];
+    cluster.lock().script = current(&["a"], 5);
+    let registry = Registry::connect(config(&servers)).unwrap();
+    let mut watch = registry.watch_service(&key()).await.unwrap();
+    until(&mut watch, |view| view.source == Source::Live).await;
+    let asked = || cluster.lock().subscriptions.last().map(|(server, _)| *server);
+    let first = asked().unwrap();
+    let advised = servers.iter().rfind(|server| server.id != first).unwrap();
+    let closing = servers.iter().find(|server| server.id == first).unwrap();
+    let slot = Duration::from_millis(700);
+    let told_at = std::time::Instant::now();
+    closing.move_on(700, &[advised.address.to_string()]).await;
+    until(&mut watch, |view| view.source == Source::Cache).await;
+    eventually("another server is asked", || asked() != Some(first)).await;
+    assert!(told_at.elapsed() >= slot, "{:?}", told_at.elapsed());
+    assert_eq!(asked(), Some(advised.id));
+    until(&mut watch, |view| view.source == Source::Live).await;
+}
+
+/// However long all servers were down, the first to come back is found within about a second.
+#[tokio::test]
+async fn servers_that_are_down_are_looked_for_at_short_and_bounded_intervals() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    cluster.lock().script = current(&["a"], 5);
+    let registry = Registry::connect(config(&[&server])).unwrap();
+    let mut watch = registry.watch_service(&key()).await.unwrap();
+    until(&mut watch, |view| view.source == Source::Live).await;
+    server.kill();
+    until(&mut watch, |view| view.source == Source::Cache).await;
+    // Somebody else's program has the port and hangs up on everyone.
+    let mut listener = None;
+    while listener.is_none() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        listener = tokio::net::TcpListener::bind(server.address).await.ok();
+    }
+    let listener = listener.unwrap();
+    let end = tokio::time::Instant::now() + Duration::from_secs(5);
+    let (mut last, mut longest, mut attempts) = (tokio::time::Instant::now(), Duration::ZERO, 0);
+    while let Ok(accepted) = tokio::time::timeout_at(end, listener.accept()).await {
+        drop(accepted.unwrap());
+        (longest, attempts) = (longest.max(last.elapsed()), attempts + 1);
+        last = tokio::time::Instant::now();
+    }
+    longest = longest.max(last.elapsed());
+    assert!(
+        longest < Duration::from_millis(1500),
+        "{longest:?} between two attempts"
+    );
+    assert!(attempts < 60, "{attempts} attempts within 5 s");
+}
+
 #[tokio::test]
 async fn while_no_server_answers_the_cache_stays_and_says_so() {
     let cluster = Cluster::default();

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use rollcall_core::directory::Refusal;
-use rollcall_core::ids::Revision;
+use rollcall_core::ids::{Revision, ServiceKey};
 use rollcall_proto::v1::{self, watch_request, watch_server::Watch, watch_target};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::convert;
+use super::convert::{self, bounded};
 use super::doors::Doors;
 use super::listener::Peer;
 use super::status::{of_refusal, of_stream_end, of_subscribe, of_too_many_streams, status};
@@ -51,6 +51,43 @@ impl Watch for Doors {
             Some((next.map_err(|end| status(&of_stream_end(&end))), stream))
         });
         Ok(Response::new(answers.boxed()))
+    }
+
+    async fn convergence(
+        &self,
+        request: Request<v1::ConvergenceRequest>,
+    ) -> Result<Response<v1::ConvergenceResponse>, Status> {
+        self.answer("convergence", self.converged(&request.into_inner()))
+    }
+}
+
+impl Doors {
+    fn converged(&self, request: &v1::ConvergenceRequest) -> Result<v1::ConvergenceResponse, v1::Error> {
+        let refused = |refusal: Refusal| of_refusal(&refusal);
+        bounded("keys in one call", request.keys.len(), self.limits.batch_max).map_err(refused)?;
+        let keys: Vec<ServiceKey> = request
+            .keys
+            .iter()
+            .map(|key| convert::service_key_from("keys", Some(key)))
+            .collect::<Result<_, _>>()
+            .map_err(refused)?;
+        let applied = self.reader.consensus().directory().read().revision();
+        let convergence = self.hub.convergence(&keys, Revision(request.revision));
+        let mut header = self.reader.write_header(applied);
+        header.read_mode = v1::ReadMode::Local.into();
+        let behind = convergence
+            .behind
+            .into_iter()
+            .map(|(client, acked)| v1::WatcherBehind {
+                client,
+                acknowledged: acked.0,
+            });
+        Ok(v1::ConvergenceResponse {
+            header: Some(header),
+            subscribers: convergence.subscribers as u64,
+            current: convergence.current as u64,
+            behind: behind.collect(),
+        })
     }
 }
 

@@ -24,6 +24,9 @@ use crate::raft::{AppliedHead, SharedDirectory};
 /// Revisions handed out in one go, before others get the hub's lock.
 const REVISIONS_PER_ROUND: usize = 256;
 
+/// A stream's share of the time over which streams leave a closing server: a reconnect costs the others less.
+const SLOT_MS: u64 = 2;
+
 /// What a client wants to follow.
 #[derive(Clone, Debug)]
 pub struct Subscription {
@@ -73,15 +76,20 @@ pub struct TooManyStreams {
     pub streams_max: usize,
 }
 
-/// How far the subscribers of a service have come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Most watchers that [`Convergence`] names.
+const BEHIND_MAX: usize = 16;
+
+/// How far the subscribers of some services have come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Convergence {
-    /// Streams on this server that follow it.
+    /// Streams on this server that follow any of them.
     pub subscribers: usize,
     /// Those whose clients have acknowledged the revision asked about.
     pub current: usize,
     /// The lowest revision acknowledged by any of them.
     pub oldest: Option<Revision>,
+    /// Some of those that have not: the client's name, and what it acknowledged last. At most 16.
+    pub behind: Vec<(String, Revision)>,
 }
 
 impl Convergence {
@@ -218,32 +226,41 @@ impl WatchHub {
         self.inner.state.lock().streams.len()
     }
 
-    /// How many of the service's subscribers on this server have acknowledged `revision`.
+    /// How many of the streams on this server that follow any of `keys` have acknowledged `revision`.
     #[must_use]
-    pub fn convergence(&self, key: &ServiceKey, revision: Revision) -> Convergence {
-        let state = self.inner.state.lock();
-        let streams: BTreeMap<u64, &Arc<Shared>> = state
-            .registrations
-            .streams(key)
-            .map(|stream| (stream.id, stream))
-            .collect();
+    pub fn convergence(&self, keys: &[ServiceKey], revision: Revision) -> Convergence {
+        // Collected first: the hub is not kept while names are copied.
+        let streams: BTreeMap<u64, Arc<Shared>> = {
+            let state = self.inner.state.lock();
+            keys.iter()
+                .flat_map(|key| state.registrations.streams(key))
+                .map(|stream| (stream.id, Arc::clone(stream)))
+                .collect()
+        };
         let mut convergence = Convergence {
             subscribers: streams.len(),
             ..Convergence::default()
         };
         for stream in streams.values() {
             let acked = stream.backlog.lock().acked;
-            convergence.current += usize::from(acked >= revision);
             convergence.oldest = Some(convergence.oldest.map_or(acked, |oldest| oldest.min(acked)));
+            if acked >= revision {
+                convergence.current += 1;
+            } else if convergence.behind.len() < BEHIND_MAX {
+                convergence.behind.push((stream.client.lock().clone(), acked));
+            }
         }
         convergence
     }
 
-    /// Tells every stream to move on, at moments spread over `spread_ms`, and ends it.
+    /// Tells every stream to move on, and ends it. They go at moments spread over `spread_ms`, or over less if
+    /// they are few: nobody waits without need.
     pub fn close(&self, servers: &[String], spread_ms: u32) {
         let mut state = self.inner.state.lock();
         state.closing = Some(servers.to_vec());
         let streams = u64::try_from(state.streams.len().max(1)).unwrap_or(u64::MAX);
+        let enough_ms = u32::try_from(streams.saturating_mul(SLOT_MS)).unwrap_or(u32::MAX);
+        let spread_ms = spread_ms.min(enough_ms);
         for (slot, stream) in (0_u64..).zip(state.streams.values()) {
             let after_ms = u32::try_from(u64::from(spread_ms) * slot / streams).unwrap_or(spread_ms);
             stream.end(StreamEnd::Moved(move_on(after_ms, rotated(servers, slot))));

@@ -549,7 +549,8 @@ async fn closing_tells_every_stream_where_to_go_and_when() {
     let mut second = world.open();
     let servers = ["a:1".to_owned(), "b:1".to_owned()];
     world.hub.close(&servers, 1_000);
-    for (client, after_ms, server) in [(&mut first, 0, "a:1"), (&mut second, 500, "b:1")] {
+    // They are few, so they need not be spread over the whole second.
+    for (client, after_ms, server) in [(&mut first, 0, "a:1"), (&mut second, 2, "b:1")] {
         let response = client.stream.next().await.unwrap().unwrap();
         let frame = v1::WatchFrame::decode(response.frames[0].clone()).unwrap().frame;
         let Some(Frame::MoveOn(advice)) = frame else {
@@ -565,22 +566,37 @@ async fn convergence_counts_acknowledgements() {
     let mut world = World::new(small(), 100);
     let one = key("a", "one");
     let revision = world.put(&one, "n1", 1);
+    let two = key("a", "two");
+    let keys = [one.clone(), two];
     let (first, second) = (world.open(), world.open());
+    first.handle.name("first");
+    second.handle.name("second");
     first.follow(follow(1, Target::Service(one.clone())));
     second.follow(follow(1, Target::Prefix("a".into())));
     second.follow(follow(2, Target::Service(one.clone())));
+    let behind = |name: &str| (name.to_owned(), Revision(0));
     assert_eq!(
-        world.hub.convergence(&one, revision),
+        world.hub.convergence(&keys, revision),
         Convergence {
             subscribers: 2,
             current: 0,
-            oldest: Some(Revision(0))
+            oldest: Some(Revision(0)),
+            behind: vec![behind("first"), behind("second")],
         }
     );
     first.handle.ack(revision);
-    assert!(!world.hub.convergence(&one, revision).complete());
+    let half = world.hub.convergence(&keys, revision);
+    assert_eq!(
+        (half.current, half.behind.as_slice()),
+        (1, &[behind("second")][..])
+    );
+    assert!(!half.complete());
     second.handle.ack(revision);
-    assert!(world.hub.convergence(&one, revision).complete());
+    assert!(world.hub.convergence(&keys, revision).complete());
+    assert_eq!(
+        world.hub.convergence(&[key("b", "one")], revision),
+        Convergence::default()
+    );
 }
 
 #[tokio::test]

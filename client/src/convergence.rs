@@ -1,0 +1,239 @@
+//! How far watchers have come: asked of every server of the cluster, each for its own streams, and added up.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use rollcall_proto::v1;
+use rollcall_proto::v1::watch_client::WatchClient;
+use tokio::time::Instant;
+
+use crate::error::Error;
+use crate::key::ServiceKey;
+use crate::registry::{Kind, Registry};
+
+/// Pause before a server whose watchers are not current is asked again.
+const PAUSE: Duration = Duration::from_millis(50);
+/// The same for one that did not answer.
+const PAUSE_UNREACHABLE: Duration = Duration::from_millis(250);
+/// One question to one server; a server that hangs does not use up the whole wait.
+const QUESTION_MAX: Duration = Duration::from_secs(2);
+
+/// How far the watchers of some services have come, at all servers of the cluster.
+///
+/// A consumer that is between two servers at the moment is counted by none; it gets the state, or what it missed,
+/// when it subscribes again.
+#[derive(Clone, Debug)]
+pub struct Convergence {
+    /// What was asked about.
+    pub revision: u64,
+    /// One entry a member of the cluster, in the order of their ids.
+    pub servers: Vec<ServerConvergence>,
+}
+
+/// One server's part.
+#[derive(Clone, Debug)]
+pub struct ServerConvergence {
+    /// Its id.
+    pub server: u64,
+    /// Its client address.
+    pub address: String,
+    /// What it said; [`Err`]: it could not be asked, so nothing is known of its watchers.
+    pub answer: Result<ServerWatchers, std::sync::Arc<Error>>,
+}
+
+/// The watchers of one server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServerWatchers {
+    /// The revision the server itself has applied.
+    pub applied: u64,
+    /// Streams that follow any of the services.
+    pub subscribers: u64,
+    /// Those whose client acknowledged the revision asked about.
+    pub current: u64,
+    /// Some of the others: the client's name, and the revision it acknowledged last.
+    pub behind: Vec<(String, u64)>,
+}
+
+impl ServerConvergence {
+    /// Whether the server serves the revision and all of its watchers have it.
+    #[must_use]
+    pub fn is_complete(&self, revision: u64) -> bool {
+        self.answer
+            .as_ref()
+            .is_ok_and(|watchers| watchers.applied >= revision && watchers.current >= watchers.subscribers)
+    }
+}
+
+impl Convergence {
+    /// Watch streams that follow any of the services, at the servers that answered.
+    #[must_use]
+    pub fn subscribers(&self) -> u64 {
+        self.answers().map(|watchers| watchers.subscribers).sum()
+    }
+
+    /// Those whose client acknowledged the revision.
+    #[must_use]
+    pub fn current(&self) -> u64 {
+        self.answers().map(|watchers| watchers.current).sum()
+    }
+
+    /// Servers that could not be asked: what their watchers have is unknown.
+    pub fn unknown(&self) -> impl Iterator<Item = &ServerConvergence> {
+        self.servers.iter().filter(|server| server.answer.is_err())
+    }
+
+    /// Whether every server answered, serves the revision, and all of its watchers have it.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.servers
+            .iter()
+            .all(|server| server.is_complete(self.revision))
+    }
+
+    fn answers(&self) -> impl Iterator<Item = &ServerWatchers> {
+        self.servers
+            .iter()
+            .filter_map(|server| server.answer.as_ref().ok())
+    }
+}
+
+impl Registry {
+    /// How many watchers of `services` have acknowledged `revision`, as every member of the cluster says it now.
+    /// A member that cannot be asked is an entry with its error, never an error of the whole.
+    ///
+    /// # Errors
+    /// Nobody told who the members are: the transient ones.
+    pub async fn convergence(&self, services: &[ServiceKey], revision: u64) -> Result<Convergence, Error> {
+        self.wait_converged(services, revision, Duration::ZERO).await
+    }
+
+    /// As [`Self::convergence`], asking again until it is complete or `timeout` has passed; the last answer of
+    /// each server counts. Look at [`Convergence::is_complete`].
+    ///
+    /// # Errors
+    /// Those of [`Self::convergence`].
+    pub async fn wait_converged(
+        &self,
+        services: &[ServiceKey],
+        revision: u64,
+        timeout: Duration,
+    ) -> Result<Convergence, Error> {
+        let until = Instant::now() + timeout;
+        let members = self.members().await?.value;
+        let request = v1::ConvergenceRequest {
+            keys: services.iter().map(v1::ServiceKey::from).collect(),
+            revision,
+        };
+        let asked = members
+            .into_iter()
+            .map(|member| self.wait_converged_at(member, &request, until));
+        let mut servers = join_all(asked).await;
+        servers.sort_by_key(|server| server.server);
+        Ok(Convergence { revision, servers })
+    }
+
+    async fn wait_converged_at(
+        &self,
+        member: v1::Member,
+        request: &v1::ConvergenceRequest,
+        until: Instant,
+    ) -> ServerConvergence {
+        let mut config = (*self.inner.config).clone();
+        config.servers = vec![member.client_address.clone()];
+        let mut convergence = ServerConvergence {
+            server: member.server,
+            address: member.client_address,
+            answer: Err(std::sync::Arc::new(Error::Unavailable {
+                message: "the server was not asked".into(),
+            })),
+        };
+        let alone = match Self::connect(config) {
+            Ok(alone) => alone,
+            Err(error) => {
+                convergence.answer = Err(std::sync::Arc::new(error));
+                return convergence;
+            }
+        };
+        loop {
+            let answer = alone.ask_convergence(request, until).await;
+            let (pause, hopeless) = match &answer {
+                Ok(_) => (PAUSE, false),
+                Err(error) => (PAUSE_UNREACHABLE, !error.is_transient()),
+            };
+            convergence.answer = answer.map_err(std::sync::Arc::new);
+            let done = hopeless || convergence.is_complete(request.revision);
+            if done || Instant::now() + pause >= until {
+                return convergence;
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// One answer, of a handle on one server.
+    async fn ask_convergence(
+        &self,
+        request: &v1::ConvergenceRequest,
+        until: Instant,
+    ) -> Result<ServerWatchers, Error> {
+        let left = until.saturating_duration_since(Instant::now());
+        let time = left.clamp(PAUSE_UNREACHABLE, QUESTION_MAX);
+        let response = self
+            .call(Kind::Read, Some(time), |channel, _| async move {
+                WatchClient::new(channel).convergence(request.clone()).await
+            })
+            .await?;
+        Ok(ServerWatchers {
+            applied: response.header.unwrap_or_default().revision,
+            subscribers: response.subscribers,
+            current: response.current,
+            behind: response
+                .behind
+                .into_iter()
+                .map(|watcher| (watcher.client, watcher.acknowledged))
+                .collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(server: u64, answer: Option<(u64, u64, u64)>) -> ServerConvergence {
+        let watchers = |(applied, subscribers, current)| ServerWatchers {
+            applied,
+            subscribers,
+            current,
+            behind: Vec::new(),
+        };
+        let unknown = Error::Unavailable {
+            message: "it is down".into(),
+        };
+        ServerConvergence {
+            server,
+            address: format!("s{server}:1"),
+            answer: answer.map(watchers).ok_or(std::sync::Arc::new(unknown)),
+        }
+    }
+
+    #[test]
+    fn only_answers_of_all_servers_that_serve_the_revision_are_complete() {
+        let judge = |servers: Vec<ServerConvergence>| Convergence { revision: 7, servers };
+        let all = judge(vec![server(1, Some((9, 2, 2))), server(2, Some((7, 0, 0)))]);
+        assert!(all.is_complete());
+        assert_eq!((all.current(), all.subscribers()), (2, 2));
+        let one_behind = judge(vec![server(1, Some((9, 2, 1)))]);
+        assert!(!one_behind.is_complete());
+        let server_behind = judge(vec![server(1, Some((6, 0, 0)))]);
+        assert!(
+            !server_behind.is_complete(),
+            "a watcher that comes now would get the old state"
+        );
+        let unknown = judge(vec![server(1, Some((9, 1, 1))), server(2, None)]);
+        assert!(!unknown.is_complete());
+        assert_eq!(
+            unknown.unknown().map(|server| server.server).collect::<Vec<_>>(),
+            [2]
+        );
+    }
+}
