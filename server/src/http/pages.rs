@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::readiness::Readiness;
+use super::readiness::{Condition, Readiness, Weight};
 use crate::config::DoorsConfig;
 use crate::grpc::{Connection, Gate};
 use crate::telemetry::ServerMetrics;
@@ -80,33 +80,35 @@ pub async fn serve(
         .await
 }
 
-/// 200 if all conditions hold, else 503; `?verbose` names each.
+/// 200 if all required conditions hold, else 503; `?verbose` names each, and what an operator should look at.
 async fn readyz(State(pages): State<Pages>, RawQuery(query): RawQuery) -> impl IntoResponse {
-    let conditions = pages.readiness.conditions();
-    let ready = conditions.iter().all(|condition| condition.holds);
     let verbose = query.is_some_and(|query| {
         query
             .split('&')
             .any(|part| part == "verbose" || part.starts_with("verbose="))
     });
+    readiness_page(&pages.readiness.conditions(), verbose)
+}
+
+fn readiness_page(conditions: &[Condition], verbose: bool) -> (StatusCode, String) {
     let mut body = String::new();
-    for condition in &conditions {
+    for condition in conditions {
+        let Condition { name, otherwise, .. } = condition;
         // Writing to a string does not fail.
-        let _ = match condition.holds {
-            true if verbose => writeln!(body, "[+] {} ok", condition.name),
-            true => Ok(()),
-            false => writeln!(body, "[-] {}: {}", condition.name, condition.otherwise),
+        let _ = match (condition.holds, condition.weight) {
+            (true, _) if verbose => writeln!(body, "[+] {name} ok"),
+            (false, Weight::Warning) if verbose => writeln!(body, "[!] {name}: {otherwise}"),
+            (true, _) | (false, Weight::Warning) => Ok(()),
+            (false, Weight::Required) => writeln!(body, "[-] {name}: {otherwise}"),
         };
     }
-    body.push_str(if ready { "ready\n" } else { "not ready\n" });
-    (
-        if ready {
-            StatusCode::OK
-        } else {
-            StatusCode::SERVICE_UNAVAILABLE
-        },
-        body,
-    )
+    if conditions.iter().any(Condition::forbids) {
+        body.push_str("not ready\n");
+        (StatusCode::SERVICE_UNAVAILABLE, body)
+    } else {
+        body.push_str("ready\n");
+        (StatusCode::OK, body)
+    }
 }
 
 async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
@@ -128,4 +130,38 @@ async fn version() -> impl IntoResponse {
         [(header::CONTENT_TYPE, "application/json")],
         format!("{version}\n"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn condition(name: &'static str, weight: Weight, holds: bool) -> Condition {
+        Condition {
+            name,
+            weight,
+            holds,
+            otherwise: "it does not hold",
+        }
+    }
+
+    #[test]
+    fn a_warning_is_shown_and_leaves_the_server_ready() {
+        let leader = condition("leader", Weight::Required, true);
+        let disk = condition("disk", Weight::Warning, false);
+        let (code, body) = readiness_page(&[leader, disk], true);
+        assert_eq!(code, StatusCode::OK);
+        assert_eq!(body, "[+] leader ok\n[!] disk: it does not hold\nready\n");
+        let (code, body) = readiness_page(&[leader, disk], false);
+        assert_eq!((code, body.as_str()), (StatusCode::OK, "ready\n"));
+    }
+
+    #[test]
+    fn a_required_condition_that_fails_is_named_and_makes_the_server_unready() {
+        let leader = condition("leader", Weight::Required, false);
+        let disk = condition("disk", Weight::Warning, true);
+        let (code, body) = readiness_page(&[leader, disk], false);
+        assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(body, "[-] leader: it does not hold\nnot ready\n");
+    }
 }

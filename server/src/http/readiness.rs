@@ -8,11 +8,23 @@ pub struct Readiness {
     consensus: Consensus,
 }
 
+/// What it means for clients that a condition does not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weight {
+    /// This server should not be asked.
+    Required,
+    /// An operator should look, but this server serves: were all servers in this state, none would be asked, and
+    /// that would be worse.
+    Warning,
+}
+
 /// One condition of readiness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Condition {
     /// Its name.
     pub name: &'static str,
+    /// What follows if it does not hold.
+    pub weight: Weight,
     /// Whether it holds.
     pub holds: bool,
     /// What it means if it does not.
@@ -33,26 +45,31 @@ impl Readiness {
         vec![
             Condition {
                 name: "replication",
+                weight: Weight::Required,
                 holds: status.stopped.is_none(),
                 otherwise: "replication has stopped, see the log",
             },
             Condition {
                 name: "state",
+                weight: Weight::Required,
                 holds: !status.diverged,
                 otherwise: "the state differs from the leader's and is not served (RC-110)",
             },
             Condition {
                 name: "loaded",
+                weight: Weight::Required,
                 holds: status.loaded,
                 otherwise: "the directory has not been loaded yet",
             },
             Condition {
                 name: "leader",
+                weight: Weight::Required,
                 holds: status.leadership.leader.is_some(),
                 otherwise: "no leader is known",
             },
             Condition {
                 name: "disk",
+                weight: Weight::Warning,
                 holds: !status.disk_full,
                 otherwise: "the disk is full; reads and heartbeats go on, writes wait for space (RC-111)",
             },
@@ -65,14 +82,22 @@ impl Readiness {
         !self.consensus.status().diverged
     }
 
-    /// Whether all hold.
+    /// Whether all that are required hold.
     ///
     /// # Errors
     /// The first that does not, for people.
     pub fn check(&self) -> Result<(), String> {
-        match self.conditions().iter().find(|condition| !condition.holds) {
+        match self.conditions().iter().find(|condition| condition.forbids()) {
             Some(condition) => Err(condition.otherwise.into()),
             None => Ok(()),
         }
+    }
+}
+
+impl Condition {
+    /// Whether this alone makes the server not ready.
+    #[must_use]
+    pub fn forbids(&self) -> bool {
+        !self.holds && self.weight == Weight::Required
     }
 }
