@@ -22,6 +22,7 @@ use tonic::{Status, Streaming};
 
 use super::convert::{self, bounded};
 use super::doors::Doors;
+use super::oversize::of_transport;
 use super::sessions;
 use super::status::{self, DoorError, of_refusal};
 use crate::session::HeldSession;
@@ -109,8 +110,15 @@ impl Attendance {
                 message = inbound.message(), if reading => match message {
                     Ok(Some(message)) => self.take(message).await?,
                     Ok(None) => return self.finish_all().await,
-                    Err(status) => {
-                        let _ = self.answers.send(Err(status)).await;
+                    Err(refusal) => {
+                        let refusal = match of_transport(&refusal) {
+                            Some(error) => {
+                                self.doors.metrics.error(&error);
+                                status::status(&error)
+                            }
+                            None => refusal,
+                        };
+                        let _ = self.answers.send(Err(refusal)).await;
                         return Err(Gone);
                     }
                 },

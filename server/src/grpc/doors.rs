@@ -16,6 +16,7 @@ use tonic_health::server::HealthReporter;
 use super::admission::AddressLimiter;
 use super::listener;
 use super::metrics::DoorsMetrics;
+use super::oversize::Oversize;
 use super::read::Reader;
 use super::watch::WATCH_REQUEST_BYTES_MAX;
 use super::write::Writer;
@@ -131,6 +132,7 @@ impl Doors {
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .build_v1()
             .expect("the descriptors were compiled with this program");
+        let metrics = self.metrics.clone();
         let watch_decode = decode.max(WATCH_REQUEST_BYTES_MAX);
         Server::builder()
             .max_concurrent_streams(limits.streams_per_connection_max)
@@ -141,26 +143,30 @@ impl Doors {
                 tonic_health::server::HealthService::from_health_reporter(health),
             ))
             .add_service(reflection)
-            .add_service(
+            .add_service(Oversize::new(
                 RegistryServer::new(self.clone())
                     .max_decoding_message_size(decode)
                     .max_encoding_message_size(encode),
-            )
-            .add_service(
+                metrics.clone(),
+            ))
+            .add_service(Oversize::new(
                 SessionsServer::new(self.clone())
                     .max_decoding_message_size(decode)
                     .max_encoding_message_size(encode),
-            )
-            .add_service(
+                metrics.clone(),
+            ))
+            .add_service(Oversize::new(
                 WatchServer::new(self.clone())
                     .max_decoding_message_size(watch_decode)
                     .max_encoding_message_size(encode),
-            )
-            .add_service(
+                metrics.clone(),
+            ))
+            .add_service(Oversize::new(
                 ClusterServer::new(self)
                     .max_decoding_message_size(decode)
                     .max_encoding_message_size(encode),
-            )
+                metrics,
+            ))
             .serve_with_incoming_shutdown(connections, shutdown.cancelled_owned())
             .await
     }

@@ -7,6 +7,7 @@ pub(crate) mod convert;
 mod doors;
 mod listener;
 mod metrics;
+mod oversize;
 mod read;
 mod registry;
 mod sessions;

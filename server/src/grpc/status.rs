@@ -99,6 +99,15 @@ impl From<DoorError> for v1::Error {
     }
 }
 
+/// A request that was not even decoded; `sizes` says what was found and what is allowed.
+pub(crate) fn of_oversize(sizes: &str) -> v1::Error {
+    error(
+        ErrorCode::TooLarge,
+        format!("the request is too large: {sizes}"),
+        "the request in bytes",
+    )
+}
+
 pub(crate) fn of_propose(failure: &ProposeError) -> v1::Error {
     match failure {
         ProposeError::Refused(refusal) => of_refusal(refusal),
