@@ -1,6 +1,6 @@
 //! `rollcall`: the command line of Rollcall.
 //!
-//! Every command goes the same way: [`arguments`] says what was asked, a module of [`command`] (or [`bench`])
+//! Every command goes the same way: [`arguments`] says what was asked, a module of [`command`] (or [`mod@bench`])
 //! asks the servers through [`servers`], and [`output`] prints what came. Data goes to stdout, talk to stderr,
 //! and the process ends with a code of [`exit`] that scripts can rely on.
 
