@@ -64,6 +64,10 @@ async fn groups_services_and_nodes_live_and_die() {
     let drained = rollcall.json(&format!("node drain {node} --wait"));
     assert_eq!(drained["servers"].as_array().unwrap().len(), 1);
     assert_eq!(
+        (&drained["complete"], &drained["watchers"]),
+        (&true.into(), &0.into())
+    );
+    assert_eq!(
         rollcall.json(&format!("node show {node}"))["node"]["state"],
         "draining"
     );
@@ -129,6 +133,105 @@ async fn a_kept_node_leaves_with_its_keeper_and_watchers_see_it() {
             .len(),
         0
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_waits_until_the_watchers_of_all_servers_have_seen_it() {
+    let (mut cluster, rollcall) = cluster(3).await;
+    rollcall.ok("group put prod --auto-create");
+    for port in [80, 81, 82, 83] {
+        rollcall.ok(&format!(
+            "node register prod/feed --address 10.0.0.1:{port} --kind persistent"
+        ));
+    }
+    let addresses = cluster.addresses();
+    let mut watches: Vec<_> = addresses
+        .iter()
+        .zip(["prod/feed", "prod/", "prod/feed"])
+        .map(|(address, target)| {
+            let alone = Rollcall::at(std::slice::from_ref(address));
+            alone.start(&format!("watch {target} -o json"))
+        })
+        .collect();
+    for watch in &mut watches {
+        assert_eq!(watch.json_line()["event"], "snapshot");
+    }
+    let seen = rollcall.json("node drain prod/feed/10.0.0.1:80 --wait --timeout 20s");
+    let counts = (
+        &seen["complete"],
+        &seen["watchers"],
+        &seen["watchers_acknowledged"],
+    );
+    assert_eq!(counts, (&true.into(), &3.into(), &3.into()), "{seen}");
+    for server in seen["servers"].as_array().unwrap() {
+        assert_eq!(server["watchers"], 1, "{seen}");
+    }
+    let said = rollcall.run("node drain prod/feed/10.0.0.1:81 --wait --timeout 20s");
+    assert!(
+        said.stderr.contains("3 of 3 watchers have acknowledged"),
+        "{said:?}"
+    );
+
+    // One that takes nothing in is waited for, and named.
+    watches[1].pause();
+    let late = rollcall.run("node drain prod/feed/10.0.0.1:82 --wait --timeout 1s -o json");
+    watches[1].resume();
+    assert_eq!(late.code, Some(6), "{late:?}");
+    assert!(late.stderr.contains("2 of 3 watchers"), "{late:?}");
+    let seen: serde_json::Value = serde_json::from_str(&late.stdout).unwrap();
+    assert_eq!(
+        (&seen["complete"], &seen["watchers_acknowledged"]),
+        (&false.into(), &2.into()),
+        "{seen}"
+    );
+    let behind = &seen["servers"][1]["watchers_behind"][0]["client"];
+    assert!(behind.as_str().unwrap().starts_with("rollcall cli"), "{seen}");
+
+    // What a server that is gone has told its watchers, nobody knows.
+    let leader = cluster.leader(support::WAIT_MAX).await.unwrap();
+    let gone = cluster.ids().into_iter().find(|id| *id != leader).unwrap();
+    cluster.server(gone).kill9().await.unwrap();
+    let ended = rollcall.run("node drain prod/feed/10.0.0.1:83 --wait --timeout 2s");
+    assert_eq!(ended.code, Some(6), "{ended:?}");
+    assert!(
+        ended.stderr.contains(&format!("server {gone} "))
+            && ended.stderr.contains("its watchers are unknown")
+            && ended.stderr.contains("2 of 2 watchers"),
+        "{ended:?}"
+    );
+    assert_eq!(
+        rollcall.json("node show prod/feed/10.0.0.1:83")["node"]["state"],
+        "draining"
+    );
+}
+
+/// Beyond what the server decodes at all, the refusal still comes in its own words.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_far_too_large_is_refused_by_name() {
+    let (cluster, rollcall) = cluster(1).await;
+    rollcall.ok("group put prod --auto-create");
+    let registry = rollcall_client::connect(cluster.addresses()).unwrap();
+    let service = rollcall_client::ServiceKey::new("prod", "feed");
+    let nodes: Vec<_> = (0..900)
+        .map(|number| {
+            let node = rollcall_client::Registration::new("http", "10.0.0.1", number)
+                .kind(rollcall_client::NodeKind::Persistent)
+                .metadata("filler", "x".repeat(4000));
+            rollcall_client::Entry::new(service.clone(), node)
+        })
+        .collect();
+    let refused = registry
+        .register_persistent(&nodes, Default::default())
+        .await
+        .unwrap_err();
+    let rollcall_client::Error::TooLarge { message } = &refused else {
+        panic!("{refused}")
+    };
+    assert!(
+        message.starts_with("the request is too large: found "),
+        "{message}"
+    );
+    assert_eq!(refused.effect(), rollcall_client::Effect::None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

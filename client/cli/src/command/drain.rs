@@ -1,117 +1,213 @@
-//! Waiting until a change has come to every server: the nearest the API tells of what watchers have.
+//! Waiting until the consumers know that nodes are draining: every watcher, at every server.
 
-use std::time::Duration;
-
-use rollcall_client::{NodeKey, ReadOptions};
+use rollcall_client::{Convergence, NodeKey, ServerConvergence, ServiceKey};
 use serde::Serialize;
-use tokio::time::Instant;
 
 use super::Context;
 use crate::exit::Failure;
 use crate::output::record::Written;
-use crate::progress::Progress;
-use crate::servers::registry_of;
 
-/// Pause before a server that could not answer is asked again.
-const PAUSE: Duration = Duration::from_millis(100);
-/// Least time for one server, even if the write has used up most of it.
-const TIME_MIN: Duration = Duration::from_millis(100);
+/// A watcher that has not acknowledged the drain.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Behind {
+    pub(crate) client: String,
+    pub(crate) acknowledged: u64,
+}
 
-/// A server that serves the change.
-#[derive(Clone, Debug, Serialize)]
+/// One server's part.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Reached {
     pub(crate) server: u64,
     pub(crate) address: String,
-    pub(crate) revision: u64,
+    /// It serves the drain, and all of its watchers have acknowledged it.
+    pub(crate) complete: bool,
+    /// The revision it has applied; `null`: it did not answer.
+    pub(crate) revision: Option<u64>,
+    /// Watch streams at it that follow the drained nodes' services; `null`: unknown.
+    pub(crate) watchers: Option<u64>,
+    pub(crate) watchers_acknowledged: Option<u64>,
+    /// Some of the others.
+    pub(crate) watchers_behind: Vec<Behind>,
+    pub(crate) error: Option<String>,
 }
 
 /// What was waited for, and who has it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, PartialEq, Serialize)]
 pub(crate) struct Seen {
     pub(crate) revision: u64,
+    /// Everything below is as it should be.
+    pub(crate) complete: bool,
+    /// At the servers that answered.
+    pub(crate) watchers: u64,
+    pub(crate) watchers_acknowledged: u64,
+    /// Servers that did not answer, whose watchers are unknown.
+    pub(crate) servers_unknown: u64,
     pub(crate) servers: Vec<Reached>,
-    /// Whether watchers said that they have it: the servers do not tell yet.
-    pub(crate) watchers_acknowledged: Option<bool>,
 }
 
-/// Waits until every server of the cluster answers from the change's revision or a later one.
+/// Waits until every watcher at every server has acknowledged the drain, or `--timeout` has passed.
 pub(crate) async fn wait(context: &Context, nodes: &[NodeKey], written: &Written) -> Result<Seen, Failure> {
-    let deadline = Instant::now() + context.servers.timeout();
-    let members = context.servers.registry().members().await?.value;
-    let mut addresses: Vec<String> = members
-        .into_iter()
-        .map(|member| member.client_address)
-        .filter(|a| !a.is_empty())
-        .collect();
-    if addresses.is_empty() {
-        addresses = context.servers.addresses().to_vec();
-    }
-    let Some(node) = nodes.first() else {
-        return Err(Failure::usage("no node was named"));
-    };
-    let progress = Progress::of(addresses.len() as u64, "waiting for servers");
-    let waits = addresses.into_iter().map(|address| {
-        let progress = progress.clone();
-        async move {
-            let reached = wait_for(&address, node, written.revision, deadline).await;
-            progress.add(1);
-            reached
+    let mut services: Vec<ServiceKey> = nodes.iter().map(|node| node.service.clone()).collect();
+    services.sort();
+    services.dedup();
+    let convergence = context
+        .servers
+        .registry()
+        .wait_converged(&services, written.revision, context.servers.timeout())
+        .await?;
+    Ok(Seen::from(&convergence))
+}
+
+impl From<&Convergence> for Seen {
+    fn from(convergence: &Convergence) -> Self {
+        let servers = convergence
+            .servers
+            .iter()
+            .map(|server| reached(server, convergence.revision));
+        Self {
+            revision: convergence.revision,
+            complete: convergence.is_complete(),
+            watchers: convergence.subscribers(),
+            watchers_acknowledged: convergence.current(),
+            servers_unknown: convergence.unknown().count() as u64,
+            servers: servers.collect(),
         }
-    });
-    let results = futures_util::future::join_all(waits).await;
-    progress.finish();
-    let mut servers = Vec::new();
-    let mut missing = Vec::new();
-    for result in results {
-        match result {
-            Ok(reached) => servers.push(reached),
-            Err(failure) => missing.push(failure.message),
-        }
-    }
-    if missing.is_empty() {
-        Ok(Seen {
-            revision: written.revision,
-            servers,
-            watchers_acknowledged: None,
-        })
-    } else {
-        Err(Failure::timeout(format!(
-            "draining since revision {}, but not known to be seen everywhere: {}",
-            written.revision,
-            missing.join("; ")
-        )))
     }
 }
 
-/// What the server itself has, once it has applied the revision.
-async fn wait_for(
-    address: &str,
-    node: &NodeKey,
-    revision: u64,
-    deadline: Instant,
-) -> Result<Reached, Failure> {
-    let left = deadline.saturating_duration_since(Instant::now()).max(TIME_MIN);
-    let registry = registry_of(&[address], left)?;
-    let read = ReadOptions {
-        min_revision: revision,
-        ..ReadOptions::local()
-    };
-    loop {
-        let answer = registry
-            .signs(std::slice::from_ref(&node.service), read)
-            .await
-            .map_err(|error| Failure::from(error).context(address))?;
-        if answer.header.revision >= revision {
-            return Ok(Reached {
-                server: answer.header.server,
-                address: address.to_owned(),
-                revision: answer.header.revision,
-            });
+fn reached(server: &ServerConvergence, revision: u64) -> Reached {
+    let watchers = server.answer.as_ref().ok();
+    Reached {
+        server: server.server,
+        address: server.address.clone(),
+        complete: server.is_complete(revision),
+        revision: watchers.map(|watchers| watchers.applied),
+        watchers: watchers.map(|watchers| watchers.subscribers),
+        watchers_acknowledged: watchers.map(|watchers| watchers.current),
+        watchers_behind: watchers.map_or(Vec::new(), |watchers| {
+            let behind = |(client, acknowledged): &(String, u64)| Behind {
+                client: client.clone(),
+                acknowledged: *acknowledged,
+            };
+            watchers.behind.iter().map(behind).collect()
+        }),
+        error: server.answer.as_ref().err().map(ToString::to_string),
+    }
+}
+
+impl Seen {
+    /// How it went, in a sentence.
+    pub(crate) fn text(&self) -> String {
+        let told = format!(
+            "{} of {} watchers have acknowledged revision {}",
+            self.watchers_acknowledged, self.watchers, self.revision
+        );
+        if self.complete {
+            return match self.servers.as_slice() {
+                [_] => format!("{told}; the server serves it"),
+                servers => format!("{told}; all {} servers serve it", servers.len()),
+            };
         }
-        if Instant::now() + PAUSE >= deadline {
-            let behind = format!("{address}: still at revision {}", answer.header.revision);
-            return Err(Failure::timeout(behind));
+        let open = self.servers.iter().filter(|server| !server.complete);
+        let open: Vec<String> = open.map(|server| server.missing(self.revision)).collect();
+        format!("{told}; {}", open.join("; "))
+    }
+}
+
+impl Reached {
+    /// What is missing at this server.
+    fn missing(&self, revision: u64) -> String {
+        let name = format!("server {} ({})", self.server, self.address);
+        match (&self.error, self.revision) {
+            (Some(error), _) => format!("{name} did not answer, its watchers are unknown: {error}"),
+            (None, Some(applied)) if applied < revision => {
+                format!("{name} is still at revision {applied}")
+            }
+            (None, _) => {
+                let behind = self
+                    .watchers_behind
+                    .iter()
+                    .map(|watcher| match watcher.client.as_str() {
+                        "" => format!("one without a name, at {}", watcher.acknowledged),
+                        client => format!("{client:?} at {}", watcher.acknowledged),
+                    });
+                let open = self.watchers.unwrap_or(0) - self.watchers_acknowledged.unwrap_or(0);
+                let named: Vec<String> = behind.collect();
+                let more = open.saturating_sub(named.len() as u64);
+                let more = if more > 0 {
+                    format!(", and {more} more")
+                } else {
+                    String::new()
+                };
+                format!("{name} waits for {}{more}", named.join(", "))
+            }
         }
-        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rollcall_client::{Error, ServerWatchers};
+
+    use super::*;
+
+    fn seen(answers: Vec<Result<ServerWatchers, Error>>) -> Seen {
+        let server = |(id, answer): (u64, Result<ServerWatchers, Error>)| ServerConvergence {
+            server: id,
+            address: format!("s{id}:7400"),
+            answer: answer.map_err(Arc::new),
+        };
+        Seen::from(&Convergence {
+            revision: 9,
+            servers: (1..).zip(answers).map(server).collect(),
+        })
+    }
+
+    fn watchers(applied: u64, subscribers: u64, current: u64, behind: &[(&str, u64)]) -> ServerWatchers {
+        ServerWatchers {
+            applied,
+            subscribers,
+            current,
+            behind: behind
+                .iter()
+                .map(|(client, at)| ((*client).into(), *at))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_said_by_server_and_client() {
+        let down = Error::Unavailable {
+            message: "no answer".into(),
+        };
+        let seen = seen(vec![
+            Ok(watchers(9, 4, 1, &[("api", 7), ("", 8)])),
+            Ok(watchers(6, 1, 0, &[("web", 6)])),
+            Err(down),
+            Ok(watchers(9, 2, 2, &[])),
+        ]);
+        assert!(!seen.complete);
+        assert_eq!(
+            (seen.watchers, seen.watchers_acknowledged, seen.servers_unknown),
+            (7, 3, 1)
+        );
+        assert_eq!(
+            seen.text(),
+            "3 of 7 watchers have acknowledged revision 9; server 1 (s1:7400) waits for \"api\" at 7, one \
+             without a name, at 8, and 1 more; server 2 (s2:7400) is still at revision 6; server 3 (s3:7400) did \
+             not answer, its watchers are unknown: no answer"
+        );
+    }
+
+    #[test]
+    fn nobody_watching_is_complete() {
+        let seen = seen(vec![Ok(watchers(9, 0, 0, &[])), Ok(watchers(10, 0, 0, &[]))]);
+        assert!(seen.complete);
+        assert_eq!(
+            seen.text(),
+            "0 of 0 watchers have acknowledged revision 9; all 2 servers serve it"
+        );
     }
 }

@@ -161,14 +161,15 @@ pub(crate) struct UpdateNodes {
 /// Arguments of `node drain`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
---wait ends when every server of the cluster serves the new state, so every watcher has it or has it on its
-way. The servers do not say yet which watchers have acknowledged it. --timeout bounds the write and the wait,
-each; a wait that takes longer ends with code 6, and the nodes stay draining.")]
+--wait ends with 0 when every watcher of the nodes' services, at every server of the cluster, has acknowledged
+the drain. What is printed says how many have, and who has not. A consumer without a watch, and one that is
+between two servers at the moment, is not counted. --timeout bounds the write and the wait, each; a wait that
+takes longer, or a server that does not answer, ends with code 6, and the nodes stay draining.")]
 pub(crate) struct DrainNodes {
     /// group/service/node, all or none
     #[arg(required = true, value_name = "NODE")]
     nodes: Vec<NodeKey>,
-    /// Wait until every server has it
+    /// Wait until every watcher has seen it, within --timeout
     #[arg(long)]
     wait: bool,
 }
@@ -627,19 +628,21 @@ async fn drain_nodes(context: &Context, drain: &DrainNodes) -> Result<(), Failur
         });
     }
     eprintln!(
-        "{} draining {}; waiting for every server",
+        "{} draining {}; waiting for the watchers",
         plural(&drain.nodes),
         written.text()
     );
     let seen = drain::wait(context, &drain.nodes, &written).await?;
-    context.printer.done(&seen, || {
-        format!(
-            "every server ({}) serves revision {} or later; which watchers have acknowledged it, the servers do \
-             not say yet",
-            seen.servers.iter().map(|server| server.address.as_str()).collect::<Vec<_>>().join(", "),
-            seen.revision
-        )
-    })
+    if seen.complete {
+        return context.printer.done(&seen, || seen.text());
+    }
+    if context.printer.is_json() {
+        context.printer.json(&seen)?;
+    }
+    Err(Failure::timeout(format!(
+        "draining, but not seen by all: {}",
+        seen.text()
+    )))
 }
 
 async fn set_override(context: &Context, set: SetOverride) -> Result<(), Failure> {
