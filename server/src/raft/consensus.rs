@@ -372,6 +372,20 @@ impl Consensus {
         &self.inner.directory
     }
 
+    /// For a leader: whether a quorum has answered it within the last lease, half the longest election timeout.
+    /// Costs a look, asks nobody. Without a quorum nothing can be recorded or confirmed here.
+    #[must_use]
+    pub fn hears_quorum(&self) -> bool {
+        let inner = &self.inner;
+        let metrics = inner.metrics();
+        let metrics = metrics.borrow_watched();
+        let mut voters = metrics.membership_config.membership().voter_ids();
+        voters.all(|voter| voter == inner.options.server.0)
+            || metrics
+                .last_quorum_acked
+                .is_some_and(|acked| acked.into_inner().elapsed() < inner.options.lease())
+    }
+
     /// How far the log is applied; changes after each apply.
     #[must_use]
     pub fn applied_head(&self) -> watch::Receiver<AppliedHead> {

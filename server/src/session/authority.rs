@@ -4,13 +4,18 @@
 //! for every session in the directory, a full ttl and one election timeout long; leaving it, it forgets
 //! everything. What it finds lapsed it proposes to expire, and a session under such a proposal gets no other
 //! answer until the log has decided.
+//!
+//! Without a quorum a leader can record no heartbeat, so it holds no silence against anyone: it judges nothing,
+//! and when it hears its quorum again it begins anew, as a new leader would.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rollcall_core::directory::{Command, Directory, ExpiryFence, Request, RevisionChanges, SessionChange};
+use rollcall_core::directory::{
+    Command, Directory, ExpiryFence, Request, RevisionChanges, SessionChange,
+};
 use rollcall_core::ids::{NodeKey, RequestId, Revision, ServerId, SessionId, Term};
 use rollcall_core::session::{Countdown, Pace, Spread};
 use tokio::time::MissedTickBehavior;
@@ -49,6 +54,16 @@ pub struct AuthoritySettings {
     pub spread: Duration,
 }
 
+impl AuthoritySettings {
+    /// What a new leader adds to every ttl.
+    fn grant(self) -> Spread {
+        Spread {
+            extra: self.election_timeout,
+            over: self.spread,
+        }
+    }
+}
+
 /// Handle on this server's authority. Cheap to clone.
 #[derive(Clone)]
 pub struct Authority {
@@ -69,6 +84,8 @@ struct Office {
     /// Who last reported a session.
     holders: BTreeMap<SessionId, ServerId>,
     proposals: usize,
+    /// Since when no heartbeat could be recorded, for lack of a quorum.
+    deaf_since: Option<Instant>,
 }
 
 /// What one tick found.
@@ -88,11 +105,9 @@ impl Office {
             expiring: BTreeSet::new(),
             holders: BTreeMap::new(),
             proposals: 0,
+            deaf_since: None,
         };
-        let spread = Spread {
-            extra: settings.election_timeout,
-            over: settings.spread,
-        };
+        let spread = settings.grant();
         for session in directory.sessions() {
             office
                 .sessions
@@ -104,6 +119,17 @@ impl Office {
                 .start(key, Duration::from_millis(over.ttl_ms), now);
         }
         office
+    }
+
+    /// The quorum is heard again: whoever counts down gets what a new leader would grant.
+    fn grant_anew(&mut self, directory: &Directory, settings: AuthoritySettings, now: Instant) {
+        let spread = settings.grant();
+        for session in directory.sessions() {
+            if self.sessions.contains(&session.id) {
+                self.sessions
+                    .start_spread(session.id, ttl(session.ttl_ms), spread, now);
+            }
+        }
     }
 
     /// Takes in what was committed since the last look.
@@ -129,9 +155,10 @@ impl Office {
         }
         for (key, over) in &changes.overrides {
             match over {
-                Some(over) => self
-                    .overrides
-                    .start(key.clone(), Duration::from_millis(over.ttl_ms), now),
+                Some(over) => {
+                    self.overrides
+                        .start(key.clone(), Duration::from_millis(over.ttl_ms), now)
+                }
                 None => self.overrides.forget(key),
             }
         }
@@ -147,7 +174,8 @@ impl Office {
         }
         for (key, over) in directory.timed_overrides() {
             if !self.overrides.contains(&key) {
-                self.overrides.start(key, Duration::from_millis(over.ttl_ms), now);
+                self.overrides
+                    .start(key, Duration::from_millis(over.ttl_ms), now);
             }
         }
     }
@@ -212,6 +240,12 @@ impl Office {
         lapses
     }
 
+    /// These lapses are not proposed: the quorum was not heard when they were found, so nobody could be.
+    fn withdraw(&mut self, fences: &[ExpiryFence], directory: &Directory, now: Instant) {
+        self.settle(fences, directory, now);
+        self.deaf_since.get_or_insert(now);
+    }
+
     /// The log has decided: these sessions are either gone, or had moved and count down anew.
     fn settle(&mut self, fences: &[ExpiryFence], directory: &Directory, now: Instant) {
         for fence in fences {
@@ -226,7 +260,11 @@ impl Office {
 impl Authority {
     /// Starts judging; the task ends with `shutdown`.
     #[must_use]
-    pub fn start(consensus: Consensus, settings: AuthoritySettings, shutdown: CancellationToken) -> Self {
+    pub fn start(
+        consensus: Consensus,
+        settings: AuthoritySettings,
+        shutdown: CancellationToken,
+    ) -> Self {
         let authority = Self {
             consensus,
             settings,
@@ -240,10 +278,9 @@ impl Authority {
     /// Sessions counted down and sessions whose expiry is not decided yet; zeros without office.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
-        self.office
-            .lock()
-            .as_ref()
-            .map_or((0, 0), |office| (office.sessions.len(), office.expiring.len()))
+        self.office.lock().as_ref().map_or((0, 0), |office| {
+            (office.sessions.len(), office.expiring.len())
+        })
     }
 
     async fn judge(self) {
@@ -290,9 +327,20 @@ impl Authority {
             *held = Some(office);
         }
         let office = held.as_mut()?;
+        if !self.consensus.hears_quorum() {
+            office.deaf_since.get_or_insert(now);
+            return None;
+        }
         let tick = office.sessions.tick(now);
         office.overrides.tick(now);
-        if tick.shifted >= PAUSE_WORTH_TELLING {
+        if let Some(since) = office.deaf_since.take() {
+            office.grant_anew(&directory, self.settings, now);
+            let deaf_ms = u64::try_from((now - since).as_millis()).unwrap_or(u64::MAX);
+            tracing::warn!(
+                deaf_ms,
+                "this leader had lost its quorum and could hear nobody; every session has a full ttl again"
+            );
+        } else if tick.shifted >= PAUSE_WORTH_TELLING {
             let late_ms = u64::try_from(tick.lateness.as_millis()).unwrap_or(u64::MAX);
             tracing::warn!(
                 late_ms,
@@ -301,7 +349,8 @@ impl Authority {
         }
         office.catch_up(&directory, now);
         let lapses = office.take_lapses(&directory, now);
-        let found = usize::from(!lapses.sessions.is_empty()) + usize::from(!lapses.overrides.is_empty());
+        let found =
+            usize::from(!lapses.sessions.is_empty()) + usize::from(!lapses.overrides.is_empty());
         office.proposals += found;
         (found > 0).then_some(lapses)
     }
@@ -327,12 +376,24 @@ impl Authority {
                 sessions: sessions.clone(),
             };
             tokio::spawn(async move {
+                if !authority.is_heard(term).await {
+                    authority.with_office(term, |office, directory| {
+                        office.withdraw(&sessions, directory, Instant::now())
+                    });
+                    return;
+                }
                 authority.propose_until_decided(term, command).await;
                 authority.with_office(term, |office, directory| {
                     office.settle(&sessions, directory, Instant::now())
                 });
             });
         }
+    }
+
+    /// Whether a quorum still follows this term's leader, asked just now.
+    async fn is_heard(&self, term: Term) -> bool {
+        let deadline = tokio::time::Instant::now() + CONFIRM_DEADLINE;
+        self.consensus.confirm_leadership(deadline).await == Ok(term)
     }
 
     /// Proposes until the log has decided or the term is over. Repeats are harmless: what moved is void, and
@@ -349,7 +410,11 @@ impl Authority {
                 command: command.clone(),
             };
             let deadline = tokio::time::Instant::now() + PROPOSAL_DEADLINE;
-            match self.consensus.propose_in_term(term, request, deadline).await {
+            match self
+                .consensus
+                .propose_in_term(term, request, deadline)
+                .await
+            {
                 Ok(outcome) => {
                     tracing::debug!(
                         revision = outcome.revision.0,
@@ -477,7 +542,10 @@ mod tests {
                 id: RequestId(self.at.index.0.into()),
                 command,
             };
-            self.directory.apply(self.at, &request).result.expect("applied");
+            self.directory
+                .apply(self.at, &request)
+                .result
+                .expect("applied");
         }
 
         fn office(&self, now: Instant) -> Office {
@@ -486,7 +554,12 @@ mod tests {
     }
 
     /// Ticks in time up to `until`, collecting what lapses.
-    fn run(office: &mut Office, directory: &Directory, from: Instant, until: Duration) -> Vec<ExpiryFence> {
+    fn run(
+        office: &mut Office,
+        directory: &Directory,
+        from: Instant,
+        until: Duration,
+    ) -> Vec<ExpiryFence> {
         let mut lapsed = Vec::new();
         let mut now = from;
         while now < from + until {
@@ -535,6 +608,37 @@ mod tests {
             .len(),
             3
         );
+    }
+
+    #[test]
+    fn a_leader_that_lost_its_quorum_begins_anew() {
+        let log = Log::with_sessions(3);
+        let start = Instant::now();
+        let mut office = log.office(start);
+        let almost = TTL + SETTINGS.election_timeout - TICK;
+        assert_eq!(run(&mut office, &log.directory, start, almost), []);
+        let again = start + almost + TTL;
+        office.sessions.tick(again);
+        office.grant_anew(&log.directory, SETTINGS, again);
+        assert_eq!(run(&mut office, &log.directory, again, almost), []);
+        assert_eq!(
+            run(&mut office, &log.directory, again + almost, TICK * 2).len(),
+            3
+        );
+    }
+
+    #[test]
+    fn lapses_found_without_a_quorum_are_withdrawn() {
+        let log = Log::with_sessions(1);
+        let start = Instant::now();
+        let mut office = log.office(start);
+        let fences = run(&mut office, &log.directory, start, TTL * 2);
+        assert_eq!(fences.len(), 1);
+        let now = start + TTL * 2;
+        office.withdraw(&fences, &log.directory, now);
+        assert_eq!(office.deaf_since, Some(now));
+        let verdict = office.renew(HERE, &[SessionId(1)], &log.directory, now);
+        assert_eq!(verdict, RenewalVerdict::default());
     }
 
     #[test]
