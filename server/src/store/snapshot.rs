@@ -171,15 +171,23 @@ impl SnapshotStore {
         Ok(IncomingSnapshot { path, file })
     }
 
-    /// Gives a synced file its name and makes it the current snapshot. Blocks.
+    /// Gives a synced file its name and makes it the current snapshot. One that is older than the current is
+    /// left to its owner: the log may have been purged up to the newer one meanwhile. Blocks.
     pub(crate) fn install(&self, meta: &SnapshotMeta, file: &SnapshotFile) -> io::Result<SnapshotFile> {
+        let mut current = self.current.lock();
+        if let Some((newest, _)) = &*current
+            && newest.last_log_id > meta.last_log_id
+        {
+            return Ok(file.clone());
+        }
         let path = self.folder.join(file_name(meta.last_log_id.as_ref()));
         if path != file.path {
             fs::rename(&file.path, &path)?;
             sync_folder_of(&path)?;
         }
         let installed = SnapshotFile { path, ..file.clone() };
-        *self.current.lock() = Some((meta.clone(), installed.clone()));
+        *current = Some((meta.clone(), installed.clone()));
+        drop(current);
         self.remove_others();
         Ok(installed)
     }
@@ -291,6 +299,17 @@ mod tests {
         let store = SnapshotStore::open(folder.path(), true).unwrap();
         let (found, body) = store.current().unwrap().1.load().unwrap();
         assert_eq!((found, &body[..]), (meta(2, 10), &b"new"[..]));
+    }
+
+    #[test]
+    fn an_older_snapshot_that_is_ready_later_does_not_take_the_newer_ones_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SnapshotStore::open(folder.path(), true).unwrap();
+        store.write(&meta(2, 10), b"new").unwrap();
+        let late = store.write(&meta(1, 5), b"old").unwrap();
+        assert_eq!(&late.load().unwrap().1[..], b"old", "readable for whoever has it");
+        assert_eq!(store.current().unwrap().0, meta(2, 10));
+        assert_eq!(files(folder.path()), ["2-10.snap"]);
     }
 
     #[test]
