@@ -1,10 +1,12 @@
-//! The rooms of Rollcall: who offers what ([`directory`]), and which sessions have lapsed ([`session`]).
+//! The rooms of Rollcall: who offers what ([`directory`]), which sessions have lapsed ([`session`]), and whether
+//! their nodes may be struck off ([`guard`]).
 //!
 //! A room keeps plain state and is handed all it needs, the time included. Nothing here is async, takes a
 //! lock, logs, reads a clock or draws a random number; [`directory::Directory::apply`] gives the same result
 //! for the same log on every server.
 
 pub mod directory;
+pub mod guard;
 pub mod ids;
 pub mod session;
 pub mod storm;

@@ -135,6 +135,7 @@ pub(crate) fn service_settings(settings: &ServiceSettings) -> v1::ServiceSetting
         default_kind: node_kind(settings.default_kind).into(),
         metadata: settings.metadata.clone(),
         nodes_max: settings.nodes_max,
+        ..v1::ServiceSettings::default()
     }
 }
 
@@ -491,6 +492,7 @@ pub(crate) fn service_settings_from(settings: v1::ServiceSettings) -> Result<Ser
         default_kind: kind_from("settings.default_kind", settings.default_kind)?.unwrap_or_default(),
         metadata: settings.metadata,
         nodes_max: settings.nodes_max,
+        ..ServiceSettings::default()
     })
 }
 

@@ -101,6 +101,7 @@ async fn put_service(context: &Context, put: PutService) -> Result<(), Failure> 
         default_kind: wire_kind(put.default_kind).into(),
         metadata: map_of(&put.metadata),
         nodes_max: put.nodes_max,
+        ..wire::ServiceSettings::default()
     };
     let registry = context.servers.registry();
     let written = registry

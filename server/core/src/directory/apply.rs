@@ -79,7 +79,11 @@ impl Directory {
                 client,
             } => self.on_open_session(at, secret_digest, *ttl_ms, client),
             Command::CloseSession { session } => self.on_close_session(*session),
-            Command::ExpireSessions { term, sessions } => self.on_expire_sessions(at, *term, sessions),
+            Command::ExpireSessions {
+                term,
+                sessions,
+                following,
+            } => self.on_expire_sessions(at, *term, sessions, following),
             Command::Register { session, nodes } => self.on_register(at, *session, nodes),
             Command::Deregister { session, nodes } => self.on_deregister(at, *session, nodes),
             Command::Update { session, nodes } => self.on_update(at, *session, nodes),
@@ -87,6 +91,15 @@ impl Directory {
             Command::ClearOverride { key } => self.on_clear_override(key),
             Command::ExpireOverrides { term, overrides } => self.on_expire_overrides(at, *term, overrides),
             Command::SetLimits { limits } => self.on_set_limits(limits),
+            Command::ReviveSessions { term, sessions } => self.on_revive_sessions(at, *term, sessions),
+            Command::CloseGuardWindows { term, windows } => self.on_close_guard_windows(at, *term, windows),
+            Command::ReleaseHeld { term, holds } => self.on_release_held(at, *term, holds),
+            Command::ConfirmRemoval {
+                service,
+                since,
+                author,
+                reason,
+            } => self.on_confirm_removal(service, *since, author, reason),
         }
     }
 

@@ -155,6 +155,7 @@ fn weight(changes: &RevisionChanges) -> usize {
         + settings.sum::<usize>()
         + overrides.sum::<usize>()
         + 32 * changes.sessions.len()
+        + 192 * changes.guards.len()
         + 64 * changes.groups.len()
 }
 

@@ -79,13 +79,19 @@ pub enum Command {
         /// Which.
         session: SessionId,
     },
-    /// The leader found these sessions lapsed. Void for each that showed life since, and void as a whole if
-    /// the entry was not proposed in `term` (a deposed leader expires nobody).
+    /// The leader found these sessions lapsed. Void for each that showed life since or lapsed already, and void
+    /// as a whole if the entry was not proposed in `term` (a deposed leader expires nobody). Each service's
+    /// guard judges the nodes of all of them together: they leave, or become suspects. A session of which
+    /// nodes are held stays, lapsed; the others end.
     ExpireSessions {
         /// The proposing leader's term.
         term: Term,
         /// Whom, each with the sign of life the leader had seen.
         sessions: Vec<ExpiryFence>,
+        /// A tick that found more sessions than one command takes is cut: how many more nodes of which service
+        /// lapsed in the same tick and follow in later commands, so that the guard judges the whole tick. A
+        /// service without any is left out; at most `batch_max` services, the largest numbers.
+        following: Vec<(ServiceKey, u32)>,
     },
     /// Registers nodes, all or none, in one revision.
     Register {
@@ -133,6 +139,46 @@ pub enum Command {
         /// The new ones.
         limits: Limits,
     },
+    /// The leader heard from sessions that had lapsed and of which nodes are held: they go on, and their
+    /// suspects are what they were before. Void for each that was revived meanwhile or ended, and as a whole if
+    /// the entry was not proposed in `term`.
+    ReviveSessions {
+        /// The proposing leader's term.
+        term: Term,
+        /// Whom, each with the revision at which it lapsed.
+        sessions: Vec<RevivalFence>,
+    },
+    /// The leader's clock says that these windows of removal guards are over. Void for each service that is
+    /// in another window, and as a whole if the entry was not proposed in `term`. Held nodes whose time is over
+    /// ([`Self::ReleaseHeld`]) go on leaving, as many as the share of the next window allows.
+    CloseGuardWindows {
+        /// The proposing leader's term.
+        term: Term,
+        /// Of which services, each with the revision at which the window began.
+        windows: Vec<(ServiceKey, Revision)>,
+    },
+    /// The leader's clock says that these services' suspects were held long enough: `hold_max` since the guard
+    /// engaged, or the sessions' ttl since it disengaged and left some over. They go, longest held first, at no
+    /// more than the share per window. Void for each service whose hold began at another revision, and as a
+    /// whole if the entry was not proposed in `term`.
+    ReleaseHeld {
+        /// The proposing leader's term.
+        term: Term,
+        /// Of which services, each with the revision at which the hold began.
+        holds: Vec<(ServiceKey, Revision)>,
+    },
+    /// An operator confirms that a service's held nodes are gone: all of them leave, the last one too, in one
+    /// revision, and the guard disengages. Counted as left by an operator's word, not as lapsed.
+    ConfirmRemoval {
+        /// Of which service.
+        service: ServiceKey,
+        /// The revision at which the hold that the operator saw began; `None`: whatever is held.
+        since: Option<Revision>,
+        /// For people: who.
+        author: String,
+        /// For people: why.
+        reason: String,
+    },
 }
 
 /// A session to expire, void if it moved (design section 2, rule 7). Session ids are never used twice, so the
@@ -143,6 +189,15 @@ pub struct ExpiryFence {
     pub session: SessionId,
     /// Its last committed sign of life when the leader judged it.
     pub last_renewal: LogIndex,
+}
+
+/// A lapsed session to revive, void if it is not the same lapse any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevivalFence {
+    /// Which.
+    pub session: SessionId,
+    /// When it lapsed ([`super::Session::lapsed`]).
+    pub lapsed: Revision,
 }
 
 /// One node of a [`Command::Register`].

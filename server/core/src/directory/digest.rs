@@ -64,6 +64,7 @@ pub(super) fn of_service(service: &Service) -> u128 {
         overrides: _,
         tombstones,
         sign,
+        guard,
         created,
         modified,
         settings_modified,
@@ -75,6 +76,7 @@ pub(super) fn of_service(service: &Service) -> u128 {
             settings,
             tombstones.floor(),
             sign,
+            guard,
             created,
             modified,
             settings_modified,
@@ -103,7 +105,11 @@ pub(super) fn of_session(session: &Session) -> u128 {
         client,
         opened,
         last_renewal,
+        lapsed,
         nodes: _,
     } = session;
-    record_hash(6, &(id, secret_digest, ttl_ms, client, opened, last_renewal))
+    record_hash(
+        6,
+        &(id, secret_digest, ttl_ms, client, opened, last_renewal, lapsed),
+    )
 }

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::outcome::{NodeChange, RevisionChanges, ServiceChange, ServiceFate, SessionChange};
+use super::outcome::{
+    GuardChange, GuardEvent, NodeChange, RevisionChanges, ServiceChange, ServiceFate, SessionChange,
+};
 use super::record::{Override, ServiceSettings};
 use super::sign::Sign;
+use crate::guard::{Ending, GuardStatus, Ledger};
 use crate::ids::{GroupName, NodeId, NodeKey, RequestId, Revision, ServiceKey, SessionId};
 
 /// The changes of one revision, in the making.
@@ -14,6 +17,7 @@ pub(super) struct Draft {
     pub(super) revision: Revision,
     pub(super) services: BTreeMap<ServiceKey, ServiceDraft>,
     pub(super) sessions: Vec<SessionChange>,
+    pub(super) guards: BTreeMap<ServiceKey, GuardDraft>,
     pub(super) groups: BTreeMap<GroupName, bool>,
     pub(super) overrides: Vec<(NodeKey, Option<Arc<Override>>)>,
 }
@@ -25,6 +29,18 @@ pub(super) struct ServiceDraft {
     pub(super) sign: Sign,
     pub(super) settings: Option<ServiceSettings>,
     pub(super) nodes: BTreeMap<NodeId, NodeChange>,
+}
+
+/// What became of a service's removal guard in it.
+#[derive(Debug)]
+pub(super) struct GuardDraft {
+    /// As it was before the revision.
+    before: Ledger,
+    ending: Option<Ending>,
+    /// Author and reason of an operator's confirmation.
+    confirmed: Option<(String, String)>,
+    after: GuardStatus,
+    is_news: bool,
 }
 
 impl Default for ServiceDraft {
@@ -44,12 +60,46 @@ impl Draft {
             revision,
             services: BTreeMap::new(),
             sessions: Vec::new(),
+            guards: BTreeMap::new(),
             groups: BTreeMap::new(),
             overrides: Vec::new(),
         }
     }
 
+    /// A service was written: whether its guard has something new to say.
+    pub(super) fn note_guard(
+        &mut self,
+        key: &ServiceKey,
+        before: Ledger,
+        after: &Ledger,
+        status: impl FnOnce() -> GuardStatus,
+        ending: Option<Ending>,
+    ) {
+        if before.is_idle() && after.is_idle() && !self.guards.contains_key(key) {
+            return;
+        }
+        let status = status();
+        let guard = self.guards.entry(key.clone()).or_insert(GuardDraft {
+            before,
+            ending: None,
+            confirmed: None,
+            after: status,
+            is_news: false,
+        });
+        guard.after = status;
+        guard.ending = guard.ending.or(ending);
+        guard.is_news = is_news(&guard.before, after);
+    }
+
+    /// An operator confirmed what the service's guard held.
+    pub(super) fn note_confirmation(&mut self, key: &ServiceKey, author: &str, reason: &str) {
+        if let Some(guard) = self.guards.get_mut(key) {
+            guard.confirmed = Some((author.into(), reason.into()));
+        }
+    }
+
     pub(super) fn finish(self, request: RequestId) -> Arc<RevisionChanges> {
+        let guards = self.guards.into_iter().filter(|(_, guard)| guard.is_news);
         let services = self.services.into_iter().map(|(key, service)| ServiceChange {
             key,
             fate: service.fate,
@@ -62,10 +112,40 @@ impl Draft {
             request,
             services: services.collect(),
             sessions: self.sessions,
+            guards: guards.map(|(key, guard)| guard.finish(key)).collect(),
             groups: self.groups.into_iter().collect(),
             overrides: self.overrides,
         })
     }
+}
+
+impl GuardDraft {
+    fn finish(self, service: ServiceKey) -> GuardChange {
+        let engaged = (self.before.engaged().is_some(), self.after.engaged.is_some());
+        let event = match (self.confirmed, self.ending, engaged) {
+            (Some((author, reason)), _, _) => GuardEvent::Confirmed { author, reason },
+            (None, _, (false, true)) => GuardEvent::Engaged,
+            (None, Some(ending), (true, false)) => GuardEvent::Disengaged(ending),
+            (None, _, _) => GuardEvent::Changed,
+        };
+        GuardChange {
+            service,
+            event,
+            status: self.after,
+        }
+    }
+}
+
+/// Whether anybody wants to hear of it: nodes that merely join, leave or change are no news.
+fn is_news(before: &Ledger, after: &Ledger) -> bool {
+    let told = |ledger: &Ledger| {
+        let window = ledger.window().map(|window| (window.began, window.removed));
+        let hold = ledger
+            .hold()
+            .map(|hold| (hold.since, hold.overdue, hold.engaged.is_some()));
+        (window, hold, ledger.held())
+    };
+    told(before) != told(after)
 }
 
 /// What carrying out a command did, besides writing.

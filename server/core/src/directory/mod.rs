@@ -11,6 +11,7 @@ mod command;
 mod digest;
 mod draft;
 mod groups;
+mod guards;
 mod limits;
 mod nodes;
 mod outcome;
@@ -29,11 +30,13 @@ mod view;
 
 pub use changelog::{BelowFloor, ChangeLog, ChangeLogBounds};
 pub use codec::{DecodeError, FORMAT};
-pub use command::{Command, DeregisterNode, Expected, ExpiryFence, RegisterNode, Request, UpdateNode};
+pub use command::{
+    Command, DeregisterNode, Expected, ExpiryFence, RegisterNode, Request, RevivalFence, UpdateNode,
+};
 pub use limits::Limits;
 pub use outcome::{
-    Applied, NodeChange, Outcome, Refusal, RemovalCause, RevisionChanges, ServiceChange, ServiceFate,
-    SessionChange,
+    Applied, GuardChange, GuardEvent, NodeChange, Outcome, Refusal, RemovalCause, RevisionChanges,
+    ServiceChange, ServiceFate, SessionChange,
 };
 pub use record::{
     Address, Group, GroupMode, GroupSettings, Labels, Node, NodeKind, NodeState, Override, Registration,

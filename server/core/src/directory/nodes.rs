@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::command::{DeregisterNode, Expected, RegisterNode, UpdateNode};
 use super::draft::{Draft, Effect};
 use super::outcome::{Refusal, RemovalCause};
-use super::record::{Node, NodeKind, Registration, Service, ServiceSettings};
+use super::record::{Node, NodeKind, NodeState, Registration, Service, ServiceSettings};
 use super::rules;
 use super::state::Directory;
 use super::tombstone::Tombstones;
@@ -42,8 +42,8 @@ impl Directory {
         nodes: &[RegisterNode],
     ) -> Result<Effect, Refusal> {
         let plan = self.plan_registrations(session, nodes)?;
-        self.note_life(at, session);
         let mut draft = self.draft();
+        self.note_life(&mut draft, at, session);
         for (key, service) in plan.services {
             self.write_registrations(&mut draft, &key, service);
         }
@@ -210,7 +210,7 @@ impl Directory {
                 service: key.clone(),
                 node: put.node.registration.id.clone(),
             };
-            self.move_ownership(put.owner_before, put.node.session, node_key);
+            self.move_ownership(draft, put.owner_before, put.node.session, node_key);
         }
         self.write_service(draft, &key, |service| {
             for put in plan.puts {
@@ -219,12 +219,19 @@ impl Directory {
         });
     }
 
-    fn move_ownership(&mut self, from: Option<SessionId>, to: Option<SessionId>, key: NodeKey) {
+    fn move_ownership(
+        &mut self,
+        draft: &mut Draft,
+        from: Option<SessionId>,
+        to: Option<SessionId>,
+        key: NodeKey,
+    ) {
         if from == to {
             return;
         }
         if let Some(from) = from {
             self.sessions.take_node(from, &key);
+            self.end_if_spent(draft, from);
         }
         if let Some(to) = to {
             self.sessions.give_node(to, key);
@@ -249,8 +256,8 @@ impl Directory {
                 plan.entry(update.key.service.clone()).or_default().push(node);
             }
         }
-        self.note_life(at, session);
         let mut draft = self.draft();
+        self.note_life(&mut draft, at, session);
         for (key, nodes) in plan {
             self.write_service(&mut draft, &key, |service| {
                 nodes.into_iter().for_each(|node| service.put_node(node))
@@ -259,7 +266,8 @@ impl Directory {
         Ok(effect_of(draft))
     }
 
-    /// The node as this update makes it; `None` if that is what it was.
+    /// The node as this update makes it; `None` if that is what it was. An update under the session is a sign
+    /// of its life; an operator's word about a suspect does not make it less suspect.
     fn updated(&self, session: Option<SessionId>, update: &UpdateNode) -> Result<Option<Node>, Refusal> {
         let UpdateNode {
             key,
@@ -288,7 +296,9 @@ impl Directory {
         if let Some(state) = state {
             rules::state(*state)?;
             node.registration.state = *state;
-            node.state = *state;
+        }
+        if session.is_some() || before.state != NodeState::Suspect {
+            node.state = node.registration.state;
         }
         merge(&mut node.registration.labels, labels);
         merge(&mut node.registration.metadata, metadata);
@@ -325,11 +335,12 @@ impl Directory {
                 .push(key.node.clone());
             lost.extend(node.session.map(|owner| (owner, key)));
         }
-        self.note_life(at, session);
+        let mut draft = self.draft();
+        self.note_life(&mut draft, at, session);
         for (owner, key) in lost {
             self.sessions.take_node(owner, key);
+            self.end_if_spent(&mut draft, owner);
         }
-        let mut draft = self.draft();
         self.remove_nodes(&mut draft, plan, RemovalCause::Deregistered);
         Ok(effect_of(draft))
     }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{Node, Override, ServiceSettings};
 use super::sign::Sign;
+use crate::guard::{Ending, GuardStatus};
 use crate::ids::{
     GroupName, Incarnation, NameError, NodeId, NodeKey, RequestId, Revision, ServiceKey, SessionId,
 };
@@ -21,7 +22,8 @@ pub struct Outcome {
     pub repeated: bool,
     /// The session that was opened.
     pub session: Option<SessionId>,
-    /// Of an expiry: the sessions that it did not end, because they had moved or were gone already.
+    /// Of an expiry: the sessions for which it was void, because they had moved, had lapsed before or were gone
+    /// already. Of a revival: those that had not lapsed then, or are gone.
     pub voided: Vec<SessionId>,
 }
 
@@ -141,8 +143,11 @@ pub struct RevisionChanges {
     pub request: RequestId,
     /// Per service, in the order of their keys.
     pub services: Vec<ServiceChange>,
-    /// Sessions that came or went.
+    /// Sessions that came, went, lapsed or were revived.
     pub sessions: Vec<SessionChange>,
+    /// Services whose removal guard has something new to say, in the order of their keys. Those of deleted
+    /// services are not told.
+    pub guards: Vec<GuardChange>,
     /// Groups whose settings were put (`true`) or that were deleted (`false`).
     pub groups: Vec<(GroupName, bool)>,
     /// Overrides with a ttl that came (with it) or overrides that went (`None`).
@@ -201,10 +206,41 @@ pub enum NodeChange {
 pub enum RemovalCause {
     /// By its own or an operator's word.
     Deregistered,
-    /// Its session lapsed.
+    /// Its session lapsed, and the guard let it go.
     Expired,
     /// Its session was closed.
     SessionClosed,
+}
+
+/// A service's removal guard has something new to say: it engaged or disengaged, holds more or fewer nodes,
+/// removed some, or a window began or is over. Nodes that merely join or leave are no news.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuardChange {
+    /// Of which service.
+    pub service: ServiceKey,
+    /// What happened.
+    pub event: GuardEvent,
+    /// What it says now. Count down for [`GuardStatus::window`], and for [`GuardStatus::held_since`] unless
+    /// `overdue`, whenever one of them is another than before.
+    pub status: GuardStatus,
+}
+
+/// What happened to a removal guard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuardEvent {
+    /// Nothing lapses away from now on.
+    Engaged,
+    /// Nodes may lapse away again, by itself.
+    Disengaged(Ending),
+    /// An operator confirmed the removal of what was held.
+    Confirmed {
+        /// Who.
+        author: String,
+        /// Why.
+        reason: String,
+    },
+    /// Engaged as before, or not engaged as before.
+    Changed,
 }
 
 /// A session came or went.
@@ -223,5 +259,19 @@ pub enum SessionChange {
         session: SessionId,
         /// How.
         cause: RemovalCause,
+    },
+    /// It lapsed and some of its nodes are held: nothing counts down for it, but it may be heard from.
+    Lapsed {
+        /// Which.
+        session: SessionId,
+        /// How many of its nodes are held.
+        held: usize,
+    },
+    /// It was heard from again: start its countdown.
+    Revived {
+        /// Which.
+        session: SessionId,
+        /// Granted, in milliseconds.
+        ttl_ms: u32,
     },
 }

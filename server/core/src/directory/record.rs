@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sign::Sign;
 use super::tombstone::Tombstones;
+use crate::guard::{GuardSettings, GuardStatus, Ledger, Standing};
 use crate::ids::{
     GroupName, Incarnation, LogIndex, NodeId, NodeKey, Revision, ServiceKey, ServiceName, SessionId,
 };
@@ -51,6 +52,17 @@ pub enum NodeState {
     Draining,
     /// Its checks failed.
     Down,
+}
+
+impl NodeState {
+    /// What the removal guard makes of it.
+    pub(super) fn standing(self) -> Standing {
+        match self {
+            Self::Up => Standing::Up,
+            Self::Suspect => Standing::Suspect,
+            Self::Draining | Self::Down => Standing::Other,
+        }
+    }
 }
 
 /// One way to reach a node.
@@ -121,7 +133,7 @@ pub struct Node {
     pub modified: Revision,
 }
 
-/// A service's settings. Room for guard, storm, routing and balancing comes with them.
+/// A service's settings. Room for storm, routing and balancing comes with them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceSettings {
     /// For registrations that name no kind.
@@ -130,6 +142,8 @@ pub struct ServiceSettings {
     pub metadata: Labels,
     /// Most nodes; 0: the limits' default.
     pub nodes_max: u32,
+    /// How much of it may lapse away.
+    pub guard: GuardSettings,
 }
 
 /// A group's settings.
@@ -162,6 +176,8 @@ pub struct Service {
     pub tombstones: Arc<Tombstones>,
     /// The digest of its nodes as consumers see them.
     pub sign: Sign,
+    /// The removal guard's account of it.
+    pub guard: Ledger,
     /// When it was created.
     pub created: Revision,
     /// When its settings, nodes or overrides last changed.
@@ -169,6 +185,14 @@ pub struct Service {
     /// When its settings last changed. Conditions on a service are judged against this, so that a node coming
     /// or going does not spoil them.
     pub settings_modified: Revision,
+}
+
+impl Service {
+    /// What its removal guard has to say: engaged or not, since when, k of n, why.
+    #[must_use]
+    pub fn guard_status(&self) -> GuardStatus {
+        self.guard.status(&self.settings.guard)
+    }
 }
 
 /// A group and its services.
@@ -207,6 +231,9 @@ pub struct Session {
     pub opened: Revision,
     /// Log index of its last committed sign of life (opening, or a write under it); fences its expiry.
     pub last_renewal: LogIndex,
-    /// The nodes it owns, in the order of their keys.
+    /// When it lapsed, if it did and the guard holds nodes of it. Nothing counts down for it then; it ends with
+    /// its last node, and a sign of life revives it.
+    pub lapsed: Option<Revision>,
+    /// The nodes it owns, in the order of their keys. All of them are suspects if it lapsed, none if not.
     pub nodes: Vec<NodeKey>,
 }

@@ -6,6 +6,7 @@ use super::command::Expected;
 use super::limits::Limits;
 use super::outcome::Refusal;
 use super::record::{GroupSettings, Labels, NodeState, Override, Registration, ServiceSettings};
+use crate::guard::GuardSettings;
 use crate::ids::Revision;
 
 pub(super) fn registration(limits: &Limits, registration: &Registration) -> Result<(), Refusal> {
@@ -33,12 +34,14 @@ pub(super) fn over(limits: &Limits, over: &Override) -> Result<(), Refusal> {
 }
 
 pub(super) fn service_settings(limits: &Limits, settings: &ServiceSettings) -> Result<(), Refusal> {
-    metadata(limits, "settings.metadata", &settings.metadata)
+    metadata(limits, "settings.metadata", &settings.metadata)?;
+    guard("settings.guard", &settings.guard)
 }
 
 pub(super) fn group_settings(limits: &Limits, settings: &GroupSettings) -> Result<(), Refusal> {
     metadata(limits, "settings.metadata", &settings.metadata)?;
-    metadata(limits, "settings.defaults.metadata", &settings.defaults.metadata)
+    metadata(limits, "settings.defaults.metadata", &settings.defaults.metadata)?;
+    guard("settings.defaults.guard", &settings.defaults.guard)
 }
 
 /// A text for people.
@@ -52,6 +55,11 @@ pub(super) fn batch(limits: &Limits, field: &str, len: usize) -> Result<(), Refu
     if len == 0 {
         return Err(invalid(field, "is empty, must hold at least one element"));
     }
+    batch_or_none(limits, field, len)
+}
+
+/// A batch that may be empty.
+pub(super) fn batch_or_none(limits: &Limits, field: &str, len: usize) -> Result<(), Refusal> {
     at_most(field, len, limits.batch_max)
 }
 
@@ -100,6 +108,15 @@ pub(super) fn invalid(field: impl Into<String>, problem: impl Into<String>) -> R
         field: field.into(),
         problem: problem.into(),
     }
+}
+
+fn guard(field: &str, settings: &GuardSettings) -> Result<(), Refusal> {
+    settings.check().map_err(|error| {
+        invalid(
+            format!("{field}.{}", error.field),
+            format!("is {}, must be {}", error.value, error.range),
+        )
+    })
 }
 
 fn addresses(limits: &Limits, registration: &Registration) -> Result<(), Refusal> {

@@ -1,8 +1,9 @@
-//! Commands on sessions: open, close, expire.
+//! Commands on sessions: open, close, expire, revive.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use super::command::ExpiryFence;
+use super::command::{ExpiryFence, RevivalFence};
 use super::draft::{Draft, Effect};
 use super::outcome::{Refusal, RemovalCause, SessionChange};
 use super::record::Session;
@@ -39,6 +40,7 @@ impl Directory {
             client: client.into(),
             opened: draft.revision,
             last_renewal: at.index,
+            lapsed: None,
             nodes: Vec::new(),
         };
         self.sessions.insert(session, &mut self.digest);
@@ -56,61 +58,170 @@ impl Directory {
         Ok(Effect::of(draft))
     }
 
-    /// Ends the sessions that are still as the leader saw them, all in one revision.
+    /// The sessions that are still as the leader saw them lapsed: their nodes leave or are held, all in one
+    /// revision.
     pub(super) fn on_expire_sessions(
         &mut self,
         at: LogPosition,
         term: Term,
         fences: &[ExpiryFence],
+        following: &[(ServiceKey, u32)],
     ) -> Result<Effect, Refusal> {
         rules::batch(&self.limits, "sessions", fences.len())?;
+        rules::batch_or_none(&self.limits, "following", following.len())?;
         let stands = |fence: &&ExpiryFence| {
             let session = self.session(fence.session);
-            at.term == term && session.is_some_and(|session| session.last_renewal == fence.last_renewal)
+            at.term == term
+                && session.is_some_and(|session| {
+                    session.last_renewal == fence.last_renewal && session.lapsed.is_none()
+                })
         };
-        let mut expired: Vec<SessionId> = fences.iter().filter(stands).map(|fence| fence.session).collect();
-        expired.sort_unstable();
-        expired.dedup();
-        let mut voided: Vec<SessionId> = fences.iter().map(|fence| fence.session).collect();
-        voided.retain(|session| expired.binary_search(session).is_err());
-        if expired.is_empty() {
+        let (lapsed, voided) = split(fences, |fence| fence.session, stands);
+        if lapsed.is_empty() {
             return Ok(Effect {
                 voided,
                 ..Effect::nothing()
             });
         }
         let mut draft = self.draft();
-        self.end_sessions(&mut draft, &expired, RemovalCause::Expired);
+        self.lapse_sessions(&mut draft, &lapsed, following);
         Ok(Effect {
             voided,
             ..Effect::of(draft)
         })
     }
 
-    /// A session showed life: an expiry judged on what went before is void.
-    pub(super) fn note_life(&mut self, at: LogPosition, session: Option<SessionId>) {
-        if let Some(session) = session {
-            self.sessions.write(session, &mut self.digest, |session| {
-                session.last_renewal = at.index
+    fn lapse_sessions(&mut self, draft: &mut Draft, lapsed: &[SessionId], following: &[(ServiceKey, u32)]) {
+        let mut held: BTreeSet<ServiceKey> = BTreeSet::new();
+        let following: BTreeMap<&ServiceKey, u32> =
+            following.iter().map(|(service, more)| (service, *more)).collect();
+        for (key, ids) in self.nodes_of(lapsed) {
+            let more = following.get(&key).copied().unwrap_or(0);
+            self.write_service(draft, &key, |service| {
+                if service.lapse_nodes(&ids, more) {
+                    held.insert(key.clone());
+                }
+            });
+        }
+        for id in lapsed {
+            let revision = draft.revision;
+            let mut left = 0;
+            self.sessions.write(*id, &mut self.digest, |session| {
+                session.nodes.retain(|key| held.contains(&key.service));
+                session.lapsed = Some(revision);
+                left = session.nodes.len();
+            });
+            if left > 0 {
+                draft.sessions.push(SessionChange::Lapsed {
+                    session: *id,
+                    held: left,
+                });
+            }
+            self.end_if_spent(draft, *id);
+        }
+    }
+
+    /// The lapsed sessions that were heard from again.
+    pub(super) fn on_revive_sessions(
+        &mut self,
+        at: LogPosition,
+        term: Term,
+        fences: &[RevivalFence],
+    ) -> Result<Effect, Refusal> {
+        rules::batch(&self.limits, "sessions", fences.len())?;
+        let stands = |fence: &&RevivalFence| {
+            let session = self.session(fence.session);
+            at.term == term && session.is_some_and(|session| session.lapsed == Some(fence.lapsed))
+        };
+        let (revived, voided) = split(fences, |fence| fence.session, stands);
+        if revived.is_empty() {
+            return Ok(Effect {
+                voided,
+                ..Effect::nothing()
+            });
+        }
+        let mut draft = self.draft();
+        self.revive_sessions(&mut draft, at, &revived);
+        Ok(Effect {
+            voided,
+            ..Effect::of(draft)
+        })
+    }
+
+    /// A session showed life: an expiry judged on what went before is void, and if it had lapsed it goes on.
+    pub(super) fn note_life(&mut self, draft: &mut Draft, at: LogPosition, session: Option<SessionId>) {
+        let Some(id) = session else { return };
+        if self.session(id).is_some_and(|session| session.lapsed.is_some()) {
+            self.revive_sessions(draft, at, &[id]);
+        } else {
+            self.sessions.write(id, &mut self.digest, |session| {
+                session.last_renewal = at.index;
             });
         }
     }
 
-    fn end_sessions(&mut self, draft: &mut Draft, sessions: &[SessionId], cause: RemovalCause) {
-        let mut nodes: BTreeMap<ServiceKey, Vec<NodeId>> = BTreeMap::new();
+    fn revive_sessions(&mut self, draft: &mut Draft, at: LogPosition, sessions: &[SessionId]) {
+        for (key, ids) in self.nodes_of(sessions) {
+            self.write_service(draft, &key, |service| service.revive_nodes(&ids));
+        }
         for id in sessions {
-            let session = self
-                .sessions
+            self.sessions.write(*id, &mut self.digest, |session| {
+                session.lapsed = None;
+                session.last_renewal = at.index;
+                draft.sessions.push(SessionChange::Revived {
+                    session: *id,
+                    ttl_ms: session.ttl_ms,
+                });
+            });
+        }
+    }
+
+    /// A lapsed session ends with its last node.
+    pub(super) fn end_if_spent(&mut self, draft: &mut Draft, id: SessionId) {
+        let spent = |session: &Arc<Session>| session.lapsed.is_some() && session.nodes.is_empty();
+        if self.session(id).is_some_and(spent) && self.sessions.remove(id, &mut self.digest).is_some() {
+            let cause = RemovalCause::Expired;
+            draft.sessions.push(SessionChange::Ended { session: id, cause });
+        }
+    }
+
+    fn end_sessions(&mut self, draft: &mut Draft, sessions: &[SessionId], cause: RemovalCause) {
+        let nodes = self.nodes_of(sessions);
+        for id in sessions {
+            self.sessions
                 .remove(*id, &mut self.digest)
                 .expect("the session was found before");
-            for key in &session.nodes {
-                nodes
-                    .entry(key.service.clone())
-                    .or_default()
-                    .push(key.node.clone());
-            }
             draft.sessions.push(SessionChange::Ended { session: *id, cause });
         }
         self.remove_nodes(draft, nodes, cause);
     }
+
+    /// The nodes of these sessions, service by service.
+    fn nodes_of(&self, sessions: &[SessionId]) -> BTreeMap<ServiceKey, Vec<NodeId>> {
+        let mut nodes: BTreeMap<ServiceKey, Vec<NodeId>> = BTreeMap::new();
+        for session in sessions.iter().filter_map(|id| self.session(*id)) {
+            for key in &session.nodes {
+                let ids = match nodes.get_mut(&key.service) {
+                    Some(ids) => ids,
+                    None => nodes.entry(key.service.clone()).or_default(),
+                };
+                ids.push(key.node.clone());
+            }
+        }
+        nodes
+    }
+}
+
+/// The sessions of the fences that stand, each once and in order, and those of all others.
+fn split<F>(
+    fences: &[F],
+    session: impl Fn(&F) -> SessionId,
+    stands: impl Fn(&&F) -> bool,
+) -> (Vec<SessionId>, Vec<SessionId>) {
+    let mut standing: Vec<SessionId> = fences.iter().filter(stands).map(&session).collect();
+    standing.sort_unstable();
+    standing.dedup();
+    let mut voided: Vec<SessionId> = fences.iter().map(&session).collect();
+    voided.retain(|session| standing.binary_search(session).is_err());
+    (standing, voided)
 }

@@ -15,11 +15,12 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::changelog::{ChangeLog, ChangeLogBounds};
 use super::digest::{self, StateDigest};
 use super::limits::Limits;
-use super::record::{Group, Service, Session};
+use super::record::{Group, NodeState, Service, Session};
 use super::requests::{Remembered, RequestTable};
 use super::session_table::SessionTable;
 use super::sign::Sign;
 use super::state::{Directory, Totals};
+use crate::guard::Ledger;
 use crate::ids::{GroupName, Incarnation, LogIndex, NodeKey, RequestId, Revision, SessionId};
 
 const MAGIC: &[u8; 8] = b"ROLLCALL";
@@ -106,6 +107,7 @@ struct StoredSession {
     client: String,
     opened: Revision,
     last_renewal: LogIndex,
+    lapsed: Option<Revision>,
 }
 
 impl Directory {
@@ -212,6 +214,7 @@ impl StoredSession {
             client: session.client.clone(),
             opened: session.opened,
             last_renewal: session.last_renewal,
+            lapsed: session.lapsed,
         }
     }
 
@@ -223,6 +226,7 @@ impl StoredSession {
             client: self.client,
             opened: self.opened,
             last_renewal: self.last_renewal,
+            lapsed: self.lapsed,
             nodes: Vec::new(),
         }
     }
@@ -326,6 +330,7 @@ impl Directory {
         for (id, tombstone) in service.tombstones.iter() {
             self.digest.add(digest::of_tombstone(key, id, tombstone));
         }
+        self.check_guard(service)?;
         let sign = service
             .views()
             .map(Sign::of_node)
@@ -333,9 +338,52 @@ impl Directory {
         agree(|| format!("the sign of service {key}"), &service.sign, &sign)?;
         self.digest.add(digest::of_service(service));
         self.totals.services += 1;
+        self.totals.note_ledger(&Ledger::default(), &service.guard);
         self.totals.nodes += service.nodes.len() as u64;
         self.totals.overrides += service.overrides.len() as u64;
         Ok(())
+    }
+}
+
+impl Directory {
+    /// Suspects are those nodes whose session lapsed, and the guard has counted right.
+    fn check_guard(&self, service: &Service) -> Result<(), SnapshotError> {
+        let key = &service.key;
+        let (mut up, mut held) = (0, 0);
+        for (id, node) in &service.nodes {
+            let owner = node.session.and_then(|owner| self.sessions.of(owner));
+            let lapsed = owner.is_some_and(|session| session.lapsed.is_some());
+            let suspect = node.state == NodeState::Suspect;
+            agree(
+                || format!("whether node {key}/{id} is suspect"),
+                &suspect,
+                &lapsed,
+            )?;
+            up += u32::from(node.state == NodeState::Up);
+            held += u32::from(suspect);
+        }
+        let guard = &service.guard;
+        let listed = u32::try_from(service.nodes.len()).unwrap_or(u32::MAX);
+        agree(
+            || format!("the guard's count of nodes of service {key}"),
+            &guard.listed(),
+            &listed,
+        )?;
+        agree(
+            || format!("the guard's count of up nodes of service {key}"),
+            &guard.up(),
+            &up,
+        )?;
+        agree(
+            || format!("the guard's count of held nodes of service {key}"),
+            &guard.held(),
+            &held,
+        )?;
+        agree(
+            || format!("whether service {key} holds nodes"),
+            &guard.hold().is_some(),
+            &(held > 0),
+        )
     }
 }
 

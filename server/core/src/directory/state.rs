@@ -11,12 +11,13 @@ use super::digest::{self, StateDigest};
 use super::draft::{Draft, ServiceDraft};
 use super::limits::Limits;
 use super::outcome::{NodeChange, Refusal, RemovalCause, ServiceFate};
-use super::record::{Group, GroupSettings, Node, Override, Service, ServiceSettings, Session};
+use super::record::{Group, GroupSettings, Node, NodeState, Override, Service, ServiceSettings, Session};
 use super::requests::RequestTable;
 use super::session_table::SessionTable;
 use super::sign::Sign;
 use super::tombstone::{Tombstone, Tombstones};
 use super::view::NodeView;
+use crate::guard::{Ending, GuardSettings, HoldReason, Ledger, Verdict};
 use crate::ids::{GroupName, Incarnation, NodeId, NodeKey, Revision, ServiceKey, SessionId};
 
 /// The replicated state: who offers what, as of which revision.
@@ -54,6 +55,19 @@ pub struct Totals {
     pub sessions: u64,
     /// Requests remembered.
     pub requests: u64,
+    /// Nodes held by removal guards.
+    pub held: u64,
+    /// Services whose removal guard is engaged.
+    pub engaged: u64,
+}
+
+impl Totals {
+    /// A service's ledger was `before` and is `after`.
+    pub(super) fn note_ledger(&mut self, before: &Ledger, after: &Ledger) {
+        let engaged = |ledger: &Ledger| u64::from(ledger.engaged().is_some());
+        self.held = self.held - u64::from(before.held()) + u64::from(after.held());
+        self.engaged = self.engaged - engaged(before) + engaged(after);
+    }
 }
 
 impl Directory {
@@ -157,6 +171,26 @@ impl Directory {
         })
     }
 
+    /// The services whose removal guard has a window under way or holds nodes, in the order of their keys: what
+    /// a new leader starts its countdowns from, and what is to be shown. Walks all services.
+    pub fn guarded_services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        let services = self.groups.values().flat_map(|group| group.services.values());
+        services.filter(|service| !service.guard.is_idle())
+    }
+
+    /// The longest ttl of the sessions that own a service's held nodes, in milliseconds: how long nodes left
+    /// over by a guard that disengaged may still return before they are released. `None`: nothing is held.
+    #[must_use]
+    pub fn held_ttl_ms(&self, key: &ServiceKey) -> Option<u32> {
+        let service = self.service(key)?;
+        let held = service
+            .nodes
+            .values()
+            .filter(|node| node.state == NodeState::Suspect);
+        let owners = held.filter_map(|node| self.sessions.of(node.session?));
+        owners.map(|session| session.ttl_ms).max()
+    }
+
     /// The last changes.
     #[must_use]
     pub fn changes(&self) -> &ChangeLog {
@@ -254,6 +288,7 @@ impl Directory {
             overrides: BTreeMap::new(),
             tombstones: Arc::new(Tombstones::above(self.incarnation_floor)),
             sign: Sign::default(),
+            guard: Ledger::default(),
             created: revision,
             modified: revision,
             settings_modified: revision,
@@ -296,6 +331,8 @@ impl Directory {
             self.digest.take(digest::of_tombstone(key, id, tombstone));
         }
         self.totals.services -= 1;
+        self.totals.note_ledger(&service.guard, &Ledger::default());
+        draft.guards.remove(key);
         self.totals.overrides -= service.overrides.len() as u64;
         self.incarnation_floor = self.incarnation_floor.max(service.tombstones.highest());
         draft.services.insert(
@@ -324,17 +361,29 @@ impl Directory {
         let service = Arc::make_mut(slot);
         self.digest.take(digest::of_service(service));
         let (sign_before, nodes_before) = (service.sign, service.nodes.len() as u64);
+        let guard_before = service.guard;
         let change = draft.services.entry(key.clone()).or_default();
         service.modified = draft.revision;
-        write(&mut ServiceWriter {
+        let mut writer = ServiceWriter {
             service,
             change,
             digest: &mut self.digest,
             totals: &mut self.totals,
             revision: draft.revision,
             tombstones_max: self.limits.tombstones_per_service_max as usize,
-        });
+            held_now: false,
+        };
+        write(&mut writer);
+        let ending = writer.settle_guard();
         change.sign = service.sign;
+        self.totals.note_ledger(&guard_before, &service.guard);
+        draft.note_guard(
+            key,
+            guard_before,
+            &service.guard,
+            || service.guard_status(),
+            ending,
+        );
         self.digest.add(digest::of_service(service));
         let (name, sign, nodes) = (&key.service, service.sign, service.nodes.len() as u64);
         group.sign = group
@@ -343,6 +392,29 @@ impl Directory {
             .plus(Sign::of_service(name, sign));
         group.nodes = group.nodes - nodes_before + nodes;
         self.digest.add(digest::of_group(group));
+    }
+
+    /// Changes what a service's guard keeps, and nothing that is listed or watched. How an engagement ended, if
+    /// it did, comes back from `write`.
+    pub(super) fn write_guard(
+        &mut self,
+        draft: &mut Draft,
+        key: &ServiceKey,
+        write: impl FnOnce(&mut Ledger, &GuardSettings, Revision) -> Option<Ending>,
+    ) {
+        let groups = Arc::make_mut(&mut self.groups);
+        let group = Arc::make_mut(groups.get_mut(&key.group).expect("the group was found before"));
+        let slot = group
+            .services
+            .get_mut(&key.service)
+            .expect("the service was found before");
+        let service = Arc::make_mut(slot);
+        self.digest.take(digest::of_service(service));
+        let before = service.guard;
+        let ending = write(&mut service.guard, &service.settings.guard, draft.revision);
+        self.totals.note_ledger(&before, &service.guard);
+        self.digest.add(digest::of_service(service));
+        draft.note_guard(key, before, &service.guard, || service.guard_status(), ending);
     }
 
     /// Removes nodes that are there, service by service. Their sessions' lists are the caller's matter.
@@ -370,6 +442,8 @@ pub(super) struct ServiceWriter<'a> {
     totals: &'a mut Totals,
     revision: Revision,
     tombstones_max: usize,
+    /// Nodes became suspects in this write.
+    held_now: bool,
 }
 
 impl ServiceWriter<'_> {
@@ -389,8 +463,12 @@ impl ServiceWriter<'_> {
                 .sign
                 .minus(Sign::of_node(NodeView::new(before, over)));
             self.digest.take(digest::of_node(&self.service.key, before));
+            self.service
+                .guard
+                .changed(before.state.standing(), node.state.standing());
         } else {
             self.totals.nodes += 1;
+            self.service.guard.joined(node.state.standing());
             if self.service.tombstones.of(&id).is_some()
                 && let Some(tombstone) = Arc::make_mut(&mut self.service.tombstones).exhume(&id)
             {
@@ -415,12 +493,19 @@ impl ServiceWriter<'_> {
         self.service.nodes.insert(id, node);
     }
 
-    fn remove_node(&mut self, id: NodeId, cause: RemovalCause) {
+    pub(super) fn remove_node(&mut self, id: NodeId, cause: RemovalCause) {
         let node = self.service.nodes.remove(&id).expect("the node was found before");
         let over = self.service.overrides.get(&id).map(AsRef::as_ref);
         self.service.sign = self.service.sign.minus(Sign::of_node(NodeView::new(&node, over)));
         self.digest.take(digest::of_node(&self.service.key, &node));
         self.totals.nodes -= 1;
+        let guard = &mut self.service.guard;
+        match cause {
+            RemovalCause::Expired => {
+                guard.struck(&self.service.settings.guard, node.state.standing(), self.revision)
+            }
+            RemovalCause::Deregistered | RemovalCause::SessionClosed => guard.left(node.state.standing()),
+        }
         let incarnation = node.incarnation;
         self.change.nodes.insert(
             id.clone(),
@@ -442,6 +527,62 @@ impl ServiceWriter<'_> {
             self.digest
                 .take(digest::of_tombstone(&self.service.key, &id, &forgotten));
         }
+    }
+
+    /// These nodes' sessions lapsed, and `following` more will be told of the same tick: the guard lets all of
+    /// them go, or holds them all as suspects. Whether they are held.
+    pub(super) fn lapse_nodes(&mut self, ids: &[NodeId], following: u32) -> bool {
+        let lapsed = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+        let service = &mut *self.service;
+        match service.guard.judge(&service.settings.guard, lapsed, following) {
+            Verdict::Remove => {
+                for id in ids {
+                    self.remove_node(id.clone(), RemovalCause::Expired);
+                }
+                false
+            }
+            Verdict::Hold(reason) => {
+                self.hold_nodes(ids, reason, lapsed);
+                true
+            }
+        }
+    }
+
+    fn hold_nodes(&mut self, ids: &[NodeId], reason: HoldReason, lapsed: u32) {
+        self.held_now = true;
+        self.service.guard.engage(reason, lapsed, self.revision);
+        for id in ids {
+            self.set_state(id, |_| NodeState::Suspect);
+        }
+    }
+
+    /// Suspects whose session was heard from again are what their registrant said.
+    pub(super) fn revive_nodes(&mut self, ids: &[NodeId]) {
+        for id in ids {
+            self.set_state(id, |node| node.registration.state);
+        }
+    }
+
+    fn set_state(&mut self, id: &NodeId, state: impl FnOnce(&Node) -> NodeState) {
+        let before = self
+            .service
+            .nodes
+            .get(id)
+            .expect("a session's nodes are in the directory");
+        let mut node = Node::clone(before);
+        node.state = state(before);
+        node.modified = self.revision;
+        self.put_node(node);
+    }
+
+    /// Whether the guard disengages now. Not by the lapses that it just held.
+    fn settle_guard(&mut self) -> Option<Ending> {
+        if self.held_now {
+            return None;
+        }
+        self.service
+            .guard
+            .settle(&self.service.settings.guard, self.revision)
     }
 
     /// Lays an override over a node id, or takes it away. A node that is there changes with it.

@@ -7,9 +7,10 @@ use std::path::Path;
 
 use rollcall_core::directory::{Command, Node, ServiceSettings};
 use rollcall_core::directory::{
-    Directory, Expected, GroupMode, Limits, NodeKind, NodeState, NodeView, Override, Request, Sign,
-    UpdateNode,
+    Directory, Expected, ExpiryFence, GroupMode, Limits, NodeKind, NodeState, NodeView, Override, Request,
+    RevivalFence, Sign, UpdateNode,
 };
+use rollcall_core::guard::GuardSettings;
 use rollcall_core::ids::{Incarnation, LogIndex, LogPosition, RequestId, Revision, SessionId, Term};
 
 use crate::scene::{
@@ -37,6 +38,13 @@ fn assert_golden(name: &str, bytes: &[u8]) {
     }
 }
 
+fn fence(session: u64, last_renewal: u64) -> ExpiryFence {
+    ExpiryFence {
+        session: SessionId(session),
+        last_renewal: LogIndex(last_renewal),
+    }
+}
+
 /// One of each command, in the order of the enum, and every field in use somewhere.
 fn commands() -> Vec<Command> {
     let mut full = registration("a:80");
@@ -57,6 +65,12 @@ fn commands() -> Vec<Command> {
         default_kind: NodeKind::Ephemeral,
         metadata: [].into(),
         nodes_max: 9,
+        guard: GuardSettings {
+            share: 2_000,
+            window_ms: 60_000,
+            keep_last: true,
+            hold_max_ms: 3_600_000,
+        },
     };
     let group_settings = rollcall_core::directory::GroupSettings {
         mode: GroupMode::Cp,
@@ -138,6 +152,39 @@ fn commands() -> Vec<Command> {
                 ..Limits::default()
             },
         },
+        // The guard: one held and revived, then held for good; a word about a window that is not; a confirmation
+        // that comes too late; and a release that finds the share used up.
+        Command::ExpireSessions {
+            term: Term(1),
+            sessions: vec![fence(1, 11)],
+            following: vec![(service("prod/feed"), 1)],
+        },
+        Command::ReviveSessions {
+            term: Term(1),
+            sessions: vec![RevivalFence {
+                session: SessionId(1),
+                lapsed: Revision(18),
+            }],
+        },
+        Command::ExpireSessions {
+            term: Term(1),
+            sessions: vec![fence(1, 21)],
+            following: vec![],
+        },
+        Command::CloseGuardWindows {
+            term: Term(1),
+            windows: vec![(service("prod/feed"), Revision(1))],
+        },
+        Command::ConfirmRemoval {
+            service: service("prod/feed"),
+            since: Some(Revision(18)),
+            author: "ann".into(),
+            reason: "rack 7 burned down".into(),
+        },
+        Command::ReleaseHeld {
+            term: Term(1),
+            holds: vec![(service("prod/feed"), Revision(20))],
+        },
     ]
 }
 
@@ -177,8 +224,17 @@ fn snapshots_keep_their_first_format() {
     }
     assert_eq!(
         refused,
-        ["group prod still has 1 services"],
+        [
+            "group prod still has 1 services",
+            "the hold of service prod/feed is at revision 20, expected 18"
+        ],
         "everything else shapes the snapshot"
+    );
+    let feed = directory.service(&service("prod/feed")).unwrap();
+    let hold = feed.guard.hold().expect("nodes are held");
+    assert!(
+        hold.overdue && hold.since == Revision(20),
+        "the guard's words were not void: {hold:?}"
     );
     let snapshot = directory.encode_snapshot();
     assert_golden("snapshot_v1.hex", &snapshot);

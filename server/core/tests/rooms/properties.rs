@@ -1,13 +1,14 @@
 //! What holds for every log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use rollcall_core::directory::{
-    Command, DeregisterNode, Directory, Expected, ExpiryFence, GroupSettings, Limits, NodeChange, NodeKind,
-    NodeState, Override, RegisterNode, Request, RevisionChanges, ServiceFate, ServiceSettings, SessionChange,
-    Sign, UpdateNode,
+    Command, DeregisterNode, Directory, Expected, ExpiryFence, GroupSettings, GuardEvent, Limits, NodeChange,
+    NodeKind, NodeState, Override, RegisterNode, Request, RevisionChanges, RevivalFence, Service,
+    ServiceFate, ServiceSettings, SessionChange, Sign, UpdateNode,
 };
+use rollcall_core::guard::{GuardSettings, GuardStatus};
 use rollcall_core::ids::{
     Incarnation, LogIndex, LogPosition, NodeId, NodeKey, RequestId, Revision, ServiceKey, SessionId, Term,
 };
@@ -122,6 +123,16 @@ fn over() -> impl Strategy<Value = Override> {
         })
 }
 
+fn guard() -> impl Strategy<Value = GuardSettings> {
+    (prop::sample::select(vec![0, 3_000, 5_000, 10_000]), any::<bool>()).prop_map(|(share, keep_last)| {
+        GuardSettings {
+            share,
+            keep_last,
+            ..GuardSettings::default()
+        }
+    })
+}
+
 fn command() -> impl Strategy<Value = Command> {
     let group = || prop::sample::select(vec!["a", "b", "c"]).prop_map(scene::group);
     let fence = (session(), 0u64..60).prop_map(|(session, index)| ExpiryFence {
@@ -130,20 +141,22 @@ fn command() -> impl Strategy<Value = Command> {
     });
     let nodes_max = prop::option::of(0u32..3);
     prop_oneof![
-        4 => (group(), any::<bool>(), expected()).prop_map(|(group, auto, expected)| {
-            let settings = GroupSettings { auto_create: auto, ..GroupSettings::default() };
+        4 => (group(), any::<bool>(), guard(), expected()).prop_map(|(group, auto, guard, expected)| {
+            let defaults = ServiceSettings { guard, ..ServiceSettings::default() };
+            let settings = GroupSettings { auto_create: auto, defaults, ..GroupSettings::default() };
             Command::PutGroup { group, settings, expected }
         }),
         1 => (group(), expected()).prop_map(|(group, expected)| Command::DeleteGroup { group, expected }),
-        2 => (service(), nodes_max, expected()).prop_map(|(key, nodes_max, expected)| {
-            let settings = nodes_max.map(|nodes_max| ServiceSettings { nodes_max, ..ServiceSettings::default() });
+        2 => (service(), nodes_max, guard(), expected()).prop_map(|(key, nodes_max, guard, expected)| {
+            let settings =
+                nodes_max.map(|nodes_max| ServiceSettings { nodes_max, guard, ..ServiceSettings::default() });
             Command::PutService { key, settings, expected }
         }),
         1 => (service(), expected()).prop_map(|(key, expected)| Command::DeleteService { key, expected }),
         4 => Just(scene::open_session()),
         1 => session().prop_map(|session| Command::CloseSession { session }),
         3 => (1u64..3, prop::collection::vec(fence, 1..4))
-            .prop_map(|(term, sessions)| Command::ExpireSessions { term: Term(term), sessions }),
+            .prop_map(|(term, sessions)| Command::ExpireSessions { term: Term(term), sessions, following: Vec::new() }),
         12 => (prop::option::weighted(0.9, session()), prop::collection::vec(register_node(), 1..4))
             .prop_map(|(session, nodes)| Command::Register { session, nodes }),
         4 => (prop::option::of(session()), prop::collection::vec((node(), expected()), 1..3)).prop_map(
@@ -159,6 +172,22 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (node(), 0u64..40).prop_map(|(key, at)| Command::ExpireOverrides {
             term: Term(1),
             overrides: vec![(key, Revision(at))],
+        }),
+        3 => (1u64..3, prop::collection::vec((session(), 0u64..60), 1..4)).prop_map(|(term, sessions)| {
+            let fence = |(session, lapsed)| RevivalFence { session, lapsed: Revision(lapsed) };
+            Command::ReviveSessions { term: Term(term), sessions: sessions.into_iter().map(fence).collect() }
+        }),
+        1 => (service(), 0u64..60).prop_map(|(key, began)| Command::CloseGuardWindows {
+            term: Term(1),
+            windows: vec![(key, Revision(began))],
+        }),
+        1 => (service(), 0u64..60).prop_map(|(key, since)| Command::ReleaseHeld {
+            term: Term(1),
+            holds: vec![(key, Revision(since))],
+        }),
+        1 => (service(), prop::option::weighted(0.2, 0u64..60)).prop_map(|(service, since)| {
+            let since = since.map(Revision);
+            Command::ConfirmRemoval { service, since, author: "ann".into(), reason: String::new() }
         }),
         1 => (1u32..8).prop_map(|requests_max| Command::SetLimits { limits: Limits { requests_max, ..limits() } }),
     ]
@@ -220,6 +249,7 @@ fn check_sums(directory: &Directory) {
             services += 1;
             overrides += service.overrides.len() as u64;
             assert!(service.tombstones.len() <= 2);
+            check_ledger(directory, service);
             for (id, node) in &service.nodes {
                 assert!(service.tombstones.of(id).is_none());
                 let key = NodeKey {
@@ -245,7 +275,39 @@ fn check_sums(directory: &Directory) {
         (services, nodes, overrides)
     );
     assert_eq!(totals.sessions, directory.sessions().count() as u64);
+    let guarded: Vec<_> = directory.guarded_services().collect();
+    let held = guarded.iter().map(|service| u64::from(service.guard.held()));
+    let engaged = guarded.iter().filter(|service| service.guard.engaged().is_some());
+    assert_eq!(
+        (totals.held, totals.engaged),
+        (held.sum(), engaged.count() as u64)
+    );
+    for session in directory.sessions().filter(|session| session.lapsed.is_some()) {
+        assert!(
+            !session.nodes.is_empty(),
+            "a lapsed session ends with its last node"
+        );
+    }
     assert_eq!(directory.changes().head(), directory.revision());
+}
+
+/// The guard's counts, and that suspects are the nodes of lapsed sessions.
+fn check_ledger(directory: &Directory, service: &Service) {
+    let of_state = |state| service.nodes.values().filter(|node| node.state == state).count();
+    let guard = &service.guard;
+    let counted = (guard.listed(), guard.up(), guard.held());
+    let counted = (counted.0 as usize, counted.1 as usize, counted.2 as usize);
+    let held = of_state(NodeState::Suspect);
+    assert_eq!(counted, (service.nodes.len(), of_state(NodeState::Up), held));
+    assert_eq!(guard.hold().is_some(), held > 0);
+    for node in service.nodes.values() {
+        let owner = node.session.and_then(|session| directory.session(session));
+        let lapsed = owner.is_some_and(|session| session.lapsed.is_some());
+        assert_eq!(node.state == NodeState::Suspect, lapsed);
+        if !lapsed {
+            assert_eq!(node.state, node.registration.state);
+        }
+    }
 }
 
 proptest! {
@@ -377,6 +439,8 @@ proptest! {
 struct Watcher {
     services: BTreeMap<ServiceKey, (Sign, BTreeMap<NodeId, Sign>)>,
     sessions: Vec<SessionId>,
+    lapsed: BTreeSet<SessionId>,
+    guards: BTreeMap<ServiceKey, GuardStatus>,
 }
 
 impl Watcher {
@@ -384,6 +448,7 @@ impl Watcher {
         for change in &changes.services {
             match change.fate {
                 ServiceFate::Deleted => {
+                    self.guards.remove(&change.key);
                     let (_, nodes) = self.services.remove(&change.key).expect("it was announced");
                     assert!(nodes.is_empty());
                     continue;
@@ -405,10 +470,32 @@ impl Watcher {
                 }
             }
         }
+        for change in &changes.guards {
+            let known = self.guards.insert(change.service.clone(), change.status);
+            let engaged = (
+                known.is_some_and(|status| status.engaged.is_some()),
+                change.status.engaged.is_some(),
+            );
+            match change.event {
+                GuardEvent::Engaged => assert_eq!(engaged, (false, true)),
+                GuardEvent::Disengaged(_) => assert_eq!(engaged, (true, false)),
+                GuardEvent::Confirmed { .. } => assert!(!engaged.1 && change.status.held == 0),
+                GuardEvent::Changed => assert_eq!(engaged.0, engaged.1),
+            }
+        }
         for change in &changes.sessions {
             match change {
                 SessionChange::Opened { session, .. } => self.sessions.push(*session),
-                SessionChange::Ended { session, .. } => self.sessions.retain(|id| id != session),
+                SessionChange::Ended { session, .. } => {
+                    self.sessions.retain(|id| id != session);
+                    self.lapsed.remove(session);
+                }
+                SessionChange::Lapsed { session, .. } => {
+                    assert!(self.lapsed.insert(*session), "it lapses once");
+                }
+                SessionChange::Revived { session, .. } => {
+                    assert!(self.lapsed.remove(session), "it had lapsed");
+                }
             }
         }
     }
@@ -429,6 +516,24 @@ impl Watcher {
         }
         let sessions: Vec<_> = directory.sessions().map(|session| session.id).collect();
         assert_eq!(self.sessions, sessions);
+        let lapsed = directory.sessions().filter(|session| session.lapsed.is_some());
+        assert_eq!(self.lapsed, lapsed.map(|session| session.id).collect());
+        for group in directory.groups() {
+            for service in group.services.values() {
+                let now = service.guard_status();
+                let told = |status: &GuardStatus| {
+                    (
+                        status.window,
+                        status.removed,
+                        status.held,
+                        status.held_since,
+                        status.overdue,
+                    )
+                };
+                let known = self.guards.get(&service.key).copied().unwrap_or_default();
+                assert_eq!(told(&known), told(&now));
+            }
+        }
     }
 }
 
@@ -462,7 +567,7 @@ proptest! {
     ) {
         let mut directory = Directory::new(Limits::default());
         let mut log = Log::default();
-        for command in [scene::put_group("a"), scene::open_session(), scene::open_session(), scene::open_session()] {
+        for command in [scene::put_unguarded_group("a"), scene::open_session(), scene::open_session(), scene::open_session()] {
             log.commit(&mut directory, command).unwrap();
         }
         // Per session: writes committed so far, and whether it was expired.

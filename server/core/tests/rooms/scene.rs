@@ -2,9 +2,10 @@
 
 use rollcall_core::directory::{
     Address, Applied, Command, DeregisterNode, Directory, Expected, ExpiryFence, GroupSettings, Labels,
-    Limits, NodeState, Outcome, Override, Refusal, RegisterNode, Registration, Request, UpdateNode,
-    WEIGHT_DEFAULT,
+    Limits, NodeState, Outcome, Override, Refusal, RegisterNode, Registration, Request, ServiceSettings,
+    UpdateNode, WEIGHT_DEFAULT,
 };
+use rollcall_core::guard::GuardSettings;
 use rollcall_core::ids::{GroupName, LogIndex, LogPosition, NodeKey, RequestId, ServiceKey, SessionId, Term};
 
 pub(crate) fn group(name: &str) -> GroupName {
@@ -65,9 +66,25 @@ pub(crate) fn update_node(path: &str) -> UpdateNode {
     }
 }
 
+/// A group that creates services by itself, with the default guard.
 pub(crate) fn put_group(name: &str) -> Command {
+    put_group_with(name, GuardSettings::default())
+}
+
+/// The same, with services that no guard holds.
+pub(crate) fn put_unguarded_group(name: &str) -> Command {
+    put_group_with(name, GuardSettings::off())
+}
+
+/// The same, with services guarded like this.
+pub(crate) fn put_group_with(name: &str, guard: GuardSettings) -> Command {
+    let defaults = ServiceSettings {
+        guard,
+        ..ServiceSettings::default()
+    };
     let settings = GroupSettings {
         auto_create: true,
+        defaults,
         ..GroupSettings::default()
     };
     Command::PutGroup {
@@ -111,6 +128,7 @@ pub(crate) fn expire(term: u64, session: u64, last_renewal: u64) -> Command {
     Command::ExpireSessions {
         term: Term(term),
         sessions: vec![fence],
+        following: Vec::new(),
     }
 }
 

@@ -1,13 +1,16 @@
 //! Transcripts of the clock and of the directory; the scenarios are in `tests/transcripts`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use rollcall_core::directory::{
     Command, DeregisterNode, Directory, Expected, ExpiryFence, GroupSettings, Limits, NodeChange, NodeKind,
-    NodeState, NodeView, Override, RegisterNode, Request, RevisionChanges, SessionChange,
+    NodeState, NodeView, Outcome, Override, RegisterNode, Request, RevisionChanges, RevivalFence,
+    ServiceSettings, SessionChange,
 };
-use rollcall_core::ids::{LogIndex, LogPosition, RequestId, Revision, SessionId, Term};
+use rollcall_core::guard::{EngagedStatus, GuardSettings, GuardStatus};
+use rollcall_core::ids::{LogIndex, LogPosition, RequestId, Revision, ServiceKey, SessionId, Term};
 use rollcall_core::session::{Pace, SessionClock, Spread};
 
 use crate::scene;
@@ -162,6 +165,11 @@ impl DirectoryPlayer {
             "limit" => self.limit(line),
             "show" => self.show(line.places[0]),
             "reload" => self.reload(),
+            "crowd" => self.crowd(line),
+            "lapse" => self.lapse(line),
+            "revive-lapsed" => self.revive_lapsed(line),
+            "release-held" => self.release_held(line),
+            "close" if line.places.len() == 1 => self.close_window(line),
             "same-sign" => self.same_sign(line.places[0], line.places[1]),
             _ => self.apply(line),
         }
@@ -193,6 +201,9 @@ impl DirectoryPlayer {
                 )
             }
         };
+        if line.options.contains_key("short") {
+            return self.summary(applied.changes.as_deref());
+        }
         if let Some(changes) = &applied.changes {
             describe(&mut text, changes);
         }
@@ -222,9 +233,16 @@ impl DirectoryPlayer {
                 None => "no such session".into(),
                 Some(session) => {
                     let nodes: Vec<_> = session.nodes.iter().map(ToString::to_string).collect();
-                    format!("last renewal {}, nodes {nodes:?}", session.last_renewal)
+                    let lapsed = session
+                        .lapsed
+                        .map_or(String::new(), |at| format!("lapsed at {at}, "));
+                    format!("{lapsed}last renewal {}, nodes {nodes:?}", session.last_renewal)
                 }
             };
+        }
+        if let Some(path) = place.strip_prefix("guard:") {
+            let service = self.directory.service(&scene::service(path)).expect("a service");
+            return describe_guard(&service.guard_status());
         }
         let Some(service) = self.directory.service(&scene::service(place)) else {
             return "no such service".into();
@@ -242,6 +260,134 @@ impl DirectoryPlayer {
         assert_eq!(self.directory.state_hash(), hash);
         assert_eq!(self.directory.encode_snapshot(), bytes);
         format!("revision {}, the same state", self.directory.revision())
+    }
+
+    /// So many sessions more, each with a node of the service.
+    fn crowd(&mut self, line: &Line<'_>) -> String {
+        let count: u64 = line.places[0].parse().expect("a number");
+        let mut last = SessionId(0);
+        for _ in 0..count {
+            last = self.do_apply(scene::open_session()).session.expect("a session");
+            let path = format!("{}/n{last}:80", line.places[1]);
+            self.do_apply(scene::register(last.0, &[&path]));
+        }
+        let first = last.0 + 1 - count;
+        format!(
+            "sessions {first} to {last}, revision {}",
+            self.directory.revision()
+        )
+    }
+
+    fn do_apply(&mut self, command: Command) -> Outcome {
+        self.at.index.0 += 1;
+        self.request += 1;
+        let id = RequestId(self.request);
+        let applied = self.directory.apply(self.at, &Request { id, command });
+        applied.result.expect("nothing against it")
+    }
+
+    /// The leader finds these sessions lapsed, `3` or `3-7`, and nothing happens before its word is applied.
+    /// Told in short.
+    fn lapse(&mut self, line: &Line<'_>) -> String {
+        let fence = |id| {
+            let session = self.directory.session(SessionId(id)).expect("a session");
+            ExpiryFence {
+                session: session.id,
+                last_renewal: session.last_renewal,
+            }
+        };
+        let sessions = line.places.iter().flat_map(range).map(fence).collect();
+        let following = line
+            .number("following")
+            .map(|more| (scene::service("prod/feed"), u32::try_from(more).unwrap()));
+        let command = Command::ExpireSessions {
+            term: self.at.term,
+            sessions,
+            following: following.into_iter().collect(),
+        };
+        self.apply_in_short(command)
+    }
+
+    /// All of these lapsed sessions are heard from.
+    fn revive_lapsed(&mut self, line: &Line<'_>) -> String {
+        let fence = |id| {
+            let session = self.directory.session(SessionId(id)).expect("a session");
+            RevivalFence {
+                session: session.id,
+                lapsed: session.lapsed.expect("it lapsed"),
+            }
+        };
+        let command = Command::ReviveSessions {
+            term: self.at.term,
+            sessions: line.places.iter().flat_map(range).map(fence).collect(),
+        };
+        self.apply_in_short(command)
+    }
+
+    /// The leader finds that what is held now was held long enough.
+    fn release_held(&mut self, line: &Line<'_>) -> String {
+        let key = scene::service(line.places[0]);
+        let service = self.directory.service(&key).expect("a service");
+        let since = service.guard.hold().expect("nodes are held").since;
+        let command = Command::ReleaseHeld {
+            term: self.at.term,
+            holds: vec![(key, since)],
+        };
+        self.apply_in_short(command)
+    }
+
+    /// The leader finds that the window under way is over.
+    fn close_window(&mut self, line: &Line<'_>) -> String {
+        let key = scene::service(line.places[0]);
+        let service = self.directory.service(&key).expect("a service");
+        let began = service.guard.window().expect("a window is under way").began;
+        let command = Command::CloseGuardWindows {
+            term: self.at.term,
+            windows: vec![(key, began)],
+        };
+        self.apply_in_short(command)
+    }
+
+    fn apply_in_short(&mut self, command: Command) -> String {
+        self.at.index.0 += 1;
+        self.request += 1;
+        let id = RequestId(self.request);
+        let applied = self.directory.apply(self.at, &Request { id, command });
+        self.summary(applied.changes.as_deref())
+    }
+
+    /// How many nodes and sessions changed how, and what the guards say.
+    fn summary(&self, changes: Option<&RevisionChanges>) -> String {
+        let Some(changes) = changes else {
+            return format!("revision {}: as it was", self.directory.revision());
+        };
+        let mut text = format!("revision {}:", changes.revision);
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for node in changes.services.iter().flat_map(|service| &service.nodes) {
+            let what = match node {
+                NodeChange::Put { node, .. } => format!("{:?}", node.state),
+                NodeChange::Removed { cause, .. } => format!("{cause:?}"),
+            };
+            *counts.entry(format!("nodes {what}")).or_default() += 1;
+        }
+        for session in &changes.sessions {
+            let what = match session {
+                SessionChange::Opened { .. } => "opened",
+                SessionChange::Ended { .. } => "ended",
+                SessionChange::Lapsed { .. } => "lapsed",
+                SessionChange::Revived { .. } => "revived",
+            };
+            *counts.entry(format!("sessions {what}")).or_default() += 1;
+        }
+        for (what, count) in counts {
+            let _ = write!(text, " {count} {what},");
+        }
+        text.push('\n');
+        for guard in &changes.guards {
+            let (event, status) = (&guard.event, describe_guard(&guard.status));
+            let _ = writeln!(text, "guard of {} {event:?}: {status}", guard.service);
+        }
+        text
     }
 
     fn same_sign(&self, one: &str, other: &str) -> String {
@@ -283,6 +429,10 @@ fn command(line: &Line<'_>) -> Command {
         "put-group" => {
             let settings = GroupSettings {
                 auto_create: line.options.contains_key("auto"),
+                defaults: ServiceSettings {
+                    guard: guard_settings(line).unwrap_or_default(),
+                    ..ServiceSettings::default()
+                },
                 ..GroupSettings::default()
             };
             Command::PutGroup {
@@ -296,12 +446,12 @@ fn command(line: &Line<'_>) -> Command {
             expected,
         },
         "put-service" => {
-            let settings = line.number("nodes-max").map(|nodes_max| {
-                let nodes_max = u32::try_from(nodes_max).unwrap();
-                rollcall_core::directory::ServiceSettings {
-                    nodes_max,
-                    ..Default::default()
-                }
+            let nodes_max = line.number("nodes-max").map(|most| u32::try_from(most).unwrap());
+            let guard = guard_settings(line);
+            let settings = (nodes_max.is_some() || guard.is_some()).then(|| ServiceSettings {
+                nodes_max: nodes_max.unwrap_or_default(),
+                guard: guard.unwrap_or_default(),
+                ..ServiceSettings::default()
             });
             Command::PutService {
                 key: scene::service(line.places[0]),
@@ -326,11 +476,43 @@ fn command(line: &Line<'_>) -> Command {
                 }
             };
             let term = Term(line.number("term").expect("term="));
+            let following = line.options.get("following").map(|following| {
+                let (service, more) = following.split_once(':').expect("service:number");
+                (scene::service(service), more.parse().expect("a number"))
+            });
             Command::ExpireSessions {
                 term,
                 sessions: line.places.iter().map(fence).collect(),
+                following: following.into_iter().collect(),
             }
         }
+        "revive" => {
+            let fence = |place: &&str| {
+                let (session, lapsed) = place.split_once('@').expect("session@lapsed");
+                RevivalFence {
+                    session: SessionId(session.parse().expect("a session")),
+                    lapsed: Revision(lapsed.parse().expect("a revision")),
+                }
+            };
+            Command::ReviveSessions {
+                term: Term(line.number("term").expect("term=")),
+                sessions: line.places.iter().map(fence).collect(),
+            }
+        }
+        "close-window" => Command::CloseGuardWindows {
+            term: Term(line.number("term").expect("term=")),
+            windows: line.places.iter().map(|place| service_at(place)).collect(),
+        },
+        "release" => Command::ReleaseHeld {
+            term: Term(line.number("term").expect("term=")),
+            holds: line.places.iter().map(|place| service_at(place)).collect(),
+        },
+        "confirm" => Command::ConfirmRemoval {
+            service: scene::service(line.places[0]),
+            since: line.number("since").map(Revision),
+            author: line.options.get("author").copied().unwrap_or_default().into(),
+            reason: line.options.get("reason").copied().unwrap_or_default().into(),
+        },
         "register" => {
             let node = |place: &&str| {
                 let mut node = RegisterNode {
@@ -404,6 +586,72 @@ fn command(line: &Line<'_>) -> Command {
     }
 }
 
+/// `3` or `3-7`.
+fn range(place: &&str) -> std::ops::RangeInclusive<u64> {
+    let (first, last) = place.split_once('-').unwrap_or((place, place));
+    first.parse().expect("a number")..=last.parse().expect("a number")
+}
+
+fn service_at(place: &str) -> (ServiceKey, Revision) {
+    let (service, revision) = place.split_once('@').expect("service@revision");
+    (
+        scene::service(service),
+        Revision(revision.parse().expect("a revision")),
+    )
+}
+
+/// `guard=off`, or any of `share=` in percent and `keep-last=no`.
+fn guard_settings(line: &Line<'_>) -> Option<GuardSettings> {
+    let (share, keep_last) = (line.number("share"), line.options.get("keep-last"));
+    if line.options.get("guard") == Some(&"off") {
+        return Some(GuardSettings::off());
+    }
+    (share.is_some() || keep_last.is_some()).then(|| GuardSettings {
+        share: share.map_or(3_000, |share| u32::try_from(share).unwrap() * 100),
+        keep_last: keep_last.is_none_or(|keep| *keep == "yes"),
+        ..GuardSettings::default()
+    })
+}
+
+fn describe_guard(status: &GuardStatus) -> String {
+    let GuardStatus {
+        listed,
+        up,
+        held,
+        window,
+        baseline,
+        removed,
+        allowed,
+        engaged,
+        held_since,
+        overdue,
+    } = status;
+    let mut text = format!("listed {listed}, up {up}, held {held}");
+    if let Some(since) = held_since {
+        let _ = write!(text, " since {since}{}", if *overdue { ", overdue" } else { "" });
+    }
+    if let Some(engaged) = engaged {
+        let EngagedStatus {
+            since,
+            reason,
+            lapsed,
+            of,
+            needed,
+        } = engaged;
+        let _ = write!(
+            text,
+            "; engaged at {since}: {lapsed} of {of}, {reason:?}, until {needed} are up"
+        );
+    }
+    if let Some(began) = window {
+        let _ = write!(
+            text,
+            "; window {began}: removed {removed}, allowed {allowed} of {baseline}"
+        );
+    }
+    text
+}
+
 fn describe(text: &mut String, changes: &RevisionChanges) {
     for (group, there) in &changes.groups {
         let _ = writeln!(text, "group {group} {}", if *there { "put" } else { "deleted" });
@@ -414,7 +662,17 @@ fn describe(text: &mut String, changes: &RevisionChanges) {
                 writeln!(text, "session {session} opened for {ttl_ms} ms")
             }
             SessionChange::Ended { session, cause } => writeln!(text, "session {session} ended: {cause:?}"),
+            SessionChange::Lapsed { session, held } => {
+                writeln!(text, "session {session} lapsed, {held} nodes held")
+            }
+            SessionChange::Revived { session, ttl_ms } => {
+                writeln!(text, "session {session} revived for {ttl_ms} ms")
+            }
         };
+    }
+    for guard in &changes.guards {
+        let (event, status) = (&guard.event, describe_guard(&guard.status));
+        let _ = writeln!(text, "guard of {} {event:?}: {status}", guard.service);
     }
     for service in &changes.services {
         let settings = if service.settings.is_some() {
