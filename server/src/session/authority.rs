@@ -13,9 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rollcall_core::directory::{
-    Command, Directory, ExpiryFence, Request, RevisionChanges, SessionChange,
-};
+use rollcall_core::directory::{Command, Directory, ExpiryFence, Request, RevisionChanges, SessionChange};
 use rollcall_core::ids::{NodeKey, RequestId, Revision, ServerId, SessionId, Term};
 use rollcall_core::session::{Countdown, Pace, Spread};
 use tokio::time::MissedTickBehavior;
@@ -155,10 +153,9 @@ impl Office {
         }
         for (key, over) in &changes.overrides {
             match over {
-                Some(over) => {
-                    self.overrides
-                        .start(key.clone(), Duration::from_millis(over.ttl_ms), now)
-                }
+                Some(over) => self
+                    .overrides
+                    .start(key.clone(), Duration::from_millis(over.ttl_ms), now),
                 None => self.overrides.forget(key),
             }
         }
@@ -174,8 +171,7 @@ impl Office {
         }
         for (key, over) in directory.timed_overrides() {
             if !self.overrides.contains(&key) {
-                self.overrides
-                    .start(key, Duration::from_millis(over.ttl_ms), now);
+                self.overrides.start(key, Duration::from_millis(over.ttl_ms), now);
             }
         }
     }
@@ -260,11 +256,7 @@ impl Office {
 impl Authority {
     /// Starts judging; the task ends with `shutdown`.
     #[must_use]
-    pub fn start(
-        consensus: Consensus,
-        settings: AuthoritySettings,
-        shutdown: CancellationToken,
-    ) -> Self {
+    pub fn start(consensus: Consensus, settings: AuthoritySettings, shutdown: CancellationToken) -> Self {
         let authority = Self {
             consensus,
             settings,
@@ -278,9 +270,10 @@ impl Authority {
     /// Sessions counted down and sessions whose expiry is not decided yet; zeros without office.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
-        self.office.lock().as_ref().map_or((0, 0), |office| {
-            (office.sessions.len(), office.expiring.len())
-        })
+        self.office
+            .lock()
+            .as_ref()
+            .map_or((0, 0), |office| (office.sessions.len(), office.expiring.len()))
     }
 
     async fn judge(self) {
@@ -349,8 +342,7 @@ impl Authority {
         }
         office.catch_up(&directory, now);
         let lapses = office.take_lapses(&directory, now);
-        let found =
-            usize::from(!lapses.sessions.is_empty()) + usize::from(!lapses.overrides.is_empty());
+        let found = usize::from(!lapses.sessions.is_empty()) + usize::from(!lapses.overrides.is_empty());
         office.proposals += found;
         (found > 0).then_some(lapses)
     }
@@ -410,11 +402,7 @@ impl Authority {
                 command: command.clone(),
             };
             let deadline = tokio::time::Instant::now() + PROPOSAL_DEADLINE;
-            match self
-                .consensus
-                .propose_in_term(term, request, deadline)
-                .await
-            {
+            match self.consensus.propose_in_term(term, request, deadline).await {
                 Ok(outcome) => {
                     tracing::debug!(
                         revision = outcome.revision.0,
@@ -542,10 +530,7 @@ mod tests {
                 id: RequestId(self.at.index.0.into()),
                 command,
             };
-            self.directory
-                .apply(self.at, &request)
-                .result
-                .expect("applied");
+            self.directory.apply(self.at, &request).result.expect("applied");
         }
 
         fn office(&self, now: Instant) -> Office {
@@ -554,12 +539,7 @@ mod tests {
     }
 
     /// Ticks in time up to `until`, collecting what lapses.
-    fn run(
-        office: &mut Office,
-        directory: &Directory,
-        from: Instant,
-        until: Duration,
-    ) -> Vec<ExpiryFence> {
+    fn run(office: &mut Office, directory: &Directory, from: Instant, until: Duration) -> Vec<ExpiryFence> {
         let mut lapsed = Vec::new();
         let mut now = from;
         while now < from + until {
