@@ -506,6 +506,19 @@ impl Attendance {
 
     // ---- losing a server, losing the session ------------------------------------------------------------
 
+    /// The server closed in order: another is asked in the slot that it gave, if the ttl leaves time for that.
+    fn leave_closing(&mut self) {
+        let now = Instant::now();
+        let Link::Up(up) = &self.link else { return };
+        let slot = up.move_at.unwrap_or(now);
+        up.endpoint.put_aside_for(MOVED_AWAY_FOR);
+        self.detach("the server is closing");
+        let latest = now + self.lease.as_ref().map_or(Duration::ZERO, |lease| lease.ttl / 6);
+        self.link = Link::Down {
+            retry_at: slot.min(latest),
+        };
+    }
+
     /// The stream is of no use any more; the session may well live.
     fn detach(&mut self, reason: &str) {
         let down = Link::Down {
@@ -671,6 +684,7 @@ impl Attendance {
         let Link::Up(up) = &mut self.link else { return };
         let message = match message {
             Ok(Some(message)) => message,
+            Ok(None) | Err(_) if up.move_at.is_some() => return self.leave_closing(),
             Ok(None) => {
                 up.endpoint.failed();
                 return self.detach("the server ended the stream");

@@ -56,6 +56,7 @@ pub(crate) struct Server {
     stop: watch::Sender<bool>,
 }
 
+type Attendant = mpsc::Sender<Result<v1::SessionResponse, Status>>;
 type Watcher = mpsc::Sender<Result<v1::WatchResponse, Status>>;
 
 #[derive(Clone)]
@@ -68,7 +69,8 @@ struct Core {
     swallow: Arc<AtomicBool>,
     stop: watch::Receiver<bool>,
     watchers: Arc<Mutex<Vec<Watcher>>>,
-    /// Counts how often watch streams were ended.
+    attendants: Arc<Mutex<Vec<Attendant>>>,
+    /// Counts how often all streams were ended.
     breaks: watch::Sender<u64>,
 }
 
@@ -84,6 +86,7 @@ impl Server {
             swallow: Arc::default(),
             stop: stopped.clone(),
             watchers: Arc::default(),
+            attendants: Arc::default(),
             breaks: watch::Sender::new(0),
         };
         let router = tonic::transport::Server::builder()
@@ -114,14 +117,28 @@ impl Server {
         self.core.watchers.lock().clear();
     }
 
-    /// Ends all watch streams, and goes on listening.
+    /// Ends all streams, and goes on listening.
     pub(crate) fn break_streams(&self) {
         self.core.watchers.lock().clear();
+        self.core.attendants.lock().clear();
         self.core.breaks.send_modify(|breaks| *breaks += 1);
     }
 
-    /// Says the last word of a server that closes in order, and ends all watch streams.
+    /// Says the last word of a server that closes in order, and ends all streams.
     pub(crate) async fn move_on(&self, after_ms: u32, servers: &[String]) {
+        let advice = v1::MoveAdvice {
+            after_ms,
+            servers: servers.to_vec(),
+            reason: "the server is closing".into(),
+        };
+        let advice = v1::SessionResponse {
+            call: 0,
+            response: Some(v1::session_response::Response::Move(advice)),
+        };
+        let attendants = self.core.attendants.lock().clone();
+        for attendant in attendants {
+            let _ = attendant.send(Ok(advice.clone())).await;
+        }
         let advice = v1::MoveOn {
             after_ms,
             servers: servers.to_vec(),
@@ -442,10 +459,17 @@ impl v1::sessions_server::Sessions for Core {
     ) -> Result<Response<Self::AttendStream>, Status> {
         let mut requests = request.into_inner();
         let (sender, receiver) = mpsc::channel(1024);
+        self.attendants.lock().push(sender.clone());
         let core = self.clone();
+        let mut breaks = self.breaks.subscribe();
         tokio::spawn(async move {
             let mut own = BTreeSet::new();
-            while let Ok(Some(request)) = requests.message().await {
+            loop {
+                let request = tokio::select! {
+                    _ = breaks.changed() => return,
+                    request = requests.message() => request,
+                };
+                let Ok(Some(request)) = request else { return };
                 let call = request.call;
                 if let Some(answer) = core.answer(request, &mut own) {
                     let answer = v1::SessionResponse {

@@ -114,6 +114,33 @@ async fn when_its_server_dies_it_attaches_to_another_and_keeps_its_nodes() {
 }
 
 #[tokio::test]
+async fn when_its_server_closes_in_order_it_attaches_where_and_when_it_was_told() {
+    let cluster = Cluster::default();
+    let servers = [
+        &Server::start(1, &cluster).await,
+        &Server::start(2, &cluster).await,
+        &Server::start(3, &cluster).await,
+    ];
+    let session = open(&registry(&servers), Duration::from_secs(10)).await;
+    let mut events = session.events();
+    session.register(&key(), node(1)).await.unwrap();
+    let first = attached_to(&session, &servers);
+    let advised = (first + 2) % 3;
+    let told_at = std::time::Instant::now();
+    servers[first]
+        .move_on(700, &[servers[advised].address.to_string()])
+        .await;
+    wait_for(&mut events, |event| {
+        matches!(event, SessionEvent::Reattached { .. })
+    })
+    .await;
+    let elapsed = told_at.elapsed();
+    assert!(elapsed >= Duration::from_millis(700), "{elapsed:?}");
+    assert_eq!(attached_to(&session, &servers), advised);
+    assert_eq!(cluster.lock().sessions[&1].nodes.len(), 1);
+}
+
+#[tokio::test]
 async fn when_its_server_is_mute_it_attaches_to_another_within_the_ttl() {
     let cluster = Cluster::default();
     let servers = [

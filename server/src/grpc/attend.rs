@@ -33,6 +33,8 @@ const RENEWALS_MAX: usize = 64;
 const ANSWERS_MAX: usize = 64;
 /// How long a closing server works on what it has taken in.
 const CLOSING_GRACE: Duration = Duration::from_secs(1);
+/// A session's share of the time over which sessions leave a closing server.
+const SLOT: Duration = Duration::from_millis(2);
 
 type Answer = Result<Response, v1::Error>;
 
@@ -128,7 +130,10 @@ impl Attendance {
 
     /// Tells the client to move on, and finishes what was taken in.
     async fn close(&mut self) -> Result<(), Gone> {
-        let spread = u32::try_from(self.doors.session.move_spread.as_millis()).unwrap_or(u32::MAX);
+        // Few sessions need not be spread over all of it.
+        let enough = SLOT.saturating_mul(u32::try_from(self.doors.holder.held()).unwrap_or(u32::MAX));
+        let spread = self.doors.session.move_spread.min(enough);
+        let spread = u32::try_from(spread.as_millis()).unwrap_or(u32::MAX);
         let advice = v1::MoveAdvice {
             after_ms: rand::random_range(0..=spread),
             servers: self.doors.other_servers(),

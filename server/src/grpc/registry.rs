@@ -333,20 +333,26 @@ fn why_listed(view: NodeView<'_>, lapses_in_ms: u64) -> Vec<String> {
         NodeState::Suspect => {
             reasons.push("its session lapsed; the removal guard holds it as a suspect".into())
         }
-        NodeState::Draining => reasons.push("its registrant says it is draining".into()),
-        NodeState::Down => reasons.push("its registrant says it is down".into()),
+        NodeState::Draining => {
+            reasons.push("it is draining: it finishes what it has and gets nothing new".into())
+        }
+        NodeState::Down => reasons.push("it was set down".into()),
     }
     if let Some(over) = view.over {
-        let (author, reason) = (&over.author, &over.reason);
+        let who = match over.author.as_str() {
+            "" => "an operator".to_owned(),
+            author => format!("the operator {author:?}"),
+        };
+        let why = match over.reason.as_str() {
+            "" => String::new(),
+            reason => format!(": {reason:?}"),
+        };
         let what = if view.disabled() {
             "disabled it"
         } else {
             "overrode it"
         };
-        reasons.push(format!(
-            "an operator ({author:?}) {what} at revision {}: {reason:?}",
-            over.set_at
-        ));
+        reasons.push(format!("{who} {what} at revision {}{why}", over.set_at));
     }
     reasons
 }
