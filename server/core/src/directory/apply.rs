@@ -100,6 +100,12 @@ impl Directory {
                 author,
                 reason,
             } => self.on_confirm_removal(service, *since, author, reason),
+            Command::SetStorm {
+                scope,
+                mode,
+                author,
+                reason,
+            } => self.on_set_storm(scope, *mode, author, reason),
         }
     }
 

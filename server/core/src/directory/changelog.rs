@@ -157,6 +157,10 @@ fn weight(changes: &RevisionChanges) -> usize {
         + 32 * changes.sessions.len()
         + 192 * changes.guards.len()
         + 64 * changes.groups.len()
+        + changes
+            .storm
+            .as_ref()
+            .map_or(0, |(_, record)| 192 + record.author.len() + record.reason.len())
 }
 
 fn node_weight(node: &Node) -> usize {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::limits::Limits;
 use super::record::{GroupSettings, NodeState, Override, Registration, ServiceSettings};
 use crate::ids::{GroupName, LogIndex, NodeKey, RequestId, Revision, ServiceKey, SessionId, Term};
+use crate::storm::{Mode, Scope};
 
 /// One write: a command and the name under which it is applied at most once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,6 +175,18 @@ pub enum Command {
         service: ServiceKey,
         /// The revision at which the hold that the operator saw began; `None`: whatever is held.
         since: Option<Revision>,
+        /// For people: who.
+        author: String,
+        /// For people: why.
+        reason: String,
+    },
+    /// Sets the heartbeat-storm switch of the cluster or of a group that is there, replacing an earlier record.
+    /// A group's [`Mode::Inherited`] takes its record away, whether the group is still there or not.
+    SetStorm {
+        /// Whose.
+        scope: Scope,
+        /// To what.
+        mode: Mode,
         /// For people: who.
         author: String,
         /// For people: why.

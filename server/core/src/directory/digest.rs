@@ -9,7 +9,8 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::record::{Group, Node, Override, Service, Session};
 use super::tombstone::Tombstone;
-use crate::ids::{NodeId, ServiceKey};
+use crate::ids::{NodeId, Revision, ServiceKey};
+use crate::storm::{Record, Scope};
 
 /// Sum of the hashes of all records, modulo 2^128.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,6 +95,14 @@ pub(super) fn of_override(service: &ServiceKey, id: &NodeId, over: &Override) ->
 
 pub(super) fn of_tombstone(service: &ServiceKey, id: &NodeId, tombstone: &Tombstone) -> u128 {
     record_hash(5, &(service, id, tombstone))
+}
+
+pub(super) fn of_storm(scope: &Scope, record: &Record) -> u128 {
+    // A cluster whose switch was never touched has the digest of one that knows no switch.
+    if record.set_at == Revision(0) {
+        return 0;
+    }
+    record_hash(8, &(scope, record))
 }
 
 /// Without its nodes: each of them names its session.

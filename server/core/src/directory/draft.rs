@@ -10,6 +10,7 @@ use super::record::{Override, ServiceSettings};
 use super::sign::Sign;
 use crate::guard::{Ending, GuardStatus, Ledger};
 use crate::ids::{GroupName, NodeId, NodeKey, RequestId, Revision, ServiceKey, SessionId};
+use crate::storm::{Record, Scope};
 
 /// The changes of one revision, in the making.
 #[derive(Debug)]
@@ -20,6 +21,7 @@ pub(super) struct Draft {
     pub(super) guards: BTreeMap<ServiceKey, GuardDraft>,
     pub(super) groups: BTreeMap<GroupName, bool>,
     pub(super) overrides: Vec<(NodeKey, Option<Arc<Override>>)>,
+    pub(super) storm: Option<(Scope, Record)>,
 }
 
 /// The changes of one service in it.
@@ -63,6 +65,7 @@ impl Draft {
             guards: BTreeMap::new(),
             groups: BTreeMap::new(),
             overrides: Vec::new(),
+            storm: None,
         }
     }
 
@@ -115,6 +118,7 @@ impl Draft {
             guards: guards.map(|(key, guard)| guard.finish(key)).collect(),
             groups: self.groups.into_iter().collect(),
             overrides: self.overrides,
+            storm: self.storm,
         })
     }
 }

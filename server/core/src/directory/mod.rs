@@ -25,6 +25,7 @@ mod sessions;
 mod sign;
 mod snapshot;
 mod state;
+mod storms;
 mod tombstone;
 mod view;
 

@@ -10,6 +10,7 @@ use crate::guard::{Ending, GuardStatus};
 use crate::ids::{
     GroupName, Incarnation, NameError, NodeId, NodeKey, RequestId, Revision, ServiceKey, SessionId,
 };
+use crate::storm::{Record, Scope};
 
 /// A request was applied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,6 +153,8 @@ pub struct RevisionChanges {
     pub groups: Vec<(GroupName, bool)>,
     /// Overrides with a ttl that came (with it) or overrides that went (`None`).
     pub overrides: Vec<(NodeKey, Option<Arc<Override>>)>,
+    /// The switch of a scope that was set, and how.
+    pub storm: Option<(Scope, Record)>,
 }
 
 /// What one revision changed in one service.

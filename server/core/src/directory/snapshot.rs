@@ -1,9 +1,10 @@
 //! The whole replicated state as bytes.
 //!
 //! Layout: magic (8 bytes), format (2), length of the body (8), body in postcard, xxh3-128 of everything before
-//! (16); numbers little endian. The change log is not part of it. After reading, signs, counts and the state
-//! digest are computed anew from the records and compared with what the writer had, so that a snapshot which
-//! does not add up is refused here and not noticed later as a replica that differs.
+//! (16); numbers little endian. Records of the storm switch follow the body's fields if any was ever set. The
+//! change log is not part of it. After reading, signs, counts and the state digest are computed anew from the
+//! records and compared with what the writer had, so that a snapshot which does not add up is refused here and
+//! not noticed later as a replica that differs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,6 +23,7 @@ use super::sign::Sign;
 use super::state::{Directory, Totals};
 use crate::guard::Ledger;
 use crate::ids::{GroupName, Incarnation, LogIndex, NodeKey, RequestId, Revision, SessionId};
+use crate::storm::{Modes, Scope};
 
 const MAGIC: &[u8; 8] = b"ROLLCALL";
 /// The format this version writes, and the only one it reads.
@@ -138,6 +140,9 @@ impl Directory {
         bytes.extend_from_slice(&SNAPSHOT_FORMAT.to_le_bytes());
         bytes.extend_from_slice(&[0; 8]);
         let mut bytes = postcard::to_extend(&body, bytes).expect("plain records always encode");
+        if *self.storm != Modes::default() {
+            bytes = postcard::to_extend(&*self.storm, bytes).expect("plain records always encode");
+        }
         let length = (bytes.len() - HEAD_BYTES) as u64;
         bytes[10..HEAD_BYTES].copy_from_slice(&length.to_le_bytes());
         let checksum = xxh3_128(&bytes);
@@ -153,20 +158,16 @@ impl Directory {
     /// [`SnapshotError`] says what is wrong; nothing was changed.
     pub fn decode_snapshot(bytes: &[u8]) -> Result<Self, SnapshotError> {
         let body = checked_body(bytes)?;
-        let body = match postcard::take_from_bytes::<Body>(body) {
-            Ok((body, [])) => body,
-            Ok((_, rest)) => {
-                return Err(SnapshotError::Malformed {
-                    problem: format!("{} bytes left over", rest.len()),
-                });
-            }
-            Err(error) => {
-                return Err(SnapshotError::Malformed {
-                    problem: error.to_string(),
-                });
-            }
+        let malformed_by = |error: postcard::Error| malformed(error.to_string());
+        let (body, rest) = postcard::take_from_bytes::<Body>(body).map_err(malformed_by)?;
+        let (storm, rest) = match rest {
+            [] => (Modes::default(), rest),
+            rest => postcard::take_from_bytes::<Modes>(rest).map_err(malformed_by)?,
         };
-        body.restore()
+        if !rest.is_empty() {
+            return Err(malformed(format!("{} bytes left over", rest.len())));
+        }
+        body.restore(storm)
     }
 }
 
@@ -233,7 +234,7 @@ impl StoredSession {
 }
 
 impl Body {
-    fn restore(self) -> Result<Directory, SnapshotError> {
+    fn restore(self, storm: Modes) -> Result<Directory, SnapshotError> {
         let mut directory = Directory {
             limits: self.limits,
             revision: self.revision,
@@ -242,6 +243,7 @@ impl Body {
             last_session: self.last_session,
             incarnation_floor: self.incarnation_floor,
             requests: RequestTable::default(),
+            storm: Arc::default(),
             digest: StateDigest::default(),
             totals: Totals::default(),
             changes: ChangeLog::starting_at(self.revision, ChangeLogBounds::default()),
@@ -265,6 +267,7 @@ impl Body {
                 .requests
                 .remember(id, remembered, usize::MAX, &mut directory.digest);
         }
+        directory.take_in_storm(storm);
         let groups = Arc::clone(&directory.groups);
         for (name, group) in groups.iter() {
             directory.take_in_group(name, group)?;
@@ -279,6 +282,16 @@ impl Body {
 }
 
 impl Directory {
+    fn take_in_storm(&mut self, storm: Modes) {
+        self.digest
+            .add(digest::of_storm(&Scope::Cluster, storm.cluster()));
+        for (group, record) in storm.groups() {
+            self.digest
+                .add(digest::of_storm(&Scope::Group(group.clone()), record));
+        }
+        self.storm = Arc::new(storm);
+    }
+
     /// Counts a group of a snapshot in, and checks that it adds up.
     fn take_in_group(&mut self, name: &GroupName, group: &Group) -> Result<(), SnapshotError> {
         agree(|| "the name of a group".into(), name, &group.name)?;

@@ -19,6 +19,7 @@ use super::tombstone::{Tombstone, Tombstones};
 use super::view::NodeView;
 use crate::guard::{Ending, GuardSettings, HoldReason, Ledger, Verdict};
 use crate::ids::{GroupName, Incarnation, NodeId, NodeKey, Revision, ServiceKey, SessionId};
+use crate::storm::Modes;
 
 /// The replicated state: who offers what, as of which revision.
 ///
@@ -35,6 +36,7 @@ pub struct Directory {
     /// Services that come back start above this.
     pub(super) incarnation_floor: Incarnation,
     pub(super) requests: RequestTable,
+    pub(super) storm: Arc<Modes>,
     pub(super) digest: StateDigest,
     pub(super) totals: Totals,
     pub(super) changes: ChangeLog,
@@ -83,6 +85,7 @@ impl Directory {
             last_session: SessionId::default(),
             incarnation_floor: Incarnation::default(),
             requests: RequestTable::default(),
+            storm: Arc::default(),
             digest: StateDigest::default(),
             totals: Totals::default(),
             changes: ChangeLog::starting_at(Revision::default(), ChangeLogBounds::default()),
@@ -189,6 +192,12 @@ impl Directory {
             .filter(|node| node.state == NodeState::Suspect);
         let owners = held.filter_map(|node| self.sessions.of(node.session?));
         owners.map(|session| session.ttl_ms).max()
+    }
+
+    /// How the heartbeat-storm switch is set. The same pointer as before: nothing changed.
+    #[must_use]
+    pub fn storm(&self) -> &Arc<Modes> {
+        &self.storm
     }
 
     /// The last changes.

@@ -5,13 +5,14 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use rollcall_core::directory::{Command, Directory, Limits, Refusal};
 use rollcall_core::ids::{GroupName, Revision};
 use rollcall_core::storm::{
     Admission, Coalesce, Coalescing, ColdStart, Consumer, Judge, JudgeSettings, Mode, Modes, Pace, Pressure,
     Record, Scope, Share, StormSwitch, SwitchSettings,
 };
 
-use crate::scene;
+use crate::scene::{self, Scene};
 use crate::script::{Line, duration, play};
 
 const EPOCH: Duration = Duration::from_secs(1);
@@ -228,6 +229,106 @@ fn a_share_is_between_nothing_and_all() {
         [1, 3_333, 3_334, 10_000].map(|share| Share::from_basis_points(share).unwrap().epochs()),
         [10_000, 4, 3, 1]
     );
+}
+
+fn set_storm(scope: &Scope, mode: Mode) -> Command {
+    Command::SetStorm {
+        scope: scope.clone(),
+        mode,
+        author: "ann".into(),
+        reason: "the network flaps".into(),
+    }
+}
+
+#[test]
+fn the_switch_is_part_of_the_replicated_state() {
+    let mut scene = Scene::new(Limits::default());
+    let untouched = scene.directory.state_hash();
+    let share = Share::default();
+    let before = scene.directory.revision();
+    let prod = Scope::Group(scene::group("prod"));
+    let steps = [
+        (Scope::Cluster, Mode::Auto { share }),
+        (prod.clone(), Mode::On { share }),
+        (Scope::Cluster, Mode::On { share }),
+    ];
+    for (n, (scope, mode)) in steps.into_iter().enumerate() {
+        let hash = scene.directory.state_hash();
+        let applied = scene.apply(set_storm(&scope, mode));
+        let changes = applied.changes.unwrap();
+        assert_eq!(changes.revision.0, before.0 + n as u64 + 1);
+        let (told, record) = changes.storm.clone().unwrap();
+        assert_eq!(
+            (told, record.mode, record.set_at),
+            (scope, mode, changes.revision)
+        );
+        assert_eq!(
+            (record.author.as_str(), record.reason.as_str()),
+            ("ann", "the network flaps")
+        );
+        assert_ne!(scene.directory.state_hash(), hash);
+        let bytes = scene.directory.encode_snapshot();
+        let read = Directory::decode_snapshot(&bytes).unwrap();
+        assert_eq!(read.storm(), scene.directory.storm());
+        assert_eq!(read.state_hash(), scene.directory.state_hash());
+        assert_eq!(read.encode_snapshot(), bytes);
+    }
+    let modes = scene.directory.storm();
+    assert_eq!(
+        modes.holding_for(&scene::group("prod/feed")).set_at.0,
+        before.0 + 2
+    );
+    assert_eq!(modes.holding_for(&scene::group("test")).set_at.0, before.0 + 3);
+    // Taken away, a group's record leaves no trace; once more is no change.
+    scene.done(set_storm(&prod, Mode::Inherited));
+    assert_eq!(scene.directory.storm().of(&prod), None);
+    let revision = scene.directory.revision();
+    scene.done(set_storm(&prod, Mode::Inherited));
+    assert_eq!(scene.directory.revision(), revision);
+    assert_ne!(scene.directory.state_hash(), untouched);
+}
+
+#[test]
+fn a_switch_that_cannot_be_is_refused() {
+    let limits = Limits {
+        groups_max: 1,
+        ..Limits::default()
+    };
+    let mut scene = Scene::new(limits);
+    let refused = |scene: &mut Scene, scope: &Scope, mode| {
+        let hash = scene.directory.state_hash();
+        let refusal = scene.refused(set_storm(scope, mode));
+        assert_eq!(scene.directory.state_hash(), hash);
+        refusal
+    };
+    let nowhere = Scope::Group(scene::group("nowhere"));
+    let refusal = refused(&mut scene, &nowhere, Mode::Off);
+    assert!(matches!(refusal, Refusal::GroupNotFound { .. }), "{refusal}");
+    let refusal = refused(&mut scene, &nowhere, Mode::Inherited);
+    assert!(matches!(refusal, Refusal::GroupNotFound { .. }), "{refusal}");
+    let refusal = refused(&mut scene, &Scope::Cluster, Mode::Inherited);
+    assert!(matches!(refusal, Refusal::Invalid { .. }), "{refusal}");
+    let wordy = Command::SetStorm {
+        scope: Scope::Cluster,
+        mode: Mode::Off,
+        author: String::new(),
+        reason: "x".repeat(257),
+    };
+    let refusal = scene.refused(wordy);
+    assert!(matches!(refusal, Refusal::TooLarge { .. }), "{refusal}");
+    // The record of a group that was deleted keeps its place until it is taken away.
+    let prod = Scope::Group(scene::group("prod"));
+    scene.done(set_storm(&prod, Mode::Off));
+    scene.done(Command::DeleteGroup {
+        group: scene::group("prod"),
+        expected: rollcall_core::directory::Expected::Any,
+    });
+    scene.done(scene::put_group("test"));
+    let test = Scope::Group(scene::group("test"));
+    let refusal = refused(&mut scene, &test, Mode::Off);
+    assert!(matches!(refusal, Refusal::QuotaExceeded { .. }), "{refusal}");
+    scene.done(set_storm(&prod, Mode::Inherited));
+    scene.done(set_storm(&test, Mode::Off));
 }
 
 #[test]
