@@ -7,9 +7,14 @@ mod support;
 use std::time::Duration;
 
 use rollcall_client::{Session, SessionStatus};
+use rollcall_core::directory::{Command, Request};
+use rollcall_core::ids::RequestId;
 use rollcall_jepsen::lab::reading::local_view;
 use rollcall_jepsen::lab::{WAIT_MAX, eventually};
+use rollcall_proto::v1::peer_client::PeerClient;
+use rollcall_proto::v1::{ErrorCode, ForwardRequest, PeerMessage, forward_response};
 use support::{Follower, GROUP, cluster, fleet};
+use tonic::Code;
 
 const TTL: Duration = Duration::from_secs(3);
 const SESSIONS: usize = 20;
@@ -54,4 +59,91 @@ async fn a_majority_paused_beyond_the_ttl_strikes_off_nobody() {
     assert_eq!(follower.removals(), 0, "removals told");
     let after: Vec<u64> = fleet.iter().map(Session::id).collect();
     assert_eq!(after, before, "sessions, before and after");
+}
+
+fn envelope(to: u64, payload: Vec<u8>) -> PeerMessage {
+    PeerMessage {
+        cluster: "lab".into(),
+        from: if to == 1 { 2 } else { 1 },
+        to,
+        payload: payload.into(),
+    }
+}
+
+/// Postcard of a vote for server `from` in the last term there is, with a log that ends nowhere.
+fn vote_in_the_last_term(from: u8) -> Vec<u8> {
+    let mut payload = vec![1];
+    payload.extend([0xff; 9]);
+    payload.extend([1, 1, from, 0]);
+    payload.extend([1]);
+    payload.extend([0xff; 9]);
+    payload.extend([1]);
+    payload.extend([0xff; 9]);
+    payload.extend([1, 0]);
+    payload
+}
+
+/// Until the peer listeners ask for certificates, a forged vote is only a message. It must not be the last one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vote_in_the_last_term_there_is_does_not_end_the_cluster() {
+    let mut cluster = cluster(3).await;
+    for server in cluster.servers() {
+        let to = server.id();
+        let mut peer = PeerClient::connect(format!("http://{}", server.endpoints().peer))
+            .await
+            .unwrap();
+        let payload = vote_in_the_last_term(if to == 1 { 2 } else { 1 });
+        let refused = peer.vote(envelope(to, payload)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+        assert!(
+            refused.message().contains("term 18446744073709551615"),
+            "{refused}"
+        );
+    }
+    cluster.wait_ready(WAIT_MAX).await.unwrap();
+    let addresses = cluster.addresses();
+    fleet(&addresses, "feed", 3, 1, TTL).await;
+}
+
+/// Even a peer may not bring an entry into the log that no message to a follower can carry.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forwarded_request_beyond_the_bound_is_not_proposed() {
+    let mut cluster = cluster(3).await;
+    let leader = cluster.leader(WAIT_MAX).await.unwrap();
+    let peer = cluster.server(leader).endpoints().peer.clone();
+    let request = Request {
+        id: RequestId(7),
+        command: Command::OpenSession {
+            secret_digest: [0; 32],
+            ttl_ms: 10_000,
+            client: "x".repeat(15 << 20).into(),
+        },
+    };
+    let forward = ForwardRequest {
+        cluster: "lab".into(),
+        from: if leader == 1 { 2 } else { 1 },
+        to: leader,
+        call: 9,
+        request: request.encode(),
+        timeout_ms: 5_000,
+    };
+    let mut client = PeerClient::connect(format!("http://{peer}"))
+        .await
+        .unwrap()
+        .max_encoding_message_size(16 << 20);
+    let mut answers = client
+        .forward(tokio_stream::once(forward))
+        .await
+        .unwrap()
+        .into_inner();
+    let answer = answers.message().await.unwrap().unwrap();
+    assert_eq!(answer.call, 9);
+    match answer.result {
+        Some(forward_response::Result::Error(error)) => {
+            assert_eq!(error.code(), ErrorCode::Unavailable, "{error:?}");
+            assert!(error.message.contains("at most 1048576"), "{error:?}");
+        }
+        other => panic!("it was taken: {other:?}"),
+    }
+    fleet(&cluster.addresses(), "feed", 3, 1, TTL).await;
 }

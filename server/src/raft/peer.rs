@@ -23,16 +23,19 @@ use rollcall_proto::v1::{
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::consensus::Inner;
+use super::consensus::{Inner, REQUEST_BYTES_MAX};
 use super::contract::DeskError;
 use super::forward::{IN_FLIGHT_MAX, answer_of};
 use super::membership::{Order, wire_error};
 use super::read_index::RoundError;
 use super::ticket::Attempt;
-use super::types::TypeConfig;
+use super::types::{TypeConfig, Vote};
 use super::wire::{self, WireError};
 use crate::store::{IncomingSnapshot, SnapshotFile};
 
+/// A term so far ahead of ours was not reached by elections. It is refused, for terms cannot be taken back, and
+/// behind the last one there is none: one message could end the cluster for good.
+const TERM_LEAP_MAX: u64 = 1 << 32;
 /// How long an order may take at the leader.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -71,6 +74,16 @@ impl PeerDoor {
         self.check(&message.cluster, message.from, message.to)
     }
 
+    fn check_term(&self, vote: &Vote) -> Result<(), Status> {
+        let (own, found) = (self.inner.leadership.borrow().term.0, vote.leader_id.term);
+        if found > own.saturating_add(TERM_LEAP_MAX) {
+            return Err(Status::failed_precondition(format!(
+                "RC-112: this server is in term {own}, the message claims term {found}"
+            )));
+        }
+        Ok(())
+    }
+
     fn answer(&self, to: u64, payload: Bytes) -> PeerMessage {
         self.inner.peers.envelope(to, payload)
     }
@@ -78,10 +91,9 @@ impl PeerDoor {
     fn vote_request(&self, message: PeerMessage) -> Result<(u64, VoteRequest<TypeConfig>), Status> {
         self.check_message(&message)?;
         self.inner.gate.may_vote().map_err(Status::failed_precondition)?;
-        Ok((
-            message.from,
-            wire::decode_vote_request(message.payload).map_err(malformed)?,
-        ))
+        let request = wire::decode_vote_request(message.payload).map_err(malformed)?;
+        self.check_term(&request.vote)?;
+        Ok((message.from, request))
     }
 
     async fn receive(&self, mut chunks: Streaming<SnapshotChunk>) -> Result<PeerMessage, Status> {
@@ -111,6 +123,7 @@ impl PeerDoor {
             .filter(|_| last)
             .ok_or_else(|| Status::aborted("the snapshot ended early"))?;
         let (vote, meta) = wire::decode_snapshot_head(head).map_err(malformed)?;
+        self.check_term(&vote)?;
         let expected = meta.last_log_id;
         let finish = move || -> Result<(IncomingSnapshot, SnapshotFile), String> {
             let (found, file) = incoming.finish()?;
@@ -147,6 +160,11 @@ impl PeerDoor {
         let deadline = Instant::now() + Duration::from_millis(u64::from(request.timeout_ms));
         // What the log cannot be read back from must never get into it.
         let attempt = match CoreRequest::decode(&request.request) {
+            // An entry too large for a message to the followers would stop replication for good.
+            Ok(_) if request.request.len() > REQUEST_BYTES_MAX => Attempt::NotProposed(format!(
+                "the request has {} bytes, at most {REQUEST_BYTES_MAX} are taken",
+                request.request.len()
+            )),
             Ok(_) => self.inner.attempt_here(request.request, None, deadline).await,
             Err(error) => Attempt::NotProposed(format!("the request is unreadable here: {error}")),
         };
@@ -262,6 +280,7 @@ impl Peer for PeerDoor {
         self.check_message(&message)?;
         self.inner.gate.may_vote().map_err(Status::failed_precondition)?;
         let transfer = wire::decode_transfer(message.payload).map_err(malformed)?;
+        self.check_term(transfer.from_leader())?;
         let answer = self
             .inner
             .raft
@@ -420,6 +439,7 @@ fn appends(
         };
         let checked = door.check_message(&message);
         let read = checked.and_then(|()| wire::decode_append(message.payload).map_err(malformed));
+        let read = read.and_then(|request| door.check_term(&request.vote).map(|()| request));
         match read {
             Ok(request) => Some((request, Some((door, messages)))),
             Err(status) => {
