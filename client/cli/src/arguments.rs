@@ -8,6 +8,7 @@ use rollcall_client::{Expected, Freshness, NodeKind, NodeState, ReadOptions};
 use crate::bench::BenchCommand;
 use crate::command::completions::CompletionsArguments;
 use crate::command::group::GroupCommand;
+use crate::command::man::ManArguments;
 use crate::command::member::MemberCommand;
 use crate::command::node::NodeCommand;
 use crate::command::service::ServiceCommand;
@@ -205,6 +206,8 @@ pub(crate) enum Command {
     Bench(BenchCommand),
     /// Print a completion script for a shell
     Completions(CompletionsArguments),
+    /// Print a manual page, or write all of them
+    Man(ManArguments),
 }
 
 #[cfg(test)]

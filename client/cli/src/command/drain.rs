@@ -128,7 +128,7 @@ impl Reached {
                     .watchers_behind
                     .iter()
                     .map(|watcher| match watcher.client.as_str() {
-                        "" => format!("one without a name, at {}", watcher.acknowledged),
+                        "" => format!("one without a name at {}", watcher.acknowledged),
                         client => format!("{client:?} at {}", watcher.acknowledged),
                     });
                 let open = self.watchers.unwrap_or(0) - self.watchers_acknowledged.unwrap_or(0);
@@ -196,8 +196,8 @@ mod tests {
         assert_eq!(
             seen.text(),
             "3 of 7 watchers have acknowledged revision 9; server 1 (s1:7400) waits for \"api\" at 7, one \
-             without a name, at 8, and 1 more; server 2 (s2:7400) is still at revision 6; server 3 (s3:7400) did \
-             not answer, its watchers are unknown: no answer"
+             without a name at 8, and 1 more; server 2 (s2:7400) is still at revision 6; server 3 (s3:7400) did \
+             not answer, its watchers are unknown: unavailable: no answer"
         );
     }
 

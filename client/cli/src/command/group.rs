@@ -59,7 +59,7 @@ pub(crate) struct PutGroup {
 enum Mode {
     /// Raft: linearizable writes, a quorum needed
     Cp,
-    /// Gossip: any server writes at any time
+    /// Gossip: any server writes at any time; refused by servers that do not have it
     Ap,
 }
 

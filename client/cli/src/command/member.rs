@@ -41,7 +41,7 @@ pub(crate) struct ListMembers {}
 /// Arguments of `member add`.
 #[derive(Args, Debug)]
 pub(crate) struct AddMember {
-    /// Its number
+    /// Its number (what it was started with as --id)
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     server: u64,
     /// Where it listens for the other servers
@@ -51,7 +51,7 @@ pub(crate) struct AddMember {
     #[arg(long, value_name = "HOST:PORT")]
     client: String,
     /// Where it listens for HTTP
-    #[arg(long, value_name = "HOST:PORT", default_value = "")]
+    #[arg(long, value_name = "HOST:PORT", default_value = "", hide_default_value = true)]
     http: String,
     /// Promote it as soon as it has caught up, within --timeout
     #[arg(long)]
@@ -61,7 +61,7 @@ pub(crate) struct AddMember {
 /// Arguments of `member promote`.
 #[derive(Args, Debug)]
 pub(crate) struct PromoteMember {
-    /// Its number
+    /// Its number (what it was started with as --id)
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     server: u64,
     /// Wait until it has caught up, within --timeout
@@ -72,7 +72,7 @@ pub(crate) struct PromoteMember {
 /// Arguments of `member remove`.
 #[derive(Args, Debug)]
 pub(crate) struct RemoveMember {
-    /// Its number
+    /// Its number (what it was started with as --id)
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     server: u64,
     /// Do not ask

@@ -2,6 +2,7 @@
 
 pub(crate) mod completions;
 pub(crate) mod group;
+pub(crate) mod man;
 pub(crate) mod member;
 pub(crate) mod node;
 pub(crate) mod service;
@@ -28,8 +29,11 @@ pub(crate) struct Context {
 
 /// Does what was asked.
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    if let Command::Completions(which) = arguments.command {
-        return completions::run(&which);
+    // These need no server.
+    match &arguments.command {
+        Command::Completions(which) => return completions::run(which),
+        Command::Man(which) => return man::run(which),
+        _ => {}
     }
     let context = Context {
         servers: Servers::new(&arguments.connection)?,
@@ -45,6 +49,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Status(arguments) => status::run(&context, &arguments).await,
         Command::Bench(command) => bench::run(&context, command, Interrupt::listen()).await,
         Command::Completions(which) => completions::run(&which),
+        Command::Man(which) => man::run(&which),
     }
 }
 

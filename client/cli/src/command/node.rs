@@ -208,7 +208,7 @@ pub(crate) struct SetOverride {
     /// Who says so
     #[arg(long, env = "USER", default_value = "")]
     author: String,
-    /// Until when; left out: until cleared
+    /// How long it holds; left out: until cleared
     #[arg(long = "for", value_name = "TIME", value_parser = names::positive_duration)]
     lasting: Option<Duration>,
 }
