@@ -4,6 +4,8 @@
 
 mod clock;
 mod golden;
+mod guard;
+mod guarded;
 mod properties;
 mod refusals;
 mod scene;
