@@ -6,15 +6,22 @@ mod support;
 
 use std::time::Duration;
 
+use prost::Message;
 use rollcall_client::{Session, SessionStatus};
 use rollcall_core::directory::{Command, Request};
 use rollcall_core::ids::RequestId;
 use rollcall_jepsen::lab::reading::local_view;
 use rollcall_jepsen::lab::{WAIT_MAX, eventually};
 use rollcall_proto::v1::peer_client::PeerClient;
-use rollcall_proto::v1::{ErrorCode, ForwardRequest, PeerMessage, forward_response};
+use rollcall_proto::v1::registry_client::RegistryClient;
+use rollcall_proto::v1::{
+    Address, Effect, Error, ErrorCode, ForwardRequest, NodeKind, PeerMessage, RegisterNode, RegisterRequest,
+    Registration, ServiceKey, WriteOptions, forward_response,
+};
 use support::{Follower, GROUP, cluster, fleet};
+use tokio::task::JoinSet;
 use tonic::Code;
+use tonic::transport::Endpoint;
 
 const TTL: Duration = Duration::from_secs(3);
 const SESSIONS: usize = 20;
@@ -145,5 +152,67 @@ async fn a_forwarded_request_beyond_the_bound_is_not_proposed() {
         }
         other => panic!("it was taken: {other:?}"),
     }
+    fleet(&cluster.addresses(), "feed", 3, 1, TTL).await;
+}
+
+fn large_write() -> RegisterRequest {
+    let node = |number: usize| RegisterNode {
+        key: Some(ServiceKey {
+            group: GROUP.into(),
+            service: "large".into(),
+        }),
+        registration: Some(Registration {
+            id: format!("n{number}"),
+            addresses: vec![Address {
+                name: "tcp".into(),
+                host: "127.0.0.1".into(),
+                port: 80,
+            }],
+            metadata: [("k".to_owned(), "v".repeat(4_000))].into(),
+            kind: NodeKind::Persistent.into(),
+            ..Registration::default()
+        }),
+        expected: None,
+    };
+    RegisterRequest {
+        options: Some(WriteOptions {
+            timeout_ms: 60_000,
+            ..WriteOptions::default()
+        }),
+        nodes: (0..250).map(node).collect(),
+        ..RegisterRequest::default()
+    }
+}
+
+/// Without a quorum writes wait; what waits is bounded in bytes, not only in number.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_writes_that_wait_for_a_quorum_are_refused_beyond_a_bound() {
+    let mut cluster = cluster(3).await;
+    let leader = cluster.leader(WAIT_MAX).await.unwrap();
+    let others: Vec<u64> = cluster.ids().into_iter().filter(|id| *id != leader).collect();
+    for id in &others {
+        cluster.server(*id).pause().await.unwrap();
+    }
+    let channel = Endpoint::new(format!("http://{}", cluster.server(leader).address()))
+        .unwrap()
+        .connect_lazy();
+    let mut writes: JoinSet<_> = (0..100)
+        .map(|_| {
+            let mut client = RegistryClient::new(channel.clone());
+            async move { client.register(large_write()).await }
+        })
+        .collect();
+    // About 64 of them fit. The others are answered although nothing can be committed.
+    for _ in 0..20 {
+        let answer = tokio::time::timeout(WAIT_MAX, writes.join_next()).await;
+        let refused = answer.unwrap().unwrap().unwrap().unwrap_err();
+        let error = Error::decode(refused.details()).unwrap();
+        assert_eq!(error.code(), ErrorCode::Overloaded, "{error:?}");
+        assert_eq!(error.effect(), Effect::None, "{error:?}");
+    }
+    for id in &others {
+        cluster.server(*id).resume().unwrap();
+    }
+    cluster.wait_ready(WAIT_MAX).await.unwrap();
     fleet(&cluster.addresses(), "feed", 3, 1, TTL).await;
 }

@@ -17,7 +17,7 @@ use rollcall_core::directory::{Directory, Limits, Outcome, Refusal, Request};
 use rollcall_core::ids::{LogIndex, ServerId, SessionId, Term};
 use rollcall_proto::v1;
 use rollcall_proto::v1::peer_server::PeerServer;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -44,6 +44,9 @@ use crate::store::{DataFolder, Identity, LogStore, OpenedLog, SnapshotStore, Spa
 
 /// Largest encoded request (design section 11).
 pub const REQUEST_BYTES_MAX: usize = 1 << 20;
+/// Bytes of requests that wait here, for the log or for the leader. Beyond it callers are told to come again: a
+/// quorum that is away, or a slow disk, must not fill the memory.
+const WAITING_BYTES_MAX: usize = 64 << 20;
 /// Pause before an attempt that met no leader is repeated.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// What an overloaded caller is told to wait.
@@ -73,6 +76,7 @@ pub(super) struct Inner {
     pub(super) stop: CancellationToken,
     pub(super) loaded: AtomicBool,
     pub(super) receiving: tokio::sync::Mutex<()>,
+    room: Arc<Semaphore>,
     proposer: Proposer,
     forwarder: Forwarder,
     leader_rounds: LeaderRounds,
@@ -232,6 +236,7 @@ impl Consensus {
             stop,
             loaded: AtomicBool::new(false),
             receiving: tokio::sync::Mutex::default(),
+            room: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
             raft,
             options,
         });
@@ -305,10 +310,11 @@ impl Consensus {
     /// # Errors
     /// [`ProposeError`] says whether it may have been applied.
     pub async fn propose(&self, request: Request, deadline: Instant) -> Result<Outcome, ProposeError> {
-        let request = encode(&request)?;
+        let encoded = encode(&request)?;
+        drop(request);
         let mut leadership = self.inner.leadership.subscribe();
         loop {
-            let reason = match self.inner.attempt(request.clone(), deadline).await {
+            let reason = match self.inner.attempt(encoded.clone(), deadline).await {
                 Attempt::NotProposed(reason) => reason,
                 decided => return result_of(decided),
             };
@@ -628,7 +634,15 @@ impl Inner {
         if self.space.is_full() {
             return Attempt::DiskFull;
         }
-        await_attempt(deadline, |ticket, reply| {
+        let ticket = match term {
+            // The leader's own: few, and they must not wait behind the clients'.
+            Some(_) => Ticket::default(),
+            None => match self.ticket(&request) {
+                Some(ticket) => ticket,
+                None => return Attempt::Overloaded,
+            },
+        };
+        await_attempt(deadline, ticket, |ticket, reply| {
             self.proposer.submit(Proposal {
                 request,
                 term,
@@ -640,11 +654,21 @@ impl Inner {
         .await
     }
 
+    /// Room for a request; `None`: too much waits already.
+    fn ticket(&self, request: &Bytes) -> Option<Ticket> {
+        let bytes = u32::try_from(request.len()).ok()?;
+        let room = self.room.clone().try_acquire_many_owned(bytes).ok()?;
+        Some(Ticket::holding(room))
+    }
+
     async fn attempt_at(&self, leader: u64, address: &str, request: Bytes, deadline: Instant) -> Attempt {
         if self.gate.is_diverged() {
             return Attempt::NotProposed(ReadError::Diverged.to_string());
         }
-        await_attempt(deadline, |ticket, reply| {
+        let Some(ticket) = self.ticket(&request) else {
+            return Attempt::Overloaded;
+        };
+        await_attempt(deadline, ticket, |ticket, reply| {
             self.forwarder.submit(
                 leader,
                 address,
@@ -925,8 +949,7 @@ fn result_of(attempt: Attempt) -> Result<Outcome, ProposeError> {
     }
 }
 
-async fn await_attempt(deadline: Instant, submit: impl FnOnce(Ticket, Reply)) -> Attempt {
-    let ticket = Ticket::default();
+async fn await_attempt(deadline: Instant, ticket: Ticket, submit: impl FnOnce(Ticket, Reply)) -> Attempt {
     let (reply, attempt) = oneshot::channel();
     submit(ticket.clone(), reply);
     match tokio::time::timeout_at(deadline, attempt).await {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use rollcall_core::directory::{Outcome, Refusal};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 const WAITING: u8 = 0;
 const SENT: u8 = 1;
@@ -13,9 +13,21 @@ const CANCELLED: u8 = 2;
 
 /// Shared by the caller and the queue.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Ticket(Arc<AtomicU8>);
+pub(crate) struct Ticket {
+    state: Arc<AtomicU8>,
+    /// Room for the request's bytes, given back when caller and queue have both let go of them.
+    _room: Option<Arc<OwnedSemaphorePermit>>,
+}
 
 impl Ticket {
+    /// A ticket for a request that takes up this room.
+    pub(crate) fn holding(room: OwnedSemaphorePermit) -> Self {
+        Self {
+            state: Arc::default(),
+            _room: Some(Arc::new(room)),
+        }
+    }
+
     /// The queue is about to send; `false`: the caller has given up, do not.
     pub(crate) fn try_send(&self) -> bool {
         self.decide(SENT)
@@ -27,7 +39,7 @@ impl Ticket {
     }
 
     fn decide(&self, to: u8) -> bool {
-        self.0
+        self.state
             .compare_exchange(WAITING, to, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
     }
