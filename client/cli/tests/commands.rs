@@ -2,6 +2,7 @@
 
 mod support;
 
+use rollcall_client::v1 as wire;
 use rollcall_jepsen::lab::Cluster;
 use support::{Rollcall, eventually};
 
@@ -232,6 +233,22 @@ async fn a_request_far_too_large_is_refused_by_name() {
         "{message}"
     );
     assert_eq!(refused.effect(), rollcall_client::Effect::None);
+
+    // On a watch stream it is the last word.
+    let client = format!("http://{}", cluster.addresses()[0]);
+    let mut client = wire::watch_client::WatchClient::connect(client).await.unwrap();
+    let hello = wire::WatchRequest {
+        request: None,
+        client: "x".repeat(9 << 20),
+    };
+    let mut answers = client
+        .watch(tokio_stream::iter([hello]))
+        .await
+        .unwrap()
+        .into_inner();
+    let refused = answers.message().await.unwrap_err();
+    let error = <wire::Error as prost::Message>::decode(refused.details()).unwrap();
+    assert_eq!(error.code(), wire::ErrorCode::TooLarge);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -66,8 +66,13 @@ where
 
 /// The transport's refusal of a request as one of ours; `None`: it is something else.
 pub(crate) fn of_transport(refusal: &Status) -> Option<v1::Error> {
+    sizes(refusal).map(status::of_oversize)
+}
+
+/// What was found and what is allowed, if it is the transport's refusal of a request.
+pub(crate) fn sizes(refusal: &Status) -> Option<&str> {
     let sizes = refusal.message().strip_prefix(REFUSAL)?;
-    (refusal.code() == Code::OutOfRange).then(|| status::of_oversize(sizes.trim()))
+    (refusal.code() == Code::OutOfRange).then(|| sizes.trim())
 }
 
 #[cfg(test)]

@@ -178,6 +178,7 @@ pub(crate) fn of_stream_end(end: &StreamEnd) -> v1::Error {
     match end {
         StreamEnd::Moved(_) => error(ErrorCode::Unavailable, end, ""),
         StreamEnd::Unread { .. } => error(ErrorCode::Overloaded, end, ""),
+        StreamEnd::Oversize { sizes } => of_oversize(sizes),
         StreamEnd::TooLarge { key, .. } => error(ErrorCode::TooLarge, end, key),
     }
 }

@@ -14,8 +14,9 @@ use tonic::{Request, Response, Status, Streaming};
 use super::convert::{self, bounded};
 use super::doors::Doors;
 use super::listener::Peer;
+use super::oversize;
 use super::status::{of_refusal, of_stream_end, of_subscribe, of_too_many_streams, status};
-use crate::watch::{StreamHandle, SubscribeError, Subscription, Target};
+use crate::watch::{StreamEnd, StreamHandle, SubscribeError, Subscription, Target};
 
 /// Largest request of a watch stream: a subscription may bring many known signs.
 pub(super) const WATCH_REQUEST_BYTES_MAX: usize = 8 << 20;
@@ -108,7 +109,12 @@ impl Asking {
                     Ok(Some(message)) => self.take(message).await,
                     // The client has asked everything it wants; it goes on reading.
                     Ok(None) => return,
-                    Err(_) => return self.stream.close(),
+                    Err(refusal) => {
+                        return match oversize::sizes(&refusal) {
+                            Some(sizes) => self.stream.end(StreamEnd::Oversize { sizes: sizes.into() }),
+                            None => self.stream.close(),
+                        };
+                    }
                 }
             }
         };

@@ -31,6 +31,12 @@ pub enum StreamEnd {
         /// How many.
         controls: usize,
     },
+    /// A request was too large to be decoded; the stream cannot be read any further.
+    #[error("the request is too large: {sizes}")]
+    Oversize {
+        /// What was found, and what is allowed.
+        sizes: String,
+    },
     /// A service is too large for one message: make it smaller, or raise `doors.message_bytes_max`.
     #[error("service {key} takes {bytes} bytes, at most {bytes_max} fit into a message")]
     TooLarge {
@@ -124,6 +130,11 @@ impl StreamHandle {
     /// Waits until the stream is closed, from whichever side.
     pub async fn closed(&self) {
         self.shared.closed.cancelled().await;
+    }
+
+    /// Ends the stream with a last word.
+    pub fn end(&self, end: StreamEnd) {
+        self.shared.end(end);
     }
 
     /// Closes the stream: its reader comes to its end.
@@ -356,6 +367,8 @@ fn last_word(end: StreamEnd) -> Result<WatchResponse, StreamEnd> {
         StreamEnd::Moved(advice) => Ok(WatchResponse {
             frames: vec![frame::encode(Frame::MoveOn(advice))],
         }),
-        other @ (StreamEnd::Unread { .. } | StreamEnd::TooLarge { .. }) => Err(other),
+        other @ (StreamEnd::Unread { .. } | StreamEnd::Oversize { .. } | StreamEnd::TooLarge { .. }) => {
+            Err(other)
+        }
     }
 }
