@@ -57,6 +57,23 @@ impl Registry {
         })
     }
 
+    /// The servers as the one that happened to be asked knows them by gossip: also those that do not belong to
+    /// the cluster yet, or any more. Empty if gossip is off there.
+    ///
+    /// # Errors
+    /// The transient ones.
+    pub async fn gossip_members(&self) -> Result<Answer<Vec<v1::GossipMember>>, Error> {
+        let response = self
+            .call(Kind::Read, None, |channel, _| async move {
+                ClusterClient::new(channel).members(v1::MembersRequest {}).await
+            })
+            .await?;
+        Ok(Answer {
+            value: response.gossip,
+            header: response.header.unwrap_or_default(),
+        })
+    }
+
     membership_order!(
         /// Lets a new server join as a learner; it does not count for quorums yet.
         ///

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rollcall_core::directory::{ChangeLogBounds, Command, Expected, GroupSettings, Refusal, Request};
 use rollcall_core::ids::{GroupName, RequestId, ServerId};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::config::{Config, ConfigError, DoorsConfig, MemberConfig, Preset};
+use crate::gossip::{self, Gossip, GossipMetrics, GossipOptions, GossipStartError};
 use crate::grpc::{Doors, DoorsParts, ListenError, bind};
 use crate::http::{self, Pages, Readiness};
 use crate::raft::types::PeerAddresses;
@@ -50,6 +51,9 @@ pub enum StartError {
     /// The data folder or replication could not be opened.
     #[error(transparent)]
     Replication(#[from] ReplicationError),
+    /// Gossip could not be started.
+    #[error(transparent)]
+    Gossip(#[from] GossipStartError),
 }
 
 /// Where a server is reached; ports that were left open are filled in.
@@ -59,6 +63,8 @@ pub struct Addresses {
     pub client: SocketAddr,
     /// gRPC for other servers.
     pub peer: SocketAddr,
+    /// Gossip (UDP), unless it is off.
+    pub gossip: Option<SocketAddr>,
     /// Health, metrics.
     pub http: SocketAddr,
 }
@@ -66,15 +72,22 @@ pub struct Addresses {
 struct Listeners {
     client: TcpListener,
     peer: TcpListener,
+    gossip: Option<UdpSocket>,
     http: TcpListener,
 }
 
 impl Listeners {
     async fn bind(config: &Config) -> Result<Self, ListenError> {
         let listen = &config.listen;
+        let peer = bind(listen.peer, "--listen-peer").await?;
+        let gossip = match config.gossip.enabled {
+            true => Some(gossip::bind(listen, peer.local_addr().unwrap_or(listen.peer)).await?),
+            false => None,
+        };
         Ok(Self {
             client: bind(listen.client, "--listen-client").await?,
-            peer: bind(listen.peer, "--listen-peer").await?,
+            peer,
+            gossip,
             http: bind(listen.http, "--listen-http").await?,
         })
     }
@@ -85,6 +98,7 @@ impl Listeners {
         Addresses {
             client: bound(&self.client, config.listen.client),
             peer: bound(&self.peer, config.listen.peer),
+            gossip: self.gossip.as_ref().and_then(|socket| socket.local_addr().ok()),
             http: bound(&self.http, config.listen.http),
         }
     }
@@ -109,6 +123,7 @@ pub struct Server {
     client_door: JoinHandle<()>,
     peer_door: JoinHandle<()>,
     tasks: Vec<JoinHandle<()>>,
+    gossip: Option<Gossip>,
 }
 
 impl Server {
@@ -127,6 +142,18 @@ impl Server {
 
         let [closing, doors_stop, stop, peers_stop] = std::array::from_fn(|_| CancellationToken::new());
         let metrics = Metrics::new();
+        let gossiping = match listeners.gossip {
+            Some(socket) => start_gossip(&config, socket, &consensus, metrics.gossip, stop.clone()),
+            None => Ok(None),
+        };
+        let gossiping = match gossiping {
+            Ok(gossiping) => gossiping,
+            Err(error) => {
+                consensus.shutdown().await;
+                return Err(error.into());
+            }
+        };
+        let (gossip, gossip_task) = gossiping.unzip();
         let holder = Holder::start(consensus.clone(), stop.clone());
         let authority = Authority::start(consensus.clone(), authority_settings(&config), stop.clone());
         consensus.set_desk(Arc::new(authority));
@@ -145,6 +172,7 @@ impl Server {
                 consensus: consensus.clone(),
                 holder: holder.clone(),
                 hub: hub.clone(),
+                gossip: gossip.clone(),
                 readiness: readiness.clone(),
                 metrics: metrics.doors,
                 closing: closing.clone(),
@@ -156,7 +184,7 @@ impl Server {
             registry: Arc::new(metrics.registry),
             server: ServerMetrics::new(metrics.gauges, consensus.clone(), holder),
         };
-        let tasks = vec![
+        let mut tasks = vec![
             tokio::spawn(hub.clone().run(consensus.applied_head(), stop.clone())),
             tokio::spawn(serve_pages(
                 listeners.http,
@@ -179,6 +207,14 @@ impl Server {
             )),
             tokio::spawn(set_up(preset, consensus.clone(), stop.clone())),
         ];
+        tasks.extend(gossip_task);
+        if let Some(gossip) = gossip.clone() {
+            tasks.push(tokio::spawn(gossip::publish_heads(
+                gossip,
+                consensus.clone(),
+                stop.clone(),
+            )));
+        }
         let serving = doors
             .clone()
             .serve(listeners.client, health.clone(), doors_stop.clone());
@@ -202,6 +238,7 @@ impl Server {
             client_door,
             peer_door,
             tasks,
+            gossip,
         })
     }
 
@@ -215,6 +252,12 @@ impl Server {
     #[must_use]
     pub fn consensus(&self) -> &Consensus {
         &self.consensus
+    }
+
+    /// Its gossip, unless that is off.
+    #[must_use]
+    pub fn gossip(&self) -> Option<&Gossip> {
+        self.gossip.as_ref()
     }
 
     /// Its watches.
@@ -332,6 +375,26 @@ fn founders(config: &Config, own: &PeerAddresses) -> BTreeMap<ServerId, PeerAddr
         (ServerId(member.id), known)
     };
     config.cluster.members.iter().map(founder).collect()
+}
+
+fn start_gossip(
+    config: &Config,
+    socket: UdpSocket,
+    consensus: &Consensus,
+    metrics: GossipMetrics,
+    stop: CancellationToken,
+) -> Result<Option<(Gossip, JoinHandle<()>)>, GossipStartError> {
+    let bound = socket.local_addr().unwrap_or(config.listen.peer);
+    let options = GossipOptions {
+        cluster: config.cluster.name.clone(),
+        server: ServerId(config.cluster.id),
+        data: config.storage.data.clone(),
+        advertise: gossip::advertised(&config.listen, bound),
+        seeds: gossip::seeds(config, consensus),
+        config: config.gossip.clone(),
+        metrics,
+    };
+    Gossip::start(options, socket, stop).map(Some)
 }
 
 fn authority_settings(config: &Config) -> AuthoritySettings {

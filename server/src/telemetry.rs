@@ -7,6 +7,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
 use crate::config::{LogConfig, LogFormat};
+use crate::gossip::GossipMetrics;
 use crate::grpc::DoorsMetrics;
 use crate::raft::{Consensus, MemberRole};
 use crate::session::Holder;
@@ -41,6 +42,8 @@ pub struct Metrics {
     pub registry: Registry,
     /// The watch hub's.
     pub watch: WatchMetrics,
+    /// Gossip's.
+    pub gossip: GossipMetrics,
     /// The client doors'.
     pub doors: DoorsMetrics,
     /// Replication's and the directory's.
@@ -56,6 +59,7 @@ impl Metrics {
         registry.register("server_build", "The program", build);
         Self {
             watch: WatchMetrics::register(&mut registry),
+            gossip: GossipMetrics::register(&mut registry),
             doors: DoorsMetrics::register(&mut registry),
             gauges: ServerGauges::register(&mut registry),
             registry,

@@ -14,6 +14,7 @@ impl Config {
         self.check_cluster()?;
         self.check_listen()?;
         self.check_raft()?;
+        self.check_gossip()?;
         self.check_session()?;
         self.check_watch()?;
         self.check_doors()
@@ -96,6 +97,7 @@ impl Config {
         for (field, address) in [
             ("listen.advertise_client", &listen.advertise_client),
             ("listen.advertise_peer", &listen.advertise_peer),
+            ("listen.advertise_gossip", &listen.advertise_gossip),
             ("listen.advertise_http", &listen.advertise_http),
         ] {
             let address = address.as_deref().unwrap_or("host:1");
@@ -138,6 +140,35 @@ impl Config {
             "raft.snapshot_after_entries",
             raft.snapshot_after_entries,
             "at least 100",
+        )
+    }
+
+    fn check_gossip(&self) -> Result<(), ConfigError> {
+        let (gossip, listen) = (&self.gossip, &self.listen);
+        if !gossip.enabled {
+            return Ok(());
+        }
+        demand(
+            (2..=4_096).contains(&gossip.members_max),
+            "gossip.members_max",
+            gossip.members_max,
+            "2 to 4096",
+        )?;
+        for seed in &gossip.seeds {
+            demand(
+                is_host_port(seed),
+                "gossip.seeds",
+                seed,
+                "an address is host:port",
+            )?;
+        }
+        let address = listen.gossip.unwrap_or(listen.peer);
+        let advertised = listen.advertise_gossip.is_some() || listen.advertise_peer.is_some();
+        demand(
+            advertised || !address.ip().is_unspecified(),
+            "listen.gossip",
+            address,
+            "the others cannot send there; set listen.advertise_gossip or listen.advertise_peer, or gossip.enabled = false",
         )
     }
 
@@ -354,6 +385,13 @@ mod tests {
             }),
             ("raft.election_timeout_min", "1s", |c| {
                 c.raft.election_timeout_min = Duration::from_secs(1)
+            }),
+            ("gossip.members_max", "1", |c| c.gossip.members_max = 1),
+            ("gossip.seeds", "nowhere", |c| {
+                c.gossip.seeds = vec!["nowhere".into()]
+            }),
+            ("listen.gossip", "0.0.0.0:7401", |c| {
+                c.listen.peer.set_ip(std::net::Ipv4Addr::UNSPECIFIED.into())
             }),
             ("session.ttl_default", "1s", |c| {
                 c.session.ttl_default = Duration::from_secs(1)

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ClusterConfig, DoorsConfig, ListenConfig, LogConfig, RaftConfig, SessionConfig, StorageConfig,
-    WatchConfig,
+    ClusterConfig, DoorsConfig, GossipConfig, ListenConfig, LogConfig, RaftConfig, SessionConfig,
+    StorageConfig, WatchConfig,
 };
 
 /// Everything that can be configured.
@@ -21,6 +21,8 @@ pub struct Config {
     pub storage: StorageConfig,
     /// Replication.
     pub raft: RaftConfig,
+    /// Gossip.
+    pub gossip: GossipConfig,
     /// Sessions.
     pub session: SessionConfig,
     /// Watches.

@@ -35,6 +35,9 @@ pub struct Flags {
     /// Listens for the other servers (gRPC).
     #[arg(long, env = "ROLLCALL_LISTEN_PEER", value_name = "ADDR")]
     pub listen_peer: Option<SocketAddr>,
+    /// Listens for gossip among the servers (UDP); left out: where it listens for the other servers.
+    #[arg(long, env = "ROLLCALL_LISTEN_GOSSIP", value_name = "ADDR")]
+    pub listen_gossip: Option<SocketAddr>,
     /// Listens for health checks and metrics (HTTP).
     #[arg(long, env = "ROLLCALL_LISTEN_HTTP", value_name = "ADDR")]
     pub listen_http: Option<SocketAddr>,
@@ -44,6 +47,9 @@ pub struct Flags {
     /// What the other servers should dial, if it is not the listen address.
     #[arg(long, env = "ROLLCALL_ADVERTISE_PEER", value_name = "HOST:PORT")]
     pub advertise_peer: Option<String>,
+    /// What the other servers should send gossip to, if it is not the listen address.
+    #[arg(long, env = "ROLLCALL_ADVERTISE_GOSSIP", value_name = "HOST:PORT")]
+    pub advertise_gossip: Option<String>,
     /// Where the health and metrics pages are, if it is not the listen address.
     #[arg(long, env = "ROLLCALL_ADVERTISE_HTTP", value_name = "HOST:PORT")]
     pub advertise_http: Option<String>,
@@ -132,12 +138,17 @@ impl Flags {
         lay(self.data, &mut config.storage.data);
         lay(self.listen_client, &mut config.listen.client);
         lay(self.listen_peer, &mut config.listen.peer);
+        lay(self.listen_gossip.map(Some), &mut config.listen.gossip);
         lay(self.listen_http, &mut config.listen.http);
         lay(
             self.advertise_client.map(Some),
             &mut config.listen.advertise_client,
         );
         lay(self.advertise_peer.map(Some), &mut config.listen.advertise_peer);
+        lay(
+            self.advertise_gossip.map(Some),
+            &mut config.listen.advertise_gossip,
+        );
         lay(self.advertise_http.map(Some), &mut config.listen.advertise_http);
         lay(self.log_format, &mut config.log.format);
         lay(self.log, &mut config.log.filter);

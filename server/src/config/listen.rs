@@ -12,12 +12,17 @@ pub struct ListenConfig {
     pub client: SocketAddr,
     /// gRPC for the other servers only. Keep it off networks that clients can reach.
     pub peer: SocketAddr,
+    /// Gossip among the servers (UDP). Left out: the address and port of `peer`.
+    pub gossip: Option<SocketAddr>,
     /// HTTP for `/livez`, `/readyz`, `/metrics` and `/version`. Answers without a quorum.
     pub http: SocketAddr,
     /// `host:port` clients should dial, if it is not the `client` address (0.0.0.0, a load balancer, a NAT).
     pub advertise_client: Option<String>,
     /// `host:port` the other servers should dial, if it is not the `peer` address.
     pub advertise_peer: Option<String>,
+    /// `host:port` the other servers should send gossip to, if it is not the `gossip` address. Left out: the host
+    /// of `advertise_peer`, if that is set, with the port of `gossip`.
+    pub advertise_gossip: Option<String>,
     /// `host:port` of the health and metrics pages, if it is not the `http` address.
     pub advertise_http: Option<String>,
 }
@@ -28,9 +33,11 @@ impl Default for ListenConfig {
         Self {
             client: loopback(7400),
             peer: loopback(7401),
+            gossip: None,
             http: loopback(7402),
             advertise_client: None,
             advertise_peer: None,
+            advertise_gossip: None,
             advertise_http: None,
         }
     }

@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::convert;
 use super::doors::Doors;
+use super::gossip::gossip_members;
 use super::status::of_membership;
 use crate::raft::MembershipError;
 use crate::raft::types::PeerAddresses;
@@ -61,12 +62,24 @@ impl Doors {
     }
 
     fn member_list(&self) -> Vec<v1::Member> {
+        let gossip = self.gossip_members();
+        let with_gossip = |info: crate::raft::MemberInfo| {
+            let heard = gossip.iter().find(|heard| heard.server == info.server.0).cloned();
+            v1::Member {
+                gossip: heard,
+                ..convert::member(info)
+            }
+        };
         self.reader
             .consensus()
             .members()
             .into_iter()
-            .map(convert::member)
+            .map(with_gossip)
             .collect()
+    }
+
+    fn gossip_members(&self) -> Vec<v1::GossipMember> {
+        self.gossip.as_ref().map_or_else(Vec::new, gossip_members)
     }
 
     fn changed(&self, result: Result<(), MembershipError>) -> Result<v1::MembershipResponse, v1::Error> {
@@ -97,6 +110,7 @@ impl Cluster for Doors {
             Ok(v1::MembersResponse {
                 header,
                 members: self.member_list(),
+                gossip: self.gossip_members(),
             }),
         )
     }

@@ -209,6 +209,7 @@ pub(crate) fn member(member: MemberInfo) -> v1::Member {
         role: member_role(member.role).into(),
         matched_index: member.matched.map_or(0, |index| index.0),
         last_contact_ms: member.last_contact.map_or(0, milliseconds),
+        gossip: None,
     }
 }
 

@@ -21,6 +21,7 @@ use super::read::Reader;
 use super::watch::WATCH_REQUEST_BYTES_MAX;
 use super::write::Writer;
 use crate::config::{Config, DoorsConfig, SessionConfig, WatchConfig};
+use crate::gossip::Gossip;
 use crate::http::Readiness;
 use crate::raft::Consensus;
 use crate::session::Holder;
@@ -34,6 +35,8 @@ pub struct DoorsParts {
     pub holder: Holder,
     /// Watches.
     pub hub: WatchHub,
+    /// Gossip, unless it is off.
+    pub gossip: Option<Gossip>,
     /// Whether this server should be asked at all.
     pub readiness: Readiness,
     /// What is counted.
@@ -49,6 +52,7 @@ pub struct Doors {
     pub(super) writer: Writer,
     pub(super) holder: Holder,
     pub(super) hub: WatchHub,
+    pub(super) gossip: Option<Gossip>,
     pub(super) readiness: Readiness,
     pub(super) metrics: DoorsMetrics,
     pub(super) limits: Arc<DoorsConfig>,
@@ -76,6 +80,7 @@ impl Doors {
             reader,
             holder: parts.holder,
             hub: parts.hub,
+            gossip: parts.gossip,
             readiness: parts.readiness,
             metrics: parts.metrics,
             new_sessions: Arc::new(AddressLimiter::new(

@@ -5,6 +5,7 @@ mod attend;
 mod cluster;
 pub(crate) mod convert;
 mod doors;
+mod gossip;
 mod listener;
 mod metrics;
 mod oversize;

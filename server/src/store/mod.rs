@@ -15,6 +15,7 @@ mod writer;
 
 pub use error::StoreError;
 pub(crate) use error::is_full;
+pub(crate) use identity::replace_file;
 pub use identity::{DataFolder, Identity};
 pub use log::LogStore;
 pub(crate) use log::OpenedLog;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::Context;
 use crate::confirm::confirm;
 use crate::exit::{Exit, Failure};
-use crate::output::record::{Header, Member, millis_text, nonzero_text};
+use crate::output::record::{GossipMember, Header, Member, millis_text, nonzero_text};
 use crate::output::table::Table;
 use crate::servers::plain;
 
@@ -22,6 +22,8 @@ const PROMOTE_PAUSE: Duration = Duration::from_millis(250);
 pub(crate) enum MemberCommand {
     /// List the servers of the cluster
     List(ListMembers),
+    /// List the servers as gossip sees them: alive, suspect or down, and how far each is
+    Gossip(ListGossip),
     /// Add a server as a learner, which does not vote yet
     Add(AddMember),
     /// Make a learner that has caught up a voter
@@ -37,6 +39,10 @@ pub(crate) enum MemberCommand {
 /// Arguments of `member list`.
 #[derive(Args, Debug)]
 pub(crate) struct ListMembers {}
+
+/// Arguments of `member gossip`.
+#[derive(Args, Debug)]
+pub(crate) struct ListGossip {}
 
 /// Arguments of `member add`.
 #[derive(Args, Debug)]
@@ -98,6 +104,12 @@ struct MembersBody {
     members: Vec<Member>,
 }
 
+#[derive(Serialize)]
+struct GossipBody {
+    header: Header,
+    members: Vec<GossipMember>,
+}
+
 /// What an order leaves behind: the members as they are now.
 #[derive(Serialize)]
 struct OrderBody {
@@ -115,6 +127,7 @@ impl From<Vec<wire::Member>> for OrderBody {
 pub(crate) async fn run(context: &Context, command: MemberCommand) -> Result<(), Failure> {
     match command {
         MemberCommand::List(ListMembers {}) => list_members(context).await,
+        MemberCommand::Gossip(ListGossip {}) => list_gossip(context).await,
         MemberCommand::Add(add) => add_member(context, add).await,
         MemberCommand::Promote(promote) => promote_member(context, &promote).await,
         MemberCommand::Remove(remove) => remove_member(context, &remove).await,
@@ -138,8 +151,13 @@ fn members_table(members: &[Member]) -> Table {
         "HTTP-ADDRESS",
         "MATCHED-INDEX",
         "LAST-CONTACT",
+        "GOSSIP",
+        "REVISION",
+        "REVISION-AGE",
     ]);
     for member in members {
+        let gossip = member.gossip.as_ref();
+        let head = gossip.and_then(|gossip| gossip.head);
         table.row(vec![
             member.server.to_string(),
             member.role.into(),
@@ -149,6 +167,52 @@ fn members_table(members: &[Member]) -> Table {
             member.http_address.clone(),
             nonzero_text(member.matched_index),
             millis_text(member.last_contact_ms),
+            gossip.map_or("-", |gossip| gossip.state).into(),
+            head.map_or("-".into(), |head| head.revision.to_string()),
+            head.map_or("-".into(), |head| millis_text(head.age_ms)),
+        ]);
+    }
+    table
+}
+
+async fn list_gossip(context: &Context) -> Result<(), Failure> {
+    let answer = context.servers.registry().gossip_members().await?;
+    let members = answer.value.into_iter().map(GossipMember::from).collect();
+    let body = GossipBody {
+        header: answer.header.into(),
+        members,
+    };
+    context.printer.print(&body, || gossip_table(&body.members))
+}
+
+fn gossip_table(members: &[GossipMember]) -> Table {
+    let mut table = Table::new(&[
+        "SERVER",
+        "STATE",
+        "SINCE",
+        "EPOCH",
+        "INCARNATION",
+        "REVISION",
+        "REVISION-AGE",
+        "ADDRESS",
+    ])
+    .wide(&["APPLIED-INDEX", "TERM", "LEADER"]);
+    for member in members {
+        let of_head = |text: fn(&crate::output::record::GossipHead) -> String| {
+            member.head.as_ref().map_or("-".into(), text)
+        };
+        table.row(vec![
+            member.server.to_string(),
+            member.state.into(),
+            millis_text(member.since_ms),
+            member.epoch.to_string(),
+            member.incarnation.to_string(),
+            of_head(|head| head.revision.to_string()),
+            of_head(|head| millis_text(head.age_ms)),
+            member.address.clone(),
+            of_head(|head| head.applied_index.to_string()),
+            of_head(|head| head.term.to_string()),
+            of_head(|head| nonzero_text(head.leader)),
         ]);
     }
     table

@@ -328,6 +328,59 @@ pub(crate) struct Member {
     pub(crate) role: &'static str,
     pub(crate) matched_index: u64,
     pub(crate) last_contact_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) gossip: Option<GossipMember>,
+}
+
+/// A server, as the answering one knows it by gossip.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct GossipMember {
+    pub(crate) server: u64,
+    pub(crate) address: String,
+    pub(crate) state: &'static str,
+    pub(crate) incarnation: u32,
+    pub(crate) epoch: u64,
+    pub(crate) since_ms: u64,
+    pub(crate) own: bool,
+    pub(crate) head: Option<GossipHead>,
+}
+
+/// How far a server said it is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct GossipHead {
+    pub(crate) revision: u64,
+    pub(crate) applied_index: u64,
+    pub(crate) term: u64,
+    pub(crate) leader: u64,
+    pub(crate) age_ms: u64,
+}
+
+impl From<wire::GossipMember> for GossipMember {
+    fn from(member: wire::GossipMember) -> Self {
+        let state = match member.state() {
+            wire::GossipState::Unspecified => "unknown",
+            wire::GossipState::Alive => "alive",
+            wire::GossipState::Suspect => "suspect",
+            wire::GossipState::Down => "down",
+            wire::GossipState::Displaced => "displaced",
+        };
+        Self {
+            state,
+            server: member.server,
+            address: member.address,
+            incarnation: member.incarnation,
+            epoch: member.epoch,
+            since_ms: member.since_ms,
+            own: member.own,
+            head: member.head.map(|head| GossipHead {
+                revision: head.revision,
+                applied_index: head.applied_index,
+                term: head.term,
+                leader: head.leader,
+                age_ms: head.age_ms,
+            }),
+        }
+    }
 }
 
 impl From<wire::Member> for Member {
@@ -341,6 +394,7 @@ impl From<wire::Member> for Member {
             voter: member.voter,
             matched_index: member.matched_index,
             last_contact_ms: member.last_contact_ms,
+            gossip: member.gossip.map(GossipMember::from),
         }
     }
 }
