@@ -123,7 +123,7 @@ async fn a_forwarded_request_beyond_the_bound_is_not_proposed() {
         command: Command::OpenSession {
             secret_digest: [0; 32],
             ttl_ms: 10_000,
-            client: "x".repeat(15 << 20).into(),
+            client: "x".repeat(15 << 20),
         },
     };
     let forward = ForwardRequest {
