@@ -21,7 +21,8 @@ use crate::raft::{Consensus, RenewalVerdict};
 const REPORT_SPACING: Duration = Duration::from_millis(5);
 /// How long a report may take before it is sent again, perhaps to another leader.
 const REPORT_DEADLINE: Duration = Duration::from_secs(1);
-/// Pause after a report that reached no leader.
+/// Pause after a report that reached no leader, and before asking again about a session whose expiry or revival
+/// the log has not decided yet.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Most heartbeats that may wait for the leader here. Beyond it they are refused at once.
 const WAITING_MAX: usize = 65_536;
@@ -63,8 +64,10 @@ struct Shared {
 #[derive(Default)]
 struct Gathered {
     waiting: Vec<Waiting>,
-    /// Sessions that showed life otherwise (a write, say): reported, but nobody waits.
-    touched: BTreeSet<SessionId>,
+    /// Heartbeats with undecided sessions: asked about again at this moment, so that one such session does not
+    /// keep the reports going.
+    put_off: Vec<Waiting>,
+    again_at: Option<Instant>,
     closed: bool,
 }
 
@@ -148,9 +151,10 @@ impl Holder {
             if gathered.closed {
                 return Err(RenewError::Closing);
             }
-            if gathered.waiting.len() >= WAITING_MAX {
+            if gathered.waiting.len() + gathered.put_off.len() >= WAITING_MAX {
                 gathered.waiting.retain(|waiting| !waiting.reply.is_closed());
-                if gathered.waiting.len() >= WAITING_MAX {
+                gathered.put_off.retain(|waiting| !waiting.reply.is_closed());
+                if gathered.waiting.len() + gathered.put_off.len() >= WAITING_MAX {
                     return Err(RenewError::Overloaded);
                 }
             }
@@ -163,15 +167,6 @@ impl Holder {
         self.shared.arrived.notify_one();
         answer.await.map_err(|_| RenewError::Closing)
     }
-
-    /// A session showed life in another way, by a committed write; the next report carries it. Nobody waits.
-    pub fn touch(&self, session: SessionId) {
-        let mut gathered = self.shared.gathered.lock();
-        if gathered.touched.len() < WAITING_MAX && gathered.touched.insert(session) {
-            drop(gathered);
-            self.shared.arrived.notify_one();
-        }
-    }
 }
 
 async fn report_until(shared: Arc<Shared>, consensus: Consensus, shutdown: CancellationToken) {
@@ -181,53 +176,66 @@ async fn report_until(shared: Arc<Shared>, consensus: Consensus, shutdown: Cance
     let mut gathered = shared.gathered.lock();
     gathered.closed = true;
     gathered.waiting.clear();
+    gathered.put_off.clear();
 }
 
 async fn report_forever(shared: &Shared, consensus: &Consensus) {
     let mut reported_at: Option<Instant> = None;
     loop {
-        shared.arrived.notified().await;
+        let again_at = shared.gathered.lock().again_at;
+        tokio::select! {
+            () = shared.arrived.notified() => {}
+            () = tokio::time::sleep_until(again_at.unwrap_or_else(Instant::now)), if again_at.is_some() => {}
+        }
         if let Some(earlier) = reported_at {
             tokio::time::sleep_until(earlier + REPORT_SPACING).await;
         }
-        let (waiting, sessions) = shared.gathered.lock().take();
+        let (waiting, sessions) = shared.gathered.lock().take(Instant::now());
         if sessions.is_empty() {
             continue;
         }
         reported_at = Some(Instant::now());
         let deadline = Instant::now() + REPORT_DEADLINE;
-        let unanswered = match consensus.report_renewals(sessions, deadline).await {
+        match consensus.report_renewals(sessions, deadline).await {
             Ok(verdict) => {
                 shared.reports.fetch_add(1, Ordering::Relaxed);
-                answer(waiting, &verdict)
+                let undecided = answer(waiting, &verdict);
+                shared.gathered.lock().put_off(undecided, Instant::now());
             }
             Err(reason) => {
                 shared.failed_reports.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(%reason, "renewals reached no leader");
+                shared.gathered.lock().waiting.extend(waiting);
                 tokio::time::sleep(RETRY_PAUSE).await;
-                waiting
+                shared.arrived.notify_one();
             }
-        };
-        if !unanswered.is_empty() {
-            shared.gathered.lock().waiting.extend(unanswered);
-            shared.arrived.notify_one();
         }
     }
 }
 
 impl Gathered {
-    /// Everything that waits, and the sessions it is about, ascending and without repeats.
-    fn take(&mut self) -> (Vec<Waiting>, Vec<SessionId>) {
+    /// Everything that is to be asked now, and the sessions it is about, ascending and without repeats.
+    fn take(&mut self, now: Instant) -> (Vec<Waiting>, Vec<SessionId>) {
         let mut waiting = std::mem::take(&mut self.waiting);
+        if self.again_at.is_some_and(|at| at <= now) {
+            self.again_at = None;
+            waiting.append(&mut self.put_off);
+        }
         waiting.retain(|waiting| !waiting.reply.is_closed());
         let mut sessions: Vec<_> = waiting
             .iter()
             .flat_map(|waiting| waiting.undecided.iter().copied())
             .collect();
-        sessions.extend(std::mem::take(&mut self.touched));
         sessions.sort_unstable();
         sessions.dedup();
         (waiting, sessions)
+    }
+
+    fn put_off(&mut self, undecided: Vec<Waiting>, now: Instant) {
+        if !undecided.is_empty() {
+            self.put_off.extend(undecided);
+            self.again_at.get_or_insert(now + RETRY_PAUSE);
+        }
     }
 }
 
@@ -285,10 +293,9 @@ mod tests {
             waiting: vec![first, second],
             ..Gathered::default()
         };
-        gathered.touched.insert(SessionId(1));
-        let (waiting, sessions) = gathered.take();
+        let (waiting, sessions) = gathered.take(Instant::now());
         assert_eq!(waiting.len(), 2);
-        assert_eq!(sessions, ids(&[1, 3, 7, 9]));
+        assert_eq!(sessions, ids(&[3, 7, 9]));
     }
 
     #[test]
@@ -299,7 +306,7 @@ mod tests {
             waiting: vec![waiting],
             ..Gathered::default()
         };
-        assert_eq!(gathered.take().1, ids(&[]));
+        assert_eq!(gathered.take(Instant::now()).1, ids(&[]));
     }
 
     #[test]
@@ -325,5 +332,19 @@ mod tests {
                 not_found: ids(&[2, 3])
             }
         );
+    }
+
+    #[test]
+    fn an_undecided_heartbeat_is_put_off_and_holds_nobody_up() {
+        let (undecided, _a) = heartbeat(&[1]);
+        let (fresh, _b) = heartbeat(&[2]);
+        let mut gathered = Gathered::default();
+        let now = Instant::now();
+        gathered.put_off(vec![undecided], now);
+        gathered.waiting.push(fresh);
+        assert_eq!(gathered.take(now).1, ids(&[2]));
+        assert_eq!(gathered.again_at, Some(now + RETRY_PAUSE));
+        assert_eq!(gathered.take(now + RETRY_PAUSE).1, ids(&[1]));
+        assert_eq!(gathered.again_at, None);
     }
 }

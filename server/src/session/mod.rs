@@ -6,6 +6,7 @@
 
 mod authority;
 mod holder;
+mod office;
 
 pub use authority::{Authority, AuthoritySettings};
 pub use holder::{HeldSession, Holder, RenewError, RenewOutcome};
