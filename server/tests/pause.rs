@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use rollcall_client::v1::ErrorCode;
-use rollcall_client::{Session, SessionStatus};
+use rollcall_client::{Entry, NodeKind, Registration, ServiceKey, Session, SessionStatus, WriteOptions};
 use rollcall_jepsen::lab::attending::Attending;
 use rollcall_jepsen::lab::reading::local_view;
 use rollcall_jepsen::lab::{WAIT_MAX, eventually};
@@ -136,6 +136,17 @@ async fn all_servers_paused_at_once_beyond_the_ttl_strike_off_nobody() {
     stand.assert_nobody_was_struck_off().await;
 }
 
+/// A node that stays, since the removal guard never lets the last one of a service lapse away.
+async fn anchor(addresses: &[String]) {
+    let registry = rollcall_client::connect(addresses).unwrap();
+    let anchor = Registration::new("http", "127.0.0.1", 9).kind(NodeKind::Persistent);
+    let entry = Entry::new(ServiceKey::new(GROUP, "feed"), anchor);
+    registry
+        .register_persistent(&[entry], WriteOptions::default())
+        .await
+        .unwrap();
+}
+
 /// The counterpart: whoever is really silent goes, not before its ttl, and soon after.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_provider_is_struck_off_after_its_ttl_and_not_before() {
@@ -144,12 +155,13 @@ async fn a_silent_provider_is_struck_off_after_its_ttl_and_not_before() {
     let mut provider = Attending::open(&addresses[1], *TTL).await.unwrap();
     assert_eq!(provider.ttl, *TTL);
     provider.register(GROUP, "feed", "silent").await.unwrap();
+    anchor(&addresses).await;
     let follower = Follower::start(&addresses[..1], "feed", 0);
-    follower.wait_nodes("feed", 1).await;
+    follower.wait_nodes("feed", 2).await;
 
     let renewed_at = Instant::now();
     assert!(provider.renew().await.unwrap());
-    follower.wait_nodes("feed", 0).await;
+    follower.wait_nodes("feed", 1).await;
     let after = renewed_at.elapsed();
     assert!(
         after >= *TTL,
@@ -178,8 +190,9 @@ async fn a_silent_provider_is_struck_off_after_a_pause_too() {
     let addresses = cluster.addresses();
     let mut provider = Attending::open(&addresses[0], *TTL).await.unwrap();
     provider.register(GROUP, "feed", "silent").await.unwrap();
+    anchor(&addresses).await;
     let follower = Follower::start(&addresses[2..], "feed", 0);
-    follower.wait_nodes("feed", 1).await;
+    follower.wait_nodes("feed", 2).await;
     for server in cluster.servers_mut() {
         server.pause().await.unwrap();
     }
@@ -188,7 +201,7 @@ async fn a_silent_provider_is_struck_off_after_a_pause_too() {
     for server in cluster.servers_mut() {
         server.resume().unwrap();
     }
-    follower.wait_nodes("feed", 0).await;
+    follower.wait_nodes("feed", 1).await;
     // At most: an election, a full ttl under the new leader, an election timeout more, and the usual lateness.
     let bound = *TTL + 3 * LATE_MAX;
     assert!(
