@@ -1,6 +1,7 @@
 //! Unary calls on groups, services and nodes: for tools, for persistent nodes, and for readers without a stream.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
@@ -67,7 +68,82 @@ pub struct Explanation {
     pub session_lapses_in: Option<std::time::Duration>,
 }
 
+/// What became of a query that named what is held.
+#[derive(Debug)]
+pub(crate) enum Queried {
+    /// Another list.
+    View(v1::ServiceView),
+    /// The sign still holds.
+    Unchanged,
+    /// Another list, but not now: ask again after this time.
+    KeepCache(Duration),
+}
+
+/// How the storm switch is to be set.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StormSetting {
+    /// This group and those below it; `None`: the cluster.
+    pub group: Option<String>,
+    /// Its position.
+    pub mode: v1::StormMode,
+    /// On and auto: the share of consumers that an epoch serves, 1 to 10,000 basis points; 0: 10 %.
+    pub share_basis_points: u32,
+    /// For people: who.
+    pub author: String,
+    /// For people: why.
+    pub reason: String,
+}
+
+impl StormSetting {
+    /// The cluster's switch, in this position, with the default share.
+    #[must_use]
+    pub fn new(mode: v1::StormMode) -> Self {
+        Self {
+            group: None,
+            mode,
+            share_basis_points: 0,
+            author: String::new(),
+            reason: String::new(),
+        }
+    }
+}
+
 impl Registry {
+    /// Sets the heartbeat-storm switch.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`], [`Error::InvalidArgument`], [`Error::OutcomeUnknown`], and the transient ones.
+    pub async fn set_storm(&self, setting: &StormSetting, options: WriteOptions) -> Result<Written, Error> {
+        self.write(options, |channel, options| {
+            let request = v1::SetStormRequest {
+                options: Some(options),
+                group: setting.group.clone().unwrap_or_default(),
+                mode: setting.mode.into(),
+                share_basis_points: setting.share_basis_points,
+                author: setting.author.clone(),
+                reason: setting.reason.clone(),
+            };
+            async move { self.registry_client(channel).set_storm(request).await }
+        })
+        .await
+        .map(Written::from)
+    }
+
+    /// How the heartbeat-storm switch is set, and how it stands on the server that answers.
+    ///
+    /// # Errors
+    /// The transient ones.
+    pub async fn storm(&self, options: ReadOptions) -> Result<v1::StormResponse, Error> {
+        let request = v1::StormRequest {
+            read: Some(options.to_wire()),
+        };
+        self.call(Kind::Read, options.timeout, |channel, _| async move {
+            self.registry_client(channel).storm(request).await
+        })
+        .await
+    }
+
     pub(crate) fn registry_client(&self, channel: Channel) -> RegistryClient<Channel> {
         RegistryClient::new(channel).max_decoding_message_size(self.inner.config.message_bytes_max)
     }
@@ -292,12 +368,10 @@ impl Registry {
         key: &ServiceKey,
         options: ReadOptions,
     ) -> Result<Answer<v1::ServiceView>, Error> {
-        match self.query_unless(key, None, options).await? {
-            Answer {
-                value: Some(view),
-                header,
-            } => Ok(Answer { value: view, header }),
-            Answer { value: None, header } => Err(Error::Internal {
+        let Answer { value, header } = self.query_unless(key, None, options).await?;
+        match value {
+            Queried::View(view) => Ok(Answer { value: view, header }),
+            Queried::Unchanged | Queried::KeepCache(_) => Err(Error::Internal {
                 message: format!(
                     "server {} answered a query for {key} without a view",
                     header.server
@@ -313,11 +387,12 @@ impl Registry {
         key: &ServiceKey,
         known: Option<Sign>,
         options: ReadOptions,
-    ) -> Result<Answer<Option<v1::ServiceView>>, Error> {
+    ) -> Result<Answer<Queried>, Error> {
         let request = v1::QueryRequest {
             key: Some(key.into()),
             read: Some(options.to_wire()),
             known_sign: known.map(v1::Sign::from),
+            consumer: self.inner.consumer.to_string(),
         };
         let response = self
             .call(Kind::Read, options.timeout, |channel, _| {
@@ -326,9 +401,10 @@ impl Registry {
             })
             .await?;
         let header = response.header.unwrap_or_default();
-        let value = match (known, response.unchanged) {
-            (Some(_), true) => None,
-            _ => Some(decode_view(response.view, header.server)?),
+        let value = match (known, response.unchanged, response.keep_cache_ms) {
+            (Some(_), true, _) => Queried::Unchanged,
+            (Some(_), false, wait @ 1..) => Queried::KeepCache(Duration::from_millis(wait.into())),
+            _ => Queried::View(decode_view(response.view, header.server)?),
         };
         Ok(Answer { value, header })
     }

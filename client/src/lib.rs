@@ -65,7 +65,7 @@ mod watch;
 
 pub use config::{Freshness, ReadOptions, RegistryConfig, WriteOptions};
 pub use convergence::{Convergence, ServerConvergence, ServerWatchers};
-pub use directory::{Answer, Explanation, Page, SIGNS_MAX, ServiceSign};
+pub use directory::{Answer, Explanation, Page, SIGNS_MAX, ServiceSign, StormSetting};
 pub use error::{Effect, Error};
 pub use key::{NodeKey, ParseKeyError, RequestId, ServiceKey};
 pub use node::{

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use crate::backoff::jittered;
 use crate::config::ReadOptions;
-use crate::directory::{SIGNS_MAX, ServiceSign};
+use crate::directory::{Queried, SIGNS_MAX, ServiceSign};
 use crate::error::Error;
 use crate::key::ServiceKey;
 use crate::registry::Registry;
@@ -61,6 +62,8 @@ impl Drop for Guard {
 struct Slot {
     cached: Cached,
     published: watch::Sender<Arc<ServiceView>>,
+    /// Full lists are rationed; ours comes then, or later.
+    ask_at: Option<Instant>,
 }
 
 impl Registry {
@@ -88,6 +91,7 @@ impl Registry {
                 Slot {
                     published: watch::Sender::new(Arc::clone(cached.view())),
                     cached,
+                    ask_at: None,
                 }
             });
         }
@@ -132,7 +136,12 @@ async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, option
                 }
             }
         }
-        tokio::time::sleep(jittered(options.interval)).await;
+        // A turn while full lists are rationed is not slept through.
+        let now = Instant::now();
+        let next = now + jittered(options.interval);
+        let turns = slots.values().filter_map(|slot| slot.ask_at);
+        let turn = turns.filter(|turn| *turn > now).min();
+        tokio::time::sleep_until(turn.map_or(next, |turn| turn.min(next))).await;
     }
 }
 
@@ -154,13 +163,23 @@ async fn compare(
         slot.cached.confirm(revision, cluster, confirmed);
         return slot.publish();
     }
-    match registry.query_unless(&sign.key, None, options.read).await {
+    if slot.ask_at.is_some_and(|at| Instant::now() < at) {
+        return;
+    }
+    let known = (held.exists && held.source != Source::Nothing).then_some(held.sign);
+    match registry.query_unless(&sign.key, known, options.read).await {
         Ok(answer) => {
             let cluster = Arc::from(answer.header.cluster.as_str());
-            if let Some(view) = answer.value {
-                let view = ServiceView::from_wire(view, answer.header.revision, cluster, confirmed);
-                slot.cached.take_full(view);
-                slot.publish();
+            slot.ask_at = None;
+            match answer.value {
+                Queried::View(view) => {
+                    let view = ServiceView::from_wire(view, answer.header.revision, cluster, confirmed);
+                    slot.cached.take_full(view);
+                    slot.publish();
+                }
+                // It was, for a moment: the next round compares again.
+                Queried::Unchanged => {}
+                Queried::KeepCache(retry_after) => slot.ask_at = Some(Instant::now() + retry_after),
             }
         }
         Err(error) => tracing::debug!(service = %sign.key, %error, "a service was not answered"),

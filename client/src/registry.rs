@@ -28,6 +28,8 @@ pub(crate) struct Inner {
     pub(crate) config: Arc<RegistryConfig>,
     pub(crate) endpoints: Arc<Endpoints>,
     pub(crate) hub: Hub,
+    /// The name under which servers that ration full lists keep our place.
+    pub(crate) consumer: Arc<str>,
 }
 
 /// A handle on the registry that these servers are, with default settings. See [`Registry::connect`].
@@ -92,12 +94,14 @@ impl Registry {
         config.check()?;
         let endpoints = Arc::new(Endpoints::new(&config)?);
         let config = Arc::new(config);
-        let hub = Hub::new(Arc::clone(&config), Arc::clone(&endpoints));
+        let consumer: Arc<str> = RequestId::random().to_string().into();
+        let hub = Hub::new(Arc::clone(&config), Arc::clone(&endpoints), Arc::clone(&consumer));
         Ok(Self {
             inner: Arc::new(Inner {
                 config,
                 endpoints,
                 hub,
+                consumer,
             }),
         })
     }

@@ -27,4 +27,7 @@ pub struct QueryResponse {
     /// Encoded view.
     #[prost(bytes = "bytes", optional, tag = "3")]
     pub view: Option<Bytes>,
+    /// Not 0: there is no view; keep what is held, and ask again after so many milliseconds.
+    #[prost(uint32, tag = "4")]
+    pub keep_cache_ms: u32,
 }

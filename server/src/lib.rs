@@ -8,5 +8,6 @@ pub mod raft;
 pub mod server;
 pub mod session;
 pub mod store;
+pub mod storm;
 pub mod telemetry;
 pub mod watch;

@@ -23,6 +23,7 @@ use crate::http::{self, Pages, Readiness};
 use crate::raft::types::PeerAddresses;
 use crate::raft::{Consensus, ProposeError, ReplicationOptions, StartError as ReplicationError};
 use crate::session::{Authority, AuthoritySettings, Holder};
+use crate::storm::StormDesk;
 use crate::telemetry::{Metrics, ServerMetrics};
 use crate::watch::WatchHub;
 
@@ -159,11 +160,13 @@ impl Server {
         consensus.set_desk(Arc::new(authority));
         let peer_door = tokio::spawn(serve_peers(listeners.peer, consensus.clone(), peers_stop.clone()));
         let directory = consensus.directory().clone();
+        let storm = StormDesk::new(&config.storm, metrics.storm);
         let hub = WatchHub::new(
-            directory,
+            directory.clone(),
             config.watch.clone(),
             config.doors.message_bytes_max,
             metrics.watch,
+            storm.clone(),
         );
         let readiness = Readiness::new(consensus.clone());
         let doors = Doors::new(
@@ -173,6 +176,7 @@ impl Server {
                 holder: holder.clone(),
                 hub: hub.clone(),
                 gossip: gossip.clone(),
+                storm: storm.clone(),
                 readiness: readiness.clone(),
                 metrics: metrics.doors,
                 closing: closing.clone(),
@@ -186,6 +190,7 @@ impl Server {
         };
         let mut tasks = vec![
             tokio::spawn(hub.clone().run(consensus.applied_head(), stop.clone())),
+            tokio::spawn(storm.run(directory, consensus.applied_head(), stop.clone())),
             tokio::spawn(serve_pages(
                 listeners.http,
                 config.doors.clone(),

@@ -11,6 +11,7 @@ use crate::gossip::GossipMetrics;
 use crate::grpc::DoorsMetrics;
 use crate::raft::{Consensus, MemberRole};
 use crate::session::Holder;
+use crate::storm::StormMetrics;
 use crate::watch::WatchMetrics;
 
 /// Every metric's name begins with this.
@@ -44,6 +45,8 @@ pub struct Metrics {
     pub watch: WatchMetrics,
     /// Gossip's.
     pub gossip: GossipMetrics,
+    /// The storm switch's.
+    pub storm: StormMetrics,
     /// The client doors'.
     pub doors: DoorsMetrics,
     /// Replication's and the directory's.
@@ -60,6 +63,7 @@ impl Metrics {
         Self {
             watch: WatchMetrics::register(&mut registry),
             gossip: GossipMetrics::register(&mut registry),
+            storm: StormMetrics::register(&mut registry),
             doors: DoorsMetrics::register(&mut registry),
             gauges: ServerGauges::register(&mut registry),
             registry,

@@ -135,6 +135,7 @@ impl Fixture {
                 .send(v1::WatchRequest {
                     request,
                     client: "test".into(),
+                    ..v1::WatchRequest::default()
                 })
                 .await
                 .unwrap();

@@ -240,6 +240,7 @@ async fn a_request_far_too_large_is_refused_by_name() {
     let hello = wire::WatchRequest {
         request: None,
         client: "x".repeat(9 << 20),
+        ..wire::WatchRequest::default()
     };
     let mut answers = client
         .watch(tokio_stream::iter([hello]))

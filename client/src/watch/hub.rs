@@ -27,6 +27,8 @@ pub(crate) struct Hub {
 
 pub(super) struct Shared {
     pub(super) config: Arc<RegistryConfig>,
+    /// Our name while full lists are rationed.
+    pub(super) consumer: Arc<str>,
     pub(super) endpoints: Arc<Endpoints>,
     pub(super) state: Mutex<State>,
     /// Subscriptions came or went, or all is over.
@@ -93,7 +95,7 @@ impl Shared {
 }
 
 impl Hub {
-    pub(crate) fn new(config: Arc<RegistryConfig>, endpoints: Arc<Endpoints>) -> Self {
+    pub(crate) fn new(config: Arc<RegistryConfig>, endpoints: Arc<Endpoints>, consumer: Arc<str>) -> Self {
         let shared = Arc::new(Shared {
             state: Mutex::new(State::new(config.watch_events_max)),
             endpoints,
@@ -103,6 +105,7 @@ impl Hub {
             running: AtomicBool::new(false),
             snapshots: config.snapshot_folder.clone().map(SnapshotFolder::new),
             config,
+            consumer,
         });
         Self {
             _guard: Arc::new(Guard {

@@ -20,6 +20,9 @@ const KNOWN_MAX: usize = 5000;
 /// A service that misses changes again so soon after it was asked for anew is asked for elsewhere.
 const RESYNC_SPACING: Duration = Duration::from_secs(1);
 
+/// Longest wait that a server may ask for while it rations full lists.
+const KEEP_CACHE_MAX: Duration = Duration::from_secs(600);
+
 /// What to follow.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WatchTarget {
@@ -473,6 +476,7 @@ impl State {
             Some(Frame::Gone(gone)) => self.on_gone(gone),
             Some(Frame::Bookmark(bookmark)) => self.on_bookmark(bookmark.revision),
             Some(Frame::Rejected(rejected)) => self.on_rejected(rejected),
+            Some(Frame::KeepCache(keep)) => self.on_keep_cache(keep),
             Some(Frame::MoveOn(advice)) => Todo {
                 move_on: Some((Duration::from_millis(advice.after_ms.into()), advice.servers)),
                 leave: None,
@@ -674,6 +678,22 @@ impl State {
             {
                 slot.publish();
             }
+        }
+        Todo::default()
+    }
+
+    /// It is not our turn: what is held is served meanwhile, and the subscription is asked for when told.
+    fn on_keep_cache(&mut self, keep: v1::KeepCache) -> Todo {
+        let found = self
+            .subscriptions
+            .iter_mut()
+            .find(|(_, one)| one.number != 0 && one.number == keep.subscription);
+        if let Some((target, subscription)) = found {
+            let retry_after = Duration::from_millis(keep.retry_after_ms.into()).min(KEEP_CACHE_MAX);
+            tracing::debug!(%target, ?retry_after, "full lists are rationed");
+            subscription.number = 0;
+            subscription.started = false;
+            subscription.ask_at = Some(Instant::now() + retry_after);
         }
         Todo::default()
     }

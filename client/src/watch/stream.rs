@@ -179,6 +179,7 @@ impl Stream {
         let hello = v1::WatchRequest {
             request: first,
             client: shared.config.client_name.clone(),
+            consumer: shared.consumer.to_string(),
         };
         if outgoing.try_send(hello).is_err() {
             return Err(NoStream::unanswered("the stream was closed"));
@@ -215,7 +216,7 @@ impl Stream {
             tokio::select! {
                 permit = self.outgoing.reserve(), if unsent.is_some() => match permit {
                     Ok(permit) => {
-                        permit.send(v1::WatchRequest { request: unsent.take(), client: String::new() });
+                        permit.send(v1::WatchRequest { request: unsent.take(), ..v1::WatchRequest::default() });
                     }
                     Err(_) => return Left::failed("the server takes nothing"),
                 },

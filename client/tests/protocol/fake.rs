@@ -399,6 +399,17 @@ impl v1::registry_server::Registry for Core {
         Err(Status::unimplemented("not asked for here"))
     }
 
+    async fn set_storm(
+        &self,
+        _: Request<v1::SetStormRequest>,
+    ) -> Result<Response<v1::WriteResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn storm(&self, _: Request<v1::StormRequest>) -> Result<Response<v1::StormResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
     async fn explain(&self, _: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }
@@ -412,6 +423,7 @@ impl v1::registry_server::Registry for Core {
             header,
             unchanged: false,
             view: Some(view.encode_to_vec().into()),
+            keep_cache_ms: 0,
         }))
     }
 
@@ -556,9 +568,15 @@ impl v1::watch_server::Watch for Core {
                             // The script is written for subscription 0; it gets the number that was chosen.
                             let mut frames = cluster.script.clone();
                             for frame in &mut frames {
-                                if let Some(v1::watch_frame::Frame::Started(started)) = &mut frame.frame {
-                                    started.subscription = subscribe.subscription;
-                                    started.header = core.header(started.revision);
+                                match &mut frame.frame {
+                                    Some(v1::watch_frame::Frame::Started(started)) => {
+                                        started.subscription = subscribe.subscription;
+                                        started.header = core.header(started.revision);
+                                    }
+                                    Some(v1::watch_frame::Frame::KeepCache(keep)) => {
+                                        keep.subscription = subscribe.subscription;
+                                    }
+                                    _ => {}
                                 }
                             }
                             frames

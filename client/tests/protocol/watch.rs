@@ -1,7 +1,7 @@
 //! The consumer's side.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::fake::{Cluster, Server, eventually};
 use rollcall_client::{
@@ -161,6 +161,41 @@ async fn changes_arrive_in_order_and_are_acknowledged() {
         cluster.lock().acks.last() == Some(&19)
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_consumer_whose_turn_is_later_serves_what_it_has_and_asks_when_told() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    cluster.lock().script = current(&["a"], 5);
+    let registry = Registry::connect(config(&[&server])).unwrap();
+    let mut watch = registry.watch_service(&key()).await.unwrap();
+    until(&mut watch, |view| view.source == Source::Live).await;
+    let wait = Duration::from_millis(400);
+    let keep = v1::KeepCache {
+        subscription: 0,
+        retry_after_ms: u32::try_from(wait.as_millis()).unwrap(),
+    };
+    cluster.lock().script = vec![frame(Frame::KeepCache(keep))];
+    server.break_streams();
+    eventually("the subscription is asked for", || {
+        cluster.lock().subscriptions.len() == 2
+    })
+    .await;
+    let put_off_at = Instant::now();
+    cluster.lock().script = current(&["a", "b"], 9);
+    let view = watch.view();
+    assert_eq!((ids(&view), view.source), (vec!["a"], Source::Cache));
+    let view = until(&mut watch, |view| view.revision == 9).await;
+    assert_eq!((ids(&view), view.source), (vec!["a", "b"], Source::Live));
+    assert!(put_off_at.elapsed() + Duration::from_millis(50) >= wait);
+    let cluster = cluster.lock();
+    assert_eq!(
+        cluster.subscriptions.len(),
+        3,
+        "it asked once more, and not before"
+    );
+    assert_eq!(cluster.subscriptions[2].1.known.len(), 1);
 }
 
 #[tokio::test]

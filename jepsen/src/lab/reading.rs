@@ -46,7 +46,7 @@ pub async fn local_view(
             max_age_ms: 0,
             min_revision,
         }),
-        known_sign: None,
+        ..QueryRequest::default()
     };
     match registry.query(request).await {
         Ok(answer) => {

@@ -67,6 +67,7 @@ impl Watching {
             .send(WatchRequest {
                 request: Some(Request::Subscribe(subscribe)),
                 client: "lab".into(),
+                ..WatchRequest::default()
             })
             .await
             .context("the stream's own queue is closed")?;
@@ -193,6 +194,7 @@ impl Mirror {
                 }))
             }
             Frame::Rejected(rejected) => bail!("the subscription was refused: {:?}", rejected.error),
+            Frame::KeepCache(keep) => bail!("the subscription was put off: {keep:?}"),
             Frame::MoveOn(_) => Ok(None),
         }
     }

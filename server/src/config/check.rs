@@ -17,6 +17,7 @@ impl Config {
         self.check_gossip()?;
         self.check_session()?;
         self.check_watch()?;
+        self.check_storm()?;
         self.check_doors()
     }
 
@@ -248,6 +249,40 @@ impl Config {
         )
     }
 
+    fn check_storm(&self) -> Result<(), ConfigError> {
+        let storm = &self.storm;
+        for (field, value, least) in [
+            ("storm.epoch", storm.epoch, Duration::from_millis(10)),
+            ("storm.delay_max", storm.delay_max, Duration::from_millis(1)),
+            (
+                "storm.scheduling_lag",
+                storm.scheduling_lag,
+                Duration::from_millis(1),
+            ),
+        ] {
+            demand(
+                value >= least,
+                field,
+                time(value),
+                &format!("at least {}", time(least)),
+            )?;
+        }
+        for (field, value) in [
+            ("storm.cold_per_second", u64::from(storm.cold_per_second)),
+            ("storm.cold_burst", u64::from(storm.cold_burst)),
+            ("storm.egress_bytes_per_second", storm.egress_bytes_per_second),
+            ("storm.changes_per_second", storm.changes_per_second),
+        ] {
+            demand(value >= 1, field, value, "at least 1")?;
+        }
+        demand(
+            (1..=99).contains(&storm.low_percent),
+            "storm.low_percent",
+            storm.low_percent,
+            "1 to 99: below its marks, or it would engage and let go at one reading",
+        )
+    }
+
     fn check_doors(&self) -> Result<(), ConfigError> {
         let doors = &self.doors;
         demand(
@@ -401,6 +436,9 @@ mod tests {
             }),
             ("watch.backlog_frames", "0", |c| c.watch.backlog_frames = 0),
             ("watch.large_bytes_max", "1", |c| c.watch.large_bytes_max = 1),
+            ("storm.epoch", "5ms", |c| c.storm.epoch = Duration::from_millis(5)),
+            ("storm.cold_burst", "0", |c| c.storm.cold_burst = 0),
+            ("storm.low_percent", "100", |c| c.storm.low_percent = 100),
             ("doors.write_timeout", "2m", |c| {
                 c.doors.write_timeout = Duration::from_secs(120)
             }),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ClusterConfig, DoorsConfig, GossipConfig, ListenConfig, LogConfig, RaftConfig, SessionConfig,
-    StorageConfig, WatchConfig,
+    StorageConfig, StormConfig, WatchConfig,
 };
 
 /// Everything that can be configured.
@@ -27,6 +27,8 @@ pub struct Config {
     pub session: SessionConfig,
     /// Watches.
     pub watch: WatchConfig,
+    /// The storm switch.
+    pub storm: StormConfig,
     /// Limits at the doors.
     pub doors: DoorsConfig,
     /// Logs.

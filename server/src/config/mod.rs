@@ -16,6 +16,7 @@ mod log;
 mod raft;
 mod session;
 mod storage;
+mod storm;
 mod watch;
 
 pub use cluster::{ClusterConfig, MemberConfig};
@@ -28,4 +29,5 @@ pub use log::{LogConfig, LogFormat};
 pub use raft::RaftConfig;
 pub use session::SessionConfig;
 pub use storage::StorageConfig;
+pub use storm::StormConfig;
 pub use watch::WatchConfig;

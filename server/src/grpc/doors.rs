@@ -25,6 +25,7 @@ use crate::gossip::Gossip;
 use crate::http::Readiness;
 use crate::raft::Consensus;
 use crate::session::Holder;
+use crate::storm::StormDesk;
 use crate::watch::WatchHub;
 
 /// What the doors lead to.
@@ -37,6 +38,8 @@ pub struct DoorsParts {
     pub hub: WatchHub,
     /// Gossip, unless it is off.
     pub gossip: Option<Gossip>,
+    /// Who may have full lists while consumers stampede.
+    pub storm: StormDesk,
     /// Whether this server should be asked at all.
     pub readiness: Readiness,
     /// What is counted.
@@ -53,6 +56,7 @@ pub struct Doors {
     pub(super) holder: Holder,
     pub(super) hub: WatchHub,
     pub(super) gossip: Option<Gossip>,
+    pub(super) storm: StormDesk,
     pub(super) readiness: Readiness,
     pub(super) metrics: DoorsMetrics,
     pub(super) limits: Arc<DoorsConfig>,
@@ -81,6 +85,7 @@ impl Doors {
             holder: parts.holder,
             hub: parts.hub,
             gossip: parts.gossip,
+            storm: parts.storm,
             readiness: parts.readiness,
             metrics: parts.metrics,
             new_sessions: Arc::new(AddressLimiter::new(

@@ -13,6 +13,7 @@ mod read;
 mod registry;
 mod sessions;
 mod status;
+mod storm;
 mod watch;
 mod write;
 

@@ -1,9 +1,10 @@
 //! Unary calls: tools write, readers read.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use prost::Message;
-use rollcall_core::directory::{Command, Group, GroupMode, NodeState, NodeView, Refusal, Service};
+use rollcall_core::directory::{Command, Group, GroupMode, NodeState, NodeView, Refusal, Service, Sign};
 use rollcall_core::ids::{GroupName, NodeKey, ServiceKey, SessionId};
 use rollcall_proto::v1::{self, registry_server::Registry};
 use tonic::{Request, Response, Status};
@@ -12,6 +13,7 @@ use super::convert::{self, bounded};
 use super::doors::Doors;
 use super::sessions;
 use super::status::{DoorError, of_refusal, status};
+use super::storm;
 
 /// Most rows of one listing.
 const PAGE_MAX: u32 = 1_000;
@@ -148,6 +150,27 @@ impl Doors {
         self.write(request.options, Command::ClearOverride { key }).await
     }
 
+    async fn set_storm(&self, request: v1::SetStormRequest) -> Answer<v1::WriteResponse> {
+        let command = Command::SetStorm {
+            scope: storm::scope_from(&request.group).map_err(refused)?,
+            mode: storm::mode_from(request.mode, request.share_basis_points).map_err(refused)?,
+            author: request.author,
+            reason: request.reason,
+        };
+        self.write(request.options, command).await
+    }
+
+    async fn storm(&self, request: v1::StormRequest) -> Answer<v1::StormResponse> {
+        let grounds = self.reader.admit(request.read.as_ref()).await?;
+        let (modes, revision) = {
+            let directory = self.reader.consensus().directory().read();
+            (directory.storm().clone(), directory.revision())
+        };
+        let status = self.storm.status();
+        let header = self.reader.header(grounds, revision);
+        Ok(storm::response(&modes, &status, header))
+    }
+
     async fn query(&self, request: v1::QueryRequest) -> Answer<v1::QueryResponse> {
         let key = convert::service_key_from("key", request.key.as_ref()).map_err(refused)?;
         let grounds = self.reader.admit(request.read.as_ref()).await?;
@@ -156,15 +179,23 @@ impl Doors {
             (find(&directory, &key)?, directory.revision())
         };
         let header = Some(self.reader.header(grounds, revision));
-        let unchanged = request.known_sign.as_ref().map(convert::sign_from) == Some(service.sign);
+        let known = request.known_sign.as_ref().map(convert::sign_from);
+        let unchanged = known == Some(service.sign);
+        if !unchanged
+            && let Some(retry_after) = self.storm.ask_for_one(&service.key, &request.consumer, known)
+        {
+            return keep_cache(header, known, retry_after);
+        }
         let view = (!unchanged).then(|| self.hub.view(&service));
         if let Some(view) = &view {
             bounded("the service in bytes", view.len(), self.limits.message_bytes_max).map_err(refused)?;
+            self.storm.count_egress(view.len());
         }
         Ok(v1::QueryResponse {
             header,
             unchanged,
             view,
+            keep_cache_ms: 0,
         })
     }
 
@@ -290,6 +321,29 @@ impl Doors {
     }
 }
 
+/// It is not this consumer's turn: it lives on what it has, or, having nothing, waits.
+fn keep_cache(
+    header: Option<v1::ResponseHeader>,
+    known: Option<Sign>,
+    retry_after: Duration,
+) -> Answer<v1::QueryResponse> {
+    if known.is_none() {
+        return Err(DoorError::Overloaded {
+            problem: "the storm switch is on, and this consumer's turn to fetch is yet to come".into(),
+            retry_after,
+        }
+        .into());
+    }
+    Ok(v1::QueryResponse {
+        header,
+        unchanged: false,
+        view: None,
+        keep_cache_ms: u32::try_from(retry_after.as_millis())
+            .unwrap_or(u32::MAX)
+            .saturating_add(1),
+    })
+}
+
 fn find(directory: &rollcall_core::directory::Directory, key: &ServiceKey) -> Answer<Arc<Service>> {
     if let Some(service) = directory.service(key) {
         return Ok(service.clone());
@@ -386,4 +440,6 @@ unary! {
     list_groups: v1::ListGroupsRequest => v1::ListGroupsResponse;
     signs: v1::SignsRequest => v1::SignsResponse;
     explain: v1::ExplainRequest => v1::ExplainResponse;
+    set_storm: v1::SetStormRequest => v1::WriteResponse;
+    storm: v1::StormRequest => v1::StormResponse;
 }

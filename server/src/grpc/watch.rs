@@ -128,6 +128,9 @@ impl Asking {
         if !message.client.is_empty() {
             self.stream.name(&message.client);
         }
+        if !message.consumer.is_empty() {
+            self.stream.name_consumer(&message.consumer);
+        }
         match message.request {
             Some(watch_request::Request::Subscribe(subscribe)) => {
                 let id = subscribe.subscription;
@@ -155,6 +158,9 @@ impl Asking {
             self.patience_ends.get_or_insert(Instant::now());
             let head = self.doors.reader.consensus().directory().read().revision();
             return Err(of_subscribe(&SubscribeError::Ahead { after, head }));
+        }
+        if self.stream.must_wait(&subscription).await {
+            return Ok(());
         }
         self.stream.subscribe(subscription).map_err(|e| of_subscribe(&e))
     }

@@ -44,6 +44,8 @@ pub(crate) enum Item {
     Started(Started),
     /// A subscription was refused.
     Rejected(v1::Rejected),
+    /// A subscription has to wait for its turn.
+    KeepCache(v1::KeepCache),
     /// Everything that concerns the stream up to here stands before this.
     Bookmark(Revision),
 }
@@ -164,7 +166,7 @@ impl Backlog {
                 self.bytes += frame.len();
             }
             Item::Bookmark(_) => self.frames += 1,
-            Item::Started(_) | Item::Rejected(_) => self.controls += 1,
+            Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_) => self.controls += 1,
             Item::State { .. } => {}
         }
         self.queue.push_back(item);
@@ -206,7 +208,7 @@ impl Backlog {
             self.start_over(directory);
             let rejected = withheld
                 .into_iter()
-                .filter(|item| matches!(item, Item::Rejected(_)));
+                .filter(|item| matches!(item, Item::Rejected(_) | Item::KeepCache(_)));
             rejected.for_each(|item| self.push(item));
         } else {
             self.owed_set.clear();
@@ -317,7 +319,7 @@ impl Backlog {
                 self.bytes -= frame.len();
             }
             Item::Bookmark(_) => self.frames -= 1,
-            Item::Started(_) | Item::Rejected(_) => self.controls -= 1,
+            Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_) => self.controls -= 1,
             Item::State { .. } => {}
         }
         Some(item)
@@ -330,7 +332,7 @@ impl Backlog {
         for item in std::mem::take(&mut self.queue) {
             match item {
                 Item::Change { key, .. } | Item::State { key, .. } => self.owe(key),
-                Item::Started(_) | Item::Rejected(_) => self.withheld.push(item),
+                Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_) => self.withheld.push(item),
                 Item::Bookmark(_) => {}
             }
         }
@@ -355,5 +357,5 @@ impl Backlog {
 }
 
 fn is_control(item: &Item) -> bool {
-    matches!(item, Item::Started(_) | Item::Rejected(_))
+    matches!(item, Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_))
 }

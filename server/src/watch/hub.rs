@@ -1,28 +1,34 @@
 //! The hub: brings every change to the streams that follow it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rollcall_core::directory::{Directory, RevisionChanges, Service, Sign};
-use rollcall_core::ids::{Revision, ServiceKey};
+use rollcall_core::ids::{GroupName, Revision, ServiceKey};
 use rollcall_proto::v1;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::backlog::{Bounds, Item, Offered, Place, Started};
 use super::cache::{FrameCache, ViewCache};
+use super::frame;
+use super::merged::Merged;
 use super::metrics::WatchMetrics;
 use super::registration::{Registrations, Target};
 use super::stream::{Shared, StreamEnd, WatchStream};
 use crate::config::WatchConfig;
 use crate::raft::{AppliedHead, SharedDirectory};
+use crate::storm::StormDesk;
 
 /// Revisions handed out in one go, before others get the hub's lock.
 const REVISIONS_PER_ROUND: usize = 256;
+/// And while changes are coalesced: merging costs less than handing out.
+const REVISIONS_PER_MERGE: usize = 4_096;
 
 /// A stream's share of the time over which streams leave a closing server: a reconnect costs the others less.
 const SLOT_MS: u64 = 2;
@@ -114,9 +120,12 @@ struct Inner {
     frames: FrameCache,
     large: Arc<Semaphore>,
     metrics: WatchMetrics,
+    storm: StormDesk,
     next_stream: AtomicU64,
     /// Every change up to here has been offered whole.
     settled: AtomicU64,
+    /// The same, for those who wait.
+    rounds: watch::Sender<Revision>,
     state: Mutex<State>,
 }
 
@@ -146,6 +155,7 @@ impl WatchHub {
         limits: WatchConfig,
         message_bytes_max: usize,
         metrics: WatchMetrics,
+        storm: StormDesk,
     ) -> Self {
         let position = directory.read().revision();
         let state = State {
@@ -164,8 +174,10 @@ impl WatchHub {
                 large: Arc::new(Semaphore::new(limits.large_bytes_max)),
                 limits,
                 metrics,
+                storm,
                 next_stream: AtomicU64::new(1),
                 settled: AtomicU64::new(position.0),
+                rounds: watch::Sender::new(position),
                 state: Mutex::new(state),
             }),
         }
@@ -175,13 +187,30 @@ impl WatchHub {
     pub async fn run(self, mut applied: watch::Receiver<AppliedHead>, shutdown: CancellationToken) {
         let mut bookmarks = tokio::time::interval(self.inner.limits.bookmark_interval);
         bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // While changes are coalesced: when those that wait leave.
+        let mut leave_at: Option<Instant> = None;
         loop {
+            let leaving = leave_at.unwrap_or_else(Instant::now);
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                changed = applied.changed() => match changed {
-                    Ok(()) => self.pull_all().await,
-                    Err(_) => return,
-                },
+                changed = applied.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    match self.inner.storm.coalescing() {
+                        Some(delay_max) if self.may_wait(applied.borrow_and_update().revision) => {
+                            leave_at.get_or_insert_with(|| Instant::now() + delay_max);
+                        }
+                        Some(_) | None => {
+                            leave_at = None;
+                            self.pull_all().await;
+                        }
+                    }
+                }
+                () = tokio::time::sleep_until(leaving), if leave_at.is_some() => {
+                    leave_at = None;
+                    self.pull_all().await;
+                }
                 _ = bookmarks.tick() => self.bookmark(),
             }
         }
@@ -289,6 +318,7 @@ impl WatchHub {
     pub(super) fn count_response(&self, bytes: usize) {
         self.inner.metrics.responses.inc();
         self.inner.metrics.response_bytes.inc_by(bytes as u64);
+        self.inner.storm.count_egress(bytes);
     }
 
     pub(super) fn count_snapshot(&self) {
@@ -319,6 +349,40 @@ impl WatchHub {
         })?;
         self.end_if_unread(stream);
         Ok(())
+    }
+
+    /// Whether the storm switch lets this subscription have the full lists with which it would begin: if not,
+    /// when it may ask again.
+    pub(super) fn must_wait(&self, stream: &Shared, subscription: &Subscription) -> Option<Duration> {
+        let storm = &self.inner.storm;
+        if !storm.engaged() {
+            return None;
+        }
+        let groups: BTreeSet<GroupName> = {
+            let directory = self.inner.directory.read();
+            let log = directory.changes();
+            // Resumed from retained changes, it begins with those.
+            if subscription.after >= log.floor().max(Revision(1)) {
+                return None;
+            }
+            let lists = current_state(subscription, &directory);
+            lists.filter_map(|item| list_of(&item).cloned()).collect()
+        };
+        let cold = subscription.known.is_empty();
+        storm.ask(&groups, &stream.consumer(), cold)
+    }
+
+    /// Waits for the moment at which changes that are kept back leave, if there are any: a new subscription
+    /// makes them leave at once, and many of them would undo the coalescing.
+    pub(super) async fn next_round(&self) {
+        let Some(delay_max) = self.inner.storm.coalescing() else {
+            return;
+        };
+        let head = self.inner.directory.read().revision();
+        let mut rounds = self.inner.rounds.subscribe();
+        let round = rounds.wait_for(|position| *position >= head);
+        // In vain: the switch was turned off, or the hub is stopping.
+        _ = tokio::time::timeout(delay_max, round).await;
     }
 
     pub(super) fn unsubscribe(&self, stream: &Arc<Shared>, subscription: u64) {
@@ -367,6 +431,12 @@ impl WatchHub {
         }
     }
 
+    /// Whether the changes up to `head` may wait for more: not if they could fall out of the change log.
+    fn may_wait(&self, head: Revision) -> bool {
+        let waiting = head.0.saturating_sub(self.settled().0);
+        waiting <= REVISIONS_PER_MERGE as u64 && waiting <= self.inner.limits.retained_revisions as u64 / 2
+    }
+
     /// One round; whether there is more.
     fn pull(&self) -> bool {
         let mut state = self.inner.state.lock();
@@ -410,10 +480,14 @@ impl WatchHub {
 impl Inner {
     /// Offers a round of changes; whether there is more.
     fn offer_round(&self, state: &mut State) -> bool {
+        let revisions = match self.storm.coalescing() {
+            None => REVISIONS_PER_ROUND,
+            Some(_) => REVISIONS_PER_MERGE,
+        };
         let (changes, head) = {
             let directory = self.directory.read();
             (
-                directory.changes().range(state.position, REVISIONS_PER_ROUND),
+                directory.changes().range(state.position, revisions),
                 directory.revision(),
             )
         };
@@ -440,44 +514,73 @@ impl Inner {
     }
 
     fn offer_all(&self, state: &mut State, changes: &[Arc<RevisionChanges>]) {
-        for revision in changes {
-            self.offer(state, revision);
-            self.settle(state, revision.revision);
+        match changes {
+            [_, .., last] if self.storm.coalescing().is_some() => {
+                self.offer_merged(state, changes, last.revision);
+                self.settle(state, last.revision);
+            }
+            changes => {
+                for revision in changes {
+                    self.offer(state, revision);
+                    self.settle(state, revision.revision);
+                }
+            }
         }
         self.metrics.revisions.inc_by(changes.len() as u64);
     }
 
     fn settle(&self, state: &mut State, revision: Revision) {
         state.position = revision;
+        self.rounds.send_replace(revision);
         self.settled.store(revision.0, Ordering::Release);
     }
 
     fn offer(&self, state: &mut State, changes: &RevisionChanges) {
-        let State {
-            registrations, woken, ..
-        } = state;
         for (index, change) in changes.services.iter().enumerate() {
             let place = Place {
                 revision: changes.revision,
                 index: index + 1,
             };
-            let mut frame = None;
-            let mut offered = 0;
-            for stream in registrations.streams(&change.key) {
-                let frame = frame.get_or_insert_with(|| self.frames.frame(changes, index));
-                let mut backlog = stream.backlog.lock();
-                match backlog.offer(&change.key, place, frame) {
-                    Offered::Repeated => continue,
-                    Offered::Overflowed => _ = self.metrics.overflows.inc(),
-                    Offered::Waits => {}
-                }
-                offered += 1;
-                if !std::mem::replace(&mut backlog.woken, true) {
-                    woken.push(stream.clone());
-                }
-            }
-            self.metrics.frames.inc_by(offered);
+            self.offer_one(state, &change.key, place, || self.frames.frame(changes, index));
         }
+    }
+
+    /// Several revisions as one: each service's changes together, as of its last. All of them stand in the
+    /// streams' queues as of the newest revision, so that a message holds either all that concerns its stream or
+    /// nothing, and a client may resume behind whatever it has.
+    fn offer_merged(&self, state: &mut State, changes: &[Arc<RevisionChanges>], newest: Revision) {
+        let merged = Merged::of(changes);
+        self.storm.count_coalesced(merged.absorbed);
+        for (index, (revision, change)) in merged.services.into_iter().enumerate() {
+            let place = Place {
+                revision: newest,
+                index: index + 1,
+            };
+            self.offer_one(state, &change.key, place, || frame::change(&change, revision));
+        }
+    }
+
+    /// Hands one change to the streams that follow its service.
+    fn offer_one(&self, state: &mut State, key: &ServiceKey, place: Place, encode: impl Fn() -> Bytes) {
+        let State {
+            registrations, woken, ..
+        } = state;
+        let mut frame = None;
+        let mut offered = 0;
+        for stream in registrations.streams(key) {
+            let frame = frame.get_or_insert_with(&encode);
+            let mut backlog = stream.backlog.lock();
+            match backlog.offer(key, place, frame) {
+                Offered::Repeated => continue,
+                Offered::Overflowed => _ = self.metrics.overflows.inc(),
+                Offered::Waits => {}
+            }
+            offered += 1;
+            if !std::mem::replace(&mut backlog.woken, true) {
+                woken.push(stream.clone());
+            }
+        }
+        self.metrics.frames.inc_by(offered);
     }
 
     /// Changes were lost to the hub (it slept, or a snapshot was installed): everyone starts from state.
@@ -683,6 +786,18 @@ fn current_state<'a>(
             lagged: false,
         });
     gone.chain(there)
+}
+
+/// The group of a full list.
+fn list_of(item: &Item) -> Option<&GroupName> {
+    match item {
+        Item::State {
+            key,
+            service: Some(_),
+            ..
+        } => Some(&key.group),
+        _ => None,
+    }
 }
 
 fn move_on(after_ms: u32, servers: Vec<String>) -> v1::MoveOn {

@@ -13,6 +13,7 @@ mod backlog;
 mod cache;
 mod frame;
 mod hub;
+mod merged;
 mod metrics;
 mod registration;
 mod stream;

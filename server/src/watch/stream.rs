@@ -53,6 +53,7 @@ pub enum StreamEnd {
 pub(crate) struct Shared {
     pub(crate) id: u64,
     pub(crate) client: Mutex<String>,
+    consumer: Mutex<Option<String>>,
     pub(crate) backlog: Mutex<Backlog>,
     pub(crate) wake: Notify,
     pub(crate) end: Mutex<Option<StreamEnd>>,
@@ -69,6 +70,7 @@ impl Shared {
         Self {
             id,
             client: Mutex::new(client),
+            consumer: Mutex::new(None),
             backlog: Mutex::new(Backlog::new(bounds)),
             wake: Notify::new(),
             end: Mutex::new(None),
@@ -76,6 +78,12 @@ impl Shared {
             large_since: Mutex::new(None),
             cut,
         }
+    }
+
+    /// Whose place it has while full lists are rationed.
+    pub(crate) fn consumer(&self) -> String {
+        let named = self.consumer.lock().clone();
+        named.unwrap_or_else(|| format!("stream {}", self.id))
     }
 
     pub(crate) fn end(&self, end: StreamEnd) {
@@ -95,6 +103,31 @@ impl StreamHandle {
     /// A name for people, from the stream's first message.
     pub fn name(&self, client: &str) {
         *self.shared.client.lock() = client.chars().take(256).collect();
+    }
+
+    /// Whose place the stream has while full lists are rationed, from its first message.
+    pub fn name_consumer(&self, consumer: &str) {
+        *self.shared.consumer.lock() = Some(consumer.chars().take(64).collect());
+    }
+
+    /// Whether a subscription has to wait for its turn, because the storm switch is on and it would begin with
+    /// full lists. If so, the client has been told when to ask again. If not, [`Self::subscribe`] is next; while
+    /// changes are coalesced this returns at the moment they leave, which is soon.
+    pub async fn must_wait(&self, subscription: &Subscription) -> bool {
+        let Some(retry_after) = self.hub.must_wait(&self.shared, subscription) else {
+            self.hub.next_round().await;
+            return false;
+        };
+        let keep = v1::KeepCache {
+            subscription: subscription.id,
+            retry_after_ms: u32::try_from(retry_after.as_millis())
+                .unwrap_or(u32::MAX)
+                .saturating_add(1),
+        };
+        self.shared.backlog.lock().push(Item::KeepCache(keep));
+        self.shared.wake.notify_one();
+        self.hub.end_if_unread(&self.shared);
+        true
     }
 
     /// Starts a subscription; what it needs is in the stream's backlog when this returns.
@@ -296,6 +329,7 @@ impl WatchStream {
             }
             Item::Started(started) => frame::encode(Frame::Started(self.started(started))),
             Item::Rejected(rejected) => frame::encode(Frame::Rejected(rejected)),
+            Item::KeepCache(keep) => frame::encode(Frame::KeepCache(keep)),
             Item::Bookmark(revision) => frame::encode(Frame::Bookmark(v1::Bookmark { revision: revision.0 })),
         })
     }

@@ -152,6 +152,7 @@ async fn questions(
             key: Some(service.into()),
             read: Some(read),
             known_sign,
+            ..wire::QueryRequest::default()
         });
     }
     Ok(questions)

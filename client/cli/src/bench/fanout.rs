@@ -553,6 +553,7 @@ impl Watcher {
         let first = wire::WatchRequest {
             client: client_name(),
             request: Some(wire::watch_request::Request::Subscribe(subscribe)),
+            ..wire::WatchRequest::default()
         };
         requests
             .send(first)

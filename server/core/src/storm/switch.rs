@@ -116,6 +116,21 @@ impl StormSwitch {
         self.judge.engagement()
     }
 
+    /// May this consumer have full lists of all these groups now? The record with the smallest share decides, once:
+    /// under several records a consumer has several turns, which might never come together.
+    pub fn ask_for<'a>(
+        &mut self,
+        groups: impl IntoIterator<Item = &'a GroupName>,
+        consumer: Consumer<'_>,
+        now: Instant,
+    ) -> Admission {
+        let strictest = groups.into_iter().min_by_key(|group| {
+            self.engaged_by(self.modes.holding_for(group))
+                .map_or(u16::MAX, Share::basis_points)
+        });
+        strictest.map_or(Admission::Serve, |group| self.ask(group, consumer, now))
+    }
+
     /// May this consumer have a full list of this group's now? Only of lists whose sign differs from what the
     /// consumer knows: an equal sign costs nothing and is no question.
     pub fn ask(&mut self, group: &GroupName, consumer: Consumer<'_>, now: Instant) -> Admission {

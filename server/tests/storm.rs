@@ -1,0 +1,283 @@
+//! The storm switch of one server in this process, asked through real gRPC on loopback.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use prost::Message;
+use rollcall_proto::v1::registry_client::RegistryClient;
+use rollcall_proto::v1::watch_client::WatchClient;
+use rollcall_proto::v1::{self, ErrorCode, watch_frame::Frame, watch_request, watch_target};
+use rollcall_server::config::{Flags, Preset};
+use rollcall_server::server::Server;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+
+/// Nothing here takes long; this bounds what goes wrong.
+const PATIENCE: Duration = Duration::from_secs(20);
+const EPOCH: Duration = Duration::from_millis(200);
+
+struct Fixture {
+    server: Server,
+    channel: Channel,
+    _folder: tempfile::TempDir,
+}
+
+async fn start() -> Fixture {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data").display().to_string();
+    let any = "127.0.0.1:0";
+    let line = [
+        "rollcalld",
+        "--dev",
+        "--data",
+        &data,
+        "--listen-client",
+        any,
+        "--listen-peer",
+        any,
+        "--listen-http",
+        any,
+        "--set",
+        "storm.epoch=200ms",
+        "--set",
+        "storm.cold_per_second=1",
+        "--set",
+        "storm.cold_burst=1",
+    ];
+    let config = Flags::try_parse_from(line).unwrap().into_config().unwrap();
+    let server = Server::start(config, Preset::Dev).await.unwrap();
+    let channel = Endpoint::new(format!("http://{}", server.addresses().client))
+        .unwrap()
+        .connect_lazy();
+    Fixture {
+        server,
+        channel,
+        _folder: folder,
+    }
+}
+
+fn key() -> v1::ServiceKey {
+    v1::ServiceKey {
+        group: "default".into(),
+        service: "web".into(),
+    }
+}
+
+/// A sign that no list has.
+fn other_sign() -> v1::Sign {
+    v1::Sign { high: 1, low: 2 }
+}
+
+impl Fixture {
+    fn registry(&self) -> RegistryClient<Channel> {
+        RegistryClient::new(self.channel.clone())
+    }
+
+    /// Registers a node, as soon as the development group is there.
+    async fn register(&self, node: &str) {
+        let registration = v1::Registration {
+            id: node.into(),
+            addresses: vec![v1::Address {
+                name: "http".into(),
+                host: "127.0.0.1".into(),
+                port: 80,
+            }],
+            kind: v1::NodeKind::Persistent.into(),
+            ..Default::default()
+        };
+        let request = v1::RegisterRequest {
+            nodes: vec![v1::RegisterNode {
+                key: Some(key()),
+                registration: Some(registration),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let registered = async {
+            while self.registry().register(request.clone()).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, registered).await.unwrap();
+    }
+
+    async fn set(&self, mode: v1::StormMode) {
+        let request = v1::SetStormRequest {
+            mode: mode.into(),
+            author: "ann".into(),
+            reason: "the network flaps".into(),
+            ..Default::default()
+        };
+        self.registry().set_storm(request).await.unwrap();
+        let engaged = mode == v1::StormMode::On;
+        let followed = async {
+            // The server follows its own directory.
+            while self.storm().await.records[0].engaged != engaged {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, followed).await.unwrap();
+    }
+
+    async fn storm(&self) -> v1::StormResponse {
+        let request = v1::StormRequest::default();
+        self.registry().storm(request).await.unwrap().into_inner()
+    }
+
+    async fn query(
+        &self,
+        consumer: &str,
+        known_sign: Option<v1::Sign>,
+    ) -> Result<v1::QueryResponse, tonic::Status> {
+        let request = v1::QueryRequest {
+            key: Some(key()),
+            known_sign,
+            consumer: consumer.into(),
+            ..Default::default()
+        };
+        self.registry()
+            .query(request)
+            .await
+            .map(tonic::Response::into_inner)
+    }
+}
+
+#[tokio::test]
+async fn everyone_is_served_in_turn_and_nothing_else_is_shed() {
+    let fixture = start().await;
+    fixture.register("a:80").await;
+    let sign = {
+        let view = fixture.query("first", None).await.unwrap().view.unwrap();
+        v1::ServiceView::decode(view).unwrap().sign
+    };
+    fixture.set(v1::StormMode::On).await;
+    let storm = fixture.storm().await;
+    let record = &storm.records[0];
+    assert_eq!(
+        (record.mode(), record.share_basis_points),
+        (v1::StormMode::On, 1_000)
+    );
+    assert_eq!(
+        (record.author.as_str(), record.reason.as_str()),
+        ("ann", "the network flaps")
+    );
+
+    // An equal sign is no question.
+    for consumer in 0..50 {
+        let answer = fixture.query(&format!("equal-{consumer}"), sign).await.unwrap();
+        assert!(answer.unchanged && answer.keep_cache_ms == 0);
+    }
+    // Others are served when it is their turn, all of them within a round.
+    let began = Instant::now();
+    let mut kept = 0;
+    let consumers = (0..60).map(|consumer| {
+        let fixture = &fixture;
+        async move {
+            let consumer = format!("consumer-{consumer}");
+            let mut kept = 0;
+            loop {
+                let answer = fixture.query(&consumer, Some(other_sign())).await.unwrap();
+                if answer.view.is_some() {
+                    return kept;
+                }
+                kept += 1;
+                let retry_after = Duration::from_millis(answer.keep_cache_ms.into());
+                assert!(!retry_after.is_zero() && retry_after <= EPOCH * 10);
+                tokio::time::sleep(retry_after).await;
+            }
+        }
+    });
+    for times in futures_util::future::join_all(consumers).await {
+        kept += u64::from(times > 0);
+    }
+    // A round is 2 s; a busy machine may make someone miss a turn.
+    assert!(began.elapsed() < EPOCH * 20, "{:?}", began.elapsed());
+    assert!(kept >= 30, "{kept} of 60 had to wait");
+    let storm = fixture.storm().await;
+    assert!(storm.lists_kept >= kept && storm.lists_served >= 60, "{storm:?}");
+
+    // Who holds nothing passes through the bucket, and is told to wait otherwise.
+    let mut refused = 0;
+    for consumer in 0..30 {
+        if let Err(status) = fixture.query(&format!("cold-{consumer}"), None).await {
+            let error = v1::Error::decode(status.details()).unwrap();
+            assert_eq!(error.code(), ErrorCode::Overloaded);
+            assert!(error.retry_after_ms > 0);
+            refused += 1;
+        }
+    }
+    assert!(refused >= 10, "{refused} of 30");
+
+    // Writes are never shed.
+    fixture.register("b:80").await;
+    fixture.set(v1::StormMode::Off).await;
+    for consumer in 0..30 {
+        let answer = fixture.query(&format!("cold-{consumer}"), None).await.unwrap();
+        assert!(answer.view.is_some());
+    }
+    fixture.server.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_subscription_with_another_sign_starts_in_its_turn() {
+    let fixture = start().await;
+    fixture.register("a:80").await;
+    fixture.set(v1::StormMode::On).await;
+    let mut put_off = 0;
+    for consumer in 0..8 {
+        let (requests, stream) = mpsc::channel(4);
+        let mut answers = WatchClient::new(fixture.channel.clone())
+            .watch(ReceiverStream::new(stream))
+            .await
+            .unwrap()
+            .into_inner();
+        let mut subscription = 0;
+        let mut ask = true;
+        'asking: loop {
+            if std::mem::take(&mut ask) {
+                subscription += 1;
+                let subscribe = v1::Subscribe {
+                    subscription,
+                    target: Some(v1::WatchTarget {
+                        target: Some(watch_target::Target::Service(key())),
+                    }),
+                    after_revision: 0,
+                    known: vec![v1::KnownSign {
+                        key: Some(key()),
+                        sign: Some(other_sign()),
+                    }],
+                };
+                let request = v1::WatchRequest {
+                    request: Some(watch_request::Request::Subscribe(subscribe)),
+                    client: "test".into(),
+                    consumer: format!("watcher-{consumer}"),
+                };
+                requests.send(request).await.unwrap();
+            }
+            let message = tokio::time::timeout(PATIENCE, answers.message()).await.unwrap();
+            for frame in message.unwrap().unwrap().frames {
+                match v1::WatchFrame::decode(frame).unwrap().frame.unwrap() {
+                    Frame::KeepCache(keep) => {
+                        assert_eq!(keep.subscription, subscription);
+                        assert!(subscription < 4, "put off again and again");
+                        put_off += 1;
+                        tokio::time::sleep(Duration::from_millis(keep.retry_after_ms.into())).await;
+                        ask = true;
+                    }
+                    Frame::Snapshot(snapshot) => assert_eq!(snapshot.view.unwrap().nodes.len(), 1),
+                    Frame::Started(started) => {
+                        assert_eq!(started.subscription, subscription);
+                        break 'asking;
+                    }
+                    Frame::Bookmark(_) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+    assert!(put_off > 0);
+    fixture.server.shutdown().await;
+}
