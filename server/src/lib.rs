@@ -1,6 +1,7 @@
 //! The Rollcall server: shells around the rooms of `rollcall-core`, each touching one part of the world.
 
 pub mod config;
+mod descriptors;
 pub mod gossip;
 pub mod grpc;
 pub mod http;

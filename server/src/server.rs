@@ -12,13 +12,13 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::config::{Config, ConfigError, DoorsConfig, MemberConfig, Preset};
+use crate::descriptors;
 use crate::gossip::{self, Gossip, GossipMetrics, GossipOptions, GossipStartError};
-use crate::grpc::{Doors, DoorsParts, ListenError, bind};
+use crate::grpc::{Doors, DoorsParts, Gate, ListenError, bind, connections};
 use crate::http::{self, Pages, Readiness};
 use crate::raft::types::PeerAddresses;
 use crate::raft::{Consensus, ProposeError, ReplicationOptions, StartError as ReplicationError};
@@ -26,11 +26,15 @@ use crate::session::{Authority, AuthoritySettings, Holder};
 use crate::storm::StormDesk;
 use crate::telemetry::{Metrics, ServerMetrics};
 use crate::watch::WatchHub;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 
 /// How long streams and calls may take to end once they were told to.
 const CLOSING_GRACE: Duration = Duration::from_secs(2);
 /// Silent peers are asked for a sign of life this often.
 const PEER_KEEPALIVE: Duration = Duration::from_secs(5);
+/// Most connections between servers: a few for each of them.
+const PEER_CONNECTIONS_MAX: usize = 256;
 /// How much a peer may send ahead of what is read: snapshots and bursts of appends.
 const PEER_WINDOW: u32 = 4 << 20;
 /// How often the health service looks at readiness.
@@ -133,8 +137,9 @@ impl Server {
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn start(config: Config, preset: Preset) -> Result<Self, StartError> {
+    pub async fn start(mut config: Config, preset: Preset) -> Result<Self, StartError> {
         config.check()?;
+        config.doors.connections_max = descriptors::connections_that_fit(config.doors.connections_max);
         let listeners = Listeners::bind(&config).await?;
         let addresses = listeners.addresses(&config);
         let options = replication_options(&config, addresses);
@@ -158,7 +163,12 @@ impl Server {
         let holder = Holder::start(consensus.clone(), stop.clone());
         let authority = Authority::start(consensus.clone(), authority_settings(&config), stop.clone());
         consensus.set_desk(Arc::new(authority));
-        let peer_door = tokio::spawn(serve_peers(listeners.peer, consensus.clone(), peers_stop.clone()));
+        let peer_door = tokio::spawn(serve_peers(
+            listeners.peer,
+            config.doors.clone(),
+            consensus.clone(),
+            peers_stop.clone(),
+        ));
         let directory = consensus.directory().clone();
         let storm = StormDesk::new(&config.storm, metrics.storm);
         let hub = WatchHub::new(
@@ -410,17 +420,26 @@ fn authority_settings(config: &Config) -> AuthoritySettings {
 }
 
 /// The other servers' listener.
-async fn serve_peers(listener: TcpListener, consensus: Consensus, stop: CancellationToken) {
+async fn serve_peers(
+    listener: TcpListener,
+    limits: DoorsConfig,
+    consensus: Consensus,
+    stop: CancellationToken,
+) {
+    let gate = Gate::new(
+        listener,
+        PEER_CONNECTIONS_MAX,
+        &limits,
+        Gauge::default(),
+        Counter::default(),
+    );
     let serving = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(PEER_KEEPALIVE))
         .http2_keepalive_timeout(Some(PEER_KEEPALIVE))
         .initial_stream_window_size(PEER_WINDOW)
         .initial_connection_window_size(PEER_WINDOW * 2)
         .add_service(consensus.peer_service())
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            stop.cancelled_owned(),
-        );
+        .serve_with_incoming_shutdown(connections(gate), stop.cancelled_owned());
     if let Err(error) = serving.await {
         tracing::error!(%error, "the peer listener failed");
     }

@@ -1,4 +1,4 @@
-//! Accepts connections: so many at once, so many a second from one address.
+//! Accepts connections: so many at once, so many a second from one address, and none that stays silent.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,11 +13,18 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
 use super::admission::AddressLimiter;
 use crate::config::DoorsConfig;
+
+/// Whoever dials must have said this much ...
+const GREETING_BYTES: usize = 24;
+/// ... within this time: HTTP/2 begins with as many bytes, and no HTTP/1 request is shorter. Else a stranger
+/// could take every place by dialling and saying nothing.
+const GREETING_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A listen address cannot be used. Nothing was started; stop whoever has it, or choose another.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +53,10 @@ pub(crate) struct Connection {
     open: Gauge,
     cut: CancellationToken,
     cut_comes: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Until the greeting has come: how much of it is there, and when it is too late.
+    greeting: Option<(usize, Pin<Box<Sleep>>)>,
+    /// When it ends however busy it is.
+    ends: Option<Pin<Box<Sleep>>>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -90,6 +101,8 @@ pub(crate) struct Gate {
     listener: TcpListener,
     room: Arc<Semaphore>,
     addresses: AddressLimiter,
+    greeting_deadline: Duration,
+    lifetime: Option<Duration>,
     open: Gauge,
     refused: Counter,
 }
@@ -106,8 +119,18 @@ impl Gate {
             listener,
             room: Arc::new(Semaphore::new(connections_max)),
             addresses: AddressLimiter::new(limits.connections_per_second, limits.connections_burst),
+            greeting_deadline: GREETING_DEADLINE,
+            lifetime: None,
             open,
             refused,
+        }
+    }
+
+    /// Ends each connection after this time: for doors where callers ask and go.
+    pub(crate) fn for_short_visits(self, lifetime: Duration) -> Self {
+        Self {
+            lifetime: Some(lifetime),
+            ..self
         }
     }
 
@@ -143,6 +166,10 @@ impl Gate {
             open: self.open.clone(),
             cut,
             cut_comes,
+            greeting: Some((0, Box::pin(tokio::time::sleep(self.greeting_deadline)))),
+            ends: self
+                .lifetime
+                .map(|lifetime| Box::pin(tokio::time::sleep(lifetime))),
             _permit: permit,
         })
     }
@@ -157,7 +184,21 @@ impl AsyncRead for Connection {
         if self.cut_comes.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let late = |timer: &mut Pin<Box<Sleep>>, cx: &mut Context<'_>| timer.as_mut().poll(cx).is_ready();
+        if self.greeting.as_mut().is_some_and(|(_, timer)| late(timer, cx))
+            || self.ends.as_mut().is_some_and(|timer| late(timer, cx))
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let Some((said, _)) = &mut self.greeting {
+            *said += buf.filled().len() - before;
+            if *said >= GREETING_BYTES {
+                self.greeting = None;
+            }
+        }
+        read
     }
 }
 
@@ -189,6 +230,8 @@ impl AsyncWrite for Connection {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     #[tokio::test]
@@ -202,5 +245,44 @@ mod tests {
             problem.contains(&address.to_string()) && problem.contains("--listen-client"),
             "{problem}"
         );
+    }
+
+    const SOON: Duration = Duration::from_millis(50);
+
+    async fn pair(lifetime: Option<Duration>) -> (Connection, TcpStream) {
+        let listener = bind("127.0.0.1:0".parse().unwrap(), "--listen-client")
+            .await
+            .unwrap();
+        let address = listener.local_addr().unwrap();
+        let limits = DoorsConfig::default();
+        let mut gate = Gate::new(listener, 8, &limits, Gauge::default(), Counter::default());
+        gate.greeting_deadline = SOON;
+        gate.lifetime = lifetime;
+        let (connection, client) = tokio::join!(gate.next(), TcpStream::connect(address));
+        (connection, client.unwrap())
+    }
+
+    async fn read_some(connection: &mut Connection) -> io::Result<usize> {
+        connection.read(&mut [0; 64]).await
+    }
+
+    #[tokio::test]
+    async fn whoever_says_nothing_or_dribbles_is_cut_off() {
+        let (mut connection, mut client) = pair(None).await;
+        client.write_all(b"GET").await.unwrap();
+        assert_eq!(read_some(&mut connection).await.unwrap(), 3);
+        let silence = read_some(&mut connection).await;
+        assert_eq!(silence.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn after_the_greeting_silence_is_allowed_but_a_visit_ends() {
+        let (mut connection, mut client) = pair(Some(SOON * 10)).await;
+        client.write_all(&[b'x'; GREETING_BYTES]).await.unwrap();
+        assert_eq!(read_some(&mut connection).await.unwrap(), GREETING_BYTES);
+        let from = tokio::time::Instant::now();
+        let end = read_some(&mut connection).await;
+        assert_eq!(end.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(from.elapsed() > SOON * 2, "after {:?}", from.elapsed());
     }
 }

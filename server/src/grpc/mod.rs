@@ -19,5 +19,5 @@ mod write;
 
 pub use doors::{Doors, DoorsParts};
 pub use listener::ListenError;
-pub(crate) use listener::{Connection, Gate, bind};
+pub(crate) use listener::{Connection, Gate, bind, connections};
 pub use metrics::DoorsMetrics;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{RawQuery, State};
@@ -36,6 +37,9 @@ pub struct Pages {
 /// Most connections to the pages: probes and collectors are few.
 const CONNECTIONS_MAX: usize = 512;
 
+/// Longest stay of one connection: whoever probes or collects may dial again.
+const VISIT_MAX: Duration = Duration::from_secs(60);
+
 /// The gate, as axum wants it.
 struct Door(Gate);
 
@@ -68,7 +72,8 @@ pub async fn serve(
         limits,
         Gauge::default(),
         Counter::default(),
-    );
+    )
+    .for_short_visits(VISIT_MAX);
     let router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
