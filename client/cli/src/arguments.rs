@@ -14,6 +14,7 @@ use crate::command::node::NodeCommand;
 use crate::command::service::ServiceCommand;
 use crate::command::session::SessionCommand;
 use crate::command::status::StatusArguments;
+use crate::command::storm::StormCommand;
 use crate::command::watch::WatchArguments;
 use crate::exit;
 use crate::names;
@@ -196,6 +197,9 @@ pub(crate) enum Command {
     Session(SessionCommand),
     /// Print each change of a service, or of everything below a prefix, as it comes
     Watch(WatchArguments),
+    /// The heartbeat-storm switch: rations full lists while consumers stampede
+    #[command(subcommand)]
+    Storm(StormCommand),
     /// The servers of the cluster and who votes
     #[command(subcommand)]
     Member(MemberCommand),

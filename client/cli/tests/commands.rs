@@ -94,6 +94,43 @@ async fn groups_services_and_nodes_live_and_die() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_storm_switch_is_set_and_shown() {
+    let (_cluster, rollcall) = cluster(1).await;
+    let storm = rollcall.json("storm show");
+    assert_eq!(storm["records"][0]["mode"], "off");
+    rollcall.ok("group put prod");
+    rollcall.ok("storm set auto --reason friday --author ann");
+    rollcall.ok("storm set on --share 2.5% --group prod --reason flapping --author bob");
+    rollcall.fails("storm set on --group nowhere --reason none", 3);
+    rollcall.fails("storm set inherited --reason none", 2);
+    rollcall.fails("storm set on --share 0% --reason none", 2);
+    rollcall.fails("storm set off", 2);
+    eventually("the server follows", || {
+        let storm = rollcall.json("storm show");
+        storm["records"][1]["engaged"] == true
+    });
+    let storm = rollcall.json("storm show");
+    let (cluster, group) = (&storm["records"][0], &storm["records"][1]);
+    assert_eq!(
+        (&cluster["mode"], &cluster["author"]),
+        (&"auto".into(), &"ann".into())
+    );
+    assert_eq!(
+        (&cluster["share_basis_points"], &cluster["engaged"]),
+        (&1_000.into(), &false.into())
+    );
+    assert_eq!((&group["group"], &group["mode"]), (&"prod".into(), &"on".into()));
+    assert_eq!(
+        (&group["share_basis_points"], &group["reason"]),
+        (&250.into(), &"flapping".into())
+    );
+    assert!(rollcall.ok("storm show").contains("on (2.5%)"));
+    rollcall.ok("storm set inherited --group prod --reason over");
+    let records = rollcall.json("storm show")["records"].as_array().unwrap().len();
+    assert_eq!(records, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_kept_node_leaves_with_its_keeper_and_watchers_see_it() {
     let (_cluster, rollcall) = cluster(1).await;
     rollcall.ok("group put prod --auto-create");

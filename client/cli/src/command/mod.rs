@@ -8,6 +8,7 @@ pub(crate) mod node;
 pub(crate) mod service;
 pub(crate) mod session;
 pub(crate) mod status;
+pub(crate) mod storm;
 pub(crate) mod watch;
 
 mod drain;
@@ -45,6 +46,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Node(command) => node::run(&context, command).await,
         Command::Session(command) => session::run(&context, command).await,
         Command::Watch(arguments) => watch::run(&context, &arguments, Interrupt::listen()).await,
+        Command::Storm(command) => storm::run(&context, command).await,
         Command::Member(command) => member::run(&context, command).await,
         Command::Status(arguments) => status::run(&context, &arguments).await,
         Command::Bench(command) => bench::run(&context, command, Interrupt::listen()).await,
