@@ -12,6 +12,7 @@ use rollcall_core::directory::{
 };
 use rollcall_core::guard::GuardSettings;
 use rollcall_core::ids::{Incarnation, LogIndex, LogPosition, RequestId, Revision, SessionId, Term};
+use rollcall_core::storm::{Mode, Scope, Share};
 
 use crate::scene::{
     deregister, expire, group, node, open_session, register, registration, service, set_override, update_node,
@@ -184,6 +185,14 @@ fn commands() -> Vec<Command> {
         Command::ReleaseHeld {
             term: Term(1),
             holds: vec![(service("prod/feed"), Revision(20))],
+        },
+        Command::SetStorm {
+            scope: Scope::Cluster,
+            mode: Mode::Auto {
+                share: Share::default(),
+            },
+            author: "ann".into(),
+            reason: "the network flaps".into(),
         },
     ]
 }

@@ -12,6 +12,7 @@ use rollcall_core::guard::{GuardSettings, GuardStatus};
 use rollcall_core::ids::{
     Incarnation, LogIndex, LogPosition, NodeId, NodeKey, RequestId, Revision, ServiceKey, SessionId, Term,
 };
+use rollcall_core::storm::{Mode, Scope, Share};
 
 use crate::scene;
 
@@ -190,6 +191,15 @@ fn command() -> impl Strategy<Value = Command> {
             Command::ConfirmRemoval { service, since, author: "ann".into(), reason: String::new() }
         }),
         1 => (1u32..8).prop_map(|requests_max| Command::SetLimits { limits: Limits { requests_max, ..limits() } }),
+        1 => (prop::option::of(prop::sample::select(vec!["a", "b", "c"])), 0u16..4).prop_map(|(group, mode)| {
+            let share = Share::default();
+            Command::SetStorm {
+                scope: group.map_or(Scope::Cluster, |group| Scope::Group(scene::group(group))),
+                mode: [Mode::Off, Mode::On { share }, Mode::Auto { share }, Mode::Inherited][usize::from(mode)],
+                author: "ann".into(),
+                reason: String::new(),
+            }
+        }),
     ]
 }
 
