@@ -49,7 +49,7 @@ pub enum GossipStartError {
     #[error(transparent)]
     Keys(#[from] KeyFileError),
     /// The data folder cannot be written.
-    #[error("cannot write the gossip epoch into {}", path.display())]
+    #[error("RC-101: cannot write the gossip epoch into {}", path.display())]
     Epoch {
         /// The data folder.
         path: PathBuf,
@@ -398,7 +398,7 @@ impl Agent {
             Event::Displaced { by } => {
                 tracing::error!(
                     %by,
-                    "another server has this one's id and a later epoch: this one takes no part in gossip; \
+                    "RC-204: another server has this one's id and a later epoch: this one takes no part in gossip; \
                      stop one of the two, then restart the other"
                 );
                 return true;
@@ -430,7 +430,7 @@ impl Agent {
             tracing::error!(
                 one = %known,
                 other = %other,
-                "one server id at two addresses; the higher epoch holds"
+                "RC-204: one server id at two addresses; the higher epoch holds"
             );
         }
     }

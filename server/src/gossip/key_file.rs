@@ -13,7 +13,7 @@ const KEYS_MAX: usize = 8;
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
     /// It cannot be read.
-    #[error("cannot read gossip.key_file {}", path.display())]
+    #[error("RC-203: cannot read gossip.key_file {}", path.display())]
     Read {
         /// Which file.
         path: PathBuf,
@@ -21,7 +21,7 @@ pub enum KeyFileError {
         source: std::io::Error,
     },
     /// A line is no key.
-    #[error("gossip.key_file {} line {line}: not 32 bytes in base64 (make one: head -c 32 /dev/urandom | base64)", path.display())]
+    #[error("RC-203: gossip.key_file {} line {line}: not 32 bytes in base64 (make one: head -c 32 /dev/urandom | base64)", path.display())]
     Line {
         /// Which file.
         path: PathBuf,
@@ -29,7 +29,7 @@ pub enum KeyFileError {
         line: usize,
     },
     /// It holds no key, or too many.
-    #[error("gossip.key_file {} holds {keys} keys, 1 to 8 are allowed", path.display())]
+    #[error("RC-203: gossip.key_file {} holds {keys} keys, 1 to 8 are allowed", path.display())]
     Count {
         /// Which file.
         path: PathBuf,

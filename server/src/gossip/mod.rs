@@ -36,3 +36,5 @@ pub use swim::{MemberState, MemberView};
 mod cluster_test;
 #[cfg(test)]
 mod intrusion_test;
+#[cfg(test)]
+mod loss_test;

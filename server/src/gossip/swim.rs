@@ -379,18 +379,23 @@ impl Swim {
         ) {
             self.health.mend();
         }
-        let suspected = parsed.updates.iter().any(|update| {
-            update.id() == &self.identity
-                && update.state() == State::Suspect
-                && update.incarnation() >= self.incarnation
-        });
-        if suspected {
+        let suspected = parsed
+            .updates
+            .iter()
+            .filter(|update| update.id() == &self.identity && update.state() == State::Suspect)
+            .map(Member::incarnation)
+            .max();
+        if suspected.is_some_and(|incarnation| incarnation >= self.incarnation) {
             self.health.worsen();
             self.events.push(Event::RefutedOwn);
         }
         self.events.push(Event::Received(kind(&parsed.header.message)));
         let payload = self.addressed_to_us(&parsed, packet.payload);
         self.step(now, |foca, effects| foca.handle_data(&payload, effects));
+        if suspected.is_some() {
+            // foca tells some members at random that we live; whoever suspects us should be among them.
+            self.send_updates(&sender, &[]);
+        }
         Ok(())
     }
 
@@ -702,12 +707,12 @@ impl Swim {
             .collect();
         for view in suspects {
             let suspicion = Member::new(view.identity, view.incarnation, State::Suspect);
-            self.send_update(&view.identity, &suspicion);
+            self.send_updates(&view.identity, &[suspicion]);
         }
     }
 
-    /// Sends one update to one member, outside foca's own rounds.
-    fn send_update(&mut self, to: &Identity, update: &Member<Identity>) {
+    /// Sends a few updates to one member, outside foca's own rounds.
+    fn send_updates(&mut self, to: &Identity, updates: &[Member<Identity>]) {
         let header = Header {
             src: self.identity,
             src_incarnation: self.incarnation,
@@ -716,8 +721,10 @@ impl Swim {
         };
         let mut payload = Vec::with_capacity(128);
         put_header(&header, &mut payload);
-        payload.extend(1_u16.to_be_bytes());
-        put_member(update, &mut payload);
+        payload.extend(u16::try_from(updates.len()).unwrap_or(0).to_be_bytes());
+        for update in updates {
+            put_member(update, &mut payload);
+        }
         self.send(to.address, payload);
     }
 
@@ -813,7 +820,7 @@ impl Swim {
             .map(|view| view.identity)
             .collect();
         for member in others {
-            self.send_update(&member, &gone);
+            self.send_updates(&member, std::slice::from_ref(&gone));
         }
         self.standing = Standing::Left;
     }
@@ -835,9 +842,9 @@ impl Swim {
         let judged = self.time.at(now);
         for (timer, after) in effects.timers {
             let after = match timer {
-                Timer::ProbeRandomMember(_)
-                | Timer::SendIndirectProbe { .. }
-                | Timer::ChangeSuspectToDown { .. } => self.health.stretch(after),
+                Timer::ProbeRandomMember(_) | Timer::SendIndirectProbe { .. } => self.health.stretch(after),
+                // Death must still be found in a bounded time where packets are lost.
+                Timer::ChangeSuspectToDown { .. } => self.health.stretch(after).min(after * 2),
                 Timer::PeriodicAnnounce(_)
                 | Timer::PeriodicAnnounceDown(_)
                 | Timer::PeriodicGossip(_)

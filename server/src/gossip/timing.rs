@@ -86,7 +86,9 @@ impl Timing {
             probe_period: self.probe_period,
             probe_rtt: self.probe_rtt,
             num_indirect_probes: few(3),
-            max_transmissions: NonZeroU8::new(8).expect("it is not zero"),
+            // Fewer, and with a tenth of the packets lost one death in a hundred stays unknown to somebody until it
+            // probes by itself.
+            max_transmissions: NonZeroU8::new(15).expect("it is not zero"),
             suspect_to_down_after: self.suspicion,
             // The core forgets by itself, so that no timer waits for days.
             remove_down_after: None,
