@@ -11,6 +11,7 @@ use rollcall_core::directory::{
     Override, Refusal, RegisterNode, Registration, RemovalCause, Service, ServiceSettings, Sign, UpdateNode,
     WEIGHT_DEFAULT,
 };
+use rollcall_core::guard::GuardSettings;
 use rollcall_core::ids::{GroupName, NodeId, NodeKey, RequestId, Revision, ServiceKey, SessionId};
 use rollcall_proto::v1;
 
@@ -135,8 +136,24 @@ pub(crate) fn service_settings(settings: &ServiceSettings) -> v1::ServiceSetting
         default_kind: node_kind(settings.default_kind).into(),
         metadata: settings.metadata.clone(),
         nodes_max: settings.nodes_max,
-        ..v1::ServiceSettings::default()
+        guard: guard_settings(&settings.guard),
     }
+}
+
+/// Nothing if they are the defaults.
+fn guard_settings(settings: &GuardSettings) -> Option<v1::GuardSettings> {
+    let GuardSettings {
+        share,
+        window_ms,
+        keep_last,
+        hold_max_ms,
+    } = *settings;
+    (*settings != GuardSettings::default()).then_some(v1::GuardSettings {
+        share_basis_points: Some(share),
+        window_ms: Some(window_ms),
+        keep_last: Some(keep_last),
+        hold_max_ms: Some(hold_max_ms),
+    })
 }
 
 fn group_settings(settings: &GroupSettings) -> v1::GroupSettings {
@@ -493,8 +510,19 @@ pub(crate) fn service_settings_from(settings: v1::ServiceSettings) -> Result<Ser
         default_kind: kind_from("settings.default_kind", settings.default_kind)?.unwrap_or_default(),
         metadata: settings.metadata,
         nodes_max: settings.nodes_max,
-        ..ServiceSettings::default()
+        guard: guard_settings_from(settings.guard.unwrap_or_default()),
     })
+}
+
+/// What is missing is its default. The directory judges the ranges.
+fn guard_settings_from(settings: v1::GuardSettings) -> GuardSettings {
+    let default = GuardSettings::default();
+    GuardSettings {
+        share: settings.share_basis_points.unwrap_or(default.share),
+        window_ms: settings.window_ms.unwrap_or(default.window_ms),
+        keep_last: settings.keep_last.unwrap_or(default.keep_last),
+        hold_max_ms: settings.hold_max_ms.unwrap_or(default.hold_max_ms),
+    }
 }
 
 pub(crate) fn group_settings_from(settings: v1::GroupSettings) -> Result<GroupSettings, Refusal> {
@@ -624,6 +652,40 @@ mod tests {
     fn a_label_cannot_be_set_and_removed_at_once() {
         let set = BTreeMap::from([("zone".to_owned(), "a".to_owned())]);
         assert!(problem(changes("nodes.set_labels", set, vec!["zone".into()])).contains("set and removed"));
+    }
+
+    #[test]
+    fn guard_settings_survive_the_wire() {
+        let other = GuardSettings {
+            share: 0,
+            window_ms: 1_000,
+            keep_last: false,
+            hold_max_ms: 0,
+        };
+        for guard in [GuardSettings::default(), GuardSettings::off(), other] {
+            let defaults = ServiceSettings {
+                guard,
+                ..ServiceSettings::default()
+            };
+            assert_eq!(
+                service_settings_from(service_settings(&defaults)).unwrap(),
+                defaults
+            );
+            let group = GroupSettings {
+                defaults,
+                ..GroupSettings::default()
+            };
+            assert_eq!(group_settings_from(group_settings(&group)).unwrap(), group);
+        }
+        let partly = v1::GuardSettings {
+            share_basis_points: Some(500),
+            ..v1::GuardSettings::default()
+        };
+        let expected = GuardSettings {
+            share: 500,
+            ..GuardSettings::default()
+        };
+        assert_eq!(guard_settings_from(partly), expected);
     }
 
     #[test]
