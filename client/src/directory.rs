@@ -110,6 +110,35 @@ impl StormSetting {
 }
 
 impl Registry {
+    /// Says, as an operator, that the nodes which a service's removal guard holds are gone: all of them leave in
+    /// one revision, the last one too. `since` is the revision at which the hold began that the operator saw;
+    /// `None`: whatever is held. If nothing is held, nothing changes.
+    ///
+    /// # Errors
+    /// [`Error::ServiceNotFound`], [`Error::RevisionMismatch`] if another hold began since: look again;
+    /// [`Error::OutcomeUnknown`], and the transient ones.
+    pub async fn confirm_removal(
+        &self,
+        key: &ServiceKey,
+        since: Option<u64>,
+        author: &str,
+        reason: &str,
+        options: WriteOptions,
+    ) -> Result<Written, Error> {
+        self.write(options, |channel, options| {
+            let request = v1::ConfirmRemovalRequest {
+                options: Some(options),
+                key: Some(key.into()),
+                since: since.unwrap_or_default(),
+                author: author.into(),
+                reason: reason.into(),
+            };
+            async move { self.registry_client(channel).confirm_removal(request).await }
+        })
+        .await
+        .map(Written::from)
+    }
+
     /// Sets the heartbeat-storm switch.
     ///
     /// # Errors

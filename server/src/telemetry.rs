@@ -95,6 +95,8 @@ pub struct ServerGauges {
     groups: Gauge,
     services: Gauge,
     nodes: Gauge,
+    guard_engaged: Gauge,
+    guard_held: Gauge,
     sessions: Gauge,
     sessions_held: Gauge,
     reports: Gauge,
@@ -160,6 +162,11 @@ impl ServerGauges {
         directory.register("nodes", "Nodes", gauges.nodes.clone());
         let help = "Revisions that watches can resume behind";
         directory.register("retained_revisions", help, gauges.retained_revisions.clone());
+        let guard = registry.sub_registry_with_prefix("guard");
+        let help = "Services whose removal guard is engaged: nothing lapses away";
+        guard.register("engaged_services", help, gauges.guard_engaged.clone());
+        let help = "Lapsed nodes that removal guards hold as suspects";
+        guard.register("held_nodes", help, gauges.guard_held.clone());
         let session = registry.sub_registry_with_prefix("session");
         session.register("open", "Sessions of the cluster", gauges.sessions.clone());
         session.register(
@@ -232,6 +239,8 @@ impl ServerMetrics {
         gauges.groups.set(signed(totals.groups));
         gauges.services.set(signed(totals.services));
         gauges.nodes.set(signed(totals.nodes));
+        gauges.guard_engaged.set(signed(totals.engaged));
+        gauges.guard_held.set(signed(totals.held));
         gauges.sessions.set(signed(totals.sessions));
         gauges
             .retained_revisions

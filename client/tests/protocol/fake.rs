@@ -399,6 +399,13 @@ impl v1::registry_server::Registry for Core {
         Err(Status::unimplemented("not asked for here"))
     }
 
+    async fn confirm_removal(
+        &self,
+        _: Request<v1::ConfirmRemovalRequest>,
+    ) -> Result<Response<v1::WriteResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
     async fn set_storm(
         &self,
         _: Request<v1::SetStormRequest>,

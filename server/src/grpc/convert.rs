@@ -11,7 +11,7 @@ use rollcall_core::directory::{
     Override, Refusal, RegisterNode, Registration, RemovalCause, Service, ServiceSettings, Sign, UpdateNode,
     WEIGHT_DEFAULT,
 };
-use rollcall_core::guard::GuardSettings;
+use rollcall_core::guard::{GuardSettings, HoldReason};
 use rollcall_core::ids::{GroupName, NodeId, NodeKey, RequestId, Revision, ServiceKey, SessionId};
 use rollcall_proto::v1;
 
@@ -193,7 +193,41 @@ pub(crate) fn service_summary(service: &Service) -> v1::ServiceSummary {
         nodes: small(service.nodes.len()),
         up: small(up),
         settings: Some(service_settings(&service.settings)),
+        guard: guard_status(service),
     }
+}
+
+/// Nothing if it has nothing to say.
+pub(crate) fn guard_status(service: &Service) -> Option<v1::GuardStatus> {
+    if service.guard.is_idle() {
+        return None;
+    }
+    let status = service.guard_status();
+    let mut wire = v1::GuardStatus {
+        listed: status.listed,
+        up: status.up,
+        held: status.held,
+        held_since: status.held_since.map_or(0, |since| since.0),
+        overdue: status.overdue,
+        window_began: status.window.map_or(0, |began| began.0),
+        baseline: status.baseline,
+        removed: status.removed,
+        allowed: status.allowed,
+        ..v1::GuardStatus::default()
+    };
+    if let Some(engaged) = status.engaged {
+        let reason = match engaged.reason {
+            HoldReason::Share => v1::GuardReason::Share,
+            HoldReason::LastNode => v1::GuardReason::LastNode,
+        };
+        wire.engaged = true;
+        wire.engaged_since = engaged.since.0;
+        wire.reason = reason.into();
+        wire.lapsed = engaged.lapsed;
+        wire.of = engaged.of;
+        wire.needed = engaged.needed;
+    }
+    Some(wire)
 }
 
 pub(crate) fn group_summary(group: &Group) -> v1::GroupSummary {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use prost::Message;
 use rollcall_core::directory::{Command, Group, GroupMode, NodeState, NodeView, Refusal, Service, Sign};
-use rollcall_core::ids::{GroupName, NodeKey, ServiceKey, SessionId};
+use rollcall_core::guard::HoldReason;
+use rollcall_core::ids::{GroupName, NodeKey, Revision, ServiceKey, SessionId};
 use rollcall_proto::v1::{self, registry_server::Registry};
 use tonic::{Request, Response, Status};
 
@@ -148,6 +149,16 @@ impl Doors {
     async fn clear_override(&self, request: v1::ClearOverrideRequest) -> Answer<v1::WriteResponse> {
         let key = convert::node_key_from("key", request.key.as_ref()).map_err(refused)?;
         self.write(request.options, Command::ClearOverride { key }).await
+    }
+
+    async fn confirm_removal(&self, request: v1::ConfirmRemovalRequest) -> Answer<v1::WriteResponse> {
+        let command = Command::ConfirmRemoval {
+            service: convert::service_key_from("key", request.key.as_ref()).map_err(refused)?,
+            since: (request.since > 0).then_some(Revision(request.since)),
+            author: request.author,
+            reason: request.reason,
+        };
+        self.write(request.options, command).await
     }
 
     async fn set_storm(&self, request: v1::SetStormRequest) -> Answer<v1::WriteResponse> {
@@ -301,6 +312,7 @@ impl Doors {
                 header,
                 r#override: over.map(|over| convert::node_override(over)),
                 reasons: vec![why_absent(&key, over.is_some())],
+                guard: convert::guard_status(&service),
                 ..Default::default()
             });
         };
@@ -315,7 +327,8 @@ impl Doors {
             node: Some(convert::node(view)),
             registration: Some(convert::registration(&view.node.registration)),
             r#override: over.map(|over| convert::node_override(over)),
-            reasons: why_listed(view, lapses_in_ms),
+            reasons: why_listed(&service, view, lapses_in_ms),
+            guard: convert::guard_status(&service),
             session_lapses_in_ms: lapses_in_ms,
         })
     }
@@ -365,7 +378,27 @@ fn why_absent(key: &NodeKey, overridden: bool) -> String {
     format!("node {} is not registered in {}{also}", key.node, key.service)
 }
 
-fn why_listed(view: NodeView<'_>, lapses_in_ms: u64) -> Vec<String> {
+/// Why a lapsed node is still there.
+fn why_held(service: &Service) -> String {
+    let status = service.guard_status();
+    let lapsed = "its session lapsed, and the removal guard holds it as a suspect";
+    if let Some(engaged) = status.engaged {
+        let rule = match engaged.reason {
+            HoldReason::Share => format!("{} may go per window", status.allowed),
+            HoldReason::LastNode => "the last node stays".into(),
+        };
+        return format!(
+            "{lapsed} since revision {}: {} of {} lapsed, {rule}; it disengages when {} are up",
+            engaged.since, engaged.lapsed, engaged.of, engaged.needed
+        );
+    }
+    let since = status.held_since.unwrap_or_default();
+    format!(
+        "{lapsed} left over at revision {since}: it may return, and goes when its time is over and the share allows"
+    )
+}
+
+fn why_listed(service: &Service, view: NodeView<'_>, lapses_in_ms: u64) -> Vec<String> {
     let node = view.node;
     let mut reasons = vec![format!(
         "registered at revision {}, incarnation {}, last changed at revision {}",
@@ -384,9 +417,7 @@ fn why_listed(view: NodeView<'_>, lapses_in_ms: u64) -> Vec<String> {
     }
     match node.state {
         NodeState::Up => {}
-        NodeState::Suspect => {
-            reasons.push("its session lapsed; the removal guard holds it as a suspect".into())
-        }
+        NodeState::Suspect => reasons.push(why_held(service)),
         NodeState::Draining => {
             reasons.push("it is draining: it finishes what it has and gets nothing new".into())
         }
@@ -440,6 +471,7 @@ unary! {
     list_groups: v1::ListGroupsRequest => v1::ListGroupsResponse;
     signs: v1::SignsRequest => v1::SignsResponse;
     explain: v1::ExplainRequest => v1::ExplainResponse;
+    confirm_removal: v1::ConfirmRemovalRequest => v1::WriteResponse;
     set_storm: v1::SetStormRequest => v1::WriteResponse;
     storm: v1::StormRequest => v1::StormResponse;
 }
