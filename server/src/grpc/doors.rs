@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 
-use super::admission::AddressLimiter;
+use super::address_limiter::AddressLimiter;
 use super::listener;
 use super::metrics::DoorsMetrics;
 use super::oversize::Oversize;

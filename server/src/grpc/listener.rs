@@ -17,7 +17,7 @@ use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-use super::admission::AddressLimiter;
+use super::address_limiter::AddressLimiter;
 use crate::config::DoorsConfig;
 
 /// Whoever dials must have said this much ...

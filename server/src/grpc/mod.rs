@@ -1,6 +1,6 @@
 //! The gRPC doors for clients: decode and check, call a handle, encode. No rule of the registry lives here.
 
-mod admission;
+mod address_limiter;
 mod attend;
 mod cluster;
 pub(crate) mod convert;
