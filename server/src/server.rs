@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::ap::{Ap, ApOptions};
 use crate::config::{Config, ConfigError, DoorsConfig, MemberConfig, Preset};
 use crate::descriptors;
 use crate::gossip::{self, Gossip, GossipMetrics, GossipOptions, GossipStartError};
@@ -170,6 +171,9 @@ impl Server {
             peers_stop.clone(),
         ));
         let directory = consensus.directory().clone();
+        let ap = Ap::start(&ApOptions {
+            change_log: change_log(&config),
+        });
         let storm = StormDesk::new(&config.storm, metrics.storm);
         let hub = WatchHub::new(
             directory.clone(),
@@ -183,6 +187,7 @@ impl Server {
             &config,
             DoorsParts {
                 consensus: consensus.clone(),
+                ap: ap.clone(),
                 holder: holder.clone(),
                 hub: hub.clone(),
                 gossip: gossip.clone(),
@@ -362,10 +367,14 @@ fn replication_options(config: &Config, addresses: Addresses) -> ReplicationOpti
         log_keep_entries: raft.log_keep_entries,
         disk_reserve: config.storage.reserve_bytes,
         compare_every: raft.compare_every,
-        change_log: ChangeLogBounds {
-            revisions_max: config.watch.retained_revisions,
-            bytes_max: config.watch.retained_bytes,
-        },
+        change_log: change_log(config),
+    }
+}
+
+fn change_log(config: &Config) -> ChangeLogBounds {
+    ChangeLogBounds {
+        revisions_max: config.watch.retained_revisions,
+        bytes_max: config.watch.retained_bytes,
     }
 }
 

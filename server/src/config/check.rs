@@ -15,6 +15,7 @@ impl Config {
         self.check_listen()?;
         self.check_raft()?;
         self.check_gossip()?;
+        self.check_ap()?;
         self.check_session()?;
         self.check_watch()?;
         self.check_storm()?;
@@ -249,6 +250,36 @@ impl Config {
         )
     }
 
+    fn check_ap(&self) -> Result<(), ConfigError> {
+        let ap = &self.ap;
+        for (field, value, least) in [
+            (
+                "ap.tombstone_retention",
+                ap.tombstone_retention,
+                Duration::from_secs(1),
+            ),
+            ("ap.clock_skew_max", ap.clock_skew_max, Duration::from_millis(10)),
+            (
+                "ap.repair_interval",
+                ap.repair_interval,
+                Duration::from_millis(10),
+            ),
+        ] {
+            demand(
+                value >= least,
+                field,
+                time(value),
+                &format!("at least {}", time(least)),
+            )?;
+        }
+        demand(
+            ap.clock_skew_max < ap.tombstone_retention,
+            "ap.clock_skew_max",
+            time(ap.clock_skew_max),
+            &format!("below ap.tombstone_retention ({})", time(ap.tombstone_retention)),
+        )
+    }
+
     fn check_storm(&self) -> Result<(), ConfigError> {
         let storm = &self.storm;
         for (field, value, least) in [
@@ -436,6 +467,12 @@ mod tests {
             }),
             ("watch.backlog_frames", "0", |c| c.watch.backlog_frames = 0),
             ("watch.large_bytes_max", "1", |c| c.watch.large_bytes_max = 1),
+            ("ap.tombstone_retention", "10ms", |c| {
+                c.ap.tombstone_retention = Duration::from_millis(10)
+            }),
+            ("ap.clock_skew_max", "2h", |c| {
+                c.ap.clock_skew_max = Duration::from_secs(7_200)
+            }),
             ("storm.epoch", "5ms", |c| c.storm.epoch = Duration::from_millis(5)),
             ("storm.cold_burst", "0", |c| c.storm.cold_burst = 0),
             ("storm.low_percent", "100", |c| c.storm.low_percent = 100),

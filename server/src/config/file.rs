@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ClusterConfig, DoorsConfig, GossipConfig, ListenConfig, LogConfig, RaftConfig, SessionConfig,
+    ApConfig, ClusterConfig, DoorsConfig, GossipConfig, ListenConfig, LogConfig, RaftConfig, SessionConfig,
     StorageConfig, StormConfig, WatchConfig,
 };
 
@@ -23,6 +23,8 @@ pub struct Config {
     pub raft: RaftConfig,
     /// Gossip.
     pub gossip: GossipConfig,
+    /// Groups in AP mode.
+    pub ap: ApConfig,
     /// Sessions.
     pub session: SessionConfig,
     /// Watches.

@@ -4,6 +4,7 @@
 //! Nothing outside this module reads the environment. Relations between fields are checked once, at start, and
 //! a complaint names the field and its value.
 
+mod ap;
 mod check;
 mod cluster;
 mod doors;
@@ -19,6 +20,7 @@ mod storage;
 mod storm;
 mod watch;
 
+pub use ap::ApConfig;
 pub use cluster::{ClusterConfig, MemberConfig};
 pub use doors::DoorsConfig;
 pub use file::{Config, ConfigError};

@@ -20,6 +20,7 @@ use super::oversize::Oversize;
 use super::read::Reader;
 use super::watch::WATCH_REQUEST_BYTES_MAX;
 use super::write::Writer;
+use crate::ap::Ap;
 use crate::config::{Config, DoorsConfig, SessionConfig, WatchConfig};
 use crate::gossip::Gossip;
 use crate::http::Readiness;
@@ -32,6 +33,8 @@ use crate::watch::WatchHub;
 pub struct DoorsParts {
     /// Replication.
     pub consensus: Consensus,
+    /// AP groups.
+    pub ap: Ap,
     /// Heartbeats of this server's streams.
     pub holder: Holder,
     /// Watches.

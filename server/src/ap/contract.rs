@@ -1,0 +1,93 @@
+//! What the other shells meet of AP groups: answers, and how they stand.
+
+use std::time::Duration;
+
+use rollcall_core::directory::Outcome;
+use rollcall_core::ids::{NodeKey, ServerId, SessionId};
+
+/// A session for which this server is to vouch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionSeed {
+    /// Which.
+    pub id: SessionId,
+    /// SHA-256 of its secret.
+    pub secret_digest: [u8; 32],
+    /// Granted, in milliseconds.
+    pub ttl_ms: u32,
+    /// A name for people.
+    pub client: String,
+}
+
+/// A session, as records have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionValue {
+    /// SHA-256 of its secret.
+    pub secret_digest: [u8; 32],
+    /// Granted, in milliseconds.
+    pub ttl_ms: u32,
+    /// A name for people.
+    pub client: String,
+    /// The server that vouches for it.
+    pub holder: ServerId,
+    /// How many servers have held it.
+    pub claim: u64,
+    /// Whether it lives.
+    pub standing: Standing,
+}
+
+/// Whether a session lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Its holder vouches for it.
+    Held,
+    /// It was silent for too long.
+    Lapsed {
+        /// Those of its nodes that the guard holds.
+        held: Vec<NodeKey>,
+    },
+    /// It ended, and stays so.
+    Closed,
+}
+
+/// A write is on this server's disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// What it did, in this server's view.
+    pub outcome: Outcome,
+    /// On how many servers' disks it is: 2 only if so many were asked for.
+    pub acks: u32,
+}
+
+/// How AP groups stand on this server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApStatus {
+    /// Records kept, those that tell of an end included.
+    pub records: u64,
+    /// The name of this server's log.
+    pub log: u64,
+    /// How far it goes.
+    pub head: u64,
+    /// Sessions that this server holds.
+    pub sessions_held: u64,
+    /// The other servers' logs, by server.
+    pub origins: Vec<OriginStatus>,
+    /// How long ago this server last agreed with another on every group; `None`: never since its start.
+    pub agreed: Option<Duration>,
+    /// Whether what it has may be shown.
+    pub loaded: bool,
+}
+
+/// How far another server's log is followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OriginStatus {
+    /// Whose.
+    pub server: ServerId,
+    /// The name of its log.
+    pub log: u64,
+    /// How far it goes, as it said last.
+    pub head: u64,
+    /// How far it is followed.
+    pub followed: u64,
+    /// Its clock is ahead by so much, and its records are not taken until it is not.
+    pub ahead: Option<Duration>,
+}
