@@ -142,6 +142,20 @@ pub enum Error {
         /// Why.
         message: String,
     },
+    /// The servers do not know the token. Use one that stands in their token file.
+    #[error("{message}")]
+    Unauthenticated {
+        /// The server's words.
+        message: String,
+    },
+    /// The token, or being without one, does not permit this call. Use one with the scope that is named.
+    #[error("{message}")]
+    NotPermitted {
+        /// What it was about.
+        subject: String,
+        /// Which scope is missing.
+        message: String,
+    },
     /// Retry later, not before `retry_after`.
     #[error("overloaded: {message}")]
     Overloaded {
@@ -316,6 +330,8 @@ impl Error {
             C::TooStale => Self::TooStale { message },
             C::Unsupported => Self::Unsupported { message },
             C::AdmissionRefused => Self::AdmissionRefused { subject, message },
+            C::Unauthenticated => Self::Unauthenticated { message },
+            C::NotPermitted => Self::NotPermitted { subject, message },
             C::Membership => Self::Membership { message },
             C::Internal | C::Unspecified => Self::without_code(unknown, message, request_id),
         }

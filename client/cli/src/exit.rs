@@ -12,7 +12,7 @@ use tonic::Code;
 pub(crate) const CODES: &str = "\
 Exit codes:
   0  ok
-  1  failed for another reason (a limit, an admission rule, an unsupported call, servers that differ)
+  1  failed for another reason (a limit, an admission rule, a token, an unsupported call, servers that differ)
   2  usage: arguments or names that can never work
   3  not found: group, service, node or session
   4  unreachable, no quorum, not ready, overloaded or too stale; nothing was changed, try again later
@@ -208,6 +208,8 @@ pub(crate) fn exit_of(code: ErrorCode) -> Exit {
         | ErrorCode::QuotaExceeded
         | ErrorCode::Unsupported
         | ErrorCode::AdmissionRefused
+        | ErrorCode::Unauthenticated
+        | ErrorCode::NotPermitted
         | ErrorCode::Internal => Exit::Failed,
     }
 }

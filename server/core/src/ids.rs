@@ -238,6 +238,12 @@ name!(
     |name: &str| check("node id", name, NODE_ID_BYTES_MAX, ":[]%")
 );
 
+name!(
+    /// Where a process says it belongs: `prod`, `staging`. A claim, not a proof.
+    Environment,
+    |name: &str| check("environment", name, SEGMENT_BYTES_MAX, "")
+);
+
 impl GroupName {
     /// Whether this group is `prefix` or lies below it, counted in whole segments. The empty prefix covers all.
     #[must_use]

@@ -2,10 +2,13 @@
 //!
 //! What is wrong is said as a [`Refusal`], as if the directory had said it: the caller's next move is the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use rollcall_core::admission::{AdmissionList, ENTRIES_MAX};
 use rollcall_core::directory::{
     Address, DeregisterNode, Expected, Group, GroupMode, GroupSettings, Node, NodeKind, NodeState, NodeView,
     Override, Refusal, RegisterNode, Registration, RemovalCause, Service, ServiceSettings, Sign, UpdateNode,
@@ -167,7 +170,24 @@ fn group_settings(settings: &GroupSettings) -> v1::GroupSettings {
         defaults: Some(service_settings(&settings.defaults)),
         services_max: settings.services_max,
         metadata: settings.metadata.clone(),
+        admission: admission_list(&settings.admission),
     }
+}
+
+/// Nothing if it admits everyone.
+fn admission_list(list: &AdmissionList) -> Option<v1::AdmissionList> {
+    let AdmissionList {
+        cidrs,
+        scopes,
+        environments,
+        dry_run,
+    } = list;
+    (*list != AdmissionList::default()).then(|| v1::AdmissionList {
+        cidrs: cidrs.iter().map(ToString::to_string).collect(),
+        scopes: scopes.iter().map(ToString::to_string).collect(),
+        environments: environments.iter().map(ToString::to_string).collect(),
+        dry_run: *dry_run,
+    })
 }
 
 /// All nodes of a service.
@@ -573,9 +593,36 @@ pub(crate) fn group_settings_from(settings: v1::GroupSettings) -> Result<GroupSe
         services_max: settings.services_max,
         metadata: settings.metadata,
     })
+        admission: admission_list_from(settings.admission.unwrap_or_default())?,
 }
 
 /// A session's secret.
+fn admission_list_from(list: v1::AdmissionList) -> Result<AdmissionList, Refusal> {
+    Ok(AdmissionList {
+        cidrs: entries_from("settings.admission.cidrs", &list.cidrs)?,
+        scopes: entries_from("settings.admission.scopes", &list.scopes)?,
+        environments: entries_from("settings.admission.environments", &list.environments)?,
+        dry_run: list.dry_run,
+    })
+}
+
+fn entries_from<T>(field: &str, entries: &[String]) -> Result<BTreeSet<T>, Refusal>
+where
+    T: FromStr<Err: Error> + Ord,
+{
+    bounded(field, entries.len(), ENTRIES_MAX)?;
+    let parse = |entry: &String| entry.parse().map_err(|error| invalid(field, sentence(&error)));
+    entries.iter().map(parse).collect()
+}
+
+/// An error and what caused it.
+fn sentence(error: &dyn Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", sentence(source)),
+        None => error.to_string(),
+    }
+}
+
 pub(crate) fn secret_from(secret: &Bytes) -> Result<[u8; 16], Refusal> {
     secret[..]
         .try_into()
@@ -723,6 +770,50 @@ mod tests {
     }
 
     #[test]
+    #[test]
+    fn admission_lists_survive_the_wire_or_are_refused_by_name() {
+        let list = |cidrs: &[&str], scopes: &[&str], environments: &[&str]| {
+            let texts = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
+            v1::AdmissionList {
+                cidrs: texts(cidrs),
+                scopes: texts(scopes),
+                environments: texts(environments),
+                dry_run: true,
+            }
+        };
+        let full = list(&["10.1.0.0/16", "::1/128"], &["register:prod/feed"], &["prod"]);
+        let read = admission_list_from(full.clone()).unwrap();
+        assert_eq!(admission_list(&read), Some(full));
+        assert_eq!(admission_list(&AdmissionList::default()), None);
+        for (list, complaint) in [
+            (
+                list(&["10.0.0.0/33"], &[], &[]),
+                "settings.admission.cidrs: 10.0.0.0 has 32 bits, 33 cannot count",
+            ),
+            (
+                list(&["prod"], &[], &[]),
+                "settings.admission.cidrs: \"prod\" is no network",
+            ),
+            (list(&["10.1.2.3/16"], &[], &[]), "use 10.1.0.0/16"),
+            (
+                list(&[], &["register:a//b"], &[]),
+                "does not name a group: group segment is empty",
+            ),
+            (list(&[], &["*"], &[]), "settings.admission.scopes: scope \"*\""),
+            (
+                list(&[], &[], &["p r"]),
+                "settings.admission.environments: environment \"p r\" contains ' '",
+            ),
+            (
+                list(&["::1"; 65], &[], &[]),
+                "settings.admission.cidrs is 65, at most 64 is allowed",
+            ),
+        ] {
+            let problem = problem(admission_list_from(list));
+            assert!(problem.contains(complaint), "{problem}");
+        }
+    }
+
     fn signs_survive_the_wire() {
         for value in [
             0,

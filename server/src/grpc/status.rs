@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
+use rollcall_core::admission::NotAdmitted;
 use rollcall_core::directory::Refusal;
-use rollcall_core::ids::{Revision, SessionId};
+use rollcall_core::ids::{GroupName, Revision, SessionId};
 use rollcall_proto::v1::{self, Effect, ErrorCode};
 use tonic::{Code, Status};
 
@@ -40,6 +41,15 @@ pub(crate) enum DoorError {
     /// Not in this version.
     #[error("{what} is not supported by this server")]
     Unsupported { what: String },
+    /// Use a token that the server knows.
+    #[error("{problem}")]
+    Unauthenticated { problem: &'static str },
+    /// Use a token with that scope.
+    #[error("{who} may not do this: it takes the scope {scope} (RC-302)")]
+    NotPermitted { who: String, scope: String },
+    /// What the reason says.
+    #[error("group {group} does not admit this registration: {reason} (RC-301)")]
+    NotAdmitted { group: GroupName, reason: NotAdmitted },
 }
 
 fn error(code: ErrorCode, message: impl ToString, subject: impl ToString) -> v1::Error {
@@ -95,6 +105,9 @@ impl From<DoorError> for v1::Error {
                 ..error(ErrorCode::Overloaded, &door, "")
             },
             DoorError::Unsupported { what } => error(ErrorCode::Unsupported, &door, what),
+            DoorError::Unauthenticated { .. } => error(ErrorCode::Unauthenticated, &door, "authorization"),
+            DoorError::NotPermitted { scope, .. } => error(ErrorCode::NotPermitted, &door, scope),
+            DoorError::NotAdmitted { group, .. } => error(ErrorCode::AdmissionRefused, &door, group),
         }
     }
 }
@@ -196,9 +209,11 @@ fn code(code: ErrorCode) -> Code {
         | ErrorCode::ServiceNotFound
         | ErrorCode::NodeNotFound
         | ErrorCode::SessionNotFound => Code::NotFound,
-        ErrorCode::SessionForeign | ErrorCode::NotOwner | ErrorCode::AdmissionRefused => {
-            Code::PermissionDenied
-        }
+        ErrorCode::SessionForeign
+        | ErrorCode::NotOwner
+        | ErrorCode::AdmissionRefused
+        | ErrorCode::NotPermitted => Code::PermissionDenied,
+        ErrorCode::Unauthenticated => Code::Unauthenticated,
         ErrorCode::RevisionMismatch => Code::Aborted,
         ErrorCode::AlreadyExists => Code::AlreadyExists,
         ErrorCode::NotEmpty | ErrorCode::RequestIdReused | ErrorCode::TooStale | ErrorCode::Membership => {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sign::Sign;
 use super::tombstone::Tombstones;
+use crate::admission::AdmissionList;
 use crate::guard::{GuardSettings, GuardStatus, Ledger, Standing};
 use crate::ids::{
     GroupName, Incarnation, LogIndex, NodeId, NodeKey, Revision, ServiceKey, ServiceName, SessionId,
@@ -159,6 +160,9 @@ pub struct GroupSettings {
     pub services_max: u32,
     /// Free.
     pub metadata: Labels,
+    /// Who may register. Judged at the door that takes the registration, which knows where it comes from; apply does
+    /// not ask again.
+    pub admission: AdmissionList,
 }
 
 /// A service and its nodes. Shared between the directory, its snapshots and readers; copied when written.

@@ -6,6 +6,7 @@ use super::command::Expected;
 use super::limits::Limits;
 use super::outcome::Refusal;
 use super::record::{GroupSettings, Labels, NodeState, Override, Registration, ServiceSettings};
+use crate::admission::{self, AdmissionList};
 use crate::guard::GuardSettings;
 use crate::ids::Revision;
 
@@ -41,7 +42,8 @@ pub(super) fn service_settings(limits: &Limits, settings: &ServiceSettings) -> R
 pub(super) fn group_settings(limits: &Limits, settings: &GroupSettings) -> Result<(), Refusal> {
     metadata(limits, "settings.metadata", &settings.metadata)?;
     metadata(limits, "settings.defaults.metadata", &settings.defaults.metadata)?;
-    guard("settings.defaults.guard", &settings.defaults.guard)
+    guard("settings.defaults.guard", &settings.defaults.guard)?;
+    admission("settings.admission", &settings.admission)
 }
 
 /// A text for people.
@@ -116,6 +118,17 @@ fn guard(field: &str, settings: &GuardSettings) -> Result<(), Refusal> {
             format!("{field}.{}", error.field),
             format!("is {}, must be {}", error.value, error.range),
         )
+    })
+}
+
+fn admission(field: &str, list: &AdmissionList) -> Result<(), Refusal> {
+    let rules = [
+        ("cidrs", list.cidrs.len()),
+        ("scopes", list.scopes.len()),
+        ("environments", list.environments.len()),
+    ];
+    rules.into_iter().try_for_each(|(rule, entries)| {
+        at_most(&format!("{field}.{rule}"), entries, admission::ENTRIES_MAX as u32)
     })
 }
 

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use rollcall_core::admission::AdmissionList;
 use rollcall_core::directory::{Command, Node, ServiceSettings};
 use rollcall_core::directory::{
     Directory, Expected, ExpiryFence, GroupMode, Limits, NodeKind, NodeState, NodeView, Override, Request,
@@ -79,6 +80,14 @@ fn commands() -> Vec<Command> {
         defaults: settings.clone(),
         services_max: 7,
         metadata: [("team".to_owned(), "feed".to_owned())].into(),
+        admission: AdmissionList {
+            cidrs: ["10.1.0.0/16", "2001:db8::/32"]
+                .map(|cidr| cidr.parse().unwrap())
+                .into(),
+            scopes: ["register:prod".parse().unwrap()].into(),
+            environments: ["prod".parse().unwrap()].into(),
+            dry_run: true,
+        },
     };
     let update = UpdateNode {
         weight: Some(5),
