@@ -7,6 +7,7 @@
 //! for the same log on every server.
 
 pub mod admission;
+pub mod ap;
 pub mod directory;
 pub mod guard;
 pub mod ids;

@@ -52,6 +52,16 @@ pub enum DecodeError {
     },
 }
 
+/// A value's bytes behind the format's number.
+pub(crate) fn encode_value(value: &impl Serialize) -> Bytes {
+    encode(value)
+}
+
+/// Reads what [`encode_value`] wrote, and nothing else.
+pub(crate) fn decode_value<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, DecodeError> {
+    decode(what, bytes)
+}
+
 fn encode(value: &impl Serialize) -> Bytes {
     let bytes = postcard::to_extend(value, vec![FORMAT]).expect("plain records always encode");
     Bytes::from(bytes)

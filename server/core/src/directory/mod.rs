@@ -12,6 +12,7 @@ mod digest;
 mod draft;
 mod groups;
 mod guards;
+mod imposed;
 mod limits;
 mod nodes;
 mod outcome;
@@ -31,9 +32,11 @@ mod view;
 
 pub use changelog::{BelowFloor, ChangeLog, ChangeLogBounds};
 pub use codec::{DecodeError, FORMAT};
+pub(crate) use codec::{decode_value, encode_value};
 pub use command::{
     Command, DeregisterNode, Expected, ExpiryFence, RegisterNode, Request, RevivalFence, UpdateNode,
 };
+pub(crate) use imposed::{ImposedNode, ImposedSession, Imposition, Listed};
 pub use limits::Limits;
 pub use outcome::{
     Applied, GuardChange, GuardEvent, NodeChange, Outcome, Refusal, RemovalCause, RevisionChanges,

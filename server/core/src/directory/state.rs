@@ -557,6 +557,12 @@ impl ServiceWriter<'_> {
         }
     }
 
+    /// So many nodes are about to become suspects by another server's judgement.
+    pub(super) fn learn_of_hold(&mut self, reason: HoldReason, lapsed: u32) {
+        self.held_now = true;
+        self.service.guard.engage(reason, lapsed, self.revision);
+    }
+
     fn hold_nodes(&mut self, ids: &[NodeId], reason: HoldReason, lapsed: u32) {
         self.held_now = true;
         self.service.guard.engage(reason, lapsed, self.revision);

@@ -1,0 +1,309 @@
+//! The table: every record this server holds, the numbers of its own, and digests of all by bucket.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::record::{Key, Record, Seq, Stored, Value};
+use crate::ids::{NodeId, NodeKey, ServiceKey, SessionId};
+
+/// A set of records that is compared and repaired as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Bucket {
+    /// Sessions whose id has this low byte.
+    Sessions(u8),
+    /// Nodes and overrides of a service.
+    Service(ServiceKey),
+}
+
+/// A piece of a server's own log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Range {
+    /// Records, in the order in which they were written.
+    pub records: Vec<Arc<Record>>,
+    /// Who has these, and what was asked behind, has everything up to here.
+    pub through: Seq,
+    /// Whether more follow.
+    pub more: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    record: Arc<Record>,
+    seq: Option<Seq>,
+    hash: u128,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Shelf {
+    nodes: BTreeMap<NodeId, Entry>,
+    overrides: BTreeMap<NodeId, Entry>,
+}
+
+/// All records. Invariant: `log`, `digests` and `nodes_of` say what the entries say.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Table {
+    services: BTreeMap<ServiceKey, Shelf>,
+    sessions: BTreeMap<SessionId, Entry>,
+    /// Nodes by the session that their records name.
+    nodes_of: BTreeMap<SessionId, BTreeSet<NodeKey>>,
+    log: BTreeMap<Seq, Key>,
+    head: Seq,
+    digests: BTreeMap<Bucket, u128>,
+    len: usize,
+}
+
+impl Bucket {
+    pub(super) fn of(key: &Key) -> Self {
+        match key {
+            Key::Node(key) | Key::Override(key) => Self::Service(key.service.clone()),
+            Key::Session(id) => Self::Sessions(id.0.to_le_bytes()[0]),
+        }
+    }
+
+    /// The group it belongs to; empty for sessions, which belong to none.
+    fn group(&self) -> &str {
+        match self {
+            Self::Sessions(_) => "",
+            Self::Service(key) => key.group.as_str(),
+        }
+    }
+}
+
+impl Table {
+    pub(super) fn of(&self, key: &Key) -> Option<&Arc<Record>> {
+        let entry = match key {
+            Key::Node(key) => self.services.get(&key.service)?.nodes.get(&key.node),
+            Key::Override(key) => self.services.get(&key.service)?.overrides.get(&key.node),
+            Key::Session(id) => self.sessions.get(id),
+        };
+        entry.map(|entry| &entry.record)
+    }
+
+    /// Puts a record in place of what there was, under a number if this server wrote it.
+    pub(super) fn put(&mut self, record: Arc<Record>, seq: Option<Seq>) {
+        self.remove(&record.key.clone());
+        let hash = record.hash();
+        let digest = self.digests.entry(Bucket::of(&record.key)).or_default();
+        *digest = digest.wrapping_add(hash);
+        if let Some(seq) = seq {
+            self.log.insert(seq, record.key.clone());
+            self.head = self.head.max(seq);
+        }
+        if let (Key::Node(key), Some(session)) = (&record.key, session_of(&record)) {
+            self.nodes_of.entry(session).or_default().insert(key.clone());
+        }
+        let key = record.key.clone();
+        let entry = Entry { record, seq, hash };
+        match key {
+            Key::Node(key) => {
+                let shelf = self.services.entry(key.service).or_default();
+                shelf.nodes.insert(key.node, entry);
+            }
+            Key::Override(key) => {
+                let shelf = self.services.entry(key.service).or_default();
+                shelf.overrides.insert(key.node, entry);
+            }
+            Key::Session(id) => _ = self.sessions.insert(id, entry),
+        }
+        self.len += 1;
+    }
+
+    pub(super) fn remove(&mut self, key: &Key) {
+        let entry = match key {
+            Key::Node(key) => self
+                .services
+                .get_mut(&key.service)
+                .and_then(|shelf| shelf.nodes.remove(&key.node)),
+            Key::Override(key) => self
+                .services
+                .get_mut(&key.service)
+                .and_then(|shelf| shelf.overrides.remove(&key.node)),
+            Key::Session(id) => self.sessions.remove(id),
+        };
+        let Some(entry) = entry else { return };
+        self.len -= 1;
+        if let Key::Node(NodeKey { service, .. }) | Key::Override(NodeKey { service, .. }) = key
+            && let Some(shelf) = self.services.get(service)
+            && shelf.nodes.is_empty()
+            && shelf.overrides.is_empty()
+        {
+            self.services.remove(service);
+        }
+        if let Some(seq) = entry.seq {
+            self.log.remove(&seq);
+        }
+        let bucket = Bucket::of(key);
+        if let Some(digest) = self.digests.get_mut(&bucket) {
+            *digest = digest.wrapping_sub(entry.hash);
+            if *digest == 0 {
+                self.digests.remove(&bucket);
+            }
+        }
+        if let (Key::Node(key), Some(session)) = (key, session_of(&entry.record))
+            && let Some(nodes) = self.nodes_of.get_mut(&session)
+        {
+            nodes.remove(key);
+            if nodes.is_empty() {
+                self.nodes_of.remove(&session);
+            }
+        }
+    }
+
+    /// Numbers up to here were given out in an earlier life, whether their records are still here or not.
+    pub(super) fn resume(&mut self, head: Seq) {
+        self.head = self.head.max(head);
+    }
+
+    /// The number of the next record that this server writes.
+    pub(super) fn next_seq(&self) -> Seq {
+        Seq(self.head.0 + 1)
+    }
+
+    /// Nodes whose records name this session, listed or not.
+    pub(super) fn nodes_of(&self, session: SessionId) -> impl Iterator<Item = &NodeKey> {
+        self.nodes_of.get(&session).into_iter().flatten()
+    }
+
+    pub(super) fn sessions(&self) -> impl Iterator<Item = &Arc<Record>> {
+        self.sessions.values().map(|entry| &entry.record)
+    }
+
+    pub(super) fn records(&self) -> impl Iterator<Item = &Arc<Record>> {
+        let of_services = self
+            .services
+            .values()
+            .flat_map(|shelf| shelf.nodes.values().chain(shelf.overrides.values()));
+        self.sessions
+            .values()
+            .chain(of_services)
+            .map(|entry| &entry.record)
+    }
+
+    /// All records of a group's services.
+    pub(super) fn records_of_group(&self, group: &str) -> impl Iterator<Item = &Arc<Record>> {
+        self.services
+            .iter()
+            .filter(move |(key, _)| key.group.as_str() == group)
+            .flat_map(|(_, shelf)| shelf.nodes.values().chain(shelf.overrides.values()))
+            .map(|entry| &entry.record)
+    }
+
+    /// Node ids of a service of which operators said something.
+    pub(super) fn overrides_of(&self, service: &ServiceKey) -> impl Iterator<Item = NodeKey> {
+        let shelf = self.services.get(service).into_iter();
+        shelf
+            .flat_map(|shelf| shelf.overrides.keys())
+            .map(|node| NodeKey {
+                service: service.clone(),
+                node: node.clone(),
+            })
+    }
+
+    pub(super) fn stored(&self, key: &Key) -> Option<Stored> {
+        let entry = match key {
+            Key::Node(key) => self.services.get(&key.service)?.nodes.get(&key.node),
+            Key::Override(key) => self.services.get(&key.service)?.overrides.get(&key.node),
+            Key::Session(id) => self.sessions.get(id),
+        }?;
+        Some(Stored {
+            record: entry.record.clone(),
+            seq: entry.seq,
+        })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn head(&self) -> Seq {
+        self.head
+    }
+
+    pub(super) fn range(&self, after: Seq, bytes_max: usize) -> Range {
+        let mut range = Range {
+            through: after,
+            ..Range::default()
+        };
+        let mut bytes = 0;
+        for (seq, key) in self.log.range(Seq(after.0.saturating_add(1))..) {
+            if bytes >= bytes_max {
+                range.more = true;
+                return range;
+            }
+            if let Some(record) = self.of(key) {
+                bytes += record.encode().len();
+                range.records.push(record.clone());
+            }
+            range.through = *seq;
+        }
+        // What was written between and is superseded need not be waited for.
+        range.through = range.through.max(self.head);
+        range
+    }
+
+    pub(super) fn group_digests(&self) -> Vec<(String, u128)> {
+        let mut groups: BTreeMap<&str, u128> = BTreeMap::new();
+        for (bucket, digest) in &self.digests {
+            let group = groups.entry(bucket.group()).or_default();
+            *group = group.wrapping_add(named(bucket, *digest));
+        }
+        groups
+            .into_iter()
+            .map(|(name, digest)| (name.to_owned(), digest))
+            .collect()
+    }
+
+    pub(super) fn bucket_digests(&self, group: &str) -> Vec<(Bucket, u128)> {
+        self.digests
+            .iter()
+            .filter(|(bucket, _)| bucket.group() == group)
+            .map(|(bucket, digest)| (bucket.clone(), *digest))
+            .collect()
+    }
+
+    /// A bucket's records; those of a service behind the sessions that they name.
+    pub(super) fn bucket(&self, bucket: &Bucket) -> Vec<Arc<Record>> {
+        match bucket {
+            Bucket::Sessions(low) => self
+                .sessions
+                .iter()
+                .filter(|(id, _)| id.0.to_le_bytes()[0] == *low)
+                .map(|(_, entry)| entry.record.clone())
+                .collect(),
+            Bucket::Service(key) => {
+                let Some(shelf) = self.services.get(key) else {
+                    return Vec::new();
+                };
+                let named: BTreeSet<SessionId> = shelf
+                    .nodes
+                    .values()
+                    .filter_map(|entry| session_of(&entry.record))
+                    .collect();
+                let sessions = named.iter().filter_map(|id| self.sessions.get(id));
+                sessions
+                    .chain(shelf.nodes.values())
+                    .chain(shelf.overrides.values())
+                    .map(|entry| entry.record.clone())
+                    .collect()
+            }
+        }
+    }
+}
+
+/// The session that a node's record names.
+pub(super) fn session_of(record: &Record) -> Option<SessionId> {
+    match &record.value {
+        Value::Node(Some(node)) => node.session,
+        Value::Node(None) | Value::Override(_) | Value::Session(_) => None,
+    }
+}
+
+/// A bucket's share of its group's digest.
+fn named(bucket: &Bucket, digest: u128) -> u128 {
+    let bytes =
+        postcard::to_extend(&(bucket, digest), Vec::with_capacity(64)).expect("plain records always encode");
+    xxh3_128(&bytes)
+}

@@ -1,0 +1,255 @@
+//! What was decided elsewhere: sessions, nodes and overrides as they are to be, without asking the rules.
+//!
+//! For the view of AP groups ([`crate::ap`]), where records that merge say what is listed. Signs, guard ledgers, the
+//! change log and the sessions' lists of nodes follow as they do with commands.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::draft::Draft;
+use super::outcome::{RemovalCause, RevisionChanges, SessionChange};
+use super::record::{Node, NodeKind, NodeState, Override, Registration, Session};
+use super::state::Directory;
+use crate::guard::HoldReason;
+use crate::ids::{Incarnation, LogIndex, NodeId, NodeKey, RequestId, Revision, ServiceKey, SessionId};
+
+/// What is to be.
+#[derive(Debug, Default)]
+pub(crate) struct Imposition {
+    /// Sessions that are there.
+    pub(crate) sessions: Vec<ImposedSession>,
+    /// Sessions that are not; what they own must be among `nodes`.
+    pub(crate) ended: Vec<(SessionId, RemovalCause)>,
+    /// Nodes; the sessions that they name must be there.
+    pub(crate) nodes: Vec<ImposedNode>,
+    /// Overrides, or that there is none.
+    pub(crate) overrides: Vec<(NodeKey, Option<Override>)>,
+}
+
+/// A session that is there.
+#[derive(Debug)]
+pub(crate) struct ImposedSession {
+    pub(crate) id: SessionId,
+    pub(crate) secret_digest: [u8; 32],
+    pub(crate) ttl_ms: u32,
+    pub(crate) client: String,
+    /// It lapsed, and what is listed of it are suspects.
+    pub(crate) lapsed: bool,
+}
+
+/// A node.
+#[derive(Debug)]
+pub(crate) struct ImposedNode {
+    pub(crate) key: NodeKey,
+    /// As it is listed, or why it is not.
+    pub(crate) listed: Result<Listed, RemovalCause>,
+}
+
+/// A node that is listed.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pub(crate) registration: Registration,
+    pub(crate) kind: NodeKind,
+    pub(crate) session: Option<SessionId>,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) state: NodeState,
+}
+
+impl Listed {
+    fn is_shown_by(&self, node: &Node) -> bool {
+        node.session == self.session
+            && node.state == self.state
+            && node.kind == self.kind
+            && node.incarnation == self.incarnation
+            && node.registration == self.registration
+    }
+}
+
+impl Directory {
+    /// Makes it so, in one revision; `None` if it is so already. What belongs to groups that are not here is
+    /// left out: it is to be imposed again when the group is.
+    pub(crate) fn impose(&mut self, imposition: Imposition) -> Option<Arc<RevisionChanges>> {
+        let mut draft = self.draft();
+        for session in imposition.sessions {
+            self.impose_session(&mut draft, session);
+        }
+        let mut services: BTreeMap<ServiceKey, Vec<ImposedNode>> = BTreeMap::new();
+        for node in imposition.nodes {
+            services.entry(node.key.service.clone()).or_default().push(node);
+        }
+        let mut bereft = BTreeSet::new();
+        for (key, nodes) in services {
+            self.impose_nodes(&mut draft, &key, nodes, &mut bereft);
+        }
+        for session in bereft {
+            self.end_if_spent(&mut draft, session);
+        }
+        for (session, cause) in imposition.ended {
+            if self.sessions.remove(session, &mut self.digest).is_some() {
+                draft.sessions.push(SessionChange::Ended { session, cause });
+            }
+        }
+        for (key, over) in imposition.overrides {
+            self.impose_override(&mut draft, &key, over);
+        }
+        if draft.services.is_empty() && draft.sessions.is_empty() {
+            return None;
+        }
+        let changes = draft.finish(RequestId(0));
+        self.revision = changes.revision;
+        self.changes.push(changes.clone());
+        Some(changes)
+    }
+
+    fn impose_session(&mut self, draft: &mut Draft, imposed: ImposedSession) {
+        let (id, revision) = (imposed.id, draft.revision);
+        let lapsed = imposed.lapsed.then_some(revision);
+        let Some(before) = self.session(id) else {
+            let session = Session {
+                id,
+                secret_digest: imposed.secret_digest,
+                ttl_ms: imposed.ttl_ms,
+                client: imposed.client,
+                opened: revision,
+                last_renewal: heard_at(revision),
+                lapsed,
+                nodes: Vec::new(),
+            };
+            self.sessions.insert(session, &mut self.digest);
+            let ttl_ms = imposed.ttl_ms;
+            draft.sessions.push(match lapsed {
+                None => SessionChange::Opened { session: id, ttl_ms },
+                Some(_) => SessionChange::Lapsed { session: id, held: 0 },
+            });
+            return;
+        };
+        if before.lapsed.is_some() == imposed.lapsed {
+            return;
+        }
+        let held = before.nodes.len();
+        draft.sessions.push(match lapsed {
+            None => SessionChange::Revived {
+                session: id,
+                ttl_ms: imposed.ttl_ms,
+            },
+            Some(_) => SessionChange::Lapsed { session: id, held },
+        });
+        self.sessions.write(id, &mut self.digest, |session| {
+            session.lapsed = lapsed;
+            session.last_renewal = heard_at(revision);
+        });
+    }
+
+    fn impose_nodes(
+        &mut self,
+        draft: &mut Draft,
+        key: &ServiceKey,
+        nodes: Vec<ImposedNode>,
+        bereft: &mut BTreeSet<SessionId>,
+    ) {
+        let Some(group) = self.group(&key.group) else {
+            return;
+        };
+        if !group.services.contains_key(&key.service) {
+            if nodes.iter().all(|node| node.listed.is_err()) {
+                return;
+            }
+            let defaults = group.settings.defaults.clone();
+            self.create_service(draft, key, &defaults);
+        }
+        let service = self
+            .service(key)
+            .expect("it was there, or was just created")
+            .clone();
+        let (mut puts, mut removals): (Vec<Node>, Vec<(NodeId, RemovalCause)>) = Default::default();
+        let mut newly_held = 0;
+        for ImposedNode {
+            key: node_key,
+            listed,
+        } in nodes
+        {
+            let before = service.nodes.get(&node_key.node);
+            let owner_before = before.and_then(|before| before.session);
+            let owner = match &listed {
+                Ok(listed) => listed.session,
+                Err(_) => None,
+            };
+            if owner_before != owner {
+                if let Some(from) = owner_before {
+                    self.sessions.take_node(from, &node_key);
+                    bereft.insert(from);
+                }
+                if let Some(to) = owner {
+                    self.sessions.give_node(to, node_key.clone());
+                }
+            }
+            match (listed, before) {
+                (Ok(listed), Some(before)) if listed.is_shown_by(before) => {}
+                (Ok(listed), before) => {
+                    let was_held = before.is_some_and(|before| before.state == NodeState::Suspect);
+                    newly_held += u32::from(listed.state == NodeState::Suspect && !was_held);
+                    let same = before.filter(|before| before.incarnation == listed.incarnation);
+                    puts.push(Node {
+                        registration: listed.registration,
+                        kind: listed.kind,
+                        state: listed.state,
+                        session: listed.session,
+                        incarnation: listed.incarnation,
+                        created: same.map_or(draft.revision, |before| before.created),
+                        modified: draft.revision,
+                    });
+                }
+                (Err(cause), Some(_)) => removals.push((node_key.node, cause)),
+                (Err(_), None) => {}
+            }
+        }
+        if puts.is_empty() && removals.is_empty() {
+            return;
+        }
+        self.write_service(draft, key, |service| {
+            if newly_held > 0 {
+                service.learn_of_hold(HoldReason::Share, newly_held);
+            }
+            for node in puts {
+                service.put_node(node);
+            }
+            for (id, cause) in removals {
+                service.remove_node(id, cause);
+            }
+        });
+    }
+
+    fn impose_override(&mut self, draft: &mut Draft, key: &NodeKey, over: Option<Override>) {
+        let Some(service) = self.service(&key.service) else {
+            return;
+        };
+        let before = service.overrides.get(&key.node);
+        let said = |over: &Override| Override {
+            set_at: Default::default(),
+            ..over.clone()
+        };
+        if before.map(|before| said(before)) == over.as_ref().map(said) {
+            return;
+        }
+        let was_timed = before.is_some_and(|before| before.ttl_ms > 0);
+        let over = over.map(|over| {
+            Arc::new(Override {
+                set_at: draft.revision,
+                ..over
+            })
+        });
+        self.write_service(draft, &key.service, |service| {
+            service.set_override(&key.node, over.as_ref());
+        });
+        match over {
+            Some(over) if over.ttl_ms > 0 => draft.overrides.push((key.clone(), Some(over))),
+            Some(_) | None if was_timed => draft.overrides.push((key.clone(), None)),
+            Some(_) | None => {}
+        }
+    }
+}
+
+/// A sign of life that came from elsewhere: an index that no command has.
+fn heard_at(revision: Revision) -> LogIndex {
+    LogIndex(1 << 63 | revision.0)
+}
