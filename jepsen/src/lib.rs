@@ -1,7 +1,10 @@
 //! The outside judge of consistency.
 //!
-//! [`lab`] starts real `rollcalld` processes on loopback, does to them what production does (kill -9, SIGSTOP,
-//! SIGTERM, restart, membership change) and asks them, over the wire, what became of the promises. It shares
-//! no code with the servers beyond the wire contract, so it cannot be wrong in the same way.
+//! [`lab`] starts real `rollcalld` processes, does to them what production does (kill -9, SIGSTOP, SIGTERM, restart,
+//! membership change) and asks them, over the wire, what became of the promises. [`net`] gives them hosts and a network
+//! that the test cuts, slows and counts. It shares no code with the servers beyond the wire contract, so it cannot be
+//! wrong in the same way.
 
 pub mod lab;
+pub mod net;
+pub mod seed;

@@ -1,7 +1,9 @@
 //! Servers that know each other.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -15,6 +17,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::binary;
 use super::server::{Endpoints, Server};
 use super::wait::{WAIT_MAX, eventually};
+use crate::net::Net;
 
 /// How often a start is tried anew because somebody took a port meanwhile.
 const START_ATTEMPTS_MAX: u32 = 4;
@@ -32,8 +35,12 @@ pub struct ClusterOptions {
     pub name: String,
     /// Further arguments for every server.
     pub arguments: Vec<String>,
+    /// Further arguments for single servers, by id.
+    pub own_arguments: BTreeMap<u64, Vec<String>>,
     /// The program; `None`: [`binary::rollcalld`].
     pub binary: Option<PathBuf>,
+    /// Each server on the host of its number; `None`: all on loopback.
+    pub net: Option<Arc<Net>>,
 }
 
 impl ClusterOptions {
@@ -44,12 +51,32 @@ impl ClusterOptions {
             servers,
             name: "lab".into(),
             arguments: Vec::new(),
+            own_arguments: BTreeMap::new(),
             binary: None,
+            net: None,
         }
+    }
+
+    /// Server n on host n of this network.
+    #[must_use]
+    pub fn on(mut self, net: &Arc<Net>) -> Self {
+        self.net = Some(Arc::clone(net));
+        self
+    }
+
+    fn endpoints(&self, id: u64) -> std::io::Result<Endpoints> {
+        match &self.net {
+            Some(net) => Ok(Endpoints::on(net, id)),
+            None => Endpoints::free(),
+        }
+    }
+
+    fn arguments_of(&self, id: u64) -> &[String] {
+        self.own_arguments.get(&id).map_or(&[], Vec::as_slice)
     }
 }
 
-/// Real `rollcalld` processes that form one cluster on loopback.
+/// Real `rollcalld` processes that form one cluster, on loopback or each on a host of its own ([`crate::net`]).
 ///
 /// Dropping it ends them. When the thread is panicking, the end of each log is printed and the folder is kept.
 #[derive(Debug)]
@@ -97,7 +124,7 @@ impl Cluster {
         };
         let folder = tempfile::Builder::new().prefix("rollcall-lab-").tempdir()?;
         let endpoints = (1..=options.servers)
-            .map(|_| Endpoints::free())
+            .map(|id| options.endpoints(id))
             .collect::<Result<Vec<_>, _>>()?;
         let mut arguments = options.arguments.clone();
         for (id, of) in (1..).zip(&endpoints) {
@@ -108,7 +135,11 @@ impl Cluster {
         }
         let servers = (1..)
             .zip(endpoints)
-            .map(|(id, of)| Server::new(id, of, &binary, &options.name, folder.path(), &arguments))
+            .map(|(id, of)| {
+                let arguments = [&arguments[..], options.arguments_of(id)].concat();
+                let net = options.net.clone();
+                Server::new(id, of, &binary, &options.name, folder.path(), &arguments, net)
+            })
             .collect();
         let mut cluster = Self {
             options,
@@ -202,10 +233,19 @@ impl Cluster {
     /// # Errors
     /// No other leads within `bound`.
     pub async fn leader_other_than(&mut self, former: u64, bound: Duration) -> anyhow::Result<u64> {
+        let others: Vec<u64> = self.ids().into_iter().filter(|id| *id != former).collect();
+        self.leader_among(&others, bound).await
+    }
+
+    /// The server among these that leads; others are not asked.
+    ///
+    /// # Errors
+    /// None of them leads within `bound`.
+    pub async fn leader_among(&mut self, ids: &[u64], bound: Duration) -> anyhow::Result<u64> {
         let asked: Vec<Probe> = self
             .probes()
             .into_iter()
-            .filter(|probe| probe.id != former)
+            .filter(|probe| ids.contains(&probe.id))
             .collect();
         let leader = eventually("a leader", bound, || async {
             let statuses = statuses_of(&asked).await;
@@ -272,7 +312,8 @@ impl Cluster {
             .path();
         let mut arguments = self.options.arguments.clone();
         arguments.push("--join".into());
-        let endpoints = Endpoints::free()?;
+        arguments.extend_from_slice(self.options.arguments_of(id));
+        let endpoints = self.options.endpoints(id)?;
         let mut server = Server::new(
             id,
             endpoints,
@@ -280,6 +321,7 @@ impl Cluster {
             &self.options.name,
             folder,
             &arguments,
+            self.options.net.clone(),
         );
         server.start()?;
         self.servers.push(server);

@@ -1,6 +1,7 @@
 //! Real processes under real faults.
 //!
-//! - [`Cluster`]: servers that know each other, each with a data folder, three ports and a log file.
+//! - [`Cluster`]: servers that know each other, each with a data folder, three ports and a log file; on loopback, or
+//!   each on a host of its own ([`crate::net`]).
 //! - [`Process`]: any child process, its signals and its end.
 //! - [`Timeline`]: what happened when, for people and as JSON.
 //! - [`eventually`]: waiting for a condition, with a bound.
@@ -23,6 +24,6 @@ pub mod watching;
 
 pub use cluster::{Cluster, ClusterOptions};
 pub use process::Process;
-pub use server::{Endpoints, Server};
+pub use server::{CLIENT_PORT, Endpoints, HTTP_PORT, PEER_PORT, Server};
 pub use timeline::{Event, Timeline};
 pub use wait::{NotInTime, WAIT_MAX, eventually};

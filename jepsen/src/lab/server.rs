@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,9 +13,16 @@ use tonic::transport::Endpoint;
 use super::ports;
 use super::process::Process;
 use super::wait::{WAIT_MAX, eventually};
+use crate::net::Net;
 
 /// How long one question may take before the next is asked.
 const ASK_MAX: Duration = Duration::from_secs(2);
+/// Where a server on a host of its own listens for clients.
+pub const CLIENT_PORT: u16 = 7400;
+/// Where it listens for the other servers: replication by TCP, gossip by UDP.
+pub const PEER_PORT: u16 = 7401;
+/// Where it listens for probes.
+pub const HTTP_PORT: u16 = 7402;
 /// How long a clean stop may take.
 const STOP_MAX: Duration = Duration::from_secs(30);
 
@@ -41,6 +49,17 @@ impl Endpoints {
             http: ports::free_address()?,
         })
     }
+
+    /// The usual ports, at a host's own address.
+    #[must_use]
+    pub fn on(net: &Net, host: u64) -> Self {
+        let at = |port| format!("{}:{port}", net.address(host));
+        Self {
+            client: at(CLIENT_PORT),
+            peer: at(PEER_PORT),
+            http: at(HTTP_PORT),
+        }
+    }
 }
 
 /// A server: what it is started with, and its process while there is one.
@@ -53,6 +72,8 @@ pub struct Server {
     data: PathBuf,
     log: PathBuf,
     process: Option<Process>,
+    // Behind the process: a host goes after what runs on it.
+    net: Option<Arc<Net>>,
 }
 
 impl Server {
@@ -63,6 +84,7 @@ impl Server {
         cluster: &str,
         folder: &Path,
         arguments: &[String],
+        net: Option<Arc<Net>>,
     ) -> Self {
         let data = folder.join(format!("server-{id}"));
         let mut own: Vec<String> = Vec::new();
@@ -85,6 +107,7 @@ impl Server {
             data,
             log,
             process: None,
+            net,
         }
     }
 
@@ -134,7 +157,10 @@ impl Server {
     /// It runs already, or cannot be started.
     pub fn start(&mut self) -> anyhow::Result<()> {
         anyhow::ensure!(!self.is_running(), "server {} runs already", self.id);
-        let mut command = Command::new(&self.binary);
+        let mut command = match &self.net {
+            Some(net) => net.command(self.id, &self.binary),
+            None => Command::new(&self.binary),
+        };
         command.args(&self.arguments);
         self.process = Some(Process::spawn(
             &format!("server {}", self.id),
