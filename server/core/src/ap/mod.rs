@@ -7,8 +7,10 @@
 
 mod record;
 mod replica;
+mod shown;
 mod stamp;
 mod table;
+mod written;
 
 pub use record::{Key, NodeValue, Record, Seq, SessionSeed, SessionValue, Standing, Stored, Value};
 pub use replica::{FarFuture, Merged, Replica, VIEW_TERM, Written};

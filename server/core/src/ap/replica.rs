@@ -6,14 +6,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::record::{Key, NodeValue, Record, Seq, SessionSeed, SessionValue, Standing, Stored, Value};
+use super::record::{Key, Record, Seq, SessionSeed, SessionValue, Standing, Stored, Value};
+use super::shown::{Moved, heard_again};
 use super::stamp::{Clock, Stamp};
 use super::table::{self, Bucket, Range, Table};
-use crate::directory::{
-    Applied, Command, Directory, ImposedNode, ImposedSession, Imposition, Listed, Node, NodeChange,
-    NodeState, Override, Refusal, RemovalCause, Request, RevisionChanges, ServiceFate, SessionChange,
-};
-use crate::ids::{LogIndex, LogPosition, NodeKey, RequestId, Revision, ServerId, SessionId, Term};
+use crate::directory::{Applied, Command, Directory, Refusal, Request, RevisionChanges, ServiceFate};
+use crate::ids::{LogIndex, LogPosition, RequestId, ServerId, SessionId, Term};
 
 /// The term of everything that is applied to a view: nobody else writes to it, so there is only one.
 pub const VIEW_TERM: Term = Term(1);
@@ -54,20 +52,12 @@ pub struct FarFuture {
     pub ahead_max_ms: u64,
 }
 
-/// Which records moved, so that the view must be looked at.
-#[derive(Default)]
-struct Moved {
-    sessions: BTreeSet<SessionId>,
-    nodes: BTreeSet<NodeKey>,
-    overrides: BTreeSet<NodeKey>,
-}
-
 /// One server's records of all AP groups. The same view must be handed in every time, and nobody else may write to it.
 #[derive(Clone, Debug)]
 pub struct Replica {
-    server: ServerId,
-    table: Table,
-    clock: Clock,
+    pub(super) server: ServerId,
+    pub(super) table: Table,
+    pub(super) clock: Clock,
     applied: u64,
     /// Dead records older than this are gone for good and are not taken in any more.
     horizon_ms: u64,
@@ -379,284 +369,12 @@ impl Replica {
         self.clock.latest()
     }
 
-    fn own(&mut self, key: Key, value: Value, stamp: Stamp) -> Stored {
+    pub(super) fn own(&mut self, key: Key, value: Value, stamp: Stamp) -> Stored {
         let record = Arc::new(Record { key, value, stamp });
         let seq = Some(self.table.next_seq());
         self.table.put(record.clone(), seq);
         Stored { record, seq }
     }
-}
-
-/// From the view to records.
-impl Replica {
-    /// What a command changed in the view, as records. What follows from a session's record is not written again.
-    fn write_down(
-        &mut self,
-        view: &Directory,
-        now_ms: u64,
-        command: &Command,
-        changes: &RevisionChanges,
-    ) -> Vec<Stored> {
-        let stamp = self.clock.stamp(now_ms);
-        let mut values: Vec<(Key, Value)> = Vec::new();
-        let mut touched: BTreeSet<SessionId> = changes.sessions.iter().map(session_in).collect();
-        for service in &changes.services {
-            for change in &service.nodes {
-                let id = match change {
-                    NodeChange::Put { node, .. } => &node.registration.id,
-                    NodeChange::Removed { id, .. } => id,
-                };
-                let key = Key::Node(NodeKey {
-                    service: service.key.clone(),
-                    node: id.clone(),
-                });
-                touched.extend(self.table.of(&key).and_then(|record| table::session_of(record)));
-                values.extend(self.node_value(&key, change).map(|value| (key, value)));
-            }
-        }
-        values.extend(override_keys(command).filter_map(|key| self.override_value(view, key)));
-        // Sessions first: whoever hears of a node has heard who vouches for it.
-        let sessions = touched
-            .into_iter()
-            .filter_map(|id| Some((Key::Session(id), self.session_value(view, command, id)?)))
-            .collect::<Vec<_>>();
-        sessions
-            .into_iter()
-            .chain(values)
-            .map(|(key, value)| self.own(key, value, stamp))
-            .collect()
-    }
-
-    fn node_value(&self, key: &Key, change: &NodeChange) -> Option<Value> {
-        let known = match self.table.of(key).map(|record| &record.value) {
-            Some(Value::Node(value)) => value.as_deref(),
-            _ => None,
-        };
-        match change {
-            NodeChange::Put { node, .. } => {
-                let said = NodeValue {
-                    registration: node.registration.clone(),
-                    kind: node.kind,
-                    session: node.session,
-                    incarnation: node.incarnation,
-                };
-                (known != Some(&said)).then(|| Value::Node(Some(Box::new(said))))
-            }
-            NodeChange::Removed {
-                cause: RemovalCause::Deregistered,
-                ..
-            } => known.map(|_| Value::Node(None)),
-            // Its session's record says so.
-            NodeChange::Removed { .. } => None,
-        }
-    }
-
-    fn override_value(&self, view: &Directory, key: NodeKey) -> Option<(Key, Value)> {
-        let over = view
-            .service(&key.service)
-            .and_then(|service| service.overrides.get(&key.node));
-        let said = over.map(|over| {
-            Box::new(Override {
-                set_at: Revision(0),
-                ..Override::clone(over)
-            })
-        });
-        let key = Key::Override(key);
-        let known = match self.table.of(&key).map(|record| &record.value) {
-            Some(Value::Override(value)) => value.clone(),
-            _ => None,
-        };
-        // One with a ttl that is set again begins anew, though it says the same.
-        let again = said.as_ref().is_some_and(|over| over.ttl_ms > 0);
-        (again || known != said).then_some((key, Value::Override(said)))
-    }
-
-    fn session_value(&self, view: &Directory, command: &Command, id: SessionId) -> Option<Value> {
-        let known = self.session(id)?;
-        let mut said = known.clone();
-        said.standing = match view.session(id) {
-            Some(session) if session.lapsed.is_some() => Standing::Lapsed {
-                held: session.nodes.clone(),
-            },
-            Some(_) => Standing::Held,
-            None => match command {
-                Command::CloseSession { .. }
-                | Command::ConfirmRemoval { .. }
-                | Command::Deregister { .. } => Standing::Closed,
-                _ => Standing::Lapsed { held: Vec::new() },
-            },
-        };
-        if said.standing == known.standing {
-            return None;
-        }
-        if said.standing == Standing::Held {
-            said.claim += 1;
-            said.holder = self.server;
-        }
-        Some(Value::Session(Box::new(said)))
-    }
-}
-
-/// From records to the view.
-impl Replica {
-    fn impose(&self, view: &mut Directory, mut moved: Moved) -> Option<Arc<RevisionChanges>> {
-        let mut imposition = Imposition::default();
-        // A node's session must be there before it is.
-        let named = moved.nodes.iter().filter_map(|key| self.node(key)?.session);
-        moved.sessions.extend(named.collect::<Vec<_>>());
-        for id in &moved.sessions {
-            moved.nodes.extend(self.table.nodes_of(*id).cloned());
-            let Some(session) = self.session(*id) else {
-                continue;
-            };
-            let lapsed = match &session.standing {
-                Standing::Held => false,
-                Standing::Lapsed { .. } if self.holds_any(*id, session) => true,
-                Standing::Lapsed { .. } => {
-                    imposition.ended.push((*id, RemovalCause::Expired));
-                    continue;
-                }
-                Standing::Closed => {
-                    imposition.ended.push((*id, RemovalCause::SessionClosed));
-                    continue;
-                }
-            };
-            imposition.sessions.push(ImposedSession {
-                id: *id,
-                secret_digest: session.secret_digest,
-                ttl_ms: session.ttl_ms,
-                client: session.client.clone(),
-                lapsed,
-            });
-        }
-        // A service that comes with its first node finds what operators said of its nodes before.
-        let new: BTreeSet<_> = moved.nodes.iter().map(|key| &key.service).collect();
-        for service in new.into_iter().filter(|service| view.service(service).is_none()) {
-            moved.overrides.extend(self.table.overrides_of(service));
-        }
-        for key in moved.nodes {
-            let listed = self.listed(&key);
-            imposition.nodes.push(ImposedNode { key, listed });
-        }
-        for key in moved.overrides {
-            let over = match self
-                .table
-                .of(&Key::Override(key.clone()))
-                .map(|record| &record.value)
-            {
-                Some(Value::Override(over)) => over.as_deref().cloned(),
-                _ => None,
-            };
-            imposition.overrides.push((key, over));
-        }
-        view.impose(imposition)
-    }
-
-    fn node(&self, key: &NodeKey) -> Option<&NodeValue> {
-        match &self.table.of(&Key::Node(key.clone()))?.value {
-            Value::Node(value) => value.as_deref(),
-            Value::Override(_) | Value::Session(_) => None,
-        }
-    }
-
-    fn holds_any(&self, id: SessionId, session: &SessionValue) -> bool {
-        let Standing::Lapsed { held } = &session.standing else {
-            return false;
-        };
-        held.iter()
-            .any(|key| self.node(key).is_some_and(|node| node.session == Some(id)))
-    }
-
-    /// How a node is listed, or why it is not.
-    fn listed(&self, key: &NodeKey) -> Result<Listed, RemovalCause> {
-        let node = self.node(key).ok_or(RemovalCause::Deregistered)?;
-        let state = match node.session {
-            None => node.registration.state,
-            Some(id) => {
-                // Nobody vouches for what nobody has heard of.
-                let session = self.session(id).ok_or(RemovalCause::Expired)?;
-                match &session.standing {
-                    Standing::Held => node.registration.state,
-                    Standing::Lapsed { held } if held.binary_search(key).is_ok() => NodeState::Suspect,
-                    Standing::Lapsed { .. } => return Err(RemovalCause::Expired),
-                    Standing::Closed => return Err(RemovalCause::SessionClosed),
-                }
-            }
-        };
-        Ok(Listed {
-            registration: node.registration.clone(),
-            kind: node.kind,
-            session: node.session,
-            incarnation: node.incarnation,
-            state,
-        })
-    }
-
-    /// Whether the view lists exactly what the records say of the groups it has: for tests and for doubt.
-    #[must_use]
-    pub fn is_shown_by(&self, view: &Directory) -> bool {
-        let known = |key: &NodeKey| view.group(&key.service.group).is_some();
-        let mut listed = 0;
-        let all_right = self.table.records().all(|record| match &record.key {
-            Key::Node(key) if known(key) => match (self.listed(key), view.node(key)) {
-                (Ok(said), Some(node)) => {
-                    listed += 1;
-                    shows(&said, node)
-                }
-                (Err(_), None) => true,
-                (Ok(_), None) | (Err(_), Some(_)) => false,
-            },
-            Key::Node(_) | Key::Override(_) | Key::Session(_) => true,
-        });
-        all_right && listed == view.totals().nodes
-    }
-}
-
-impl Moved {
-    fn note(&mut self, key: &Key) {
-        match key {
-            Key::Node(key) => _ = self.nodes.insert(key.clone()),
-            Key::Override(key) => _ = self.overrides.insert(key.clone()),
-            Key::Session(id) => _ = self.sessions.insert(*id),
-        }
-    }
-}
-
-fn shows(said: &Listed, node: &Node) -> bool {
-    said.state == node.state && said.session == node.session && said.registration == node.registration
-}
-
-/// Sessions that are held now. Those that had lapsed bring back also what the guard had let go: whoever is heard from
-/// takes itself to be registered.
-fn heard_again(stored: &[Stored]) -> Moved {
-    let mut moved = Moved::default();
-    for stored in stored {
-        if let (Key::Session(id), Value::Session(session)) = (&stored.record.key, &stored.record.value)
-            && session.standing == Standing::Held
-        {
-            moved.sessions.insert(*id);
-        }
-    }
-    moved
-}
-
-fn session_in(change: &SessionChange) -> SessionId {
-    match *change {
-        SessionChange::Opened { session, .. }
-        | SessionChange::Ended { session, .. }
-        | SessionChange::Lapsed { session, .. }
-        | SessionChange::Revived { session, .. } => session,
-    }
-}
-
-/// The overrides that a command may have changed.
-fn override_keys(command: &Command) -> impl Iterator<Item = NodeKey> {
-    let keys = match command {
-        Command::SetOverride { key, .. } | Command::ClearOverride { key } => vec![key.clone()],
-        Command::ExpireOverrides { overrides, .. } => overrides.iter().map(|(key, _)| key.clone()).collect(),
-        _ => Vec::new(),
-    };
-    keys.into_iter()
 }
 
 fn refuse_foreign(command: &Command) -> Option<Refusal> {

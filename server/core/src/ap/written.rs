@@ -1,0 +1,139 @@
+//! From the view to records: what a local write changed, written down.
+
+use std::collections::BTreeSet;
+
+use super::record::{Key, NodeValue, Standing, Stored, Value};
+use super::replica::Replica;
+use super::table;
+use crate::directory::{
+    Command, Directory, NodeChange, Override, RemovalCause, RevisionChanges, SessionChange,
+};
+use crate::ids::{NodeKey, Revision, SessionId};
+
+impl Replica {
+    /// What a command changed in the view, as records. What follows from a session's record is not written again.
+    pub(super) fn write_down(
+        &mut self,
+        view: &Directory,
+        now_ms: u64,
+        command: &Command,
+        changes: &RevisionChanges,
+    ) -> Vec<Stored> {
+        let stamp = self.clock.stamp(now_ms);
+        let mut values: Vec<(Key, Value)> = Vec::new();
+        let mut touched: BTreeSet<SessionId> = changes.sessions.iter().map(session_in).collect();
+        for service in &changes.services {
+            for change in &service.nodes {
+                let id = match change {
+                    NodeChange::Put { node, .. } => &node.registration.id,
+                    NodeChange::Removed { id, .. } => id,
+                };
+                let key = Key::Node(NodeKey {
+                    service: service.key.clone(),
+                    node: id.clone(),
+                });
+                touched.extend(self.table.of(&key).and_then(|record| table::session_of(record)));
+                values.extend(self.node_value(&key, change).map(|value| (key, value)));
+            }
+        }
+        values.extend(override_keys(command).filter_map(|key| self.override_value(view, key)));
+        // Sessions first: whoever hears of a node has heard who vouches for it.
+        let sessions = touched
+            .into_iter()
+            .filter_map(|id| Some((Key::Session(id), self.session_value(view, command, id)?)))
+            .collect::<Vec<_>>();
+        sessions
+            .into_iter()
+            .chain(values)
+            .map(|(key, value)| self.own(key, value, stamp))
+            .collect()
+    }
+
+    fn node_value(&self, key: &Key, change: &NodeChange) -> Option<Value> {
+        let known = match self.table.of(key).map(|record| &record.value) {
+            Some(Value::Node(value)) => value.as_deref(),
+            _ => None,
+        };
+        match change {
+            NodeChange::Put { node, .. } => {
+                let said = NodeValue {
+                    registration: node.registration.clone(),
+                    kind: node.kind,
+                    session: node.session,
+                    incarnation: node.incarnation,
+                };
+                (known != Some(&said)).then(|| Value::Node(Some(Box::new(said))))
+            }
+            NodeChange::Removed {
+                cause: RemovalCause::Deregistered,
+                ..
+            } => known.map(|_| Value::Node(None)),
+            // Its session's record says so.
+            NodeChange::Removed { .. } => None,
+        }
+    }
+
+    fn override_value(&self, view: &Directory, key: NodeKey) -> Option<(Key, Value)> {
+        let over = view
+            .service(&key.service)
+            .and_then(|service| service.overrides.get(&key.node));
+        let said = over.map(|over| {
+            Box::new(Override {
+                set_at: Revision(0),
+                ..Override::clone(over)
+            })
+        });
+        let key = Key::Override(key);
+        let known = match self.table.of(&key).map(|record| &record.value) {
+            Some(Value::Override(value)) => value.clone(),
+            _ => None,
+        };
+        // One with a ttl that is set again begins anew, though it says the same.
+        let again = said.as_ref().is_some_and(|over| over.ttl_ms > 0);
+        (again || known != said).then_some((key, Value::Override(said)))
+    }
+
+    fn session_value(&self, view: &Directory, command: &Command, id: SessionId) -> Option<Value> {
+        let known = self.session(id)?;
+        let mut said = known.clone();
+        said.standing = match view.session(id) {
+            Some(session) if session.lapsed.is_some() => Standing::Lapsed {
+                held: session.nodes.clone(),
+            },
+            Some(_) => Standing::Held,
+            None => match command {
+                Command::CloseSession { .. }
+                | Command::ConfirmRemoval { .. }
+                | Command::Deregister { .. } => Standing::Closed,
+                _ => Standing::Lapsed { held: Vec::new() },
+            },
+        };
+        if said.standing == known.standing {
+            return None;
+        }
+        if said.standing == Standing::Held {
+            said.claim += 1;
+            said.holder = self.server;
+        }
+        Some(Value::Session(Box::new(said)))
+    }
+}
+
+fn session_in(change: &SessionChange) -> SessionId {
+    match *change {
+        SessionChange::Opened { session, .. }
+        | SessionChange::Ended { session, .. }
+        | SessionChange::Lapsed { session, .. }
+        | SessionChange::Revived { session, .. } => session,
+    }
+}
+
+/// The overrides that a command may have changed.
+fn override_keys(command: &Command) -> impl Iterator<Item = NodeKey> {
+    let keys = match command {
+        Command::SetOverride { key, .. } | Command::ClearOverride { key } => vec![key.clone()],
+        Command::ExpireOverrides { overrides, .. } => overrides.iter().map(|(key, _)| key.clone()).collect(),
+        _ => Vec::new(),
+    };
+    keys.into_iter()
+}
