@@ -92,6 +92,8 @@ pub(crate) fn of_refusal(refusal: &Refusal) -> v1::Error {
 }
 
 impl From<DoorError> for v1::Error {
+        // The door looked at an older state than the one that judged: another attempt goes to the right side.
+        Refusal::OtherMode { group, .. } => error(ErrorCode::Unavailable, refusal, group),
     fn from(door: DoorError) -> Self {
         match &door {
             DoorError::NotAttached { session } | DoorError::WrongSecret { session } => {

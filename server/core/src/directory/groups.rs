@@ -20,6 +20,16 @@ impl Directory {
         self.check_group(name, expected)?;
         match group {
             Some(group) if group.settings == *settings => return Ok(Effect::nothing()),
+            Some(group) if group.settings.mode != settings.mode => {
+                return Err(rules::invalid(
+                    "settings.mode",
+                    format!(
+                        "is {}, but group {name} is in mode {}; `rollcall group set-mode` moves a group from one mode to \
+                         the other",
+                        settings.mode, group.settings.mode
+                    ),
+                ));
+            }
             Some(_) => {}
             None if self.groups.len() >= self.limits.groups_max as usize => {
                 return Err(Refusal::QuotaExceeded {

@@ -65,7 +65,7 @@ impl Directory {
     ) -> Result<Effect, Refusal> {
         rules::text(&self.limits, "author", author)?;
         rules::text(&self.limits, "reason", reason)?;
-        let service = self.require_service(key)?;
+        let service = self.require_writable_service(key)?;
         let Some(hold) = service.guard.hold() else {
             return Ok(Effect::nothing());
         };

@@ -89,7 +89,7 @@ impl Directory {
             expected,
         } = asked;
         rules::registration(&self.limits, registration)?;
-        let group = self.require_group(&key.group)?;
+        let group = self.require_writable_group(&key.group)?;
         let service = group.services.get(&key.service);
         if service.is_none() && !group.settings.auto_create {
             return Err(Refusal::ServiceNotFound { key: key.clone() });
@@ -283,7 +283,7 @@ impl Directory {
                 "an update needs the node, so it cannot expect it to be absent",
             ));
         }
-        let service = self.require_service(&key.service)?;
+        let service = self.require_writable_service(&key.service)?;
         let Some(before) = service.nodes.get(&key.node) else {
             return Err(Refusal::NodeNotFound { key: key.clone() });
         };
@@ -325,7 +325,7 @@ impl Directory {
         let mut lost = Vec::new();
         for DeregisterNode { key, expected } in nodes {
             check_twice(&mut seen, &key.service, &key.node)?;
-            let service = self.require_service(&key.service)?;
+            let service = self.require_writable_service(&key.service)?;
             let node = service.nodes.get(&key.node);
             check_node(*expected, node.map(AsRef::as_ref), &key.service, &key.node)?;
             let Some(node) = node else { continue };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{Node, Override, ServiceSettings};
+use super::record::{GroupMode, Node, Override, ServiceSettings};
 use super::sign::Sign;
 use crate::guard::{Ending, GuardStatus};
 use crate::ids::{
@@ -123,6 +123,14 @@ pub enum Refusal {
         field: String,
         /// What is wrong, and what would be right.
         problem: String,
+    },
+    /// Nodes of this group are written elsewhere: look at its mode again, and take the write there.
+    #[error("group {group} is in mode {mode}, and its nodes are not written here")]
+    OtherMode {
+        /// Which.
+        group: GroupName,
+        /// The mode that it has.
+        mode: GroupMode,
     },
 }
 

@@ -13,7 +13,7 @@ use crate::ids::{LogPosition, NodeId, NodeKey, Revision, ServiceKey, Term};
 impl Directory {
     pub(super) fn on_set_override(&mut self, key: &NodeKey, over: &Override) -> Result<Effect, Refusal> {
         rules::over(&self.limits, over)?;
-        let service = self.require_service(&key.service)?;
+        let service = self.require_writable_service(&key.service)?;
         let before = service.overrides.get(&key.node);
         let quota = self.limits.overrides_per_service_max;
         if before.is_none() && service.overrides.len() >= quota as usize {
@@ -54,7 +54,7 @@ impl Directory {
 
     pub(super) fn on_clear_override(&mut self, key: &NodeKey) -> Result<Effect, Refusal> {
         if !self
-            .require_service(&key.service)?
+            .require_writable_service(&key.service)?
             .overrides
             .contains_key(&key.node)
         {

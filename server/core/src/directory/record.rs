@@ -29,6 +29,15 @@ pub enum GroupMode {
     Ap,
 }
 
+impl std::fmt::Display for GroupMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Cp => "cp",
+            Self::Ap => "ap",
+        })
+    }
+}
+
 /// Who decides that a node is gone (design section 1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum NodeKind {

@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::changelog::{ChangeLog, ChangeLogBounds};
 use super::digest::{self, StateDigest};
 use super::limits::Limits;
-use super::record::{Group, NodeState, Service, Session};
+use super::record::{Group, GroupMode, NodeState, Service, Session};
 use super::requests::{Remembered, RequestTable};
 use super::session_table::SessionTable;
 use super::sign::Sign;
@@ -237,6 +237,7 @@ impl Body {
     fn restore(self, storm: Modes) -> Result<Directory, SnapshotError> {
         let mut directory = Directory {
             limits: self.limits,
+            serving: GroupMode::default(),
             revision: self.revision,
             groups: self.groups,
             sessions: SessionTable::default(),

@@ -11,7 +11,9 @@ use super::digest::{self, StateDigest};
 use super::draft::{Draft, ServiceDraft};
 use super::limits::Limits;
 use super::outcome::{NodeChange, Refusal, RemovalCause, ServiceFate};
-use super::record::{Group, GroupSettings, Node, NodeState, Override, Service, ServiceSettings, Session};
+use super::record::{
+    Group, GroupMode, GroupSettings, Node, NodeState, Override, Service, ServiceSettings, Session,
+};
 use super::requests::RequestTable;
 use super::session_table::SessionTable;
 use super::sign::Sign;
@@ -28,6 +30,9 @@ use crate::storm::Modes;
 #[derive(Clone, Debug)]
 pub struct Directory {
     pub(super) limits: Limits,
+    /// Groups of which mode keep their nodes here. Fixed by what the directory is used for, so no part of what is
+    /// replicated.
+    pub(super) serving: GroupMode,
     pub(super) revision: Revision,
     pub(super) groups: Arc<BTreeMap<GroupName, Arc<Group>>>,
     pub(super) sessions: SessionTable,
@@ -79,6 +84,7 @@ impl Directory {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
+            serving: GroupMode::default(),
             revision: Revision::default(),
             groups: Arc::default(),
             sessions: SessionTable::default(),
@@ -96,6 +102,14 @@ impl Directory {
     #[must_use]
     pub fn with_change_log(mut self, bounds: ChangeLogBounds) -> Self {
         self.changes.bound(bounds);
+        self
+    }
+
+    /// Sets of which mode the groups are whose nodes are written here: those of mode `cp`, if it is never said.
+    /// Other groups may be defined here too, but their nodes are refused.
+    #[must_use]
+    pub fn serving(mut self, mode: GroupMode) -> Self {
+        self.serving = mode;
         self
     }
 
@@ -231,6 +245,25 @@ impl Directory {
             .services
             .get(&key.service)
             .ok_or_else(|| Refusal::ServiceNotFound { key: key.clone() })
+    }
+
+    /// A group whose nodes are written here.
+    pub(super) fn require_writable_group(&self, name: &GroupName) -> Result<&Arc<Group>, Refusal> {
+        let group = self.require_group(name)?;
+        if group.settings.mode == self.serving {
+            Ok(group)
+        } else {
+            Err(Refusal::OtherMode {
+                group: name.clone(),
+                mode: group.settings.mode,
+            })
+        }
+    }
+
+    /// A service whose nodes are written here.
+    pub(super) fn require_writable_service(&self, key: &ServiceKey) -> Result<&Arc<Service>, Refusal> {
+        self.require_writable_group(&key.group)?;
+        self.require_service(key)
     }
 
     pub(super) fn require_session(&self, id: SessionId) -> Result<&Arc<Session>, Refusal> {

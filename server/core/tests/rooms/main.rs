@@ -7,6 +7,7 @@ mod clock;
 mod golden;
 mod guard;
 mod guarded;
+mod modes;
 mod properties;
 mod refusals;
 mod scene;
