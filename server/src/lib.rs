@@ -1,5 +1,6 @@
 //! The Rollcall server: shells around the rooms of `rollcall-core`, each touching one part of the world.
 
+pub mod access;
 pub mod ap;
 pub mod config;
 mod descriptors;

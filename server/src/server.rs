@@ -16,6 +16,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::ap::{Ap, ApOptions};
+use crate::access::{TokenFileError, Tokens};
 use crate::config::{Config, ConfigError, DoorsConfig, MemberConfig, Preset};
 use crate::descriptors;
 use crate::gossip::{self, Gossip, GossipMetrics, GossipOptions, GossipStartError};
@@ -60,6 +61,9 @@ pub enum StartError {
     /// Gossip could not be started.
     #[error(transparent)]
     Gossip(#[from] GossipStartError),
+    /// Correct the token file.
+    #[error(transparent)]
+    Tokens(#[from] TokenFileError),
 }
 
 /// Where a server is reached; ports that were left open are filled in.
@@ -141,6 +145,7 @@ impl Server {
     pub async fn start(mut config: Config, preset: Preset) -> Result<Self, StartError> {
         config.check()?;
         config.doors.connections_max = descriptors::connections_that_fit(config.doors.connections_max);
+        let tokens = Tokens::load(config.tokens.path.as_deref())?;
         let listeners = Listeners::bind(&config).await?;
         let addresses = listeners.addresses(&config);
         let options = replication_options(&config, addresses);
@@ -192,6 +197,7 @@ impl Server {
                 hub: hub.clone(),
                 gossip: gossip.clone(),
                 storm: storm.clone(),
+                tokens: tokens.clone(),
                 readiness: readiness.clone(),
                 metrics: metrics.doors,
                 closing: closing.clone(),
@@ -226,6 +232,7 @@ impl Server {
                 stop.clone(),
             )),
             tokio::spawn(set_up(preset, consensus.clone(), stop.clone())),
+            tokio::spawn(tokens.keep_current(stop.clone())),
         ];
         tasks.extend(gossip_task);
         if let Some(gossip) = gossip.clone() {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ApConfig, ClusterConfig, DoorsConfig, GossipConfig, ListenConfig, LogConfig, RaftConfig, SessionConfig,
-    StorageConfig, StormConfig, WatchConfig,
+    StorageConfig, StormConfig, TokensConfig, WatchConfig,
 };
 
 /// Everything that can be configured.
@@ -33,6 +33,8 @@ pub struct Config {
     pub storm: StormConfig,
     /// Limits at the doors.
     pub doors: DoorsConfig,
+    /// Tokens.
+    pub tokens: TokensConfig,
     /// Logs.
     pub log: LogConfig,
 }

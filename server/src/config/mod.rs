@@ -18,6 +18,7 @@ mod raft;
 mod session;
 mod storage;
 mod storm;
+mod tokens;
 mod watch;
 
 pub use ap::ApConfig;
@@ -32,4 +33,5 @@ pub use raft::RaftConfig;
 pub use session::SessionConfig;
 pub use storage::StorageConfig;
 pub use storm::StormConfig;
+pub use tokens::TokensConfig;
 pub use watch::WatchConfig;

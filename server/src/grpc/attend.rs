@@ -6,15 +6,14 @@
 //! after it was opened on, or attached to, this very stream.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use futures_util::{FutureExt, Stream};
-use rollcall_core::directory::{Command, Refusal, Session};
-use rollcall_core::ids::SessionId;
+use rollcall_core::directory::{Command, Refusal, RegisterNode, Session};
+use rollcall_core::ids::{NodeKey, SessionId};
 use rollcall_proto::v1::{self, session_request::Request, session_response::Response};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,6 +24,7 @@ use super::doors::Doors;
 use super::oversize::of_transport;
 use super::sessions;
 use super::status::{self, DoorError, of_refusal};
+use crate::access::Principal;
 use crate::session::HeldSession;
 
 /// Most heartbeats of one stream that wait for the leader; beyond it they are refused at once.
@@ -63,13 +63,13 @@ type Work = Pin<Box<dyn Future<Output = Done> + Send>>;
 /// Serves a stream; the answers.
 pub(super) fn attend(
     doors: Doors,
-    peer: Option<IpAddr>,
+    by: Principal,
     inbound: Streaming<v1::SessionRequest>,
 ) -> impl Stream<Item = Result<v1::SessionResponse, Status>> {
     let (answers, stream) = mpsc::channel(ANSWERS_MAX);
     let attendance = Attendance {
         doors,
-        peer,
+        by,
         attached: BTreeMap::new(),
         works: FuturesUnordered::new(),
         writes: 0,
@@ -82,7 +82,8 @@ pub(super) fn attend(
 
 struct Attendance {
     doors: Doors,
-    peer: Option<IpAddr>,
+    /// Whose stream it is.
+    by: Principal,
     attached: BTreeMap<SessionId, HeldSession>,
     works: FuturesUnordered<Work>,
     writes: usize,
@@ -222,21 +223,13 @@ impl Attendance {
                 let session = self.own(session)?;
                 let nodes = convert::register_nodes_from(request.nodes, self.doors.limits.batch_max);
                 let nodes = nodes.map_err(|e| of_refusal(&e))?;
-                Ok((
-                    Kind::Write,
-                    self.write(
-                        request.options,
-                        Command::Register {
-                            session: Some(session),
-                            nodes,
-                        },
-                    ),
-                ))
+                Ok((Kind::Write, self.register(request.options, session, nodes)?))
             }
             Request::Deregister(request) => {
                 let session = self.own(session)?;
                 let nodes = convert::deregister_nodes_from(request.nodes, self.doors.limits.batch_max);
                 let nodes = nodes.map_err(|e| of_refusal(&e))?;
+                self.check_word_on(session, nodes.iter().map(|node| &node.key))?;
                 Ok((
                     Kind::Write,
                     self.write(
@@ -252,6 +245,7 @@ impl Attendance {
                 let session = self.own(session)?;
                 let nodes = convert::update_nodes_from(request.nodes, self.doors.limits.batch_max);
                 let nodes = nodes.map_err(|e| of_refusal(&e))?;
+                self.check_word_on(session, nodes.iter().map(|node| &node.key))?;
                 Ok((
                     Kind::Write,
                     self.write(
@@ -327,7 +321,8 @@ impl Attendance {
     fn open(&self, open: v1::OpenSession) -> Result<Task, v1::Error> {
         self.check_room()?;
         if let Some(Err(retry_after)) = self
-            .peer
+            .by
+            .address
             .map(|peer| self.doors.new_sessions.try_take(peer, Instant::now()))
         {
             let problem = "too many new sessions from this address".into();
@@ -409,6 +404,43 @@ impl Attendance {
                 Err(error) => (Err(error), Effect::Nothing),
             }
         })
+    }
+
+    fn register(
+        &mut self,
+        options: Option<v1::WriteOptions>,
+        session: SessionId,
+        nodes: Vec<RegisterNode>,
+    ) -> Result<Task, v1::Error> {
+        self.doors.look_again(&mut self.by)?;
+        let admitted = self
+            .doors
+            .admit_here(&self.by, Some(session), &nodes)
+            .transpose()?;
+        let (doors, by) = (self.doors.clone(), self.by.clone());
+        let admitting = async move {
+            // Else the leader has to be asked about a group first.
+            if admitted.is_none() {
+                doors.admit(&by, Some(session), &nodes).await?;
+            }
+            let session = Some(session);
+            let written = doors
+                .writer
+                .write(options.as_ref(), Command::Register { session, nodes });
+            let outcome = written.await?;
+            Ok(Response::Written(doors.writer.response(&outcome)))
+        };
+        Ok(Box::pin(async move { (admitting.await, Effect::Nothing) }))
+    }
+
+    /// Whether this stream's caller may speak for these nodes.
+    fn check_word_on<'a>(
+        &mut self,
+        session: SessionId,
+        nodes: impl Iterator<Item = &'a NodeKey>,
+    ) -> Result<(), v1::Error> {
+        self.doors.look_again(&mut self.by)?;
+        self.doors.check_word_on(&self.by, Some(session), nodes)
     }
 
     fn write(&self, options: Option<v1::WriteOptions>, command: Command) -> Task {

@@ -119,6 +119,7 @@ impl Cluster for Doors {
         &self,
         request: Request<v1::AddLearnerRequest>,
     ) -> Result<Response<v1::MembershipResponse>, Status> {
+        self.check_operator("add_learner", &request)?;
         let request = request.into_inner();
         let addresses = PeerAddresses {
             peer_address: request.peer_address,
@@ -136,6 +137,7 @@ impl Cluster for Doors {
         &self,
         request: Request<v1::PromoteRequest>,
     ) -> Result<Response<v1::MembershipResponse>, Status> {
+        self.check_operator("promote", &request)?;
         let server = ServerId(request.into_inner().server);
         let result = self.reader.consensus().promote(server, deadline()).await;
         self.answer("promote", self.changed(result))
@@ -145,6 +147,7 @@ impl Cluster for Doors {
         &self,
         request: Request<v1::RemoveRequest>,
     ) -> Result<Response<v1::MembershipResponse>, Status> {
+        self.check_operator("remove", &request)?;
         let server = ServerId(request.into_inner().server);
         let result = self.reader.consensus().remove(server, deadline()).await;
         self.answer("remove", self.changed(result))
@@ -154,6 +157,7 @@ impl Cluster for Doors {
         &self,
         request: Request<v1::TransferLeadershipRequest>,
     ) -> Result<Response<v1::MembershipResponse>, Status> {
+        self.check_operator("transfer_leadership", &request)?;
         let server = request.into_inner().server;
         let to = (server != 0).then_some(ServerId(server));
         let result = self.reader.consensus().transfer_leadership(to, deadline()).await;
@@ -162,8 +166,9 @@ impl Cluster for Doors {
 
     async fn take_snapshot(
         &self,
-        _: Request<v1::TakeSnapshotRequest>,
+        request: Request<v1::TakeSnapshotRequest>,
     ) -> Result<Response<v1::MembershipResponse>, Status> {
+        self.check_operator("take_snapshot", &request)?;
         let result = self.reader.consensus().take_snapshot().await;
         self.answer("take_snapshot", self.changed(result))
     }

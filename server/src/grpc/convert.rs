@@ -592,11 +592,10 @@ pub(crate) fn group_settings_from(settings: v1::GroupSettings) -> Result<GroupSe
             .map_or_else(|| Ok(ServiceSettings::default()), service_settings_from)?,
         services_max: settings.services_max,
         metadata: settings.metadata,
-    })
         admission: admission_list_from(settings.admission.unwrap_or_default())?,
+    })
 }
 
-/// A session's secret.
 fn admission_list_from(list: v1::AdmissionList) -> Result<AdmissionList, Refusal> {
     Ok(AdmissionList {
         cidrs: entries_from("settings.admission.cidrs", &list.cidrs)?,
@@ -623,6 +622,7 @@ fn sentence(error: &dyn Error) -> String {
     }
 }
 
+/// A session's secret.
 pub(crate) fn secret_from(secret: &Bytes) -> Result<[u8; 16], Refusal> {
     secret[..]
         .try_into()
@@ -770,7 +770,6 @@ mod tests {
     }
 
     #[test]
-    #[test]
     fn admission_lists_survive_the_wire_or_are_refused_by_name() {
         let list = |cidrs: &[&str], scopes: &[&str], environments: &[&str]| {
             let texts = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
@@ -814,6 +813,7 @@ mod tests {
         }
     }
 
+    #[test]
     fn signs_survive_the_wire() {
         for value in [
             0,

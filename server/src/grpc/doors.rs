@@ -20,6 +20,7 @@ use super::oversize::Oversize;
 use super::read::Reader;
 use super::watch::WATCH_REQUEST_BYTES_MAX;
 use super::write::Writer;
+use crate::access::{RefusedList, Tokens};
 use crate::ap::Ap;
 use crate::config::{Config, DoorsConfig, SessionConfig, WatchConfig};
 use crate::gossip::Gossip;
@@ -43,6 +44,8 @@ pub struct DoorsParts {
     pub gossip: Option<Gossip>,
     /// Who may have full lists while consumers stampede.
     pub storm: StormDesk,
+    /// The tokens that callers may show.
+    pub tokens: Tokens,
     /// Whether this server should be asked at all.
     pub readiness: Readiness,
     /// What is counted.
@@ -60,6 +63,8 @@ pub struct Doors {
     pub(super) hub: WatchHub,
     pub(super) gossip: Option<Gossip>,
     pub(super) storm: StormDesk,
+    pub(super) tokens: Tokens,
+    pub(super) refused: Arc<RefusedList>,
     pub(super) readiness: Readiness,
     pub(super) metrics: DoorsMetrics,
     pub(super) limits: Arc<DoorsConfig>,
@@ -89,6 +94,8 @@ impl Doors {
             hub: parts.hub,
             gossip: parts.gossip,
             storm: parts.storm,
+            tokens: parts.tokens,
+            refused: Arc::default(),
             readiness: parts.readiness,
             metrics: parts.metrics,
             new_sessions: Arc::new(AddressLimiter::new(

@@ -6,6 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use rollcall_core::admission::Rule;
 
 /// Which kind of call.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -21,6 +22,15 @@ pub(crate) struct ErrorLabel {
     pub(crate) code: &'static str,
 }
 
+/// By which rule of an admission list, and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct NotAdmittedLabel {
+    /// `address`, `scope`, `environment`.
+    pub(crate) rule: &'static str,
+    /// `refused`, or `reported` by a dry run.
+    pub(crate) verdict: &'static str,
+}
+
 /// What the doors count. Cheap to clone: the counters are shared.
 #[derive(Clone, Debug)]
 pub struct DoorsMetrics {
@@ -31,6 +41,7 @@ pub struct DoorsMetrics {
     pub(crate) write_seconds: Histogram,
     pub(crate) renew_seconds: Histogram,
     pub(crate) session_streams: Gauge,
+    pub(crate) not_admitted: Family<NotAdmittedLabel, Counter>,
 }
 
 impl DoorsMetrics {
@@ -46,6 +57,7 @@ impl DoorsMetrics {
             write_seconds: Histogram::new(buckets()),
             renew_seconds: Histogram::new(buckets()),
             session_streams: Gauge::default(),
+            not_admitted: Family::default(),
         };
         let doors = registry.sub_registry_with_prefix("doors");
         doors.register(
@@ -76,11 +88,26 @@ impl DoorsMetrics {
             "Open session streams",
             metrics.session_streams.clone(),
         );
+        let help =
+            "Registrations that a group's admission list did not admit, by rule and by what came of it";
+        doors.register("not_admitted", help, metrics.not_admitted.clone());
         metrics
     }
 
     pub(crate) fn call(&self, call: &'static str) {
         self.calls.get_or_create(&CallLabel { call }).inc();
+    }
+
+    pub(crate) fn not_admitted(&self, rule: Rule, dry_run: bool) {
+        let rule = match rule {
+            Rule::Address => "address",
+            Rule::Scope => "scope",
+            Rule::Environment => "environment",
+        };
+        let verdict = if dry_run { "reported" } else { "refused" };
+        self.not_admitted
+            .get_or_create(&NotAdmittedLabel { rule, verdict })
+            .inc();
     }
 
     pub(crate) fn error(&self, error: &rollcall_proto::v1::Error) {

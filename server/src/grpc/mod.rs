@@ -1,6 +1,7 @@
 //! The gRPC doors for clients: decode and check, call a handle, encode. No rule of the registry lives here.
 
 mod address_limiter;
+mod admission;
 mod attend;
 mod cluster;
 pub(crate) mod convert;

@@ -15,6 +15,7 @@ use super::doors::Doors;
 use super::sessions;
 use super::status::{DoorError, of_refusal, status};
 use super::storm;
+use crate::access::Principal;
 
 /// Most rows of one listing.
 const PAGE_MAX: u32 = 1_000;
@@ -112,26 +113,29 @@ impl Doors {
         self.write(request.options, command).await
     }
 
-    async fn register(&self, request: v1::RegisterRequest) -> Answer<v1::WriteResponse> {
+    async fn register(&self, request: v1::RegisterRequest, by: &Principal) -> Answer<v1::WriteResponse> {
         self.check_size(&request)?;
         let nodes = convert::register_nodes_from(request.nodes, self.limits.batch_max).map_err(refused)?;
+        self.admit(by, None, &nodes).await?;
         let session = self.proven(request.proof.as_ref()).await?;
         self.write(request.options, Command::Register { session, nodes })
             .await
     }
 
-    async fn deregister(&self, request: v1::DeregisterRequest) -> Answer<v1::WriteResponse> {
+    async fn deregister(&self, request: v1::DeregisterRequest, by: &Principal) -> Answer<v1::WriteResponse> {
         self.check_size(&request)?;
         let nodes = convert::deregister_nodes_from(request.nodes, self.limits.batch_max).map_err(refused)?;
         let session = self.proven(request.proof.as_ref()).await?;
+        self.check_word_on(by, session, nodes.iter().map(|node| &node.key))?;
         self.write(request.options, Command::Deregister { session, nodes })
             .await
     }
 
-    async fn update(&self, request: v1::UpdateRequest) -> Answer<v1::WriteResponse> {
+    async fn update(&self, request: v1::UpdateRequest, by: &Principal) -> Answer<v1::WriteResponse> {
         self.check_size(&request)?;
         let nodes = convert::update_nodes_from(request.nodes, self.limits.batch_max).map_err(refused)?;
         let session = self.proven(request.proof.as_ref()).await?;
+        self.check_word_on(by, session, nodes.iter().map(|node| &node.key))?;
         self.write(request.options, Command::Update { session, nodes })
             .await
     }
@@ -442,36 +446,57 @@ fn why_listed(service: &Service, view: NodeView<'_>, lapses_in_ms: u64) -> Vec<S
     reasons
 }
 
+/// Every call names who may make it: `anyone`, an `operator` (with tokens: the scope `admin`), or a `writer` of nodes, who
+/// is judged by what it writes.
 macro_rules! unary {
-    ($($method:ident: $request:ty => $response:ty;)*) => {
+    ($($who:ident $method:ident: $request:ty => $response:ty;)*) => {
         #[tonic::async_trait]
         impl Registry for Doors {
             $(
                 async fn $method(&self, request: Request<$request>) -> Result<Response<$response>, Status> {
-                    let answer = Doors::$method(self, request.into_inner()).await;
+                    let answer = unary!(@ $who self $method request);
                     self.answer(stringify!($method), answer)
                 }
             )*
         }
     };
+    (@ anyone $doors:ident $method:ident $request:ident) => {
+        match $doors.principal(&$request) {
+            Ok(_) => Doors::$method($doors, $request.into_inner()).await,
+            Err(error) => Err(error),
+        }
+    };
+    (@ operator $doors:ident $method:ident $request:ident) => {
+        match $doors.operator(&$request) {
+            Ok(_) => Doors::$method($doors, $request.into_inner()).await,
+            Err(error) => Err(error),
+        }
+    };
+    (@ writer $doors:ident $method:ident $request:ident) => {
+        match $doors.principal(&$request) {
+            Ok(by) => Doors::$method($doors, $request.into_inner(), &by).await,
+            Err(error) => Err(error),
+        }
+    };
 }
 
 unary! {
-    put_group: v1::PutGroupRequest => v1::WriteResponse;
-    delete_group: v1::DeleteGroupRequest => v1::WriteResponse;
-    put_service: v1::PutServiceRequest => v1::WriteResponse;
-    delete_service: v1::DeleteServiceRequest => v1::WriteResponse;
-    register: v1::RegisterRequest => v1::WriteResponse;
-    deregister: v1::DeregisterRequest => v1::WriteResponse;
-    update: v1::UpdateRequest => v1::WriteResponse;
-    set_override: v1::SetOverrideRequest => v1::WriteResponse;
-    clear_override: v1::ClearOverrideRequest => v1::WriteResponse;
-    query: v1::QueryRequest => v1::QueryResponse;
-    list_services: v1::ListServicesRequest => v1::ListServicesResponse;
-    list_groups: v1::ListGroupsRequest => v1::ListGroupsResponse;
-    signs: v1::SignsRequest => v1::SignsResponse;
-    explain: v1::ExplainRequest => v1::ExplainResponse;
-    confirm_removal: v1::ConfirmRemovalRequest => v1::WriteResponse;
-    set_storm: v1::SetStormRequest => v1::WriteResponse;
-    storm: v1::StormRequest => v1::StormResponse;
+    operator put_group: v1::PutGroupRequest => v1::WriteResponse;
+    operator delete_group: v1::DeleteGroupRequest => v1::WriteResponse;
+    operator put_service: v1::PutServiceRequest => v1::WriteResponse;
+    operator delete_service: v1::DeleteServiceRequest => v1::WriteResponse;
+    writer register: v1::RegisterRequest => v1::WriteResponse;
+    writer deregister: v1::DeregisterRequest => v1::WriteResponse;
+    writer update: v1::UpdateRequest => v1::WriteResponse;
+    operator set_override: v1::SetOverrideRequest => v1::WriteResponse;
+    operator clear_override: v1::ClearOverrideRequest => v1::WriteResponse;
+    anyone query: v1::QueryRequest => v1::QueryResponse;
+    anyone list_services: v1::ListServicesRequest => v1::ListServicesResponse;
+    anyone list_groups: v1::ListGroupsRequest => v1::ListGroupsResponse;
+    anyone signs: v1::SignsRequest => v1::SignsResponse;
+    anyone explain: v1::ExplainRequest => v1::ExplainResponse;
+    operator confirm_removal: v1::ConfirmRemovalRequest => v1::WriteResponse;
+    operator set_storm: v1::SetStormRequest => v1::WriteResponse;
+    anyone storm: v1::StormRequest => v1::StormResponse;
+    operator refused_registrations: v1::RefusedRegistrationsRequest => v1::RefusedRegistrationsResponse;
 }

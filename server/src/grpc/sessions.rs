@@ -15,7 +15,6 @@ use tonic::{Request, Response, Status, Streaming};
 use super::attend;
 use super::convert;
 use super::doors::Doors;
-use super::listener::Peer;
 use super::read::Reader;
 use super::registry::page;
 use super::status::{self, DoorError, of_refusal};
@@ -152,11 +151,11 @@ impl Sessions for Doors {
         &self,
         request: Request<Streaming<v1::SessionRequest>>,
     ) -> Result<Response<Self::AttendStream>, Status> {
-        let peer = request.extensions().get::<Peer>().and_then(|peer| peer.address);
-        self.metrics.call("attend");
+        let by = self.principal(&request);
+        let by = self.answer("attend", by)?.into_inner();
         Ok(Response::new(Box::pin(attend::attend(
             self.clone(),
-            peer,
+            by,
             request.into_inner(),
         ))))
     }
@@ -173,6 +172,7 @@ impl Sessions for Doors {
         &self,
         request: Request<v1::EndSessionRequest>,
     ) -> Result<Response<v1::WriteResponse>, Status> {
+        self.check_operator("end_session", &request)?;
         let answer = Doors::end_session(self, request.into_inner()).await;
         self.answer("end_session", answer)
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::Message;
 use rollcall_core::admission::NotAdmitted;
 use rollcall_core::directory::Refusal;
-use rollcall_core::ids::{GroupName, Revision, SessionId};
+use rollcall_core::ids::{GroupName, NodeId, Revision, SessionId};
 use rollcall_proto::v1::{self, Effect, ErrorCode};
 use tonic::{Code, Status};
 
@@ -45,11 +45,15 @@ pub(crate) enum DoorError {
     #[error("{problem}")]
     Unauthenticated { problem: &'static str },
     /// Use a token with that scope.
-    #[error("{who} may not do this: it takes the scope {scope} (RC-302)")]
+    #[error("RC-402: {who} may not do this, it takes the scope {scope}")]
     NotPermitted { who: String, scope: String },
     /// What the reason says.
-    #[error("group {group} does not admit this registration: {reason} (RC-301)")]
-    NotAdmitted { group: GroupName, reason: NotAdmitted },
+    #[error("RC-403: group {group} does not admit node {node}: {reason}")]
+    NotAdmitted {
+        group: GroupName,
+        node: NodeId,
+        reason: NotAdmitted,
+    },
 }
 
 fn error(code: ErrorCode, message: impl ToString, subject: impl ToString) -> v1::Error {
