@@ -49,6 +49,8 @@ pub struct ServiceSign {
     pub sign: Sign,
     /// When it last changed.
     pub revision: u64,
+    /// What its removal guard says, which is no part of the sign; `None`: nothing.
+    pub guard: Option<v1::GuardStatus>,
 }
 
 /// Why a node is, or is not, listed.
@@ -72,7 +74,7 @@ pub struct Explanation {
 #[derive(Debug)]
 pub(crate) enum Queried {
     /// Another list.
-    View(v1::ServiceView),
+    View(Box<v1::ServiceView>),
     /// The sign still holds.
     Unchanged,
     /// Another list, but not now: ask again after this time.
@@ -399,7 +401,7 @@ impl Registry {
     ) -> Result<Answer<v1::ServiceView>, Error> {
         let Answer { value, header } = self.query_unless(key, None, options).await?;
         match value {
-            Queried::View(view) => Ok(Answer { value: view, header }),
+            Queried::View(view) => Ok(Answer { value: *view, header }),
             Queried::Unchanged | Queried::KeepCache(_) => Err(Error::Internal {
                 message: format!(
                     "server {} answered a query for {key} without a view",
@@ -433,7 +435,7 @@ impl Registry {
         let value = match (known, response.unchanged, response.keep_cache_ms) {
             (Some(_), true, _) => Queried::Unchanged,
             (Some(_), false, wait @ 1..) => Queried::KeepCache(Duration::from_millis(wait.into())),
-            _ => Queried::View(decode_view(response.view, header.server)?),
+            _ => Queried::View(Box::new(decode_view(response.view, header.server)?)),
         };
         Ok(Answer { value, header })
     }
@@ -591,6 +593,7 @@ impl Registry {
             exists: sign.exists,
             sign: sign.sign.unwrap_or_default().into(),
             revision: sign.revision,
+            guard: crate::view::said(sign.guard),
         });
         Ok(Answer {
             value: signs.collect(),

@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::key::ServiceKey;
 use crate::registry::Registry;
 use crate::view::{Confirmed, Heard, ServiceView, Source};
-use crate::watch::{Cached, ServiceWatch};
+use crate::watch::{Cached, Merged, ServiceWatch};
 
 /// How to poll.
 #[derive(Clone, Copy, Debug)]
@@ -160,7 +160,9 @@ async fn compare(
         return slot.publish();
     }
     if held.exists && held.sign == sign.sign && held.source != Source::Nothing {
-        slot.cached.confirm(revision, cluster, confirmed);
+        if slot.cached.confirm(revision, cluster, confirmed) == Merged::Confirmed {
+            slot.cached.take_guard(sign.guard);
+        }
         return slot.publish();
     }
     if slot.ask_at.is_some_and(|at| Instant::now() < at) {
@@ -173,7 +175,7 @@ async fn compare(
             slot.ask_at = None;
             match answer.value {
                 Queried::View(view) => {
-                    let view = ServiceView::from_wire(view, answer.header.revision, cluster, confirmed);
+                    let view = ServiceView::from_wire(*view, answer.header.revision, cluster, confirmed);
                     slot.cached.take_full(view);
                     slot.publish();
                 }
@@ -193,6 +195,7 @@ impl Slot {
             let differs = shown.source != next.source
                 || shown.revision != next.revision
                 || shown.sign != next.sign
+                || shown.guard != next.guard
                 || shown.exists != next.exists;
             // The age is renewed in any case; readers wake only for what differs.
             *shown = Arc::clone(next);

@@ -235,6 +235,7 @@ mod tests {
                 kind: 1,
                 ..Default::default()
             }],
+            guard: None,
         };
         ServiceView::from_wire(view, 9, Arc::from("c1"), Confirmed::Never)
     }

@@ -92,6 +92,9 @@ pub struct ServiceView {
     pub metadata: crate::node::Labels,
     /// In the order of their ids.
     pub nodes: Vec<Arc<Node>>,
+    /// What its removal guard says: engaged or not, since when, how many of how many, why. `None`: nothing lapsed
+    /// away lately and nothing is held.
+    pub guard: Option<v1::GuardStatus>,
     /// Where it comes from.
     pub source: Source,
     /// The cluster that said so; empty: not known.
@@ -130,6 +133,7 @@ impl ServiceView {
             as_of: 0,
             metadata: crate::node::Labels::new(),
             nodes: Vec::new(),
+            guard: None,
             source: Source::Nothing,
             cluster: Arc::from(""),
             confirmed: Confirmed::Never,
@@ -156,6 +160,7 @@ impl ServiceView {
                 .map(|settings| settings.metadata)
                 .unwrap_or_default(),
             nodes,
+            guard: said(view.guard),
             source: Source::Live,
             cluster,
             confirmed,
@@ -172,6 +177,12 @@ impl ServiceView {
                 ..Default::default()
             }),
             nodes: self.nodes.iter().map(|node| node.as_ref().into()).collect(),
+            guard: self.guard,
         }
     }
+}
+
+/// What a removal guard says; one that is idle says nothing.
+pub(crate) fn said(guard: Option<v1::GuardStatus>) -> Option<v1::GuardStatus> {
+    guard.filter(|guard| guard.held_since > 0 || guard.window_began > 0)
 }

@@ -14,7 +14,7 @@ use rollcall_proto::v1;
 use crate::key::ServiceKey;
 use crate::node::Node;
 use crate::sign::Sign;
-use crate::view::{Confirmed, ServiceView, Source};
+use crate::view::{Confirmed, ServiceView, Source, said};
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +72,8 @@ impl Cached {
             && held.exists == view.exists
             && held.revision == view.revision
             && held.sign == view.sign
-            && held.metadata == view.metadata;
+            && held.metadata == view.metadata
+            && held.guard == view.guard;
         *self = Self::of(view);
         if same { Merged::Confirmed } else { Merged::Changed }
     }
@@ -126,6 +127,9 @@ impl Cached {
         }
         if let Some(settings) = delta.settings {
             next.metadata = settings.metadata;
+        }
+        if delta.guard.is_some() {
+            next.guard = said(delta.guard);
         }
         next.exists = true;
         next.sign = sign;
@@ -195,6 +199,16 @@ impl Cached {
         Merged::Confirmed
     }
 
+    /// The removal guard's word, as of the revision that was just confirmed: it is no part of the sign.
+    pub(crate) fn take_guard(&mut self, guard: Option<v1::GuardStatus>) {
+        if self.view.guard != guard {
+            self.view = Arc::new(ServiceView {
+                guard,
+                ..ServiceView::clone(&self.view)
+            });
+        }
+    }
+
     /// The stream is gone; what it said stays.
     pub(crate) fn on_interrupted(&mut self) -> bool {
         if self.view.source != Source::Live {
@@ -257,6 +271,7 @@ mod tests {
             revision,
             settings: None,
             nodes,
+            guard: None,
         };
         ServiceView::from_wire(view, as_of, Arc::from(cluster), Confirmed::Never)
     }

@@ -169,7 +169,8 @@ impl ServiceWatch {
         Arc::clone(&self.view.borrow())
     }
 
-    /// Waits until the view is another one than when this was last called: other nodes, or another source.
+    /// Waits until the view is another one than when this was last called: other nodes, another word of the
+    /// removal guard, or another source.
     /// `None`: nothing keeps it current any more.
     pub async fn changed(&mut self) -> Option<Arc<ServiceView>> {
         self.view.changed().await.ok()?;

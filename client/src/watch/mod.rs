@@ -11,4 +11,4 @@ pub use handle::{ServiceWatch, Watch};
 pub(crate) use hub::Hub;
 pub use state::{RemovalCause, RemovedNode, WatchEvent, WatchTarget};
 
-pub(crate) use cache::Cached;
+pub(crate) use cache::{Cached, Merged};

@@ -13,7 +13,7 @@ use super::cache::{Cached, Merged};
 use crate::error::Error;
 use crate::key::ServiceKey;
 use crate::node::Node;
-use crate::view::{Confirmed, Heard, ServiceView, Source};
+use crate::view::{Confirmed, Heard, ServiceView, Source, said};
 
 /// Most signs named in one subscription; what is held beyond them is sent again.
 const KNOWN_MAX: usize = 5000;
@@ -133,6 +133,14 @@ pub enum WatchEvent {
         /// Nodes that are gone.
         removed: Vec<RemovedNode>,
     },
+    /// The service's removal guard says something else: it engaged or disengaged, holds more or fewer nodes, or
+    /// lets go of them, or a window began or is over. That only a count in it differs is told by the view alone.
+    Guard {
+        /// The service afterwards; [`ServiceView::guard`] is what it says.
+        view: Arc<ServiceView>,
+        /// What it said before.
+        before: Option<v1::GuardStatus>,
+    },
     /// The service itself was deleted, or does not exist.
     Gone {
         /// The service afterwards: empty.
@@ -162,6 +170,17 @@ pub enum WatchEvent {
         /// All services of the watch.
         views: Vec<Arc<ServiceView>>,
     },
+}
+
+/// Whether a removal guard says something else, and not only another count.
+fn is_news(before: Option<&v1::GuardStatus>, after: Option<&v1::GuardStatus>) -> bool {
+    let said = |guard: Option<&v1::GuardStatus>| {
+        guard.map(|guard| {
+            let hold = (guard.held, guard.held_since, guard.overdue);
+            (guard.engaged_since, guard.reason, hold, guard.window_began)
+        })
+    };
+    said(before) != said(after)
 }
 
 /// One service, and who looks at it.
@@ -510,6 +529,8 @@ impl State {
         subscription.position = started.revision;
         let resumed = started.kind == i32::from(v1::StartKind::Resumed);
         let existing: BTreeSet<ServiceKey> = started.services.into_iter().map(ServiceKey::from).collect();
+        let guard = |guard: v1::ServiceGuard| (guard.key.unwrap_or_default().into(), guard.guard);
+        let guards: BTreeMap<ServiceKey, _> = started.guards.into_iter().map(guard).collect();
         // A service that exists and was not sent is held already, by its equal sign.
         if let WatchTarget::Group(_) = target {
             for key in &existing {
@@ -518,7 +539,7 @@ impl State {
         }
         let (cluster, confirmed) = (Arc::clone(&self.cluster), self.confirmed());
         let mut missing = false;
-        let mut told = Vec::new();
+        let (mut gone, mut guarded) = (Vec::new(), Vec::new());
         for (key, slot) in self.slots.iter_mut().filter(|(key, _)| target.covers(key)) {
             if slot.cached.on_other_cluster(&cluster) {
                 // The frames before this one were judged as if they came from the old cluster.
@@ -542,8 +563,15 @@ impl State {
                     .take_gone(started.revision, &cluster, confirmed.clone())
             };
             match merged {
-                Merged::Changed => told.push(Arc::clone(slot.cached.view())),
-                Merged::Confirmed => {}
+                Merged::Changed => gone.push(Arc::clone(slot.cached.view())),
+                Merged::Confirmed => {
+                    let before = slot.cached.view().guard;
+                    slot.cached.take_guard(said(guards.get(key).copied().flatten()));
+                    let view = slot.cached.view();
+                    if is_news(before.as_ref(), view.guard.as_ref()) {
+                        guarded.push((Arc::clone(view), before));
+                    }
+                }
                 Merged::Older | Merged::UnconfirmedEmpty | Merged::Gap => {
                     tracing::warn!(service = %key, ?merged, "a server's word on a service was not taken");
                     continue;
@@ -551,9 +579,13 @@ impl State {
             }
             slot.publish();
         }
-        for view in told {
+        for view in gone {
             self.dirty.insert(view.key.clone());
             self.tell(&view.key.clone(), WatchEvent::Gone { view });
+        }
+        for (view, before) in guarded {
+            self.dirty.insert(view.key.clone());
+            self.tell(&view.key.clone(), WatchEvent::Guard { view, before });
         }
         if missing {
             return self.ask_anew_for_target(&target);
@@ -623,14 +655,22 @@ impl State {
             return Todo::default();
         }
         let put: BTreeSet<String> = delta.put.iter().map(|node| node.id.clone()).collect();
-        let removed = delta.removed.iter().map(RemovedNode::from).collect();
+        let removed: Vec<_> = delta.removed.iter().map(RemovedNode::from).collect();
+        let lists = delta.created || delta.settings.is_some() || !put.is_empty() || !removed.is_empty();
+        let before = slot.cached.view().guard;
         match slot.cached.take_delta(delta, &cluster, confirmed) {
             Merged::Changed => {
                 slot.publish();
                 let view = Arc::clone(slot.cached.view());
-                let put = put.iter().filter_map(|id| view.node(id).cloned()).collect();
                 self.dirty.insert(key.clone());
-                self.tell(&key, WatchEvent::Changed { view, put, removed });
+                if lists {
+                    let put = put.iter().filter_map(|id| view.node(id).cloned()).collect();
+                    let view = Arc::clone(&view);
+                    self.tell(&key, WatchEvent::Changed { view, put, removed });
+                }
+                if is_news(before.as_ref(), view.guard.as_ref()) {
+                    self.tell(&key, WatchEvent::Guard { view, before });
+                }
             }
             Merged::Gap => return self.ask_anew(&key),
             // It came before, over another subscription or before an interruption.

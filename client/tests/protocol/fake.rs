@@ -445,6 +445,7 @@ impl v1::registry_server::Registry for Core {
                 exists: view.is_some(),
                 sign: view.and_then(|view| view.sign),
                 revision: view.map_or(0, |view| view.revision),
+                guard: view.and_then(|view| view.guard),
                 key: Some(key),
             }
         };

@@ -47,6 +47,7 @@ fn started(kind: v1::StartKind, revision: u64, exists: bool) -> v1::WatchFrame {
         revision,
         header: None,
         services,
+        guards: Vec::new(),
     }))
 }
 
@@ -57,6 +58,7 @@ fn snapshot(ids: &[&str], revision: u64) -> v1::WatchFrame {
         revision,
         settings: None,
         nodes: nodes(ids),
+        guard: None,
     };
     frame(Frame::Snapshot(v1::ServiceSnapshot {
         view: Some(view),
@@ -518,6 +520,7 @@ async fn a_poll_asks_for_a_list_only_when_its_sign_differs() {
             revision,
             settings: None,
             nodes,
+            guard: None,
         })
     };
     let set = |ids: &[&str], revision: u64| {
@@ -555,4 +558,103 @@ async fn a_poll_asks_for_a_list_only_when_its_sign_differs() {
 
 async fn until_confirmed(watch: &ServiceWatch, as_of: u64) {
     eventually("the view is confirmed", || watch.view().as_of >= as_of).await;
+}
+
+fn guard(held: u32, engaged_since: u64, up: u32) -> v1::GuardStatus {
+    v1::GuardStatus {
+        engaged: engaged_since > 0,
+        engaged_since,
+        held_since: engaged_since,
+        held,
+        up,
+        ..Default::default()
+    }
+}
+
+fn guarded(frame: v1::WatchFrame, guard: v1::GuardStatus) -> v1::WatchFrame {
+    let guard = Some(guard);
+    let frame = frame.frame.map(|frame| match frame {
+        Frame::Delta(delta) => Frame::Delta(v1::ServiceDelta { guard, ..delta }),
+        Frame::Started(started) => {
+            let key = Some((&key()).into());
+            let guards = vec![v1::ServiceGuard { key, guard }];
+            Frame::Started(v1::Started { guards, ..started })
+        }
+        other => other,
+    });
+    v1::WatchFrame { frame }
+}
+
+#[tokio::test]
+async fn a_guards_word_is_in_the_view_and_its_news_are_events() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    cluster.lock().script = current(&["a"], 5);
+    let registry = Registry::connect(config(&[&server])).unwrap();
+    let mut watch = registry.watch(key()).await.unwrap();
+    assert!(matches!(next(&mut watch).await, WatchEvent::Snapshot { view, .. } if view.guard.is_none()));
+    assert!(matches!(next(&mut watch).await, WatchEvent::Live { .. }));
+
+    // With a change of nodes: that first. A mere count is no event, and in the view. Without any node.
+    server
+        .send(vec![
+            guarded(delta(6, &["b"], &[], &["a", "b"]), guard(1, 6, 1)),
+            guarded(delta(7, &["c"], &[], &["a", "b", "c"]), guard(1, 6, 2)),
+            guarded(delta(8, &[], &[], &["a", "b", "c"]), guard(0, 0, 2)),
+        ])
+        .await;
+    assert!(
+        matches!(next(&mut watch).await, WatchEvent::Changed { view, .. } if view.guard == Some(guard(1, 6, 1)))
+    );
+    assert!(matches!(
+        next(&mut watch).await,
+        WatchEvent::Guard { view, before: None } if view.revision == 6 && view.guard == Some(guard(1, 6, 1))
+    ));
+    assert!(
+        matches!(next(&mut watch).await, WatchEvent::Changed { view, .. } if view.guard == Some(guard(1, 6, 2)))
+    );
+    assert!(matches!(
+        next(&mut watch).await,
+        WatchEvent::Guard { view, before } if view.revision == 8
+            && view.guard.is_none()
+            && before == Some(guard(1, 6, 2))
+    ));
+    assert_eq!(ids(&watch.views()[0]), ["a", "b", "c"]);
+
+    // It engages while the stream is lost, and comes with an equal sign.
+    cluster.lock().script = vec![guarded(started(v1::StartKind::Current, 9, true), guard(2, 9, 1))];
+    server.break_streams();
+    assert!(matches!(next(&mut watch).await, WatchEvent::Interrupted { .. }));
+    assert!(matches!(
+        next(&mut watch).await,
+        WatchEvent::Guard { view, before: None } if view.guard == Some(guard(2, 9, 1))
+    ));
+}
+
+#[tokio::test]
+async fn a_poll_learns_of_a_guard_whose_service_has_an_equal_sign() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let set = |guard: Option<v1::GuardStatus>, revision: u64| {
+        let mut cluster = cluster.lock();
+        cluster.revision = revision;
+        cluster.view = Some(v1::ServiceView {
+            key: Some((&key()).into()),
+            sign: sign(&["a"]),
+            revision,
+            settings: None,
+            nodes: nodes(&["a"]),
+            guard,
+        });
+    };
+    set(None, 5);
+    let registry = Registry::connect(config(&[&server])).unwrap();
+    let options = PollOptions::every(Duration::from_millis(50));
+    let mut watch = registry.poll(&[key()], options).unwrap().pop().unwrap();
+    until(&mut watch, |view| view.source == Source::Live).await;
+    for said in [Some(guard(1, 6, 0)), None] {
+        set(said, 6);
+        until(&mut watch, |view| view.guard == said).await;
+    }
+    assert_eq!(cluster.lock().queries, 1, "equal signs cost no list");
 }

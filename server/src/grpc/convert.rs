@@ -14,7 +14,7 @@ use rollcall_core::directory::{
     Override, Refusal, RegisterNode, Registration, RemovalCause, Service, ServiceSettings, Sign, UpdateNode,
     WEIGHT_DEFAULT,
 };
-use rollcall_core::guard::{GuardSettings, HoldReason};
+use rollcall_core::guard::{GuardSettings, GuardStatus, HoldReason};
 use rollcall_core::ids::{GroupName, NodeId, NodeKey, RequestId, Revision, ServiceKey, SessionId};
 use rollcall_proto::v1;
 
@@ -198,6 +198,7 @@ pub(crate) fn service_view(service: &Service) -> v1::ServiceView {
         revision: service.modified.0,
         settings: Some(service_settings(&service.settings)),
         nodes: service.views().map(node).collect(),
+        guard: service_guard(service),
     }
 }
 
@@ -213,16 +214,16 @@ pub(crate) fn service_summary(service: &Service) -> v1::ServiceSummary {
         nodes: small(service.nodes.len()),
         up: small(up),
         settings: Some(service_settings(&service.settings)),
-        guard: guard_status(service),
+        guard: service_guard(service),
     }
 }
 
 /// Nothing if it has nothing to say.
-pub(crate) fn guard_status(service: &Service) -> Option<v1::GuardStatus> {
-    if service.guard.is_idle() {
-        return None;
-    }
-    let status = service.guard_status();
+pub(crate) fn service_guard(service: &Service) -> Option<v1::GuardStatus> {
+    service.guard_said().as_ref().map(guard_status)
+}
+
+pub(crate) fn guard_status(status: &GuardStatus) -> v1::GuardStatus {
     let mut wire = v1::GuardStatus {
         listed: status.listed,
         up: status.up,
@@ -247,7 +248,7 @@ pub(crate) fn guard_status(service: &Service) -> Option<v1::GuardStatus> {
         wire.of = engaged.of;
         wire.needed = engaged.needed;
     }
-    Some(wire)
+    wire
 }
 
 pub(crate) fn group_summary(group: &Group) -> v1::GroupSummary {

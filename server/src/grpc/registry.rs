@@ -293,6 +293,7 @@ impl Doors {
                 exists: service.is_some(),
                 sign: service.map(|service| convert::sign(service.sign)),
                 revision: service.map_or(0, |service| service.modified.0),
+                guard: service.and_then(|service| convert::service_guard(service)),
             }
         });
         let signs = signs.collect();
@@ -316,7 +317,7 @@ impl Doors {
                 header,
                 r#override: over.map(|over| convert::node_override(over)),
                 reasons: vec![why_absent(&key, over.is_some())],
-                guard: convert::guard_status(&service),
+                guard: convert::service_guard(&service),
                 ..Default::default()
             });
         };
@@ -332,7 +333,7 @@ impl Doors {
             registration: Some(convert::registration(&view.node.registration)),
             r#override: over.map(|over| convert::node_override(over)),
             reasons: why_listed(&service, view, lapses_in_ms),
-            guard: convert::guard_status(&service),
+            guard: convert::service_guard(&service),
             session_lapses_in_ms: lapses_in_ms,
         })
     }

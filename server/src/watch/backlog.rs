@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rollcall_core::directory::{Directory, Service};
+use rollcall_core::guard::GuardStatus;
 use rollcall_core::ids::{Revision, ServiceKey};
 use rollcall_proto::v1;
 
@@ -56,6 +57,25 @@ pub(crate) struct Started {
     pub(crate) kind: v1::StartKind,
     pub(crate) revision: Revision,
     pub(crate) services: Vec<ServiceKey>,
+    /// What their removal guards say, of those that have something to say.
+    pub(crate) guards: Vec<(ServiceKey, GuardStatus)>,
+}
+
+impl Started {
+    /// Starts at the directory's revision.
+    pub(crate) fn at(directory: &Directory, subscription: u64, kind: v1::StartKind, target: &Target) -> Self {
+        let guard = |service: &Arc<Service>| Some((service.key.clone(), service.guard_said()?));
+        Self {
+            subscription,
+            kind,
+            revision: directory.revision(),
+            services: target
+                .services(directory)
+                .map(|service| service.key.clone())
+                .collect(),
+            guards: target.services(directory).filter_map(guard).collect(),
+        }
+    }
 }
 
 /// Place of a change in history, so that a stream which follows a service in two ways gets it once.
@@ -237,15 +257,8 @@ impl Backlog {
         let Some(target) = self.subscriptions.get(&started.subscription) else {
             return;
         };
-        let services = target
-            .services(directory)
-            .map(|service| service.key.clone())
-            .collect();
-        self.push(Item::Started(Started {
-            revision: directory.revision(),
-            services,
-            ..started
-        }));
+        let started = Started::at(directory, started.subscription, started.kind, target);
+        self.push(Item::Started(started));
     }
 
     /// Says the state of everything subscribed to, and starts each subscription again: its list of services
@@ -268,17 +281,8 @@ impl Backlog {
             }
         }
         for (subscription, target) in &subscriptions {
-            let services = target
-                .services(directory)
-                .map(|service| service.key.clone())
-                .collect();
             let kind = v1::StartKind::Current;
-            self.push(Item::Started(Started {
-                subscription: *subscription,
-                kind,
-                revision,
-                services,
-            }));
+            self.push(Item::Started(Started::at(directory, *subscription, kind, target)));
         }
         self.subscriptions = subscriptions;
     }

@@ -24,7 +24,7 @@ struct Views {
 }
 
 struct View {
-    /// A service's content is known by when it last changed.
+    /// A service's content, its removal guard's word included, is known by when it last changed.
     modified: Revision,
     used: u64,
     bytes: Bytes,

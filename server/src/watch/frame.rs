@@ -54,6 +54,7 @@ pub(crate) fn change(change: &ServiceChange, revision: Revision) -> Bytes {
         removed,
         settings: change.settings.as_ref().map(convert::service_settings),
         created: change.fate == ServiceFate::Created,
+        guard: change.guard.as_ref().map(convert::guard_status),
         parts_after: 0,
     }))
 }

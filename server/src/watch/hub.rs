@@ -691,17 +691,8 @@ impl Inner {
             }
             None => current_state(&subscription, directory).for_each(|item| backlog.push(item)),
         }
-        let services = subscription
-            .target
-            .services(directory)
-            .map(|service| service.key.clone())
-            .collect();
-        backlog.push(Item::Started(Started {
-            subscription: subscription.id,
-            kind,
-            revision,
-            services,
-        }));
+        let started = Started::at(directory, subscription.id, kind, &subscription.target);
+        backlog.push(Item::Started(started));
         state.registrations.add(&subscription.target, stream);
         backlog.subscriptions.insert(subscription.id, subscription.target);
         self.metrics.subscriptions.inc();

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use futures_util::FutureExt;
 use prost::Message;
 use rollcall_core::directory::{
-    Address, ChangeLogBounds, Command, DeregisterNode, Expected, GroupSettings, Limits, RegisterNode,
-    Registration, Request,
+    Address, ChangeLogBounds, Command, DeregisterNode, Expected, ExpiryFence, GroupSettings, Limits,
+    NodeKind, NodeState, RegisterNode, Registration, Request, RevivalFence,
 };
-use rollcall_core::ids::{LogIndex, LogPosition, NodeKey, RequestId, Term};
+use rollcall_core::ids::{LogIndex, LogPosition, NodeKey, RequestId, SessionId, Term};
 use rollcall_core::storm::{Mode, Scope, Share};
 use rollcall_proto::v1::watch_frame::Frame;
 
@@ -92,6 +92,17 @@ impl World {
     }
 
     fn put(&mut self, key: &ServiceKey, node: &str, weight: u16) -> Revision {
+        self.put_under(None, key, node, weight)
+    }
+
+    fn put_under(
+        &mut self,
+        session: Option<SessionId>,
+        key: &ServiceKey,
+        node: &str,
+        weight: u16,
+    ) -> Revision {
+        let kind = session.map_or(NodeKind::Persistent, |_| NodeKind::Ephemeral);
         let registration = Registration {
             id: node.parse().unwrap(),
             addresses: vec![Address {
@@ -102,8 +113,8 @@ impl World {
             weight,
             labels: BTreeMap::new(),
             metadata: BTreeMap::new(),
-            kind: Some(rollcall_core::directory::NodeKind::Persistent),
-            state: rollcall_core::directory::NodeState::Up,
+            kind: Some(kind),
+            state: NodeState::Up,
         };
         let node = RegisterNode {
             key: key.clone(),
@@ -111,9 +122,78 @@ impl World {
             expected: Expected::Any,
         };
         self.apply(Command::Register {
-            session: None,
+            session,
             nodes: vec![node],
         })
+    }
+
+    /// A node that may lapse.
+    fn join(&mut self, key: &ServiceKey, node: &str) -> SessionId {
+        self.apply(Command::OpenSession {
+            secret_digest: [0; 32],
+            ttl_ms: 2_000,
+            client: String::new(),
+        });
+        let session = self.directory.read().sessions().last().unwrap().id;
+        self.put_under(Some(session), key, node, 1);
+        session
+    }
+
+    fn lapse(&mut self, sessions: &[SessionId]) {
+        let fences = {
+            let directory = self.directory.read();
+            let found = sessions.iter().filter_map(|id| directory.session(*id));
+            let fence = |session: &Arc<rollcall_core::directory::Session>| ExpiryFence {
+                session: session.id,
+                last_renewal: session.last_renewal,
+            };
+            found.map(fence).collect()
+        };
+        self.apply(Command::ExpireSessions {
+            term: Term(1),
+            sessions: fences,
+            following: Vec::new(),
+        });
+    }
+
+    /// Those of all lapsed sessions whose number is even.
+    fn revive(&mut self) {
+        let sessions = {
+            let directory = self.directory.read();
+            let fence = |session: &Arc<rollcall_core::directory::Session>| {
+                Some(RevivalFence {
+                    session: session.id,
+                    lapsed: session.lapsed?,
+                })
+            };
+            let even = directory.sessions().filter(|session| session.id.0 % 2 == 0);
+            even.filter_map(fence).collect()
+        };
+        self.apply(Command::ReviveSessions {
+            term: Term(1),
+            sessions,
+        });
+    }
+
+    fn close_windows(&mut self) {
+        let windows = {
+            let directory = self.directory.read();
+            let window = |service: &Arc<Service>| Some((service.key.clone(), service.guard.window()?.began));
+            directory.guarded_services().filter_map(window).collect()
+        };
+        self.apply(Command::CloseGuardWindows {
+            term: Term(1),
+            windows,
+        });
+    }
+
+    fn confirm(&mut self, key: &ServiceKey) {
+        self.apply(Command::ConfirmRemoval {
+            service: key.clone(),
+            since: None,
+            author: String::new(),
+            reason: String::new(),
+        });
     }
 
     fn remove(&mut self, key: &ServiceKey, node: &str) -> Revision {
@@ -158,13 +238,21 @@ impl World {
     }
 
     /// What a client that follows `target` must hold.
-    fn truth(&self, target: &Target) -> BTreeMap<ServiceKey, (Sign, usize)> {
-        let directory = self.directory.read();
-        target
-            .services(&directory)
-            .map(|s| (s.key.clone(), (s.sign, s.nodes.len())))
-            .collect()
+    fn truth(&self, target: &Target) -> Picture {
+        truth(&self.directory, target)
     }
+}
+
+/// Of each service the sign, the number of nodes, and what its guard says.
+type Picture = BTreeMap<ServiceKey, (Sign, usize, Option<v1::GuardStatus>)>;
+
+fn truth(directory: &SharedDirectory, target: &Target) -> Picture {
+    let directory = directory.read();
+    let picture = |service: &Arc<Service>| {
+        let guard = convert::service_guard(service);
+        (service.key.clone(), (service.sign, service.nodes.len(), guard))
+    };
+    target.services(&directory).map(picture).collect()
 }
 
 fn follow(id: u64, target: Target) -> Subscription {
@@ -176,11 +264,19 @@ fn follow(id: u64, target: Target) -> Subscription {
     }
 }
 
+/// One service, as a client holds it.
+#[derive(Clone, Default)]
+struct Held {
+    sign: Sign,
+    nodes: BTreeMap<String, v1::Node>,
+    guard: Option<v1::GuardStatus>,
+}
+
 /// A client's picture, built from frames alone; it checks the guarantees as they come.
 struct Client {
     stream: WatchStream,
     handle: super::super::StreamHandle,
-    services: BTreeMap<ServiceKey, (Sign, BTreeMap<String, v1::Node>)>,
+    services: BTreeMap<ServiceKey, Held>,
     /// Up to where each service is known.
     seen: BTreeMap<ServiceKey, u64>,
     /// The last of all frames.
@@ -274,6 +370,12 @@ impl Client {
                 );
                 // What went while changes were lost is told by its absence here.
                 self.services.retain(|key, _| exist.contains(key));
+                // An equal sign says nothing of the guards.
+                self.services.values_mut().for_each(|held| held.guard = None);
+                for guard in started.guards {
+                    let held = self.services.get_mut(&key_from(guard.key)).unwrap();
+                    held.guard = guard.guard;
+                }
             }
             Frame::Snapshot(snapshot) => {
                 self.log.push(if snapshot.lagged { "lagged" } else { "snapshot" });
@@ -286,8 +388,12 @@ impl Client {
                     .into_iter()
                     .map(|node| (node.id.clone(), node))
                     .collect();
-                self.services
-                    .insert(key, (convert::sign_from(&view.sign.unwrap()), nodes));
+                let held = Held {
+                    sign: convert::sign_from(&view.sign.unwrap()),
+                    nodes,
+                    guard: view.guard,
+                };
+                self.services.insert(key, held);
             }
             Frame::Delta(delta) => {
                 self.log.push("delta");
@@ -303,15 +409,19 @@ impl Client {
                     assert!(!self.services.contains_key(&key));
                     self.services.insert(key.clone(), Default::default());
                 }
-                let (sign, nodes) = self
+                let held = self
                     .services
                     .get_mut(&key)
                     .expect("a delta for an unknown service");
                 for removed in delta.removed {
-                    assert!(nodes.remove(&removed.id).is_some() || self.merged);
+                    assert!(held.nodes.remove(&removed.id).is_some() || self.merged);
                 }
-                nodes.extend(delta.put.into_iter().map(|node| (node.id.clone(), node)));
-                *sign = convert::sign_from(&delta.sign.unwrap());
+                let put = delta.put.into_iter().map(|node| (node.id.clone(), node));
+                held.nodes.extend(put);
+                held.sign = convert::sign_from(&delta.sign.unwrap());
+                if let Some(guard) = delta.guard {
+                    held.guard = (guard.held_since > 0 || guard.window_began > 0).then_some(guard);
+                }
             }
             Frame::Gone(gone) => {
                 self.log.push("gone");
@@ -338,17 +448,17 @@ impl Client {
         self.last = revision;
     }
 
-    fn picture(&self) -> BTreeMap<ServiceKey, (Sign, usize)> {
+    fn picture(&self) -> Picture {
         self.services
             .iter()
-            .map(|(key, (sign, nodes))| (key.clone(), (*sign, nodes.len())))
+            .map(|(key, held)| (key.clone(), (held.sign, held.nodes.len(), held.guard)))
             .collect()
     }
 
     fn known(&self) -> Vec<(ServiceKey, Sign)> {
         self.services
             .iter()
-            .map(|(key, (sign, _))| (key.clone(), *sign))
+            .map(|(key, held)| (key.clone(), held.sign))
             .collect()
     }
 }
@@ -366,6 +476,82 @@ async fn state_comes_first_then_changes() {
     client.read_all();
     assert_eq!(client.log, ["snapshot", "current", "delta"]);
     assert_eq!(client.picture(), world.truth(&Target::Prefix("a".into())));
+}
+
+#[tokio::test]
+async fn what_a_guard_says_reaches_watchers_also_when_no_node_changes() {
+    let mut world = World::new(WatchConfig::default(), 100);
+    let one = key("a", "one");
+    let sessions: Vec<SessionId> = (0..10).map(|n| world.join(&one, &format!("n{n}"))).collect();
+    let target = Target::Service(one.clone());
+    let (mut client, mut other) = (world.open(), world.open());
+    client.follow(follow(1, target.clone()));
+    other.follow(follow(1, target.clone()));
+    let guard = |client: &Client| client.services[&one].guard;
+    let said = |world: &World| {
+        let service = world.directory.read().service(&one).cloned().unwrap();
+        let bytes = world.hub.view(&service);
+        v1::ServiceView::decode(bytes).unwrap().guard
+    };
+    client.read_all();
+    assert_eq!((guard(&client), said(&world)), (None, None));
+
+    // Two of ten may go: a window begins.
+    world.lapse(&sessions[..2]);
+    world.pull();
+    client.read_all();
+    let window = guard(&client).expect("a window is under way");
+    assert_eq!((window.removed, window.engaged), (2, false));
+    assert_eq!(said(&world), Some(window));
+
+    // Of the rest five lapse at once: held. And one joins: its counts are told too.
+    world.lapse(&sessions[2..7]);
+    world.join(&one, "n10");
+    world.pull();
+    client.read_all();
+    let engaged = guard(&client).unwrap();
+    assert!(engaged.engaged && engaged.engaged_since > 0, "{engaged:?}");
+    assert_eq!((engaged.held, engaged.up, engaged.listed), (5, 4, 9));
+    assert_eq!(said(&world), Some(engaged));
+    assert_eq!(client.picture(), world.truth(&target));
+
+    // The window ends: no node changes, the sign stays, and yet everyone learns of it; the cached view as well.
+    let sign = client.services[&one].sign;
+    let resume = Revision(client.resume);
+    world.close_windows();
+    world.pull();
+    client.read_all();
+    assert_eq!(guard(&client).unwrap().window_began, 0);
+    assert_eq!(client.services[&one].sign, sign);
+    assert_eq!(said(&world), guard(&client));
+    // Who resumes gets it too, from retained changes or by its equal sign.
+    let held = |guard| {
+        let mut held = client.services.clone();
+        held.get_mut(&one).unwrap().guard = guard;
+        held
+    };
+    for (after, log) in [(resume, &["delta", "resumed"][..]), (Revision(0), &["current"])] {
+        let mut again = world.open();
+        again.services = held(Some(engaged));
+        again.follow(Subscription {
+            after,
+            known: client.known(),
+            ..follow(1, target.clone())
+        });
+        again.read_all();
+        assert_eq!(again.log, log);
+        assert_eq!(again.picture(), world.truth(&target));
+    }
+
+    // An operator confirms: nothing is left to say, and a laggard's snapshot says nothing either.
+    world.confirm(&one);
+    for client in [&mut client, &mut other] {
+        world.pull();
+        client.read_all();
+        assert_eq!(guard(client), None);
+        assert_eq!(client.picture(), world.truth(&target));
+    }
+    assert_eq!(said(&world), None);
 }
 
 #[tokio::test]
@@ -703,7 +889,23 @@ async fn whatever_happens_pictures_end_up_equal() {
         ];
         let mut clients: Vec<(usize, Client)> = Vec::new();
         for _ in 0..400 {
-            match random.below(10) {
+            match random.below(14) {
+                10 => {
+                    let node = format!("e{}", random.below(9));
+                    _ = world.join(&services[random.below(4)], &node);
+                }
+                11 => {
+                    let open: Vec<SessionId> = {
+                        let directory = world.directory.read();
+                        directory.sessions().map(|session| session.id).collect()
+                    };
+                    let some = random.below(3) == 0;
+                    let lapsed = open.iter().filter(|id| some || id.0 % 3 == 0);
+                    world.lapse(&lapsed.copied().collect::<Vec<_>>());
+                }
+                12 => world.revive(),
+                13 if random.below(2) == 0 => world.close_windows(),
+                13 => world.confirm(&services[random.below(4)]),
                 0..=3 => {
                     _ = world.put(
                         &services[random.below(4)],
@@ -715,6 +917,7 @@ async fn whatever_happens_pictures_end_up_equal() {
                 5 => {
                     let service = &services[random.below(4)];
                     (0..5).for_each(|node| _ = world.remove(service, &format!("n{node}")));
+                    (0..9).for_each(|node| _ = world.remove(service, &format!("e{node}")));
                     world.delete(service);
                 }
                 6 => world.pull(),
@@ -784,13 +987,7 @@ async fn readers_on_other_threads_get_whole_revisions_in_order() {
             tokio::spawn(async move {
                 client.follow(follow(1, target.clone()));
                 loop {
-                    let truth: BTreeMap<_, _> = {
-                        let directory = directory.read();
-                        target
-                            .services(&directory)
-                            .map(|s| (s.key.clone(), (s.sign, s.nodes.len())))
-                            .collect()
-                    };
+                    let truth = truth(&directory, &target);
                     let done = directory.read().revision().0 >= u64::from(WRITES);
                     client.read_all();
                     if done && client.picture() == truth {

@@ -76,6 +76,7 @@ impl Pending {
         if newer.settings.is_some() {
             self.change.settings.clone_from(&newer.settings);
         }
+        self.change.guard = newer.guard.or(self.change.guard);
         self.add_nodes(newer);
     }
 

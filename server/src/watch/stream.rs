@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rollcall_core::directory::{Labels, Node};
+use rollcall_core::guard::GuardStatus;
 use rollcall_core::ids::{Revision, ServiceKey};
 use rollcall_proto::v1::{self, WatchResponse, watch_frame::Frame};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
@@ -344,6 +345,7 @@ impl WatchStream {
                 ..self.header.clone()
             }),
             services: started.services.iter().map(convert::service_key).collect(),
+            guards: started.guards.iter().map(service_guard).collect(),
         }
     }
 
@@ -373,6 +375,13 @@ impl Gathered {
         match self {
             Self::Ready { bytes, .. } | Self::Large { bytes, .. } => *bytes,
         }
+    }
+}
+
+fn service_guard((key, guard): &(ServiceKey, GuardStatus)) -> v1::ServiceGuard {
+    v1::ServiceGuard {
+        key: Some(convert::service_key(key)),
+        guard: Some(convert::guard_status(guard)),
     }
 }
 

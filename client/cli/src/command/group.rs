@@ -127,6 +127,7 @@ async fn put_group(context: &Context, put: PutGroup) -> Result<(), Failure> {
         }),
         services_max: put.services_max,
         metadata: map_of(&put.metadata),
+        ..wire::GroupSettings::default()
     };
     let registry = context.servers.registry();
     let written = registry

@@ -14,6 +14,7 @@ use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::names::Target;
 use crate::output::Printer;
+use crate::output::guard::{Guard, guard_text};
 use crate::output::record::{Node, map_text};
 
 /// Arguments of `rollcall watch`.
@@ -21,13 +22,13 @@ use crate::output::record::{Node, map_text};
 #[command(after_help = "\
 group/service is one service; with a slash at the end, or without any slash, it is a prefix of groups; / is
 everything. Lines: = a service as a whole, + a node is new, ~ a node changed, - a node is gone, x the service
-is gone. Runs until Ctrl-C, through losses of servers; the first connection must be made within --timeout.
+is gone, ! what its removal guard says now. Runs until Ctrl-C, through losses of servers; the first connection must be made within --timeout.
 With -o json, one JSON document a line.")]
 pub(crate) struct WatchArguments {
     /// What to watch
     #[arg(value_name = "SERVICE|PREFIX")]
     target: Target,
-    /// End after so many changes (what is there at the beginning is not a change)
+    /// End after so many changes (what is there at the beginning is not a change, nor what a removal guard says)
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     changes: Option<u64>,
 }
@@ -42,6 +43,8 @@ enum EventKind {
     Change,
     /// The service does not exist, or not any more.
     Gone,
+    /// Its removal guard says something else.
+    Guard,
 }
 
 /// One line of JSON.
@@ -60,6 +63,8 @@ struct Event {
     added: Vec<Node>,
     changed: Vec<Changed>,
     removed: Vec<Removed>,
+    /// What the removal guard says afterwards; null: nothing.
+    guard: Option<Guard>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -186,6 +191,9 @@ impl Reader {
                 let difference = self.roll.change(&view.key, put, removed);
                 self.print(&event_of(&view, EventKind::Change, false, difference))?;
                 return Ok(self.count_change());
+            }
+            WatchEvent::Guard { view, .. } => {
+                self.print(&event_of(&view, EventKind::Guard, false, Difference::default()))?;
             }
             WatchEvent::Gone { view } => {
                 if self.roll.forget(&view.key) {
@@ -315,6 +323,7 @@ fn event_of(view: &ServiceView, event: EventKind, lagged: bool, difference: Diff
         added: difference.added,
         changed: difference.changed,
         removed: difference.removed,
+        guard: view.guard.map(Guard::from),
     }
 }
 
@@ -331,6 +340,10 @@ fn lines(event: &Event, wide: bool, colors: bool) -> String {
         "{} {} {}/{}",
         event.time, event.revision, event.group, event.service
     );
+    let guard = || {
+        let text = guard_text(event.guard.as_ref());
+        paint("35", format!("{head} ! guard {text}"))
+    };
     let mut lines = Vec::new();
     match event.event {
         EventKind::Snapshot => {
@@ -340,7 +353,11 @@ fn lines(event: &Event, wide: bool, colors: bool) -> String {
                 ""
             };
             lines.push(format!("{head} = {} nodes{lagged}", event.nodes));
+            if event.guard.is_some() {
+                lines.push(guard());
+            }
         }
+        EventKind::Guard => lines.push(guard()),
         EventKind::Gone => lines.push(paint("31", format!("{head} x gone"))),
         EventKind::Change => {}
     }
@@ -457,6 +474,7 @@ mod tests {
             added: difference.added,
             changed: difference.changed,
             removed: difference.removed,
+            guard: None,
         }
     }
 
@@ -540,6 +558,21 @@ mod tests {
             "T 7 prod/feed ~ settings"
         );
         assert!(lines(&third, false, true).starts_with("\u{1b}[31m"));
+        let mut guarded = event(EventKind::Guard, Difference::default());
+        let said = wire::GuardStatus {
+            window_began: 6,
+            removed: 1,
+            baseline: 4,
+            ..wire::GuardStatus::default()
+        };
+        guarded.guard = Some(said.into());
+        let line = "T 7 prod/feed ! guard not engaged; 1 of 4 lapsed away in the window since revision 6";
+        assert_eq!(lines(&guarded, false, false), line);
+        guarded.event = EventKind::Snapshot;
+        assert_eq!(
+            lines(&guarded, false, false),
+            format!("T 7 prod/feed = 1 nodes\n{line}")
+        );
     }
 
     #[test]
@@ -548,7 +581,8 @@ mod tests {
         assert_eq!(
             json,
             "{\"time\":\"T\",\"revision\":7,\"group\":\"prod\",\"service\":\"feed\",\"event\":\"gone\",\
-             \"lagged\":false,\"nodes\":1,\"sign\":\"\",\"added\":[],\"changed\":[],\"removed\":[]}"
+             \"lagged\":false,\"nodes\":1,\"sign\":\"\",\"added\":[],\"changed\":[],\"removed\":[],\
+             \"guard\":null}"
         );
     }
 }

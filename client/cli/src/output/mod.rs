@@ -1,5 +1,6 @@
 //! What goes to stdout: [`table`]s for people, JSON of [`record`]s for programs.
 
+pub(crate) mod guard;
 pub(crate) mod record;
 pub(crate) mod table;
 

@@ -142,7 +142,7 @@ fn weight(changes: &RevisionChanges) -> usize {
             NodeChange::Removed { id, .. } => 64 + id.as_str().len(),
         });
     let settings = changes.services.iter().map(|service| {
-        160 + service
+        240 + service
             .settings
             .as_ref()
             .map_or(0, |settings| labels_weight(&settings.metadata))

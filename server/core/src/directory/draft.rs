@@ -31,6 +31,7 @@ pub(super) struct ServiceDraft {
     pub(super) sign: Sign,
     pub(super) settings: Option<ServiceSettings>,
     pub(super) nodes: BTreeMap<NodeId, NodeChange>,
+    pub(super) guard: Option<GuardStatus>,
 }
 
 /// What became of a service's removal guard in it.
@@ -52,6 +53,7 @@ impl Default for ServiceDraft {
             sign: Sign::default(),
             settings: None,
             nodes: BTreeMap::new(),
+            guard: None,
         }
     }
 }
@@ -109,6 +111,7 @@ impl Draft {
             sign: service.sign,
             settings: service.settings,
             nodes: service.nodes.into_values().collect(),
+            guard: service.guard,
         });
         Arc::new(RevisionChanges {
             revision: self.revision,

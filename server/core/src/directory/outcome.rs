@@ -178,6 +178,9 @@ pub struct ServiceChange {
     pub settings: Option<ServiceSettings>,
     /// Its nodes that changed, in the order of their ids.
     pub nodes: Vec<NodeChange>,
+    /// What its removal guard says, if that is something else than before, be it only another count. If it is
+    /// idle, it has nothing to say any more.
+    pub guard: Option<GuardStatus>,
 }
 
 /// What happened to a service as such.

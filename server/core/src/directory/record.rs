@@ -193,7 +193,8 @@ pub struct Service {
     pub guard: Ledger,
     /// When it was created.
     pub created: Revision,
-    /// When its settings, nodes or overrides last changed.
+    /// When its settings, nodes, overrides or what its removal guard says last changed: two readings with the same
+    /// value are the same.
     pub modified: Revision,
     /// When its settings last changed. Conditions on a service are judged against this, so that a node coming
     /// or going does not spoil them.
@@ -205,6 +206,12 @@ impl Service {
     #[must_use]
     pub fn guard_status(&self) -> GuardStatus {
         self.guard.status(&self.settings.guard)
+    }
+
+    /// The same, if it has something to say.
+    #[must_use]
+    pub fn guard_said(&self) -> Option<GuardStatus> {
+        (!self.guard.is_idle()).then(|| self.guard_status())
     }
 }
 

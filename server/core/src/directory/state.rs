@@ -403,7 +403,7 @@ impl Directory {
         let service = Arc::make_mut(slot);
         self.digest.take(digest::of_service(service));
         let (sign_before, nodes_before) = (service.sign, service.nodes.len() as u64);
-        let guard_before = service.guard;
+        let (guard_before, said_before) = (service.guard, service.guard_said());
         let change = draft.services.entry(key.clone()).or_default();
         service.modified = draft.revision;
         let mut writer = ServiceWriter {
@@ -418,6 +418,9 @@ impl Directory {
         write(&mut writer);
         let ending = writer.settle_guard();
         change.sign = service.sign;
+        if change.guard.is_some() || service.guard_said() != said_before {
+            change.guard = Some(service.guard_status());
+        }
         self.totals.note_ledger(&guard_before, &service.guard);
         draft.note_guard(
             key,
@@ -436,8 +439,8 @@ impl Directory {
         self.digest.add(digest::of_group(group));
     }
 
-    /// Changes what a service's guard keeps, and nothing that is listed or watched. How an engagement ended, if
-    /// it did, comes back from `write`.
+    /// Changes what a service's guard keeps, and no node. How an engagement ended, if it did, comes back from
+    /// `write`.
     pub(super) fn write_guard(
         &mut self,
         draft: &mut Draft,
@@ -452,8 +455,14 @@ impl Directory {
             .expect("the service was found before");
         let service = Arc::make_mut(slot);
         self.digest.take(digest::of_service(service));
-        let before = service.guard;
+        let (before, said_before) = (service.guard, service.guard_said());
         let ending = write(&mut service.guard, &service.settings.guard, draft.revision);
+        if service.guard_said() != said_before {
+            service.modified = draft.revision;
+            let change = draft.services.entry(key.clone()).or_default();
+            change.sign = service.sign;
+            change.guard = Some(service.guard_status());
+        }
         self.totals.note_ledger(&before, &service.guard);
         self.digest.add(digest::of_service(service));
         draft.note_guard(key, before, &service.guard, || service.guard_status(), ending);

@@ -46,6 +46,14 @@ pub struct EngagedStatus {
     pub needed: u32,
 }
 
+impl GuardStatus {
+    /// Whether it has nothing to say: no window is under way, nothing is held.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.window.is_none() && self.held_since.is_none()
+    }
+}
+
 impl Ledger {
     /// What is to be shown of it.
     #[must_use]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use rollcall_core::directory::{
     Command, Directory, ExpiryFence, Limits, NodeChange, NodeState, Outcome, Refusal, RemovalCause, Request,
-    RevisionChanges, RevivalFence, SessionChange,
+    RevisionChanges, RevivalFence, ServiceChange, SessionChange,
 };
 use rollcall_core::guard::{GuardSettings, GuardStatus};
 use rollcall_core::ids::{LogIndex, LogPosition, NodeId, RequestId, Revision, SessionId, Term};
@@ -130,7 +130,9 @@ impl Watcher {
             let enough = up.count() >= engaged.needed as usize;
             // Looked at with every write to the service but those that hold more of it: between two commands of
             // one tick the rest of its lapses is still to be told.
-            let is_due = !changes.services.is_empty() && held == 0;
+            let is_written =
+                |service: &ServiceChange| !service.nodes.is_empty() || service.settings.is_some();
+            let is_due = changes.services.iter().any(is_written) && held == 0;
             prop_assert!(
                 !enough || !is_due,
                 "it disengages as soon as enough are up: {now:?}"
@@ -166,7 +168,21 @@ impl World {
             command,
         };
         let request = Request::decode(&request.encode()).expect("its own bytes");
+        let reading = |directory: &Directory| {
+            let service = directory.service(&scene::service(SERVICE))?;
+            Some((service.modified, service.sign, service.guard_said()))
+        };
+        let before = reading(&self.directory);
         let applied = self.directory.apply(self.at, &request);
+        if let (Some(before), Some(now)) = (before, reading(&self.directory))
+            && before.0 == now.0
+        {
+            prop_assert_eq!(
+                before,
+                now,
+                "what is told of a service is known by when it was modified"
+            );
+        }
         if let Some(changes) = &applied.changes {
             prop_assert!(
                 changes.services.len() <= 1,
@@ -174,6 +190,9 @@ impl World {
             );
             let now = self.directory.service(&scene::service(SERVICE));
             let now = now.map(|service| service.guard_status()).unwrap_or_default();
+            for guard in changes.services.iter().filter_map(|service| service.guard) {
+                prop_assert_eq!(guard, now, "what watchers are told is what it says");
+            }
             self.watcher.take_in(changes, self.settings.share, &now)?;
         }
         Ok(applied.result)

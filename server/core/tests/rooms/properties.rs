@@ -451,6 +451,8 @@ struct Watcher {
     sessions: Vec<SessionId>,
     lapsed: BTreeSet<SessionId>,
     guards: BTreeMap<ServiceKey, GuardStatus>,
+    /// To the last count, as the changes of services tell it.
+    said: BTreeMap<ServiceKey, GuardStatus>,
 }
 
 impl Watcher {
@@ -459,6 +461,7 @@ impl Watcher {
             match change.fate {
                 ServiceFate::Deleted => {
                     self.guards.remove(&change.key);
+                    self.said.remove(&change.key);
                     let (_, nodes) = self.services.remove(&change.key).expect("it was announced");
                     assert!(nodes.is_empty());
                     continue;
@@ -468,6 +471,11 @@ impl Watcher {
             }
             let (sign, nodes) = self.services.entry(change.key.clone()).or_default();
             *sign = change.sign;
+            match change.guard {
+                Some(guard) if guard.is_idle() => _ = self.said.remove(&change.key),
+                Some(guard) => _ = self.said.insert(change.key.clone(), guard),
+                None => {}
+            }
             for node in &change.nodes {
                 match node {
                     NodeChange::Put { node, over } => {
@@ -542,6 +550,7 @@ impl Watcher {
                 };
                 let known = self.guards.get(&service.key).copied().unwrap_or_default();
                 assert_eq!(told(&known), told(&now));
+                assert_eq!(self.said.get(&service.key).copied(), service.guard_said());
             }
         }
     }

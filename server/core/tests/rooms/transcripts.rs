@@ -680,7 +680,12 @@ fn describe(text: &mut String, changes: &RevisionChanges) {
         } else {
             ""
         };
-        let _ = writeln!(text, "service {} {:?}{settings}", service.key, service.fate);
+        let guard = if service.guard.is_some() { ", guard" } else { "" };
+        let _ = writeln!(
+            text,
+            "service {} {:?}{settings}{guard}",
+            service.key, service.fate
+        );
         for change in &service.nodes {
             let _ = match change {
                 NodeChange::Put { node, over } => {
