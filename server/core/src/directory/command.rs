@@ -101,7 +101,7 @@ pub enum Command {
         /// Which.
         nodes: Vec<RegisterNode>,
     },
-    /// Removes nodes, all or none, in one revision. Under a session: only those it owns. A node that is
+    /// Removes nodes, all or none, in one revision. Under a session: its own, and those of nobody. A node that is
     /// already gone is no error unless a revision is expected.
     Deregister {
         /// Under which session; `None`: an operator's word.

@@ -367,10 +367,12 @@ fn owner_of(kind: NodeKind, session: Option<SessionId>) -> Result<Option<Session
     }
 }
 
+/// A session speaks for its own nodes, and for those that belong to nobody: who registered them is not kept. Without a
+/// session it is an operator's word, about any node.
 fn check_owner(session: Option<SessionId>, node: &Node, key: &NodeKey) -> Result<(), Refusal> {
-    match session {
-        Some(_) if node.session != session => Err(Refusal::NotOwner { key: key.clone() }),
-        Some(_) | None => Ok(()),
+    match (session, node.session) {
+        (Some(by), Some(owner)) if by != owner => Err(Refusal::NotOwner { key: key.clone() }),
+        (Some(_) | None, _) => Ok(()),
     }
 }
 

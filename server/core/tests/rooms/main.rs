@@ -12,5 +12,6 @@ mod properties;
 mod refusals;
 mod scene;
 mod script;
+mod statics;
 mod storm;
 mod transcripts;
