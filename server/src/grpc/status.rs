@@ -92,12 +92,12 @@ pub(crate) fn of_refusal(refusal: &Refusal) -> v1::Error {
         Refusal::QuotaExceeded { subject, .. } => error(ErrorCode::QuotaExceeded, refusal, subject),
         Refusal::Name(_) => error(ErrorCode::InvalidName, refusal, ""),
         Refusal::Invalid { field, .. } => error(ErrorCode::InvalidArgument, refusal, field),
+        // The door looked at an older state than the one that judged: another attempt goes to the right side.
+        Refusal::OtherMode { group, .. } => error(ErrorCode::Unavailable, refusal, group),
     }
 }
 
 impl From<DoorError> for v1::Error {
-        // The door looked at an older state than the one that judged: another attempt goes to the right side.
-        Refusal::OtherMode { group, .. } => error(ErrorCode::Unavailable, refusal, group),
     fn from(door: DoorError) -> Self {
         match &door {
             DoorError::NotAttached { session } | DoorError::WrongSecret { session } => {
