@@ -3,10 +3,10 @@
 use rollcall_proto::v1;
 use rollcall_proto::v1::cluster_client::ClusterClient;
 use rollcall_proto::v1::sessions_client::SessionsClient;
-use tonic::transport::Channel;
 
 use crate::config::{ReadOptions, WriteOptions};
 use crate::directory::{Answer, Page};
+use crate::endpoint::Channel;
 use crate::error::Error;
 use crate::key::RequestId;
 use crate::registry::{Kind, Registry, Written};

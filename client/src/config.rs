@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::credentials::Token;
 use crate::error::Error;
 
 /// Settings of a [`crate::Registry`] handle. Make one with [`RegistryConfig::new`] and change what you must.
@@ -14,6 +15,12 @@ pub struct RegistryConfig {
     pub servers: Vec<String>,
     /// A name for people: shown by `rollcall session list`. Default: program name and process id.
     pub client_name: String,
+    /// The bearer token that every call shows; servers with a token file judge calls by its scopes. Connections are
+    /// not encrypted yet: whoever can listen to the network can read it. `None` (default): none is shown.
+    pub token: Option<Token>,
+    /// The environment this process claims to belong to (`prod`, say), for groups whose admission list asks for one.
+    /// `None` (default): none is claimed.
+    pub environment: Option<String>,
     /// How long establishing a TCP connection may take. Default 500 ms; longer delays failover, shorter fails
     /// over long lines.
     pub connect_timeout: Duration,
@@ -63,6 +70,8 @@ impl RegistryConfig {
         Self {
             servers: servers.into_iter().map(Into::into).collect(),
             client_name: default_client_name(),
+            token: None,
+            environment: None,
             connect_timeout: Duration::from_millis(500),
             call_timeout: Duration::from_secs(5),
             attempt_timeout: Duration::from_secs(2),
@@ -86,6 +95,20 @@ impl RegistryConfig {
     #[must_use]
     pub fn client_name(mut self, name: impl Into<String>) -> Self {
         self.client_name = name.into();
+        self
+    }
+
+    /// With a bearer token.
+    #[must_use]
+    pub fn token(mut self, token: impl Into<Token>) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// With a claim of the environment this process belongs to.
+    #[must_use]
+    pub fn environment(mut self, name: impl Into<String>) -> Self {
+        self.environment = Some(name.into());
         self
     }
 

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use prost::Message;
 use rollcall_proto::v1;
 use rollcall_proto::v1::registry_client::RegistryClient;
-use tonic::transport::Channel;
 
 use crate::config::{ReadOptions, WriteOptions};
+use crate::endpoint::Channel;
 use crate::error::{Effect, Error};
 use crate::key::{NodeKey, ServiceKey};
 use crate::node::{Entry, Expected, NodeUpdate, Override, Removal};

@@ -6,11 +6,16 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
-use tonic::transport::Channel;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport;
 
 use crate::backoff::Backoff;
 use crate::config::RegistryConfig;
+use crate::credentials::Credentials;
 use crate::error::Error;
+
+/// A connection on which every call shows who calls.
+pub(crate) type Channel = InterceptedService<transport::Channel, Credentials>;
 
 /// One server. Its channel connects when it is used and again when it broke.
 #[derive(Debug)]
@@ -67,11 +72,12 @@ pub(crate) struct Endpoints {
 impl Endpoints {
     /// Connects to none of them yet. Must be called within a tokio runtime.
     pub(crate) fn new(config: &RegistryConfig) -> Result<Self, Error> {
+        let credentials = Credentials::new(config)?;
         let all = config
             .servers
             .iter()
             .map(|server| {
-                let channel = channel(server, config)?;
+                let channel = InterceptedService::new(channel(server, config)?, credentials.clone());
                 let health = Health {
                     aside_until: None,
                     backoff: Backoff::new(config.put_aside_min, config.put_aside_max),
@@ -126,7 +132,7 @@ fn authority(address: &str) -> &str {
         .trim_end_matches('/')
 }
 
-fn channel(server: &str, config: &RegistryConfig) -> Result<Channel, Error> {
+fn channel(server: &str, config: &RegistryConfig) -> Result<transport::Channel, Error> {
     let invalid = |problem: String| Error::InvalidArgument {
         subject: "servers".into(),
         message: format!("server address {server:?}: {problem}"),
@@ -139,8 +145,7 @@ fn channel(server: &str, config: &RegistryConfig) -> Result<Channel, Error> {
     } else {
         format!("http://{server}")
     };
-    let endpoint =
-        tonic::transport::Endpoint::from_shared(uri).map_err(|error| invalid(error.to_string()))?;
+    let endpoint = transport::Endpoint::from_shared(uri).map_err(|error| invalid(error.to_string()))?;
     if endpoint.uri().port_u16().is_none() {
         return Err(invalid("a port is missing, write host:port".into()));
     }

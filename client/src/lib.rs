@@ -49,6 +49,7 @@ mod backoff;
 mod cluster;
 mod config;
 mod convergence;
+mod credentials;
 mod directory;
 mod endpoint;
 mod error;
@@ -65,6 +66,7 @@ mod watch;
 
 pub use config::{Freshness, ReadOptions, RegistryConfig, WriteOptions};
 pub use convergence::{Convergence, ServerConvergence, ServerWatchers};
+pub use credentials::Token;
 pub use directory::{Answer, Explanation, Page, SIGNS_MAX, ServiceSign, StormSetting};
 pub use error::{Effect, Error};
 pub use key::{NodeKey, ParseKeyError, RequestId, ServiceKey};

@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use rollcall_proto::v1;
 use tokio::time::Instant;
-use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use crate::backoff::Backoff;
 use crate::config::{RegistryConfig, WriteOptions, millis};
-use crate::endpoint::{Endpoint, Endpoints};
+use crate::endpoint::{Channel, Endpoint, Endpoints};
 use crate::error::Error;
 use crate::key::RequestId;
 use crate::watch::Hub;

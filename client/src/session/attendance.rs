@@ -364,6 +364,7 @@ impl Attendance {
         };
         let joined = match joined {
             Ok(joined) => joined,
+            Err(error @ Error::Unauthenticated { .. }) => return self.on_join_refused(&endpoint, error),
             Err(error) => {
                 tracing::debug!(server = %endpoint.address, %error, "no stream for the session");
                 endpoint.failed();
