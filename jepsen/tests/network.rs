@@ -1,7 +1,5 @@
 //! Servers on hosts of their own. Needs root, and a `rollcalld` that was built before.
 
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

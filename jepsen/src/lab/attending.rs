@@ -43,6 +43,7 @@ impl Attending {
             options: None,
             ttl_ms,
             client: "lab".into(),
+            ..OpenSession::default()
         };
         match attending.ask(Request::Open(open)).await? {
             Response::Opened(opened) => {

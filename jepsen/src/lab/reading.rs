@@ -45,6 +45,7 @@ pub async fn local_view(
             mode: ReadMode::Local.into(),
             max_age_ms: 0,
             min_revision,
+            ..ReadOptions::default()
         }),
         ..QueryRequest::default()
     };

@@ -60,7 +60,7 @@ impl Watching {
             subscription: SUBSCRIPTION,
             target: Some(WatchTarget { target: Some(target) }),
             after_revision,
-            known: Vec::new(),
+            ..Subscribe::default()
         };
         let (requests, outgoing) = mpsc::channel(4);
         requests
