@@ -52,6 +52,18 @@ number!(
     SessionId(u64)
 );
 
+impl SessionId {
+    /// Set in the ids of sessions that were opened without the Raft directory ([`crate::ap`]), clear in all that it
+    /// gave out: they never meet.
+    pub const GOSSIPED: u64 = 1 << 63;
+
+    /// Whether it was opened without the Raft directory.
+    #[must_use]
+    pub fn is_gossiped(self) -> bool {
+        self.0 & Self::GOSSIPED != 0
+    }
+}
+
 impl Revision {
     /// The one behind this.
     #[must_use]

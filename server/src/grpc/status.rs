@@ -71,6 +71,9 @@ fn retry_ms(after: Duration) -> u32 {
     u32::try_from(milliseconds(after)).unwrap_or(u32::MAX)
 }
 
+/// A group takes no writes while it moves to the other mode, which is soon over.
+const MOVING_RETRY_MS: u32 = 100;
+
 pub(crate) fn of_refusal(refusal: &Refusal) -> v1::Error {
     let at = |code, subject: &dyn ToString, current: Revision| v1::Error {
         current_revision: current.0,
@@ -94,6 +97,10 @@ pub(crate) fn of_refusal(refusal: &Refusal) -> v1::Error {
         Refusal::Invalid { field, .. } => error(ErrorCode::InvalidArgument, refusal, field),
         // The door looked at an older state than the one that judged: another attempt goes to the right side.
         Refusal::OtherMode { group, .. } => error(ErrorCode::Unavailable, refusal, group),
+        Refusal::Moving { group } => v1::Error {
+            retry_after_ms: MOVING_RETRY_MS,
+            ..error(ErrorCode::Unavailable, refusal, group)
+        },
     }
 }
 

@@ -5,6 +5,7 @@
 //! write is applied to the view and what it changed is written down as records; records from elsewhere are
 //! merged and imposed on the view. Decision 0012; hybrid logical clocks: Kulkarni et al., 2014.
 
+mod moved;
 mod record;
 mod replica;
 mod shown;

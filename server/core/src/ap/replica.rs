@@ -207,7 +207,7 @@ impl Replica {
         }
     }
 
-    fn merge_one(&mut self, record: Record, moved: &mut Moved) -> Option<Stored> {
+    pub(super) fn merge_one(&mut self, record: Record, moved: &mut Moved) -> Option<Stored> {
         let record = match self.table.of(&record.key) {
             None => record,
             Some(known) => {
@@ -384,7 +384,10 @@ fn refuse_foreign(command: &Command) -> Option<Refusal> {
         | Command::PutService { .. }
         | Command::DeleteService { .. }
         | Command::SetLimits { .. }
-        | Command::SetStorm { .. } => "a definition, which belongs to the Raft directory",
+        | Command::SetStorm { .. }
+        | Command::BeginMove { .. }
+        | Command::AdoptNodes { .. }
+        | Command::EndMove { .. } => "a definition, which belongs to the Raft directory",
         Command::OpenSession { .. } => "the opening of a session, which is claimed instead",
         Command::CloseSession { .. }
         | Command::ExpireSessions { .. }

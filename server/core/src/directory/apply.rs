@@ -106,6 +106,15 @@ impl Directory {
                 author,
                 reason,
             } => self.on_set_storm(scope, *mode, author, reason),
+            Command::BeginMove { group, to, stamp_ms } => self.on_begin_move(group, *to, *stamp_ms),
+            Command::AdoptNodes {
+                group,
+                since,
+                sessions,
+                nodes,
+                overrides,
+            } => self.on_adopt_nodes(group, *since, sessions, nodes, overrides),
+            Command::EndMove { group, since, done } => self.on_end_move(group, *since, *done),
         }
     }
 

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::limits::Limits;
-use super::record::{GroupSettings, NodeState, Override, Registration, ServiceSettings};
-use crate::ids::{GroupName, LogIndex, NodeKey, RequestId, Revision, ServiceKey, SessionId, Term};
+use super::record::{GroupMode, GroupSettings, NodeKind, NodeState, Override, Registration, ServiceSettings};
+use crate::ids::{
+    GroupName, Incarnation, LogIndex, NodeKey, RequestId, Revision, ServiceKey, SessionId, Term,
+};
 use crate::storm::{Mode, Scope};
 
 /// One write: a command and the name under which it is applied at most once.
@@ -192,6 +194,70 @@ pub enum Command {
         /// For people: why.
         reason: String,
     },
+    /// Begins to move a group to the other mode: from here on nothing is written to it. Nothing happens if it is
+    /// there, or on its way there.
+    BeginMove {
+        /// Which.
+        group: GroupName,
+        /// Where to.
+        to: GroupMode,
+        /// Milliseconds since 1970: the stamp of its records if it goes to gossip.
+        stamp_ms: u64,
+    },
+    /// Nodes of a group that moves here, with their sessions and overrides; at most `batch_max` of each.
+    AdoptNodes {
+        /// Which group.
+        group: GroupName,
+        /// The revision at which its move began.
+        since: Revision,
+        /// Sessions that own any of the nodes.
+        sessions: Vec<AdoptedSession>,
+        /// Its nodes.
+        nodes: Vec<AdoptedNode>,
+        /// What operators said of its nodes.
+        overrides: Vec<(NodeKey, Override)>,
+    },
+    /// Ends a move: the group has arrived, or stays what it was.
+    EndMove {
+        /// Which group.
+        group: GroupName,
+        /// The revision at which its move began.
+        since: Revision,
+        /// It has arrived.
+        done: bool,
+    },
+}
+
+/// A session that comes with the nodes of a group that moves here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptedSession {
+    /// Its id, which it keeps.
+    pub id: SessionId,
+    /// SHA-256 of its secret.
+    pub secret_digest: [u8; 32],
+    /// Granted, in milliseconds.
+    pub ttl_ms: u32,
+    /// A name for people.
+    pub client: String,
+    /// It had lapsed, and what comes of it are suspects.
+    pub lapsed: bool,
+}
+
+/// A node of a group that moves here, as it was listed there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptedNode {
+    /// Which.
+    pub key: NodeKey,
+    /// What its registrant said.
+    pub registration: Registration,
+    /// Resolved kind.
+    pub kind: NodeKind,
+    /// The session it lives with, which comes with it or is here already.
+    pub session: Option<SessionId>,
+    /// How often it was registered anew.
+    pub incarnation: Incarnation,
+    /// As it was listed.
+    pub state: NodeState,
 }
 
 /// A session to expire, void if it moved (design section 2, rule 7). Session ids are never used twice, so the

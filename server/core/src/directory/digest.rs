@@ -49,10 +49,20 @@ pub(super) fn of_group(group: &Group) -> u128 {
         created,
         modified,
         settings_modified,
+        moving,
     } = group;
     record_hash(
         1,
-        &(name, settings, sign, nodes, created, modified, settings_modified),
+        &(
+            name,
+            settings,
+            sign,
+            nodes,
+            created,
+            modified,
+            settings_modified,
+            moving,
+        ),
     )
 }
 

@@ -16,6 +16,7 @@ impl Directory {
         expected: Expected,
     ) -> Result<Effect, Refusal> {
         rules::group_settings(&self.limits, settings)?;
+        self.require_still(name)?;
         let group = self.group(name);
         self.check_group(name, expected)?;
         match group {
@@ -51,6 +52,7 @@ impl Directory {
         expected: Expected,
     ) -> Result<Effect, Refusal> {
         let group = self.require_group(name)?;
+        self.require_still(name)?;
         self.check_group(name, expected)?;
         if !group.services.is_empty() {
             let children = format!("{} services", group.services.len());

@@ -20,7 +20,7 @@ impl Directory {
         let mut draft = self.draft();
         for (key, began) in windows {
             let found = self.service(key).is_some_and(|service| stands(service, *began));
-            if at.term == term && found {
+            if at.term == term && found && !self.is_moving(key) {
                 self.write_guard(&mut draft, key, |ledger, _, _| {
                     ledger.close_window(*began);
                     None
@@ -45,7 +45,7 @@ impl Directory {
         let mut draft = self.draft();
         for (key, since) in holds {
             let found = self.service(key).is_some_and(|service| stands(service, *since));
-            if at.term == term && found {
+            if at.term == term && found && !self.is_moving(key) {
                 self.write_guard(&mut draft, key, |ledger, _, _| {
                     ledger.end_hold(*since);
                     None

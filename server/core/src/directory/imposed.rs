@@ -70,28 +70,7 @@ impl Directory {
     /// left out: it is to be imposed again when the group is.
     pub(crate) fn impose(&mut self, imposition: Imposition) -> Option<Arc<RevisionChanges>> {
         let mut draft = self.draft();
-        for session in imposition.sessions {
-            self.impose_session(&mut draft, session);
-        }
-        let mut services: BTreeMap<ServiceKey, Vec<ImposedNode>> = BTreeMap::new();
-        for node in imposition.nodes {
-            services.entry(node.key.service.clone()).or_default().push(node);
-        }
-        let mut bereft = BTreeSet::new();
-        for (key, nodes) in services {
-            self.impose_nodes(&mut draft, &key, nodes, &mut bereft);
-        }
-        for session in bereft {
-            self.end_if_spent(&mut draft, session);
-        }
-        for (session, cause) in imposition.ended {
-            if self.sessions.remove(session, &mut self.digest).is_some() {
-                draft.sessions.push(SessionChange::Ended { session, cause });
-            }
-        }
-        for (key, over) in imposition.overrides {
-            self.impose_override(&mut draft, &key, over);
-        }
+        self.impose_on(&mut draft, imposition);
         if draft.services.is_empty() && draft.sessions.is_empty() {
             return None;
         }
@@ -99,6 +78,31 @@ impl Directory {
         self.revision = changes.revision;
         self.changes.push(changes.clone());
         Some(changes)
+    }
+
+    pub(super) fn impose_on(&mut self, draft: &mut Draft, imposition: Imposition) {
+        for session in imposition.sessions {
+            self.impose_session(draft, session);
+        }
+        let mut services: BTreeMap<ServiceKey, Vec<ImposedNode>> = BTreeMap::new();
+        for node in imposition.nodes {
+            services.entry(node.key.service.clone()).or_default().push(node);
+        }
+        let mut bereft = BTreeSet::new();
+        for (key, nodes) in services {
+            self.impose_nodes(draft, &key, nodes, &mut bereft);
+        }
+        for session in bereft {
+            self.end_if_spent(draft, session);
+        }
+        for (session, cause) in imposition.ended {
+            if self.sessions.remove(session, &mut self.digest).is_some() {
+                draft.sessions.push(SessionChange::Ended { session, cause });
+            }
+        }
+        for (key, over) in imposition.overrides {
+            self.impose_override(draft, &key, over);
+        }
     }
 
     fn impose_session(&mut self, draft: &mut Draft, imposed: ImposedSession) {

@@ -14,6 +14,7 @@ mod groups;
 mod guards;
 mod imposed;
 mod limits;
+mod moves;
 mod nodes;
 mod outcome;
 mod overrides;
@@ -34,7 +35,8 @@ pub use changelog::{BelowFloor, ChangeLog, ChangeLogBounds};
 pub use codec::{DecodeError, FORMAT};
 pub(crate) use codec::{decode_value, encode_value};
 pub use command::{
-    Command, DeregisterNode, Expected, ExpiryFence, RegisterNode, Request, RevivalFence, UpdateNode,
+    AdoptedNode, AdoptedSession, Command, DeregisterNode, Expected, ExpiryFence, RegisterNode, Request,
+    RevivalFence, UpdateNode,
 };
 pub(crate) use imposed::{ImposedNode, ImposedSession, Imposition, Listed};
 pub use limits::Limits;
@@ -43,8 +45,8 @@ pub use outcome::{
     ServiceChange, ServiceFate, SessionChange,
 };
 pub use record::{
-    Address, Group, GroupMode, GroupSettings, Labels, Node, NodeKind, NodeState, Override, Registration,
-    Service, ServiceSettings, Session, WEIGHT_DEFAULT,
+    Address, Group, GroupMode, GroupSettings, Labels, Move, Node, NodeKind, NodeState, Override,
+    Registration, Service, ServiceSettings, Session, WEIGHT_DEFAULT,
 };
 pub use sign::Sign;
 pub use snapshot::{SNAPSHOT_FORMAT, SnapshotError};

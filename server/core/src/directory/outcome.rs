@@ -124,6 +124,14 @@ pub enum Refusal {
         /// What is wrong, and what would be right.
         problem: String,
     },
+    /// Try again in a moment: nothing may change in it until it has moved.
+    #[error(
+        "group {group} is on its way from one mode to the other, and takes no writes until it has arrived"
+    )]
+    Moving {
+        /// Which.
+        group: GroupName,
+    },
     /// Nodes of this group are written elsewhere: look at its mode again, and take the write there.
     #[error("group {group} is in mode {mode}, and its nodes are not written here")]
     OtherMode {

@@ -82,6 +82,7 @@ impl Directory {
                 .and_then(|service| service.overrides.get(&key.node));
             let stands = over.is_some_and(|over| over.set_at == *set_at && over.ttl_ms > 0);
             let ids = expired.get(&key.service);
+            let stands = stands && !self.is_moving(&key.service);
             if at.term == term && stands && !ids.is_some_and(|ids| ids.contains(&key.node)) {
                 expired
                     .entry(key.service.clone())

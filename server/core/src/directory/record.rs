@@ -215,6 +215,17 @@ impl Service {
     }
 }
 
+/// A group on its way from one mode to the other. Nothing is written to it meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Move {
+    /// Where to.
+    pub to: GroupMode,
+    /// When it began; its name.
+    pub since: Revision,
+    /// Milliseconds since 1970, by the proposer's clock: the stamp that its records get if it goes to gossip.
+    pub stamp_ms: u64,
+}
+
 /// A group and its services.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
@@ -234,6 +245,8 @@ pub struct Group {
     pub modified: Revision,
     /// When its settings last changed. Conditions on a group are judged against this.
     pub settings_modified: Revision,
+    /// On its way to the other mode.
+    pub moving: Option<Move>,
 }
 
 /// The replicated part of a session. Its deadline lives with the leader, in [`crate::session`].

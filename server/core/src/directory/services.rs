@@ -19,6 +19,7 @@ impl Directory {
             rules::service_settings(&self.limits, settings)?;
         }
         let group = self.require_group(&key.group)?;
+        self.require_still(&key.group)?;
         self.check_service(key, expected)?;
         let mut draft = self.draft();
         match (group.services.get(&key.service), settings) {
@@ -42,6 +43,7 @@ impl Directory {
         expected: Expected,
     ) -> Result<Effect, Refusal> {
         let service = self.require_service(key)?;
+        self.require_still(&key.group)?;
         self.check_service(key, expected)?;
         if !service.nodes.is_empty() {
             let children = format!("{} nodes", service.nodes.len());

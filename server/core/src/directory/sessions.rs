@@ -52,7 +52,10 @@ impl Directory {
     }
 
     pub(super) fn on_close_session(&mut self, session: SessionId) -> Result<Effect, Refusal> {
-        self.require_session(session)?;
+        let nodes = &self.require_session(session)?.nodes;
+        nodes
+            .iter()
+            .try_for_each(|node| self.require_still(&node.service.group))?;
         let mut draft = self.draft();
         self.end_sessions(&mut draft, &[session], RemovalCause::SessionClosed);
         Ok(Effect::of(draft))
@@ -75,6 +78,7 @@ impl Directory {
                 && session.is_some_and(|session| {
                     session.last_renewal == fence.last_renewal && session.lapsed.is_none()
                 })
+                && !self.is_frozen(fence.session)
         };
         let (lapsed, voided) = split(fences, |fence| fence.session, stands);
         if lapsed.is_empty() {
@@ -131,7 +135,9 @@ impl Directory {
         rules::batch(&self.limits, "sessions", fences.len())?;
         let stands = |fence: &&RevivalFence| {
             let session = self.session(fence.session);
-            at.term == term && session.is_some_and(|session| session.lapsed == Some(fence.lapsed))
+            at.term == term
+                && session.is_some_and(|session| session.lapsed == Some(fence.lapsed))
+                && !self.is_frozen(fence.session)
         };
         let (revived, voided) = split(fences, |fence| fence.session, stands);
         if revived.is_empty() {

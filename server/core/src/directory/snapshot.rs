@@ -251,7 +251,8 @@ impl Body {
         };
         for session in self.sessions {
             let id = session.id;
-            if id > directory.last_session || directory.sessions.of(id).is_some() {
+            let given_out = id.is_gossiped() || id <= directory.last_session;
+            if !given_out || directory.sessions.of(id).is_some() {
                 return Err(malformed(format!(
                     "session {id} is there twice, or was never given out"
                 )));

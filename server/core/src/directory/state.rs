@@ -10,6 +10,7 @@ use super::changelog::{ChangeLog, ChangeLogBounds};
 use super::digest::{self, StateDigest};
 use super::draft::{Draft, ServiceDraft};
 use super::limits::Limits;
+use super::moves::moving_refusal;
 use super::outcome::{NodeChange, Refusal, RemovalCause, ServiceFate};
 use super::record::{
     Group, GroupMode, GroupSettings, Node, NodeState, Override, Service, ServiceSettings, Session,
@@ -250,7 +251,9 @@ impl Directory {
     /// A group whose nodes are written here.
     pub(super) fn require_writable_group(&self, name: &GroupName) -> Result<&Arc<Group>, Refusal> {
         let group = self.require_group(name)?;
-        if group.settings.mode == self.serving {
+        if group.moving.is_some() {
+            Err(moving_refusal(name))
+        } else if group.settings.mode == self.serving {
             Ok(group)
         } else {
             Err(Refusal::OtherMode {
@@ -291,6 +294,7 @@ impl Directory {
                 created: draft.revision,
                 modified: draft.revision,
                 settings_modified: draft.revision,
+                moving: None,
             })
         });
         let group = Arc::make_mut(group);
@@ -312,7 +316,7 @@ impl Directory {
     }
 
     /// Changes a group that is there.
-    fn write_group(&mut self, name: &GroupName, write: impl FnOnce(&mut Group)) {
+    pub(super) fn write_group(&mut self, name: &GroupName, write: impl FnOnce(&mut Group)) {
         let groups = Arc::make_mut(&mut self.groups);
         let group = Arc::make_mut(groups.get_mut(name).expect("the group was found before"));
         self.digest.take(digest::of_group(group));
@@ -502,6 +506,11 @@ impl ServiceWriter<'_> {
         self.service.settings = settings.clone();
         self.service.settings_modified = self.revision;
         self.change.settings = Some(settings.clone());
+    }
+
+    /// Sets what the removal guard keeps of it.
+    pub(super) fn set_guard(&mut self, ledger: Ledger) {
+        self.service.guard = ledger;
     }
 
     /// Puts a node, new or in place of what it was.

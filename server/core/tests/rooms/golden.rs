@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use rollcall_core::admission::AdmissionList;
-use rollcall_core::directory::{Command, Node, ServiceSettings};
+use rollcall_core::directory::{AdoptedNode, AdoptedSession, Command, Node, ServiceSettings};
 use rollcall_core::directory::{
     Directory, Expected, ExpiryFence, GroupMode, Limits, NodeKind, NodeState, NodeView, Override, Request,
     RevivalFence, Sign, UpdateNode,
@@ -203,6 +203,42 @@ fn commands() -> Vec<Command> {
             author: "ann".into(),
             reason: "the network flaps".into(),
         },
+        // A group that moves to gossip and stays where it was, and one of another move's words.
+        Command::BeginMove {
+            group: group("prod"),
+            to: GroupMode::Ap,
+            stamp_ms: 1_000_000,
+        },
+        Command::EndMove {
+            group: group("prod"),
+            since: Revision(23),
+            done: false,
+        },
+        Command::BeginMove {
+            group: group("prod"),
+            to: GroupMode::Ap,
+            stamp_ms: 1_000_001,
+        },
+        Command::AdoptNodes {
+            group: group("prod"),
+            since: Revision(23),
+            sessions: vec![AdoptedSession {
+                id: SessionId(SessionId::GOSSIPED | 7),
+                secret_digest: [9; 32],
+                ttl_ms: 15_000,
+                client: "feed-8".into(),
+                lapsed: false,
+            }],
+            nodes: vec![AdoptedNode {
+                key: node("prod/feed/z:80"),
+                registration: registration("z:80"),
+                kind: NodeKind::Ephemeral,
+                session: Some(SessionId(SessionId::GOSSIPED | 7)),
+                incarnation: Incarnation(4),
+                state: NodeState::Up,
+            }],
+            overrides: vec![(node("prod/feed/z:80"), Override::default())],
+        },
     ]
 }
 
@@ -244,7 +280,8 @@ fn snapshots_keep_their_first_format() {
         refused,
         [
             "group prod still has 1 services",
-            "the hold of service prod/feed is at revision 20, expected 18"
+            "the hold of service prod/feed is at revision 20, expected 18",
+            "the move of group prod is at revision 25, expected 23"
         ],
         "everything else shapes the snapshot"
     );

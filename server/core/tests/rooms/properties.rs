@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use rollcall_core::directory::{
-    Command, DeregisterNode, Directory, Expected, ExpiryFence, GroupSettings, GuardEvent, Limits, NodeChange,
-    NodeKind, NodeState, Override, RegisterNode, Request, RevisionChanges, RevivalFence, Service,
+    Command, DeregisterNode, Directory, Expected, ExpiryFence, GroupMode, GroupSettings, GuardEvent, Limits,
+    NodeChange, NodeKind, NodeState, Override, RegisterNode, Request, RevisionChanges, RevivalFence, Service,
     ServiceFate, ServiceSettings, SessionChange, Sign, UpdateNode,
 };
 use rollcall_core::guard::{GuardSettings, GuardStatus};
@@ -199,6 +199,16 @@ fn command() -> impl Strategy<Value = Command> {
                 author: "ann".into(),
                 reason: String::new(),
             }
+        }),
+        1 => prop::sample::select(vec!["a", "b", "c"]).prop_map(|group| Command::BeginMove {
+            group: scene::group(group),
+            to: GroupMode::Ap,
+            stamp_ms: 7,
+        }),
+        2 => (prop::sample::select(vec!["a", "b"]), 0u64..60).prop_map(|(group, since)| Command::EndMove {
+            group: scene::group(group),
+            since: Revision(since),
+            done: false,
         }),
     ]
 }

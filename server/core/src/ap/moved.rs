@@ -1,0 +1,137 @@
+//! A group that moves between the Raft directory and the records.
+
+use std::collections::BTreeSet;
+
+use super::record::{Key, NodeValue, Record, SessionValue, Standing, Stored, Value};
+use super::replica::{Merged, Replica};
+use super::shown::Moved;
+use super::stamp::Stamp;
+use crate::directory::{Directory, Override};
+use crate::ids::{GroupName, NodeKey, Revision, ServerId, SessionId};
+
+/// Who wrote what came from the log: no server.
+const THE_LOG: ServerId = ServerId(0);
+
+impl Replica {
+    /// Takes over what the Raft directory lists of a group, with the sessions that own it. Every server does the same
+    /// and writes the same records, under one stamp, so that nothing of it has to travel; and repeats are harmless. What was
+    /// known of the group before that stamp and is not listed is gone. Nobody holds the sessions until they are heard
+    /// from, or until their time is over and the successor has judged them.
+    pub fn adopt(
+        &mut self,
+        view: &mut Directory,
+        from: &Directory,
+        group: &GroupName,
+        stamp_ms: u64,
+    ) -> Merged {
+        let stamp = Stamp {
+            millis: stamp_ms,
+            counter: 0,
+            server: THE_LOG,
+        };
+        self.clock.observe(stamp);
+        let mut records = records_of(from, group, stamp);
+        let listed: BTreeSet<&Key> = records.iter().map(|record| &record.key).collect();
+        let earlier = self.table.records_of_group(group.as_str());
+        let gone: Vec<Record> = earlier
+            .filter(|record| record.stamp < stamp && !record.is_dead() && !listed.contains(&record.key))
+            .map(|record| Record {
+                key: record.key.clone(),
+                value: match record.value {
+                    Value::Override(_) => Value::Override(None),
+                    Value::Node(_) | Value::Session(_) => Value::Node(None),
+                },
+                stamp,
+            })
+            .collect();
+        records.extend(gone);
+        let mut moved = Moved::default();
+        let taken = records.len();
+        let stored = records
+            .into_iter()
+            .filter_map(|record| self.adopt_one(record, &mut moved))
+            .collect();
+        Merged {
+            stored,
+            changes: self.impose(view, moved),
+            taken,
+            refused: None,
+        }
+    }
+
+    fn adopt_one(&mut self, record: Record, moved: &mut Moved) -> Option<Stored> {
+        if let (Key::Session(id), Some(known)) = (&record.key, self.table.of(&record.key))
+            && !known.is_dead()
+        {
+            // Somebody vouches for it already.
+            moved.sessions.insert(*id);
+            return None;
+        }
+        self.merge_one(record, moved)
+    }
+
+    /// Forgets a group: it lives in the Raft directory now, or nowhere. The keys are to be deleted on disk.
+    pub fn forget_group(&mut self, group: &GroupName) -> Vec<Key> {
+        let records = self.table.records_of_group(group.as_str());
+        let keys: Vec<Key> = records.map(|record| record.key.clone()).collect();
+        keys.iter().for_each(|key| self.table.remove(key));
+        keys
+    }
+}
+
+fn records_of(from: &Directory, group: &GroupName, stamp: Stamp) -> Vec<Record> {
+    let mut records: Vec<(Key, Value)> = Vec::new();
+    let mut owners: BTreeSet<SessionId> = BTreeSet::new();
+    let services = from
+        .group(group)
+        .into_iter()
+        .flat_map(|group| group.services.values());
+    for service in services {
+        let key = |id: &crate::ids::NodeId| NodeKey {
+            service: service.key.clone(),
+            node: id.clone(),
+        };
+        for (id, node) in &service.nodes {
+            owners.extend(node.session);
+            let value = NodeValue {
+                registration: node.registration.clone(),
+                kind: node.kind,
+                session: node.session,
+                incarnation: node.incarnation,
+            };
+            records.push((Key::Node(key(id)), Value::Node(Some(Box::new(value)))));
+        }
+        for (id, over) in &service.overrides {
+            let over = Override {
+                set_at: Revision(0),
+                ..Override::clone(over)
+            };
+            records.push((Key::Override(key(id)), Value::Override(Some(Box::new(over)))));
+        }
+    }
+    let sessions = owners
+        .into_iter()
+        .filter_map(|id| from.session(id))
+        .map(|session| {
+            let value = SessionValue {
+                secret_digest: session.secret_digest,
+                ttl_ms: session.ttl_ms,
+                client: session.client.clone(),
+                holder: THE_LOG,
+                claim: 0,
+                standing: match session.lapsed {
+                    None => Standing::Held,
+                    Some(_) => Standing::Lapsed {
+                        held: session.nodes.clone(),
+                    },
+                },
+            };
+            (Key::Session(session.id), Value::Session(Box::new(value)))
+        });
+    sessions
+        .collect::<Vec<_>>()
+        .into_iter()
+        .chain(records)
+        .map(|(key, value)| Record { key, value, stamp })
+        .collect()
+}

@@ -1,0 +1,288 @@
+//! Commands that move a group from one mode to the other.
+//!
+//! A group that moves is frozen where it was: nothing is written to it and nothing of it lapses, until what it holds
+//! is where it goes. Then one entry of the log ends the move for everybody, or takes it back. Consumers are told of the
+//! mode, never of nodes that leave: nothing does.
+
+use std::collections::BTreeSet;
+
+use super::command::{AdoptedNode, AdoptedSession, Command};
+use super::draft::{Draft, Effect};
+use super::imposed::{ImposedNode, ImposedSession, Imposition, Listed};
+use super::outcome::{Refusal, RemovalCause};
+use super::record::{GroupMode, Move, Override};
+use super::rules;
+use super::state::Directory;
+use crate::guard::Ledger;
+use crate::ids::{GroupName, NodeKey, Revision, ServiceKey, SessionId};
+
+impl Directory {
+    pub(super) fn on_begin_move(
+        &mut self,
+        group: &GroupName,
+        to: GroupMode,
+        stamp_ms: u64,
+    ) -> Result<Effect, Refusal> {
+        let found = self.require_group(group)?;
+        match found.moving {
+            Some(moving) if moving.to == to => return Ok(Effect::nothing()),
+            Some(_) => return Err(moving_refusal(group)),
+            None if found.settings.mode == to => return Ok(Effect::nothing()),
+            None => {}
+        }
+        let mut draft = self.draft();
+        let since = draft.revision;
+        draft.groups.insert(group.clone(), true);
+        self.write_group(group, |group| {
+            group.moving = Some(Move { to, since, stamp_ms });
+            group.modified = since;
+        });
+        Ok(Effect::of(draft))
+    }
+
+    /// Nodes of a group that moves here, with the sessions that own them. Repeats are harmless.
+    pub(super) fn on_adopt_nodes(
+        &mut self,
+        group: &GroupName,
+        since: Revision,
+        sessions: &[AdoptedSession],
+        nodes: &[AdoptedNode],
+        overrides: &[(NodeKey, Override)],
+    ) -> Result<Effect, Refusal> {
+        rules::batch_or_none(&self.limits, "sessions", sessions.len())?;
+        rules::batch_or_none(&self.limits, "nodes", nodes.len())?;
+        rules::batch_or_none(&self.limits, "overrides", overrides.len())?;
+        self.require_move(group, since, self.serving)?;
+        let keys = nodes
+            .iter()
+            .map(|node| &node.key)
+            .chain(overrides.iter().map(|(key, _)| key));
+        if let Some(stray) = keys.into_iter().find(|key| key.service.group != *group) {
+            return Err(rules::invalid(
+                "nodes",
+                format!("{stray} is not of group {group}"),
+            ));
+        }
+        let named: BTreeSet<SessionId> = sessions.iter().map(|session| session.id).collect();
+        let known = |id: SessionId| named.contains(&id) || self.session(id).is_some();
+        if let Some(orphan) = nodes
+            .iter()
+            .find(|node| node.session.is_some_and(|id| !known(id)))
+        {
+            let session = orphan.session.unwrap_or_default();
+            return Err(Refusal::SessionNotFound { session });
+        }
+        let mut draft = self.draft();
+        self.impose_on(&mut draft, adoption(sessions, nodes, overrides));
+        Ok(if draft.services.is_empty() && draft.sessions.is_empty() {
+            Effect::nothing()
+        } else {
+            Effect::of(draft)
+        })
+    }
+
+    pub(super) fn on_end_move(
+        &mut self,
+        group: &GroupName,
+        since: Revision,
+        done: bool,
+    ) -> Result<Effect, Refusal> {
+        let found = self.require_group(group)?;
+        let Some(moving) = found.moving else {
+            return Ok(Effect::nothing());
+        };
+        self.require_move(group, since, moving.to)?;
+        let mut draft = self.draft();
+        let stays = if done { moving.to } else { found.settings.mode };
+        if stays != self.serving {
+            self.vacate(&mut draft, group);
+        }
+        let revision = draft.revision;
+        draft.groups.insert(group.clone(), true);
+        self.write_group(group, |group| {
+            group.moving = None;
+            group.modified = revision;
+            if done {
+                group.settings.mode = moving.to;
+                group.settings_modified = revision;
+            }
+        });
+        Ok(Effect::of(draft))
+    }
+
+    /// What a group's services list is listed elsewhere from here on. Nobody is told that nodes left.
+    fn vacate(&mut self, draft: &mut Draft, group: &GroupName) {
+        let services: Vec<ServiceKey> = self
+            .group(group)
+            .into_iter()
+            .flat_map(|group| group.services.values())
+            .map(|service| service.key.clone())
+            .collect();
+        for key in services {
+            let Some(service) = self.service(&key).cloned() else {
+                continue;
+            };
+            for (id, node) in &service.nodes {
+                if let Some(owner) = node.session {
+                    let node = NodeKey {
+                        service: key.clone(),
+                        node: id.clone(),
+                    };
+                    self.sessions.take_node(owner, &node);
+                    self.end_if_spent(draft, owner);
+                }
+            }
+            self.write_service(draft, &key, |writer| {
+                for id in service.nodes.keys() {
+                    writer.remove_node(id.clone(), RemovalCause::Deregistered);
+                }
+                for id in service.overrides.keys() {
+                    writer.set_override(id, None);
+                }
+                writer.set_guard(Ledger::default());
+            });
+            for (id, over) in &service.overrides {
+                if over.ttl_ms > 0 {
+                    let node = NodeKey {
+                        service: key.clone(),
+                        node: id.clone(),
+                    };
+                    draft.overrides.push((node, None));
+                }
+            }
+            draft.services.remove(&key);
+            draft.guards.remove(&key);
+        }
+    }
+
+    /// What a group lists, as the commands that make another directory list the same, each with at most `most` of
+    /// anything; sessions before their nodes.
+    #[must_use]
+    pub fn adoptions(&self, group: &GroupName, since: Revision, most: usize) -> Vec<Command> {
+        let services: Vec<_> = self
+            .group(group)
+            .into_iter()
+            .flat_map(|group| group.services.values())
+            .collect();
+        let listed = services.iter().flat_map(|service| {
+            service.nodes.values().map(|node| AdoptedNode {
+                key: NodeKey {
+                    service: service.key.clone(),
+                    node: node.registration.id.clone(),
+                },
+                registration: node.registration.clone(),
+                kind: node.kind,
+                session: node.session,
+                incarnation: node.incarnation,
+                state: node.state,
+            })
+        });
+        let nodes: Vec<AdoptedNode> = listed.collect();
+        let said = services.iter().flat_map(|service| {
+            service.overrides.iter().map(|(id, over)| {
+                let key = NodeKey {
+                    service: service.key.clone(),
+                    node: id.clone(),
+                };
+                (key, Override::clone(over))
+            })
+        });
+        let overrides: Vec<(NodeKey, Override)> = said.collect();
+        let piece = |sessions, nodes, overrides| Command::AdoptNodes {
+            group: group.clone(),
+            since,
+            sessions,
+            nodes,
+            overrides,
+        };
+        let with_sessions = nodes.chunks(most.max(1)).map(|nodes| {
+            let named: BTreeSet<SessionId> = nodes.iter().filter_map(|node| node.session).collect();
+            let owners = named.into_iter().filter_map(|id| self.session(id));
+            let sessions = owners.map(|session| AdoptedSession {
+                id: session.id,
+                secret_digest: session.secret_digest,
+                ttl_ms: session.ttl_ms,
+                client: session.client.clone(),
+                lapsed: session.lapsed.is_some(),
+            });
+            piece(sessions.collect(), nodes.to_vec(), Vec::new())
+        });
+        let alone = overrides
+            .chunks(most.max(1))
+            .map(|overrides| piece(Vec::new(), Vec::new(), overrides.to_vec()));
+        with_sessions.chain(alone).collect()
+    }
+
+    fn require_move(&self, group: &GroupName, since: Revision, to: GroupMode) -> Result<Move, Refusal> {
+        let current = self.require_group(group)?.moving;
+        match current {
+            Some(moving) if moving.since == since && moving.to == to => Ok(moving),
+            Some(_) | None => Err(Refusal::RevisionMismatch {
+                subject: format!("the move of group {group}"),
+                expected: since,
+                current: current.map_or(Revision(0), |moving| moving.since),
+            }),
+        }
+    }
+
+    /// Whether a service's group is on its way to the other mode.
+    pub(super) fn is_moving(&self, service: &ServiceKey) -> bool {
+        self.group(&service.group)
+            .is_some_and(|group| group.moving.is_some())
+    }
+
+    /// Whether a session owns anything that must not change now.
+    pub(super) fn is_frozen(&self, session: SessionId) -> bool {
+        self.session(session)
+            .is_some_and(|session| session.nodes.iter().any(|node| self.is_moving(&node.service)))
+    }
+
+    /// Refuses what must wait until a group has moved.
+    pub(super) fn require_still(&self, group: &GroupName) -> Result<(), Refusal> {
+        match self.group(group).and_then(|group| group.moving) {
+            Some(_) => Err(moving_refusal(group)),
+            None => Ok(()),
+        }
+    }
+}
+
+pub(super) fn moving_refusal(group: &GroupName) -> Refusal {
+    Refusal::Moving { group: group.clone() }
+}
+
+fn adoption(
+    sessions: &[AdoptedSession],
+    nodes: &[AdoptedNode],
+    overrides: &[(NodeKey, Override)],
+) -> Imposition {
+    Imposition {
+        sessions: sessions
+            .iter()
+            .map(|session| ImposedSession {
+                id: session.id,
+                secret_digest: session.secret_digest,
+                ttl_ms: session.ttl_ms,
+                client: session.client.clone(),
+                lapsed: session.lapsed,
+            })
+            .collect(),
+        ended: Vec::new(),
+        nodes: nodes
+            .iter()
+            .map(|node| ImposedNode {
+                key: node.key.clone(),
+                listed: Ok(Listed {
+                    registration: node.registration.clone(),
+                    kind: node.kind,
+                    session: node.session,
+                    incarnation: node.incarnation,
+                    state: node.state,
+                }),
+            })
+            .collect(),
+        overrides: overrides
+            .iter()
+            .map(|(key, over)| (key.clone(), Some(over.clone())))
+            .collect(),
+    }
+}

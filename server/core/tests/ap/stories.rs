@@ -1,0 +1,303 @@
+//! What users were promised of AP groups, told as stories.
+
+use rollcall_core::ap::{Record, Standing};
+use rollcall_core::directory::{Command, NodeState, Refusal};
+use rollcall_core::ids::{ServerId, SessionId};
+
+use crate::scene;
+use crate::server::{AHEAD_MAX_MS, Server, assert_same, settle, two};
+
+fn three() -> Vec<Server> {
+    (1..=3).map(Server::new).collect()
+}
+
+fn records_of(server: &Server) -> Vec<Record> {
+    let range = server.replica.range(Default::default(), usize::MAX);
+    range.records.iter().map(|record| Record::clone(record)).collect()
+}
+
+/// Ten sessions with a node each, so that one may lapse away.
+fn ten_nodes(server: &mut Server) {
+    for session in 1..=10 {
+        server.claim(session).unwrap();
+        server
+            .register(session, &format!("prod/feed/n{session}:1"))
+            .unwrap();
+    }
+}
+
+#[test]
+fn both_sides_of_a_partition_take_writes_and_nothing_is_lost() {
+    let mut servers = three();
+    servers[0].claim(1).unwrap();
+    servers[0].register(1, "prod/feed/a:1").unwrap();
+    servers[2].claim(2).unwrap();
+    servers[2].register(2, "prod/feed/b:1").unwrap();
+    settle(&mut servers);
+    assert_same(&servers);
+    for server in &servers {
+        assert_eq!(server.state("prod/feed/a:1"), Some(NodeState::Up));
+        assert_eq!(server.state("prod/feed/b:1"), Some(NodeState::Up));
+    }
+}
+
+#[test]
+fn a_deregistered_node_does_not_come_back_by_comparing() {
+    let mut servers = three();
+    servers[0].claim(1).unwrap();
+    servers[0].register(1, "prod/feed/a:1").unwrap();
+    settle(&mut servers);
+    servers[0].now_ms += 1;
+    servers[1].now_ms += 2;
+    servers[1].deregister("prod/feed/a:1").unwrap();
+    settle(&mut servers);
+    assert!(
+        servers
+            .iter()
+            .all(|server| server.state("prod/feed/a:1").is_none())
+    );
+}
+
+#[test]
+fn a_lapse_is_void_once_another_server_has_claimed_the_session_whatever_the_clocks_say() {
+    let mut servers = three();
+    ten_nodes(&mut servers[0]);
+    settle(&mut servers);
+    // The client went over to the second server, whose clock is behind.
+    servers[1].claim(1).unwrap();
+    // The first has not heard of it and finds the session lapsed, later by its clock.
+    servers[0].now_ms += 400;
+    servers[0].lapse(&[1]);
+    assert_eq!(servers[0].state("prod/feed/n1:1"), None);
+    settle(&mut servers);
+    assert_same(&servers);
+    assert_eq!(servers[2].state("prod/feed/n1:1"), Some(NodeState::Up));
+    assert_eq!(
+        servers[0].replica.session(SessionId(1)).unwrap().holder,
+        ServerId(2)
+    );
+}
+
+#[test]
+fn all_nodes_of_a_session_leave_in_one_revision_everywhere() {
+    let mut servers = three();
+    ten_nodes(&mut servers[0]);
+    servers[0].claim(99).unwrap();
+    for service in ["pay", "mail"] {
+        for other in 1..=9 {
+            servers[0]
+                .register(1, &format!("prod/{service}/o{other}:1"))
+                .unwrap();
+        }
+        servers[0].register(99, &format!("prod/{service}/z:1")).unwrap();
+    }
+    settle(&mut servers);
+    servers[0].lapse(&[99]);
+    let before = servers[1].view.revision();
+    let records = records_of(&servers[0]);
+    let merged = servers[1].hear(records);
+    assert_eq!(servers[1].view.revision(), before.next());
+    let removed = merged
+        .changes
+        .unwrap()
+        .services
+        .iter()
+        .map(|service| service.nodes.len())
+        .sum::<usize>();
+    assert_eq!(removed, 2);
+}
+
+#[test]
+fn a_holder_that_was_cut_off_brings_its_nodes_back_with_one_heartbeat() {
+    let mut servers = three();
+    ten_nodes(&mut servers[0]);
+    settle(&mut servers);
+    // The others took it for dead, one of them judged.
+    servers[1].claim(1).unwrap();
+    servers[1].lapse(&[1]);
+    settle(&mut servers);
+    assert!(
+        servers
+            .iter()
+            .all(|server| server.state("prod/feed/n1:1").is_none())
+    );
+    servers[0].claim(1).unwrap();
+    settle(&mut servers);
+    assert!(
+        servers
+            .iter()
+            .all(|server| server.state("prod/feed/n1:1") == Some(NodeState::Up))
+    );
+    assert_same(&servers);
+}
+
+#[test]
+fn the_guard_holds_a_mass_lapse_everywhere_and_a_heartbeat_ends_it_for_its_node() {
+    let mut servers = three();
+    ten_nodes(&mut servers[0]);
+    settle(&mut servers);
+    let all: Vec<u64> = (1..=10).collect();
+    servers[0].lapse(&all);
+    settle(&mut servers);
+    let key = scene::service("prod/feed");
+    for server in &servers {
+        let service = server.view.service(&key).unwrap();
+        assert!(
+            service
+                .nodes
+                .values()
+                .all(|node| node.state == NodeState::Suspect)
+        );
+        assert!(service.guard_status().engaged.is_some());
+    }
+    servers[0].revive(4);
+    settle(&mut servers);
+    for server in &servers {
+        assert_eq!(server.state("prod/feed/n4:1"), Some(NodeState::Up));
+        assert_eq!(server.state("prod/feed/n5:1"), Some(NodeState::Suspect));
+    }
+    assert_same(&servers);
+}
+
+#[test]
+fn a_confirmed_removal_closes_the_sessions_so_that_a_late_client_registers_anew() {
+    let mut servers = three();
+    ten_nodes(&mut servers[0]);
+    let all: Vec<u64> = (1..=10).collect();
+    servers[0].lapse(&all);
+    settle(&mut servers);
+    servers[2]
+        .write(Command::ConfirmRemoval {
+            service: scene::service("prod/feed"),
+            since: None,
+            author: "ops".into(),
+            reason: "the rack is gone".into(),
+        })
+        .unwrap();
+    settle(&mut servers);
+    assert_same(&servers);
+    assert!(servers.iter().all(|server| server.view.totals().nodes == 0));
+    assert_eq!(
+        servers[0].replica.session(SessionId(3)).unwrap().standing,
+        Standing::Closed
+    );
+    assert_eq!(
+        servers[0].claim(3),
+        Err(Refusal::SessionNotFound {
+            session: SessionId(3)
+        })
+    );
+}
+
+#[test]
+fn two_lapses_of_one_claim_hold_what_both_hold() {
+    let mut servers = three();
+    servers[0].claim(1).unwrap();
+    for node in ["a", "b", "c"] {
+        servers[0].register(1, &format!("prod/{node}/x:1")).unwrap();
+    }
+    settle(&mut servers);
+    // The last node of a service is held, so all three are suspects.
+    servers[0].lapse(&[1]);
+    settle(&mut servers);
+    for (at, service) in [(1, "prod/a"), (2, "prod/b")] {
+        servers[at]
+            .write(Command::ConfirmRemoval {
+                service: scene::service(service),
+                since: None,
+                author: String::new(),
+                reason: String::new(),
+            })
+            .unwrap();
+    }
+    settle(&mut servers);
+    assert_same(&servers);
+    for server in &servers {
+        assert_eq!(server.view.totals().nodes, 1);
+        assert_eq!(server.state("prod/c/x:1"), Some(NodeState::Suspect));
+    }
+}
+
+#[test]
+fn a_stamp_from_the_far_future_is_refused_and_accepted_when_its_time_has_come() {
+    let mut servers = three();
+    servers[0].now_ms += 3_600_000;
+    servers[0].claim(1).unwrap();
+    servers[0].register(1, "prod/feed/a:1").unwrap();
+    let (wild, other) = two(&mut servers, 0, 1);
+    let merged = other.hear(records_of(wild));
+    assert_eq!(merged.taken, 0);
+    assert_eq!(merged.refused.unwrap().ahead_ms, 3_600_000);
+    assert_eq!(other.view.totals().nodes, 0);
+    // It wins over nobody meanwhile.
+    other.claim(2).unwrap();
+    other.register(2, "prod/feed/a:1").unwrap();
+    assert!(other.replica.latest().millis < wild.now_ms);
+    other.now_ms += 3_600_000 - AHEAD_MAX_MS;
+    assert!(other.hear(records_of(wild)).refused.is_none());
+}
+
+#[test]
+fn numbers_are_not_given_out_twice_though_their_records_were_superseded() {
+    let mut servers = three();
+    servers[0].claim(1).unwrap();
+    servers[0].register(1, "prod/feed/a:1").unwrap();
+    settle(&mut servers);
+    let (one, two) = two(&mut servers, 0, 1);
+    two.follow(one);
+    two.now_ms += 10;
+    two.claim(2).unwrap();
+    two.register(2, "prod/feed/a:1").unwrap();
+    one.follow(two);
+    // Its last record is the other's now; its number is not free for all that.
+    one.restart();
+    one.now_ms += 20;
+    one.register(1, "prod/feed/b:1")
+        .unwrap_or_else(|refusal| panic!("{refusal}"));
+    two.follow(one);
+    assert_eq!(two.state("prod/feed/b:1"), Some(NodeState::Up));
+}
+
+#[test]
+fn what_is_dead_is_forgotten_everywhere_and_is_not_taken_in_again() {
+    const RETENTION_MS: u64 = 60_000;
+    let mut servers = three();
+    ten_nodes(&mut servers[0]);
+    servers[0].deregister("prod/feed/n2:1").unwrap();
+    servers[0].lapse(&[3]);
+    settle(&mut servers);
+    let records = servers[0].replica.len();
+    for server in &mut servers[..2] {
+        server.now_ms += 2 * RETENTION_MS;
+        server.purge(RETENTION_MS);
+    }
+    // A tombstone; a lapsed session and its node.
+    assert_eq!(servers[0].replica.len(), records - 3);
+    let (fresh, stale) = two(&mut servers, 0, 2);
+    fresh.repair_from(stale);
+    assert_eq!(fresh.replica.len(), records - 3);
+    stale.now_ms = fresh.now_ms;
+    stale.purge(RETENTION_MS);
+    settle(&mut servers);
+    assert_same(&servers);
+    assert_eq!(servers[2].view.totals().nodes, 8);
+}
+
+#[test]
+fn definitions_and_openings_are_not_written_to_the_view() {
+    let mut server = Server::new(1);
+    let refusal = server.write(scene::put_group("other")).unwrap_err();
+    assert!(refusal.to_string().contains("Raft directory"), "{refusal}");
+}
+
+#[test]
+fn a_group_that_is_defined_late_shows_what_was_heard_before() {
+    let mut servers = three();
+    servers[0].define("late");
+    servers[0].claim(1).unwrap();
+    servers[0].register(1, "late/feed/a:1").unwrap();
+    settle(&mut servers);
+    assert_eq!(servers[1].state("late/feed/a:1"), None);
+    servers[1].define("late");
+    assert_eq!(servers[1].state("late/feed/a:1"), Some(NodeState::Up));
+}
