@@ -118,6 +118,7 @@ impl Listeners {
 pub struct Server {
     addresses: Addresses,
     consensus: Consensus,
+    ap: Ap,
     hub: WatchHub,
     doors: Doors,
     health: HealthReporter,
@@ -166,6 +167,21 @@ impl Server {
             }
         };
         let (gossip, gossip_task) = gossiping.unzip();
+        let options = ApOptions {
+            consensus: consensus.clone(),
+            gossip: gossip.clone(),
+            config: config.ap.clone(),
+            change_log: change_log(&config),
+            metrics: metrics.ap,
+        };
+        let (ap, ap_tasks) = match Ap::start(options, stop.clone()).await {
+            Ok(started) => started,
+            Err(error) => {
+                stop.cancel();
+                consensus.shutdown().await;
+                return Err(StartError::Replication(error.into()));
+            }
+        };
         let holder = Holder::start(consensus.clone(), stop.clone());
         let authority = Authority::start(consensus.clone(), authority_settings(&config), stop.clone());
         consensus.set_desk(Arc::new(authority));
@@ -173,12 +189,10 @@ impl Server {
             listeners.peer,
             config.doors.clone(),
             consensus.clone(),
+            ap.clone(),
             peers_stop.clone(),
         ));
         let directory = consensus.directory().clone();
-        let ap = Ap::start(&ApOptions {
-            change_log: change_log(&config),
-        });
         let storm = StormDesk::new(&config.storm, metrics.storm);
         let hub = WatchHub::new(
             directory.clone(),
@@ -207,7 +221,7 @@ impl Server {
         let pages = Pages {
             readiness: readiness.clone(),
             registry: Arc::new(metrics.registry),
-            server: ServerMetrics::new(metrics.gauges, consensus.clone(), holder),
+            server: ServerMetrics::new(metrics.gauges, consensus.clone(), ap.clone(), holder),
         };
         let mut tasks = vec![
             tokio::spawn(hub.clone().run(consensus.applied_head(), stop.clone())),
@@ -235,6 +249,7 @@ impl Server {
             tokio::spawn(tokens.keep_current(stop.clone())),
         ];
         tasks.extend(gossip_task);
+        tasks.extend(ap_tasks);
         if let Some(gossip) = gossip.clone() {
             tasks.push(tokio::spawn(gossip::publish_heads(
                 gossip,
@@ -254,6 +269,7 @@ impl Server {
         Ok(Self {
             addresses,
             consensus,
+            ap,
             hub,
             doors,
             health,
@@ -279,6 +295,12 @@ impl Server {
     #[must_use]
     pub fn consensus(&self) -> &Consensus {
         &self.consensus
+    }
+
+    /// Its AP groups.
+    #[must_use]
+    pub fn ap(&self) -> &Ap {
+        &self.ap
     }
 
     /// Its gossip, unless that is off.
@@ -440,6 +462,7 @@ async fn serve_peers(
     listener: TcpListener,
     limits: DoorsConfig,
     consensus: Consensus,
+    ap: Ap,
     stop: CancellationToken,
 ) {
     let gate = Gate::new(
@@ -455,6 +478,7 @@ async fn serve_peers(
         .initial_stream_window_size(PEER_WINDOW)
         .initial_connection_window_size(PEER_WINDOW * 2)
         .add_service(consensus.peer_service())
+        .add_service(ap.peer_service())
         .serve_with_incoming_shutdown(connections(gate), stop.cancelled_owned());
     if let Err(error) = serving.await {
         tracing::error!(%error, "the peer listener failed");

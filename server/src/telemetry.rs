@@ -6,6 +6,7 @@ use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
+use crate::ap::{Ap, ApMetrics};
 use crate::config::{LogConfig, LogFormat};
 use crate::gossip::GossipMetrics;
 use crate::grpc::DoorsMetrics;
@@ -45,6 +46,8 @@ pub struct Metrics {
     pub watch: WatchMetrics,
     /// Gossip's.
     pub gossip: GossipMetrics,
+    /// AP groups'.
+    pub ap: ApMetrics,
     /// The storm switch's.
     pub storm: StormMetrics,
     /// The client doors'.
@@ -63,6 +66,7 @@ impl Metrics {
         Self {
             watch: WatchMetrics::register(&mut registry),
             gossip: GossipMetrics::register(&mut registry),
+            ap: ApMetrics::register(&mut registry),
             storm: StormMetrics::register(&mut registry),
             doors: DoorsMetrics::register(&mut registry),
             gauges: ServerGauges::register(&mut registry),
@@ -187,16 +191,18 @@ impl ServerGauges {
 pub struct ServerMetrics {
     gauges: ServerGauges,
     consensus: Consensus,
+    ap: Ap,
     holder: Holder,
 }
 
 impl ServerMetrics {
     /// Reads off these.
     #[must_use]
-    pub fn new(gauges: ServerGauges, consensus: Consensus, holder: Holder) -> Self {
+    pub fn new(gauges: ServerGauges, consensus: Consensus, ap: Ap, holder: Holder) -> Self {
         Self {
             gauges,
             consensus,
+            ap,
             holder,
         }
     }
@@ -225,6 +231,7 @@ impl ServerMetrics {
             .snapshot_index
             .set(signed(status.snapshot_index.map_or(0, |index| index.0)));
         self.refresh_directory();
+        self.ap.refresh_metrics();
         let (answered, unanswered) = self.holder.reports();
         gauges.sessions_held.set(signed(self.holder.held() as u64));
         gauges.reports.set(signed(answered));

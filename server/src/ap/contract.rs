@@ -3,51 +3,7 @@
 use std::time::Duration;
 
 use rollcall_core::directory::Outcome;
-use rollcall_core::ids::{NodeKey, ServerId, SessionId};
-
-/// A session for which this server is to vouch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SessionSeed {
-    /// Which.
-    pub id: SessionId,
-    /// SHA-256 of its secret.
-    pub secret_digest: [u8; 32],
-    /// Granted, in milliseconds.
-    pub ttl_ms: u32,
-    /// A name for people.
-    pub client: String,
-}
-
-/// A session, as records have it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SessionValue {
-    /// SHA-256 of its secret.
-    pub secret_digest: [u8; 32],
-    /// Granted, in milliseconds.
-    pub ttl_ms: u32,
-    /// A name for people.
-    pub client: String,
-    /// The server that vouches for it.
-    pub holder: ServerId,
-    /// How many servers have held it.
-    pub claim: u64,
-    /// Whether it lives.
-    pub standing: Standing,
-}
-
-/// Whether a session lives.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Its holder vouches for it.
-    Held,
-    /// It was silent for too long.
-    Lapsed {
-        /// Those of its nodes that the guard holds.
-        held: Vec<NodeKey>,
-    },
-    /// It ended, and stays so.
-    Closed,
-}
+use rollcall_core::ids::ServerId;
 
 /// A write is on this server's disk.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,45 +1,102 @@
 //! The handle: what the other shells hold.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use rollcall_core::directory::{ChangeLogBounds, Directory, Limits, Request};
-use rollcall_core::ids::SessionId;
-use tokio::sync::watch;
+use rollcall_core::ap::{Record, SessionSeed, SessionValue};
+use rollcall_core::directory::{ChangeLogBounds, Directory, GroupMode, Limits, Refusal, Request};
+use rollcall_core::ids::{ServerId, SessionId};
+use rollcall_proto::v1::ap_server::ApServer;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use super::contract::{Acknowledged, ApStatus, SessionSeed, SessionValue};
-use crate::raft::{AppliedHead, ProposeError, RenewalVerdict, SessionDeadline, SharedDirectory};
+use super::committer::{self, Job, Wrote};
+use super::contract::{Acknowledged, ApStatus, OriginStatus};
+use super::desk::{Desk, Now};
+use super::inner::{Inner, ended};
+use super::metrics::{ApMetrics, ServerLabel};
+use super::origins::Origins;
+use super::peer::ApDoor;
+use super::rows::Found;
+use super::{definitions, exchange, judge, repair, upkeep};
+use crate::config::ApConfig;
+use crate::gossip::Gossip;
+use crate::raft::{
+    AppliedHead, Consensus, MESSAGE_BYTES_MAX, ProposeError, REQUEST_BYTES_MAX, RenewalVerdict,
+    SessionDeadline, SharedDirectory,
+};
+use crate::store::StoreError;
+
+/// What an overloaded caller is told to wait.
+const OVERLOAD_PAUSE: Duration = Duration::from_millis(100);
+/// How long a write waits at most for a second disk.
+const SECOND_DISK_MAX: Duration = Duration::from_secs(1);
+/// This bit is set in the ids of sessions that live by records alone, and in no other.
+const OWN_SESSION_BIT: u64 = 1 << 63;
 
 /// How AP groups are set up.
 pub struct ApOptions {
+    /// Replication: definitions, members, the disk and the lines to the other servers.
+    pub consensus: Consensus,
+    /// Who is there, and news of them; `None` if it is off.
+    pub gossip: Option<Gossip>,
+    /// The rest.
+    pub config: ApConfig,
     /// How much the view's change log keeps.
     pub change_log: ChangeLogBounds,
+    /// What is counted.
+    pub metrics: ApMetrics,
 }
 
 /// AP groups on this server. Cheap to clone.
 #[derive(Clone)]
 pub struct Ap {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    epoch: u64,
-    view: Arc<SharedDirectory>,
-    head: watch::Sender<AppliedHead>,
+    pub(super) inner: Arc<Inner>,
 }
 
 impl Ap {
-    /// Takes up what this server knows of AP groups.
+    /// Takes up what this server's disk knows of AP groups. The tasks end with `stop`; wait for them before
+    /// replication ends.
+    ///
+    /// The peer listener must be served with [`Self::peer_service`].
+    ///
+    /// # Errors
+    /// The records on disk are damaged.
+    pub async fn start(
+        options: ApOptions,
+        stop: CancellationToken,
+    ) -> Result<(Self, Vec<JoinHandle<()>>), StoreError> {
+        let store = options.consensus.store().clone();
+        let found = tokio::task::spawn_blocking(move || Found::read(&store)).await;
+        let found = found.map_err(|error| error.to_string());
+        let found = found.and_then(|read| read.map_err(|error| error.to_string()));
+        let found = found.map_err(|problem| StoreError::RecordsDamaged {
+            path: options.consensus.data_folder().join("log"),
+            problem,
+        })?;
+        let (jobs, queue) = mpsc::channel(committer::QUEUE_MAX);
+        let inner = Arc::new(Inner::new(options, found, jobs));
+        let tasks = vec![
+            tokio::spawn(committer::run(inner.clone(), queue, stop.clone())),
+            tokio::spawn(definitions::follow(inner.clone(), stop.clone())),
+            tokio::spawn(definitions::propose_created(inner.clone(), stop.clone())),
+            tokio::spawn(judge::run(inner.clone(), stop.clone())),
+            tokio::spawn(exchange::run(inner.clone(), stop.clone())),
+            tokio::spawn(repair::run(inner.clone(), stop.clone())),
+            tokio::spawn(upkeep::run(inner.clone(), stop)),
+        ];
+        Ok((Self { inner }, tasks))
+    }
+
+    /// The gRPC service for the peer listener, and for no other.
     #[must_use]
-    pub fn start(options: &ApOptions) -> Self {
-        let view = Directory::new(Limits::default()).with_change_log(options.change_log);
-        Self {
-            inner: Arc::new(Inner {
-                epoch: rand::random_range(1..=u64::MAX),
-                view: Arc::new(SharedDirectory::new(view)),
-                head: watch::Sender::default(),
-            }),
-        }
+    pub fn peer_service(&self) -> ApServer<ApDoor> {
+        ApServer::new(ApDoor::new(self.inner.clone()))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     /// The AP groups, as this server sees them. Its revisions count this server's own steps and mean nothing
@@ -61,11 +118,11 @@ impl Ap {
         self.inner.epoch
     }
 
-    /// Whether the view may be shown. Not before what is on disk is in it; and if there is nothing, not before
-    /// another server was asked.
+    /// Whether the view may be shown. Not before what is on disk is in it; and if there is nothing, or it is too
+    /// old, not before others were asked.
     #[must_use]
     pub fn is_loaded(&self) -> bool {
-        false
+        self.inner.defined.load(Ordering::Acquire) && self.inner.is_sure()
     }
 
     /// Has a request applied to the view and written to disk; with 2 `acks` to another live server's as well, if
@@ -75,11 +132,44 @@ impl Ap {
     /// [`ProposeError`] says whether it may have been applied.
     pub async fn write(
         &self,
-        _request: Request,
-        _acks: u32,
-        _deadline: Instant,
+        request: Request,
+        acks: u32,
+        deadline: Instant,
     ) -> Result<Acknowledged, ProposeError> {
-        Err(starting())
+        let size = request.encode().len();
+        if size > REQUEST_BYTES_MAX {
+            return Err(ProposeError::Refused(Refusal::TooLarge {
+                what: "the request".into(),
+                size: size as u64,
+                size_max: REQUEST_BYTES_MAX as u64,
+            }));
+        }
+        let Wrote { outcome, records } = self
+            .submit(deadline, |done| Job::Write {
+                request,
+                deadline,
+                done,
+            })
+            .await?;
+        if acks < 2 {
+            return Ok(Acknowledged { outcome, acks: 1 });
+        }
+        let doubled = self.double(&records, deadline).await;
+        let metrics = &self.inner.metrics;
+        match doubled {
+            true => metrics.doubled.inc(),
+            false => metrics.not_doubled.inc(),
+        };
+        Ok(Acknowledged {
+            outcome,
+            acks: 1 + u32::from(doubled),
+        })
+    }
+
+    async fn double(&self, records: &[Arc<Record>], deadline: Instant) -> bool {
+        let deadline = deadline.min(Instant::now() + SECOND_DISK_MAX);
+        let doubling = exchange::double(&self.inner, records);
+        tokio::time::timeout_at(deadline, doubling).await.unwrap_or(false)
     }
 
     /// Opens a session that lives by records alone. Its id has the highest bit set.
@@ -88,60 +178,208 @@ impl Ap {
     /// [`ProposeError`] says whether it may have been opened.
     pub async fn open_session(
         &self,
-        _secret_digest: [u8; 32],
-        _ttl_ms: u32,
-        _client: String,
-        _deadline: Instant,
+        secret_digest: [u8; 32],
+        ttl_ms: u32,
+        client: String,
+        deadline: Instant,
     ) -> Result<SessionId, ProposeError> {
-        Err(starting())
+        self.check_room_for_session(&client)?;
+        let id = SessionId(rand::random::<u64>() | OWN_SESSION_BIT);
+        let seed = SessionSeed {
+            id,
+            secret_digest,
+            ttl_ms,
+            client,
+        };
+        self.claim(seed, deadline).await?;
+        Ok(id)
+    }
+
+    fn check_room_for_session(&self, client: &str) -> Result<(), Refusal> {
+        let view = self.inner.view.read();
+        let limits = view.limits();
+        if client.len() > limits.text_bytes_max as usize {
+            return Err(Refusal::TooLarge {
+                what: "the client's name".into(),
+                size: client.len() as u64,
+                size_max: limits.text_bytes_max.into(),
+            });
+        }
+        if view.totals().sessions >= limits.sessions_max.into() {
+            return Err(Refusal::QuotaExceeded {
+                subject: "the cluster".into(),
+                quota: limits.sessions_max,
+                of: "sessions".into(),
+            });
+        }
+        Ok(())
     }
 
     /// From now on this server vouches for the session, until another claims it.
     ///
     /// # Errors
     /// [`ProposeError`] says whether it may have been claimed. A closed session is refused as not found.
-    pub async fn claim(&self, _session: SessionSeed, _deadline: Instant) -> Result<(), ProposeError> {
-        Err(starting())
+    pub async fn claim(&self, session: SessionSeed, deadline: Instant) -> Result<(), ProposeError> {
+        self.submit(deadline, |done| Job::Claim {
+            seeds: vec![session],
+            done,
+        })
+        .await
+    }
+
+    /// A job of a caller's: refused at once where it would have to wait for room.
+    async fn submit<T>(
+        &self,
+        deadline: Instant,
+        job: impl FnOnce(oneshot::Sender<Result<T, ProposeError>>) -> Job,
+    ) -> Result<T, ProposeError> {
+        let inner = &self.inner;
+        if inner.consensus.disk_is_full() {
+            return Err(ProposeError::DiskFull);
+        }
+        let (done, outcome) = oneshot::channel();
+        inner.jobs.try_send(job(done)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => ProposeError::Overloaded {
+                retry_after: OVERLOAD_PAUSE,
+            },
+            mpsc::error::TrySendError::Closed(_) => ended(),
+        })?;
+        match tokio::time::timeout_at(deadline, outcome).await {
+            Ok(outcome) => outcome.map_err(|_| ended())?,
+            Err(_) => Err(ProposeError::Unknown {
+                reason: "no answer before the deadline".into(),
+            }),
+        }
     }
 
     /// A session that lives, or lapsed and has nodes held.
     #[must_use]
-    pub fn session(&self, _id: SessionId) -> Option<SessionValue> {
-        None
+    pub fn session(&self, id: SessionId) -> Option<SessionValue> {
+        let desk = self.inner.desk.lock();
+        desk.replica
+            .session(id)
+            .filter(|session| session.is_alive())
+            .cloned()
     }
 
-    /// Records signs of life, at once and without a write. Sessions that this server does not hold are not found.
+    /// Records signs of life of clients whose streams are here, at once and without a write. Sessions that nobody
+    /// knows, that are closed, or that lapsed here are not found. One that another server holds, or found lapsed, is
+    /// claimed for this one, and undecided until it is: ask again.
     #[must_use]
     pub fn renew(&self, sessions: &[SessionId]) -> RenewalVerdict {
-        RenewalVerdict {
-            not_found: sessions.to_vec(),
-            undecided: Vec::new(),
-        }
+        let now = std::time::Instant::now();
+        let mut desk = self.inner.desk.lock();
+        let view = self.inner.view.read();
+        desk.renew(sessions, &view, now)
     }
 
     /// When these sessions lapse, by this server's clock; those it does not judge are left out.
     #[must_use]
-    pub fn deadlines(&self, _sessions: &[SessionId]) -> Vec<SessionDeadline> {
-        Vec::new()
+    pub fn deadlines(&self, sessions: &[SessionId]) -> Vec<SessionDeadline> {
+        let now = std::time::Instant::now();
+        let desk = self.inner.desk.lock();
+        let deadlines = sessions.iter().filter_map(|id| desk.office.deadline(*id, now));
+        deadlines
+            .map(|deadline| SessionDeadline {
+                holder: Some(self.inner.server),
+                ..deadline
+            })
+            .collect()
     }
 
     /// How AP groups stand here.
     #[must_use]
     pub fn status(&self) -> ApStatus {
+        let now = std::time::Instant::now();
+        let inner = &self.inner;
+        let origins = inner.origins.all();
+        let agreed = inner.agreed_at.lock().map(|at| now - at);
+        let loaded = self.is_loaded();
+        let desk = inner.desk.lock();
+        let origin = |(server, origin): (ServerId, super::origins::Origin)| {
+            let followed = desk.followed(server);
+            OriginStatus {
+                server,
+                log: origin.said.log,
+                head: origin.said.through.0,
+                followed: if followed.log == origin.said.log {
+                    followed.through.0
+                } else {
+                    0
+                },
+                ahead: origin.ahead(now),
+            }
+        };
         ApStatus {
-            records: 0,
-            log: 0,
-            head: 0,
-            sessions_held: 0,
-            origins: Vec::new(),
-            agreed: None,
-            loaded: self.is_loaded(),
+            records: desk.replica.len() as u64,
+            log: desk.log(),
+            head: desk.replica.head().0,
+            sessions_held: desk.office.counts().0 as u64,
+            origins: origins.into_iter().map(origin).collect(),
+            agreed,
+            loaded,
         }
+    }
+
+    /// Reads what cannot be counted as it happens.
+    pub fn refresh_metrics(&self) {
+        let status = self.status();
+        let metrics = &self.inner.metrics;
+        let refused = status.origins.iter().filter(|origin| origin.ahead.is_some());
+        metrics.clocks_refused.set(refused.count() as i64);
+        metrics.lag.clear();
+        for origin in &status.origins {
+            let lag = origin.head.saturating_sub(origin.followed);
+            let label = ServerLabel {
+                server: origin.server.0,
+            };
+            metrics
+                .lag
+                .get_or_create(&label)
+                .set(i64::try_from(lag).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Puts this server's wall clock forward or back.
+    #[cfg(test)]
+    pub(crate) fn shift_clock(&self, by_ms: i64) {
+        self.inner.clock_offset_ms.store(by_ms, Ordering::Relaxed);
     }
 }
 
-fn starting() -> ProposeError {
-    ProposeError::Unavailable {
-        reason: "AP groups are not there yet on this server".into(),
+impl Inner {
+    fn new(options: ApOptions, found: Found, jobs: mpsc::Sender<Job>) -> Self {
+        let mut view = Directory::new(Limits::default())
+            .with_change_log(options.change_log)
+            .serving(GroupMode::Ap);
+        let server = options.consensus.status().server;
+        let config = options.config;
+        let bounds = (config.clock_skew_max, config.tombstone_retention);
+        let desk = Desk::new(server, bounds, found, &mut view, Now::read(0));
+        options.metrics.observe(&desk);
+        let head = AppliedHead {
+            revision: view.revision(),
+            position: None,
+        };
+        Self {
+            server,
+            epoch: rand::random_range(1..=u64::MAX),
+            started_at: std::time::Instant::now(),
+            config,
+            consensus: options.consensus,
+            gossip: options.gossip,
+            view: Arc::new(SharedDirectory::new(view)),
+            desk: parking_lot::Mutex::new(desk),
+            jobs,
+            head: watch::Sender::new(head),
+            synced: watch::Sender::new(0),
+            defined: false.into(),
+            origins: Origins::default(),
+            created: Notify::new(),
+            returned: Notify::new(),
+            agreed_at: parking_lot::Mutex::default(),
+            metrics: options.metrics,
+            clock_offset_ms: 0.into(),
+        }
     }
 }

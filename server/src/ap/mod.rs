@@ -1,10 +1,31 @@
 //! AP groups on this server: a view that any server reads and writes, alone if need be
 //! (`docs/decisions/0012-ap-groups.md`).
 //!
-//! [`Ap`] is the handle. `contract` is what other shells meet of it.
+//! [`Ap`] is the handle. `desk` is the state: records, who judges which session, how far the others are followed.
+//! `committer` is the one task that changes it, batch by batch, with a sync for each; `rows` is how it lies on disk.
+//! `definitions` brings groups and services from the replicated directory. `exchange` follows the others' logs, by
+//! `news` and by pulls, `repair` compares and fetches, `peer` is the other end of both. `judge` says who lapsed.
+//! `members` and `origins` are what is known of the other servers; `upkeep` forgets what is old.
 
+mod committer;
 mod contract;
+mod definitions;
+mod desk;
+mod exchange;
 mod handle;
+mod inner;
+mod judge;
+mod members;
+mod metrics;
+mod news;
+mod origins;
+mod peer;
+mod repair;
+mod rows;
+mod upkeep;
 
-pub use contract::{Acknowledged, ApStatus, OriginStatus, SessionSeed, SessionValue, Standing};
+pub use contract::{Acknowledged, ApStatus, OriginStatus};
 pub use handle::{Ap, ApOptions};
+pub use metrics::ApMetrics;
+pub use peer::ApDoor;
+pub use rollcall_core::ap::{SessionSeed, SessionValue, Standing};

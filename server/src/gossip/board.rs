@@ -25,12 +25,15 @@ pub const TOPICS_MAX: u8 = 8;
 pub enum Topic {
     /// How far a server is, and whom it takes for the leader ([`Head`](super::Head)).
     Head,
+    /// How far a server's log of AP records goes, and the last of them ([`crate::ap`]).
+    ApHead,
 }
 
 impl Topic {
     fn number(self) -> u8 {
         match self {
             Self::Head => 0,
+            Self::ApHead => 1,
         }
     }
 }
@@ -50,6 +53,14 @@ pub struct News {
     pub bytes: Bytes,
     /// When it came here.
     pub heard_at: Instant,
+}
+
+impl News {
+    /// Whether they are about this.
+    #[must_use]
+    pub fn is_on(&self, topic: Topic) -> bool {
+        self.topic == topic.number()
+    }
 }
 
 /// Tells the items of one server and topic from others'.

@@ -507,6 +507,26 @@ impl Consensus {
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
+    /// The disk on which other shells keep rows of their own, beside the log.
+    pub(crate) fn store(&self) -> &LogStore {
+        &self.inner.log
+    }
+
+    /// Where everything of this server lies.
+    pub(crate) fn data_folder(&self) -> &std::path::Path {
+        &self.inner.options.data
+    }
+
+    /// Whether writes are to be refused for lack of space.
+    pub(crate) fn disk_is_full(&self) -> bool {
+        self.inner.space.is_full()
+    }
+
+    /// Connections to the other servers.
+    pub(crate) fn peers(&self) -> &Arc<Peers> {
+        &self.inner.peers
+    }
+
     /// Waits until replication has ended, by [`Self::shutdown`] or by a failure, and says why. After a failure
     /// the process must stop: nothing more can be made durable.
     pub async fn stopped(&self) -> String {

@@ -25,6 +25,7 @@ pub(crate) mod wire;
 
 pub use consensus::{Consensus, Initialized, REQUEST_BYTES_MAX};
 pub use contract::*;
+pub(crate) use network::MESSAGE_BYTES_MAX;
 pub use options::{ReplicationOptions, StartError};
 pub use peer::PeerDoor;
 

@@ -80,6 +80,13 @@ impl Peers {
         target: u64,
         address: &str,
     ) -> Result<PeerClient<Channel>, tonic::transport::Error> {
+        Ok(PeerClient::new(self.channel(target, address)?)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+    }
+
+    /// The connection behind it, for other services of the peer listener.
+    pub(crate) fn channel(&self, target: u64, address: &str) -> Result<Channel, tonic::transport::Error> {
         let mut channels = self.channels.lock();
         let channel = match channels.get(&target) {
             Some((known, channel)) if known == address => channel.clone(),
@@ -97,9 +104,27 @@ impl Peers {
                 channel
             }
         };
-        Ok(PeerClient::new(channel)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+        Ok(channel)
+    }
+
+    /// Refuses what is of another cluster, for another server, or claims to come from this one.
+    pub(crate) fn check(&self, cluster: &str, from: u64, to: u64) -> Result<(), Status> {
+        let own = self.server;
+        let refuse = |reason: String| Err(Status::failed_precondition(format!("RC-112: {reason}")));
+        if cluster != self.cluster {
+            refuse(format!(
+                "this is cluster {:?}, the message is for cluster {cluster:?}",
+                self.cluster
+            ))
+        } else if to != own {
+            refuse(format!("this is server {own}, the message is for server {to}"))
+        } else if from == own || from == 0 {
+            refuse(format!(
+                "this is server {own}, and so claims the sender to be {from}"
+            ))
+        } else {
+            Ok(())
+        }
     }
 
     pub(crate) fn envelope(&self, to: u64, payload: Bytes) -> PeerMessage {

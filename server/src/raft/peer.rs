@@ -51,23 +51,7 @@ impl PeerDoor {
     }
 
     fn check(&self, cluster: &str, from: u64, to: u64) -> Result<(), Status> {
-        let options = &self.inner.options;
-        let own = options.server.0;
-        let refuse = |reason: String| Err(Status::failed_precondition(format!("RC-112: {reason}")));
-        if cluster != options.cluster {
-            refuse(format!(
-                "this is cluster {:?}, the message is for cluster {cluster:?}",
-                options.cluster
-            ))
-        } else if to != own {
-            refuse(format!("this is server {own}, the message is for server {to}"))
-        } else if from == own || from == 0 {
-            refuse(format!(
-                "this is server {own}, and so claims the sender to be {from}"
-            ))
-        } else {
-            Ok(())
-        }
+        self.inner.peers.check(cluster, from, to)
     }
 
     fn check_message(&self, message: &PeerMessage) -> Result<(), Status> {

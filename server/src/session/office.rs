@@ -1,6 +1,8 @@
-//! The office: what a leader knows of sessions, overrides and removal guards, for one term.
+//! The office: what a judge of silence knows of sessions, overrides and removal guards, for one term.
 //!
-//! Plain state that is handed the directory and the time; [`super::Authority`] is the shell around it.
+//! Plain state that is handed the directory and the time. Two shells stand around it: [`super::Authority`], where
+//! the leader judges every session of the replicated directory, and [`crate::ap`], where each server judges those
+//! sessions of its view that it vouches for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -14,7 +16,7 @@ use rollcall_core::session::{Countdown, Pace, Spread};
 use crate::raft::{RenewalVerdict, SessionDeadline};
 
 /// How often lapses are looked for.
-pub(super) const TICK: Duration = Duration::from_millis(50);
+pub(crate) const TICK: Duration = Duration::from_millis(50);
 /// A tick later than this tolerance is put down to our own pause, and every deadline moves by it.
 const PACE: Pace = Pace {
     tick_interval: TICK,
@@ -28,9 +30,11 @@ const PROPOSALS_MAX: usize = 4;
 /// Most services named in one command as having more lapses to come; the directory's bound on a batch.
 const FOLLOWING_MAX: usize = 1_000;
 
-/// What a leader knows.
-pub(super) struct Office {
+/// What a judge knows.
+pub(crate) struct Office {
     pub(super) term: Term,
+    /// Whose sessions these are.
+    bench: Bench,
     /// Changes up to here are taken in.
     seen: Revision,
     sessions: Countdown<SessionId>,
@@ -50,15 +54,32 @@ pub(super) struct Office {
     pub(super) deaf_since: Option<Instant>,
 }
 
+/// Which sessions are judged here.
+enum Bench {
+    /// Every one that is in the directory.
+    All,
+    /// Those that were taken on.
+    Only(BTreeSet<SessionId>),
+}
+
+impl Bench {
+    fn judges(&self, session: SessionId) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(sessions) => sessions.contains(&session),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Returning {
     Heard,
     Proposed,
 }
 
-/// Something the leader has to say through the log.
+/// Something the judge has to say, through the log or to its view.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Word {
+pub(crate) enum Word {
     /// These sessions lapsed; so many more nodes of which service lapsed in the same tick.
     Lapsed(Vec<ExpiryFence>, Vec<(ServiceKey, u32)>),
     /// These sessions had lapsed, and are heard from again.
@@ -77,7 +98,7 @@ impl Word {
         matches!(self, Self::Lapsed(..) | Self::HeldEnough(_))
     }
 
-    pub(super) fn command(&self, term: Term) -> Command {
+    pub(crate) fn command(&self, term: Term) -> Command {
         match self.clone() {
             Self::Lapsed(sessions, following) => Command::ExpireSessions {
                 term,
@@ -93,9 +114,26 @@ impl Word {
 }
 
 impl Office {
+    /// Takes office over every session of the directory.
     pub(super) fn take(term: Term, directory: &Directory, grant: Spread, now: Instant) -> Self {
+        let mut office = Self::with_bench(term, Bench::All, directory, now);
+        for session in directory.sessions().filter(|session| session.lapsed.is_none()) {
+            office
+                .sessions
+                .start_spread(session.id, ttl(session.ttl_ms), grant, now);
+        }
+        office
+    }
+
+    /// Takes office over no session yet: see [`Self::take_on`].
+    pub(crate) fn take_alone(term: Term, directory: &Directory, now: Instant) -> Self {
+        Self::with_bench(term, Bench::Only(BTreeSet::new()), directory, now)
+    }
+
+    fn with_bench(term: Term, bench: Bench, directory: &Directory, now: Instant) -> Self {
         let mut office = Self {
             term,
+            bench,
             seen: directory.revision(),
             sessions: Countdown::new(now, PACE),
             overrides: Countdown::new(now, PACE),
@@ -107,22 +145,42 @@ impl Office {
             proposals: 0,
             deaf_since: None,
         };
-        for session in directory.sessions().filter(|session| session.lapsed.is_none()) {
-            office
-                .sessions
-                .start_spread(session.id, ttl(session.ttl_ms), grant, now);
-        }
         office.compare_services(directory, now);
         office
     }
 
+    /// From now on this session is judged here. If it was not before it gets its full ttl and what `grant` adds,
+    /// unless it has lapsed.
+    pub(crate) fn take_on(&mut self, session: SessionId, directory: &Directory, grant: Spread, now: Instant) {
+        if let Bench::Only(sessions) = &mut self.bench
+            && sessions.insert(session)
+            && let Some(found) = directory.session(session).filter(|found| found.lapsed.is_none())
+        {
+            self.sessions.start_spread(session, ttl(found.ttl_ms), grant, now);
+        }
+    }
+
+    /// From now on somebody else judges this session, or nobody needs to.
+    pub(crate) fn give_up(&mut self, session: SessionId) {
+        if let Bench::Only(sessions) = &mut self.bench {
+            sessions.remove(&session);
+        }
+        self.expiring.remove(&session);
+        self.forget(session);
+    }
+
+    /// Whether this session's time runs here and is not over.
+    pub(crate) fn is_counting(&self, session: SessionId) -> bool {
+        self.sessions.contains(&session)
+    }
+
     /// Sessions counted down, and sessions whose expiry is not decided yet.
-    pub(super) fn counts(&self) -> (usize, usize) {
+    pub(crate) fn counts(&self) -> (usize, usize) {
         (self.sessions.len(), self.expiring.len())
     }
 
     /// Tells the clocks that this server is awake; by how much every deadline was moved.
-    pub(super) fn tick(&mut self, now: Instant) -> Duration {
+    pub(crate) fn tick(&mut self, now: Instant) -> Duration {
         self.overrides.tick(now);
         self.windows.tick(now);
         self.holds.tick(now);
@@ -140,7 +198,7 @@ impl Office {
     }
 
     /// Takes in what was committed since the last look.
-    pub(super) fn catch_up(&mut self, directory: &Directory, now: Instant) {
+    pub(crate) fn catch_up(&mut self, directory: &Directory, now: Instant) {
         if directory.revision() == self.seen {
             return;
         }
@@ -158,9 +216,16 @@ impl Office {
             match *change {
                 SessionChange::Opened { session, ttl_ms } | SessionChange::Revived { session, ttl_ms } => {
                     self.returning.remove(&session);
-                    self.sessions.start(session, ttl(ttl_ms), now);
+                    if self.bench.judges(session) {
+                        self.sessions.start(session, ttl(ttl_ms), now);
+                    }
                 }
-                SessionChange::Ended { session, .. } => self.forget(session),
+                SessionChange::Ended { session, .. } => {
+                    if let Bench::Only(sessions) = &mut self.bench {
+                        sessions.remove(&session);
+                    }
+                    self.forget(session);
+                }
                 SessionChange::Lapsed { session, .. } => self.sessions.forget(&session),
             }
         }
@@ -185,7 +250,10 @@ impl Office {
         for session in directory.sessions() {
             if session.lapsed.is_some() {
                 self.sessions.forget(&session.id);
-            } else if !self.sessions.contains(&session.id) && !self.expiring.contains(&session.id) {
+            } else if self.bench.judges(session.id)
+                && !self.sessions.contains(&session.id)
+                && !self.expiring.contains(&session.id)
+            {
                 self.sessions.start(session.id, ttl(session.ttl_ms), now);
             }
         }
@@ -236,7 +304,7 @@ impl Office {
     }
 
     /// Records signs of life. A session that had lapsed and is held is undecided until the log has revived it.
-    pub(super) fn renew(
+    pub(crate) fn renew(
         &mut self,
         from: ServerId,
         sessions: &[SessionId],
@@ -270,7 +338,7 @@ impl Office {
     }
 
     /// What is to be said now. From here on the sessions in it are undecided.
-    pub(super) fn take_words(&mut self, directory: &Directory, now: Instant) -> Vec<Word> {
+    pub(crate) fn take_words(&mut self, directory: &Directory, now: Instant) -> Vec<Word> {
         let room = PROPOSALS_MAX.saturating_sub(self.proposals);
         let mut words = Vec::new();
         words.extend(self.take_returning(directory));
@@ -364,14 +432,15 @@ impl Office {
 
     /// The log has decided, or never will. Of the sessions in it those that are there count down (anew, if
     /// they had moved) unless they are held; what else was left undone counts down again.
-    pub(super) fn settle(&mut self, word: &Word, directory: &Directory, now: Instant) {
+    pub(crate) fn settle(&mut self, word: &Word, directory: &Directory, now: Instant) {
         self.proposals = self.proposals.saturating_sub(1);
         match word {
             Word::Lapsed(fences, _) => {
                 for fence in fences {
                     self.expiring.remove(&fence.session);
                     let found = directory.session(fence.session);
-                    if let Some(session) = found.filter(|session| session.lapsed.is_none()) {
+                    let found = found.filter(|session| session.lapsed.is_none());
+                    if let Some(session) = found.filter(|session| self.bench.judges(session.id)) {
                         self.sessions.start(session.id, ttl(session.ttl_ms), now);
                     }
                 }
@@ -405,7 +474,7 @@ impl Office {
         }
     }
 
-    pub(super) fn deadline(&self, session: SessionId, now: Instant) -> Option<SessionDeadline> {
+    pub(crate) fn deadline(&self, session: SessionId, now: Instant) -> Option<SessionDeadline> {
         let lapses_in = self.sessions.remaining(&session, now)?;
         Some(SessionDeadline {
             session,

@@ -82,6 +82,18 @@ pub enum StoreError {
         /// What is wrong.
         problem: String,
     },
+    /// The records of AP groups cannot be read whole.
+    #[error(
+        "RC-302: the records of AP groups in {} are damaged: {problem}; nothing was changed. If other servers of the \
+         cluster are well, remove this server from the membership, delete its data folder and add it again as a learner",
+        path.display()
+    )]
+    RecordsDamaged {
+        /// The folder they are in.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// The only voter's disk forgot acknowledged entries; nobody has them.
     #[error(
         "RC-108: {} holds the log up to {found}, but it once reached {marked}, and no other server can supply the rest; \

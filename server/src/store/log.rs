@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::error::StoreError;
 use super::mark::{Mark, MarkFile};
 use super::record;
+use super::rows::{self, RowBatch, RowsError};
 use super::space::SpaceWatch;
 use super::writer::{self, MarkKeeper, Op, QUEUE_MAX};
 use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
@@ -33,6 +34,7 @@ use crate::raft::wire;
 const CF_DEFAULT: &str = "default";
 pub(crate) const CF_LOG: &str = "log";
 pub(crate) const CF_META: &str = "meta";
+pub(crate) const CF_ROWS: &str = "rows";
 pub(crate) const KEY_VOTE: &[u8] = b"vote";
 pub(crate) const KEY_PURGED: &[u8] = b"purged";
 pub(crate) const KEY_COMMITTED: &[u8] = b"committed";
@@ -349,6 +351,23 @@ impl LogStore {
         }
     }
 
+    /// Writes rows beside the log; when this returns they are written, and synced if so asked.
+    pub(crate) async fn write_rows(&self, rows: RowBatch) -> io::Result<()> {
+        self.submit_and_wait(|done| Op::Rows { rows, done }).await
+    }
+
+    /// Hands every row beside the log to `take`, in the order of their keys. Blocks.
+    ///
+    /// # Errors
+    /// A row is damaged, or `take` says so.
+    pub(crate) fn read_rows(
+        &self,
+        take: impl FnMut(&[u8], &[u8]) -> Result<(), String>,
+    ) -> Result<(), RowsError> {
+        let read = self.shared.with_db(|db| Ok(rows::read(db, take)));
+        read.unwrap_or_else(|error| Err(RowsError(error.to_string())))
+    }
+
     async fn submit(&self, op: Op) -> io::Result<()> {
         self.ops
             .send(op)
@@ -523,14 +542,19 @@ fn open_db(path: &Path) -> Result<DB, StoreError> {
     options.set_stats_persist_period_sec(0);
     options.set_max_open_files(128);
     // After a full disk RocksDB waits until there is room for its largest memtable; hence the small default.
-    let families =
-        [(CF_DEFAULT, 64 << 10), (CF_LOG, 8 << 20), (CF_META, 256 << 10)].map(|(name, memtable)| {
-            let mut family = Options::default();
-            family.set_compression_type(DBCompressionType::None);
-            family.set_write_buffer_size(memtable);
-            family.set_max_write_buffer_number(3);
-            ColumnFamilyDescriptor::new(name, family)
-        });
+    let families = [
+        (CF_DEFAULT, 64 << 10),
+        (CF_LOG, 8 << 20),
+        (CF_META, 256 << 10),
+        (CF_ROWS, 4 << 20),
+    ];
+    let families = families.map(|(name, memtable)| {
+        let mut family = Options::default();
+        family.set_compression_type(DBCompressionType::None);
+        family.set_write_buffer_size(memtable);
+        family.set_max_write_buffer_number(3);
+        ColumnFamilyDescriptor::new(name, family)
+    });
     DB::open_cf_descriptors(&options, path, families).map_err(|error| match error.kind() {
         rocksdb::ErrorKind::Corruption => StoreError::LogDamaged {
             path: path.to_owned(),

@@ -1,5 +1,5 @@
-//! What a server keeps on its disk: who it is, its log and vote, its snapshots, and the mark that tells
-//! whether the disk has forgotten something.
+//! What a server keeps on its disk: who it is, its log and vote, rows of other shells beside them, its snapshots,
+//! and the mark that tells whether the disk has forgotten something.
 //!
 //! Invariant: what was answered as durable was synced before the answer; what cannot be read back whole is
 //! refused with a remedy, never guessed.
@@ -9,6 +9,7 @@ mod identity;
 mod log;
 mod mark;
 mod record;
+mod rows;
 mod snapshot;
 mod space;
 mod writer;
@@ -19,6 +20,7 @@ pub(crate) use identity::replace_file;
 pub use identity::{DataFolder, Identity};
 pub use log::LogStore;
 pub(crate) use log::OpenedLog;
+pub(crate) use rows::{RowBatch, RowsError};
 pub use snapshot::SnapshotFile;
 pub(crate) use snapshot::{IncomingSnapshot, SnapshotStore};
 pub use space::SpaceWatch;

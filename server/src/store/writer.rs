@@ -1,6 +1,6 @@
 //! The one thread that writes the log.
 //!
-//! It takes whatever waits in its queue (appends, votes, truncations, purges, in order), puts it into one
+//! It takes whatever waits in its queue (appends, votes, truncations, purges, rows, in order), puts it into one
 //! RocksDB batch, syncs once, and answers everyone. While a sync runs the next group gathers: group commit.
 //!
 //! Lack of space is waited out with the batch kept. Any other failure ends the store: after a failed fsync
@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::log::{CF_LOG, CF_META, KEY_COMMITTED, KEY_PURGED, KEY_VOTE, Shared};
 use super::mark::{Mark, MarkFile};
 use super::record;
+use super::rows::{self, RowBatch};
 use super::space::RETRY_FULL;
 use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
 use crate::raft::wire;
@@ -54,6 +55,11 @@ pub(crate) enum Op {
     Purge {
         upto: LogId,
     },
+    /// What another shell keeps beside the log.
+    Rows {
+        rows: RowBatch,
+        done: Done,
+    },
     Close {
         done: oneshot::Sender<()>,
     },
@@ -63,6 +69,7 @@ impl Op {
     fn size(&self) -> usize {
         match self {
             Self::Append { entries, .. } => entries.iter().map(wire::entry_size).sum(),
+            Self::Rows { rows, .. } => rows.size(),
             Self::Vote { .. } | Self::Truncate { .. } | Self::Purge { .. } | Self::Close { .. } => 0,
         }
     }
@@ -70,6 +77,7 @@ impl Op {
     fn must_sync(&self) -> bool {
         match self {
             Self::Append { .. } | Self::Vote { .. } | Self::Truncate { .. } => true,
+            Self::Rows { rows, .. } => rows.sync,
             Self::Purge { .. } | Self::Close { .. } => false,
         }
     }
@@ -166,7 +174,11 @@ impl Writer {
                 let rest = group.split_off(at);
                 closing = rest.into_iter().find_map(|op| match op {
                     Op::Close { done } => Some(done),
-                    Op::Append { .. } | Op::Vote { .. } | Op::Truncate { .. } | Op::Purge { .. } => None,
+                    Op::Append { .. }
+                    | Op::Vote { .. }
+                    | Op::Truncate { .. }
+                    | Op::Purge { .. }
+                    | Op::Rows { .. } => None,
                 });
             }
             self.write_group(group);
@@ -233,7 +245,11 @@ impl Writer {
         }
         let mut votes = group.iter().filter_map(|op| match op {
             Op::Vote { vote, .. } => Some(*vote),
-            Op::Append { .. } | Op::Truncate { .. } | Op::Purge { .. } | Op::Close { .. } => None,
+            Op::Append { .. }
+            | Op::Truncate { .. }
+            | Op::Purge { .. }
+            | Op::Rows { .. }
+            | Op::Close { .. } => None,
         });
         if let Some(vote) = votes.next_back() {
             // The log holds the vote already; the mark is a second copy for disks that forget.
@@ -299,7 +315,7 @@ impl Writer {
                 }
                 Op::Truncate { last, .. } => self.flushed = self.flushed.min(*last),
                 Op::Purge { upto } => self.flushed = self.flushed.max(Some(*upto)),
-                Op::Vote { .. } | Op::Close { .. } => {}
+                Op::Vote { .. } | Op::Rows { .. } | Op::Close { .. } => {}
             }
         }
         let flushed = self.flushed;
@@ -319,7 +335,7 @@ impl Writer {
         for op in group {
             match op {
                 Op::Append { flushed, .. } => flushed.io_completed(copy()),
-                Op::Vote { done, .. } | Op::Truncate { done, .. } => {
+                Op::Vote { done, .. } | Op::Truncate { done, .. } | Op::Rows { done, .. } => {
                     let _ = done.send(copy());
                 }
                 Op::Purge { .. } | Op::Close { .. } => {}
@@ -349,6 +365,7 @@ fn build_batch(db: &DB, group: &[Op], committed: Option<&LogId>) -> io::Result<W
                 batch.delete_range_cf(&log, record::key(0), record::key(upto.index + 1));
                 batch.put_cf(&meta, KEY_PURGED, wire::encode_log_id(&Some(*upto)));
             }
+            Op::Rows { rows, .. } => rows::put_into(rows, db, &mut batch)?,
             Op::Close { .. } => {}
         }
     }

@@ -1,0 +1,219 @@
+//! The one task that changes records and the view.
+//!
+//! It takes whatever waits in its queue, applies it piece by piece, writes all of it to disk with one sync, and
+//! answers everyone. While it syncs the next batch gathers. What is not synced is answered to nobody and told to no
+//! server; the view shows it already, as a reader elsewhere might have seen it and lost sight of it again.
+//!
+//! After a failed write nobody knows what the disk holds: nothing more is written (RC-107).
+
+use std::sync::Arc;
+
+use rollcall_core::ap::{Record, SessionSeed};
+use rollcall_core::directory::{Command, Outcome, Request};
+use rollcall_core::ids::ServerId;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::desk::{Desk, Footing, Heard, Resolve, Work};
+use super::inner::Inner;
+use super::rows::Followed;
+use crate::raft::ProposeError;
+use crate::session::Word;
+use crate::store::RowBatch;
+
+/// Jobs that may wait before a caller is told to come again.
+pub(super) const QUEUE_MAX: usize = 4_096;
+/// A batch is closed when it holds so many jobs...
+const BATCH_JOBS_MAX: usize = 256;
+/// ... or so many bytes.
+const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// A local write, done.
+#[derive(Debug)]
+pub(super) struct Wrote {
+    pub(super) outcome: Outcome,
+    pub(super) records: Vec<Arc<Record>>,
+}
+
+type Done<T> = oneshot::Sender<Result<T, ProposeError>>;
+
+/// Something to be done to records and view.
+pub(super) enum Job {
+    /// A client's write.
+    Write {
+        request: Request,
+        deadline: Instant,
+        done: Done<Wrote>,
+    },
+    /// A judgement of this server's.
+    Say { word: Word, done: Done<()> },
+    /// This server vouches for sessions.
+    Claim { seeds: Vec<SessionSeed>, done: Done<()> },
+    /// Records of others.
+    Hear {
+        records: Vec<Record>,
+        followed: Option<(ServerId, Followed)>,
+        /// Somebody counts on this disk.
+        sync: bool,
+        done: Done<Heard>,
+    },
+    /// Definitions of the replicated directory; those that cannot be followed yet come back.
+    Define {
+        commands: Vec<Command>,
+        done: Done<Vec<Command>>,
+    },
+    /// What has been dead for long is to be forgotten.
+    Purge,
+    /// Others were asked what counts.
+    Resolve { resolve: Resolve, done: Done<()> },
+}
+
+/// Answers a caller once it is known what became of the disk.
+type Finish = Box<dyn FnOnce(&Result<(), String>) + Send>;
+
+/// Runs until `stop`; what waits then is not done.
+pub(super) async fn run(inner: Arc<Inner>, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken) {
+    while let Some(Some(first)) = stop.run_until_cancelled(jobs.recv()).await {
+        let mut rows = RowBatch::default();
+        let finishes = carry_out_all(&inner, first, &mut jobs, &mut rows);
+        let written = match rows.is_empty() {
+            true => Ok(()),
+            false => inner.consensus.store().write_rows(rows).await,
+        };
+        let written = written.map_err(|error| error.to_string());
+        inner.on_written(&written);
+        for finish in finishes {
+            finish(&written);
+        }
+        if let Err(reason) = written {
+            tracing::error!(
+                reason,
+                "RC-107: records of AP groups cannot be written; nothing more is acknowledged"
+            );
+            jobs.close();
+        }
+    }
+    let mut rows = RowBatch::default();
+    inner.with_desk(&mut rows, Desk::mark_alive);
+    rows.sync = true;
+    if !rows.is_empty()
+        && let Err(error) = inner.consensus.store().write_rows(rows).await
+    {
+        tracing::debug!(%error, "the last sign of life was not written");
+    }
+}
+
+fn carry_out_all(
+    inner: &Inner,
+    first: Job,
+    jobs: &mut mpsc::Receiver<Job>,
+    rows: &mut RowBatch,
+) -> Vec<Finish> {
+    let mut finishes = Vec::new();
+    let mut begins = true;
+    let mut next = Some(first);
+    while let Some(job) = next {
+        let is_write = matches!(job, Job::Write { .. });
+        let (finish, creates) = inner.with_desk(rows, |desk, work| {
+            if begins {
+                desk.batch += 1;
+            }
+            let services = work.view.totals().services;
+            let finish = carry_out(desk, work, job);
+            (finish, is_write && work.view.totals().services > services)
+        });
+        begins = false;
+        finishes.extend(finish);
+        if creates {
+            inner.created.notify_one();
+        }
+        let has_room = finishes.len() < BATCH_JOBS_MAX && rows.size() < BATCH_BYTES_MAX;
+        next = if has_room { jobs.try_recv().ok() } else { None };
+    }
+    if !rows.is_empty() {
+        inner.desk.lock().put_life(rows);
+    }
+    finishes
+}
+
+fn carry_out(desk: &mut Desk, work: &mut Work<'_>, job: Job) -> Option<Finish> {
+    let is_sure = desk.footing() == Footing::Sure;
+    match job {
+        Job::Write { deadline, done, .. } if deadline <= Instant::now() => {
+            refuse(done, "the deadline passed before it was carried out");
+            None
+        }
+        Job::Write { done, .. } if !is_sure => {
+            refuse(done, NOT_SURE);
+            None
+        }
+        Job::Claim { done, .. } if !is_sure => {
+            refuse(done, NOT_SURE);
+            None
+        }
+        Job::Write { request, done, .. } => {
+            work.rows.sync = true;
+            let wrote = desk.write(work, &request);
+            let wrote = wrote.map(|(outcome, records)| Wrote { outcome, records });
+            Some(finish(done, wrote.map_err(ProposeError::from)))
+        }
+        Job::Say { word, done } => {
+            desk.say(work, &word);
+            Some(finish(done, Ok(())))
+        }
+        Job::Claim { seeds, done } => {
+            work.rows.sync = true;
+            let claimed = desk.claim(work, seeds);
+            Some(finish(done, claimed.map_err(ProposeError::from)))
+        }
+        Job::Hear {
+            records,
+            followed,
+            sync,
+            done,
+        } => {
+            let heard = desk.hear(work, records, followed);
+            if sync {
+                // Also what was known already, but perhaps not synced.
+                work.rows.sync = true;
+                desk.put_life(work.rows);
+            }
+            Some(finish(done, Ok(heard)))
+        }
+        Job::Define { commands, done } => {
+            let refused = desk.define(work, commands);
+            Some(finish(done, Ok(refused)))
+        }
+        Job::Purge => {
+            let gone = desk.purge(work);
+            tracing::debug!(gone, "forgot what was dead for long enough");
+            Some(Box::new(|_| {}))
+        }
+        Job::Resolve { resolve, done } => {
+            work.rows.sync = true;
+            desk.resolve(work, resolve);
+            Some(finish(done, Ok(())))
+        }
+    }
+}
+
+const NOT_SURE: &str = "this server does not know yet what the others have";
+
+fn refuse<T>(done: Done<T>, reason: &str) {
+    let reason = reason.to_owned();
+    _ = done.send(Err(ProposeError::Unavailable { reason }));
+}
+
+/// An answer for when the disk has it. A refusal changed nothing, and need not wait for the disk to be true.
+fn finish<T: Send + 'static>(done: Done<T>, answer: Result<T, ProposeError>) -> Finish {
+    Box::new(move |written| {
+        let answer = match (answer, written) {
+            (Ok(_), Err(reason)) => Err(ProposeError::Unknown {
+                reason: format!("RC-107: the disk failed: {reason}"),
+            }),
+            (answer, _) => answer,
+        };
+        _ = done.send(answer);
+    })
+}

@@ -1,0 +1,294 @@
+//! Definitions: groups, services, limits and the storm switch follow the replicated directory into the view; services
+//! that a registration created here follow the other way.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rollcall_core::directory::{
+    Command, Directory, Expected, Group, GroupMode, Refusal, Request, RevisionChanges, ServiceFate,
+};
+use rollcall_core::ids::{GroupName, RequestId, Revision, ServiceKey};
+use rollcall_core::storm::{Mode, Scope};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::committer::Job;
+use super::inner::Inner;
+use crate::raft::{AppliedHead, ProposeError};
+
+/// Most definitions in one job.
+const COMMANDS_MAX: usize = 256;
+/// What could not be followed is tried again this often: a group that still has nodes here cannot go.
+const RETRY: Duration = Duration::from_secs(5);
+/// How often this server looks for services that the replicated directory does not have.
+const PROPOSE_EVERY: Duration = Duration::from_secs(5);
+/// Most of them proposed in one go; the rest waits for the next look.
+const PROPOSALS_MAX: usize = 256;
+/// How long one of them may take.
+const PROPOSAL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What may differ between the two directories.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Touched {
+    groups: BTreeSet<GroupName>,
+    services: BTreeSet<ServiceKey>,
+    storm: bool,
+}
+
+impl Touched {
+    /// Whatever there is.
+    fn all(raft: &Directory, view: &Directory) -> Self {
+        let mut touched = Self {
+            storm: true,
+            ..Self::default()
+        };
+        let of_mode = raft.groups().filter(|group| is_ap(group));
+        for group in of_mode.chain(view.groups()) {
+            touched.groups.insert(group.name.clone());
+            touched.services.extend(services_of(group));
+        }
+        touched
+    }
+
+    fn note(&mut self, changes: &RevisionChanges) {
+        self.groups
+            .extend(changes.groups.iter().map(|(name, _)| name.clone()));
+        let services = changes.services.iter();
+        let defined = services.filter(|change| change.settings.is_some() || change.fate != ServiceFate::Kept);
+        self.services.extend(defined.map(|change| change.key.clone()));
+        self.storm |= changes.storm.is_some();
+    }
+}
+
+fn is_ap(group: &Group) -> bool {
+    group.settings.mode == GroupMode::Ap
+}
+
+fn services_of(group: &Group) -> impl Iterator<Item = ServiceKey> {
+    group.services.values().map(|service| service.key.clone())
+}
+
+/// What the view must be told to define what the replicated directory defines. A service that the view has on its
+/// own stays while it has nodes or overrides.
+fn differences(raft: &Directory, view: &Directory, touched: &Touched) -> Vec<Command> {
+    let mut commands = Vec::new();
+    if raft.limits() != view.limits() {
+        let limits = raft.limits().clone();
+        commands.push(Command::SetLimits { limits });
+    }
+    for name in &touched.groups {
+        let (defined, seen) = (raft.group(name).filter(|group| is_ap(group)), view.group(name));
+        match (defined, seen) {
+            (Some(defined), seen) if seen.is_none_or(|seen| seen.settings != defined.settings) => {
+                commands.push(Command::PutGroup {
+                    group: name.clone(),
+                    settings: defined.settings.clone(),
+                    expected: Expected::Any,
+                });
+            }
+            (None, Some(seen)) => {
+                let services = services_of(seen).map(|key| Command::DeleteService {
+                    key,
+                    expected: Expected::Any,
+                });
+                commands.extend(services);
+                commands.push(Command::DeleteGroup {
+                    group: name.clone(),
+                    expected: Expected::Any,
+                });
+            }
+            (Some(_), _) | (None, None) => {}
+        }
+    }
+    for key in &touched.services {
+        if raft.group(&key.group).is_none_or(|group| !is_ap(group)) {
+            continue;
+        }
+        match (raft.service(key), view.service(key)) {
+            (Some(defined), seen) if seen.is_none_or(|seen| seen.settings != defined.settings) => {
+                commands.push(Command::PutService {
+                    key: key.clone(),
+                    settings: Some(defined.settings.clone()),
+                    expected: Expected::Any,
+                });
+            }
+            (None, Some(seen)) if seen.nodes.is_empty() && seen.overrides.is_empty() => {
+                commands.push(Command::DeleteService {
+                    key: key.clone(),
+                    expected: Expected::Any,
+                });
+            }
+            (Some(_) | None, _) => {}
+        }
+    }
+    if touched.storm {
+        commands.extend(storms(raft, view));
+    }
+    commands
+}
+
+fn storms(raft: &Directory, view: &Directory) -> Vec<Command> {
+    let of_groups = |directory: &Directory| -> BTreeSet<Scope> {
+        let groups = directory.storm().groups();
+        groups.map(|(name, _)| Scope::Group(name.clone())).collect()
+    };
+    let mut scopes = of_groups(raft);
+    scopes.extend(of_groups(view));
+    scopes.insert(Scope::Cluster);
+    let commands = scopes.into_iter().filter_map(|scope| {
+        let (set, seen) = (raft.storm().of(&scope), view.storm().of(&scope));
+        let same = match (set, seen) {
+            (Some(set), Some(seen)) => {
+                (set.mode, &set.author, &set.reason) == (seen.mode, &seen.author, &seen.reason)
+            }
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        // Of a group that is not of mode AP the view knows nothing.
+        let known = match &scope {
+            Scope::Cluster => true,
+            Scope::Group(group) => raft.group(group).is_some_and(|group| is_ap(group)) || seen.is_some(),
+        };
+        (!same && known).then(|| Command::SetStorm {
+            scope,
+            mode: set.map_or(Mode::Inherited, |set| set.mode),
+            author: set.map_or_else(String::new, |set| set.author.clone()),
+            reason: set.map_or_else(String::new, |set| set.reason.clone()),
+        })
+    });
+    commands.collect()
+}
+
+/// Keeps the view's definitions those of the replicated directory.
+pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
+    let mut applied = inner.consensus.applied_head();
+    let mut seen: Option<Revision> = None;
+    let mut undone = false;
+    loop {
+        // Asked first: what was applied by then is followed below.
+        let complete = is_complete(&inner);
+        _ = applied.borrow_and_update();
+        let (commands, revision) = {
+            let raft = inner.consensus.directory().read();
+            let view = inner.view.read();
+            (
+                differences_since(seen.filter(|_| !undone), &raft, &view),
+                raft.revision(),
+            )
+        };
+        undone = false;
+        for commands in commands.chunks(COMMANDS_MAX) {
+            let commands = commands.to_vec();
+            match inner.perform(|done| Job::Define { commands, done }).await {
+                Ok(refused) => undone |= !refused.is_empty(),
+                Err(_) => return,
+            }
+        }
+        seen = Some(revision);
+        if complete && !inner.defined.swap(true, Ordering::AcqRel) {
+            let groups = inner.view.read().totals().groups;
+            tracing::info!(groups, "AP groups: defined");
+        }
+        let pause = match (undone, inner.defined.load(Ordering::Acquire)) {
+            (false, true) => Duration::MAX,
+            (true, true) => RETRY,
+            (_, false) => Duration::from_millis(50),
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = tokio::time::timeout(pause, applied.changed()) => if let Ok(Err(_)) = changed {
+                return;
+            },
+        }
+    }
+}
+
+fn differences_since(seen: Option<Revision>, raft: &Directory, view: &Directory) -> Vec<Command> {
+    let changes = seen.map(|seen| raft.changes().range(seen, usize::MAX));
+    let touched = match changes {
+        Some(Ok(changes)) => {
+            let mut touched = Touched::default();
+            changes.iter().for_each(|changes| touched.note(changes));
+            touched
+        }
+        Some(Err(_)) | None => Touched::all(raft, view),
+    };
+    differences(raft, view, &touched)
+}
+
+/// Whether the replicated directory holds all that this server's disk knows of it. Needs no quorum.
+fn is_complete(inner: &Inner) -> bool {
+    let status = inner.consensus.status();
+    let AppliedHead { position, .. } = status.applied;
+    let replayed = match (status.committed_index, position) {
+        (Some(committed), Some(position)) => position.index >= committed,
+        (Some(_) | None, _) => false,
+    };
+    status.loaded || replayed
+}
+
+/// Proposes services that registrations created in the view, so that they outlive their last node.
+pub(super) async fn propose_created(inner: Arc<Inner>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = inner.created.notified() => {}
+            () = tokio::time::sleep(PROPOSE_EVERY) => {}
+        }
+        if inner.consensus.leadership().borrow().leader.is_none() {
+            continue;
+        }
+        for key in unknown_services(&inner) {
+            let proposing = propose(&inner, key);
+            match stop.run_until_cancelled(proposing).await {
+                None => return,
+                Some(true) => {}
+                Some(false) => break,
+            }
+        }
+    }
+}
+
+fn unknown_services(inner: &Inner) -> Vec<ServiceKey> {
+    let raft = inner.consensus.directory().read();
+    let view = inner.view.read();
+    let defined = view
+        .groups()
+        .filter(|group| raft.group(&group.name).is_some_and(|group| is_ap(group)));
+    defined
+        .flat_map(|group| services_of(group))
+        .filter(|key| raft.service(key).is_none())
+        .take(PROPOSALS_MAX)
+        .collect()
+}
+
+/// Whether to go on with the next.
+async fn propose(inner: &Inner, key: ServiceKey) -> bool {
+    let request = Request {
+        id: RequestId(rand::random()),
+        command: Command::PutService {
+            key,
+            settings: None,
+            expected: Expected::Absent,
+        },
+    };
+    let proposed = inner
+        .consensus
+        .propose(request, Instant::now() + PROPOSAL_DEADLINE)
+        .await;
+    match proposed {
+        Ok(_) | Err(ProposeError::Refused(Refusal::AlreadyExists { .. } | Refusal::GroupNotFound { .. })) => {
+            true
+        }
+        Err(ProposeError::Refused(refusal)) => {
+            tracing::warn!(%refusal, "a service that a registration created is not defined");
+            true
+        }
+        Err(error) => {
+            tracing::debug!(%error, "a service that a registration created is not defined yet");
+            false
+        }
+    }
+}

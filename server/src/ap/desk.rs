@@ -1,0 +1,434 @@
+//! The desk: the records, which sessions are judged here, and how far the others' logs are followed.
+//!
+//! Plain state under one lock. Locks are taken in one order, the desk, then the view, and held across no wait.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rollcall_core::ap::{
+    FarFuture, Key, Record, Replica, Seq, SessionSeed, SessionValue, Stamp, Standing, Stored, VIEW_TERM,
+    Value,
+};
+use rollcall_core::directory::{Command, Directory, Outcome, Refusal, Request};
+use rollcall_core::ids::{RequestId, ServerId, SessionId};
+use rollcall_core::session::Spread;
+
+use super::rows::{self, Followed, Found, Life};
+use crate::raft::RenewalVerdict;
+use crate::session::{Office, Word};
+use crate::store::RowBatch;
+
+/// Claims by heartbeats that may wait to be written. Beyond it their clients are told to ask again.
+const CLAIMS_MAX: usize = 10_000;
+/// Sessions that are taken on together get their full ttl, and up to so much more, so that they do not stay in
+/// lockstep.
+const RESTART_SPREAD: Duration = Duration::from_secs(1);
+
+/// Whether this server knows what it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Footing {
+    /// It is new, or was away for too long: others must be asked before anything is shown or written.
+    Unsure,
+    /// It has what it had, or what the others have.
+    Sure,
+}
+
+/// How an unsure server becomes sure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Resolve {
+    /// Nobody knows better: what it had counts.
+    Keep,
+    /// Somebody knows better: what it had is dropped, and its log begins anew.
+    Drop,
+    /// It has fetched what the others have.
+    Fetched,
+}
+
+/// What came of hearing records.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Heard {
+    /// How many were new here.
+    pub(super) new: usize,
+    /// Why the rest was not taken.
+    pub(super) refused: Option<FarFuture>,
+}
+
+/// The time, read once for a piece of work.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Now {
+    pub(super) instant: Instant,
+    /// Milliseconds since 1970.
+    pub(super) wall_ms: u64,
+}
+
+/// The view, and what is to be written to disk before anybody is answered.
+pub(super) struct Work<'a> {
+    pub(super) view: &'a mut Directory,
+    pub(super) rows: &'a mut RowBatch,
+    pub(super) now: Now,
+}
+
+pub(super) struct Desk {
+    server: ServerId,
+    ahead_max_ms: u64,
+    retention_ms: u64,
+    pub(super) replica: Replica,
+    pub(super) office: Office,
+    footing: Footing,
+    log: u64,
+    alive_ms: u64,
+    followed: BTreeMap<ServerId, Followed>,
+    /// What was found on disk, until it is known whether it counts.
+    set_aside: Vec<Stored>,
+    /// Every server that held a session in this life or the last.
+    holders: BTreeSet<ServerId>,
+    /// Sessions held elsewhere that were heard here: to be claimed.
+    claims: BTreeSet<SessionId>,
+    /// The batch of writes under way, or the last one.
+    pub(super) batch: u64,
+}
+
+impl Desk {
+    /// Takes up what was found on disk. If that is too old to count it is set aside.
+    pub(super) fn new(
+        server: ServerId,
+        (ahead_max, retention): (Duration, Duration),
+        found: Found,
+        view: &mut Directory,
+        now: Now,
+    ) -> Self {
+        let retention_ms = milliseconds(retention);
+        let is_recent = |life: &Life| now.wall_ms.saturating_sub(life.alive_ms) <= retention_ms;
+        let footing = match &found.life {
+            Some(life) if is_recent(life) => Footing::Sure,
+            Some(_) | None => Footing::Unsure,
+        };
+        let life = found.life.unwrap_or_else(|| Life {
+            log: rand::random_range(1..=u64::MAX),
+            head: Seq(0),
+            latest: Stamp::default(),
+            alive_ms: 0,
+            followed: BTreeMap::new(),
+        });
+        let mut desk = Self {
+            server,
+            ahead_max_ms: milliseconds(ahead_max),
+            retention_ms,
+            replica: Replica::new(server, life.latest, life.head),
+            office: Office::take_alone(VIEW_TERM, view, now.instant),
+            footing,
+            log: life.log,
+            alive_ms: life.alive_ms,
+            followed: life.followed,
+            set_aside: found.records,
+            holders: BTreeSet::new(),
+            claims: BTreeSet::new(),
+            batch: 0,
+        };
+        if footing == Footing::Sure {
+            desk.take_up(view, now);
+        }
+        desk
+    }
+
+    fn take_up(&mut self, view: &mut Directory, now: Now) {
+        for stored in std::mem::take(&mut self.set_aside) {
+            if let Value::Session(session) = &stored.record.value {
+                self.holders.insert(session.holder);
+            }
+            self.replica.load(stored);
+        }
+        self.replica.impose_all(view);
+        self.office.catch_up(view, now.instant);
+        let grant = Spread {
+            extra: Duration::ZERO,
+            over: RESTART_SPREAD,
+        };
+        for session in self.replica.sessions_held_by(self.server) {
+            self.office.take_on(session, view, grant, now.instant);
+        }
+    }
+
+    pub(super) fn footing(&self) -> Footing {
+        self.footing
+    }
+
+    /// The name of this server's log.
+    pub(super) fn log(&self) -> u64 {
+        self.log
+    }
+
+    pub(super) fn followed(&self, server: ServerId) -> Followed {
+        self.followed.get(&server).copied().unwrap_or_default()
+    }
+
+    /// Every server that may hold a session.
+    pub(super) fn holders(&self) -> impl Iterator<Item = ServerId> {
+        self.holders.iter().copied()
+    }
+
+    /// A local write.
+    pub(super) fn write(
+        &mut self,
+        work: &mut Work<'_>,
+        request: &Request,
+    ) -> Result<(Outcome, Vec<Arc<Record>>), Refusal> {
+        let written = self.replica.write(work.view, work.now.wall_ms, request);
+        self.keep(work, &written.stored);
+        let records = written.stored.into_iter().map(|stored| stored.record).collect();
+        written.applied.result.map(|outcome| (outcome, records))
+    }
+
+    /// The judge's word. Sessions that somebody else claimed meanwhile are not his to judge any more.
+    pub(super) fn say(&mut self, work: &mut Work<'_>, word: &Word) {
+        let mut command = word.command(VIEW_TERM);
+        if let Command::ExpireSessions { sessions, .. } = &mut command {
+            sessions.retain(|fence| self.holds(fence.session));
+        }
+        let request = Request {
+            id: RequestId(rand::random()),
+            command,
+        };
+        if let Err(refusal) = self.write(work, &request) {
+            tracing::warn!(%refusal, "a judgement was refused");
+        }
+    }
+
+    /// From now on this server vouches for these sessions; for those that are closed nobody can.
+    pub(super) fn claim(&mut self, work: &mut Work<'_>, seeds: Vec<SessionSeed>) -> Result<(), Refusal> {
+        let mut refused = Ok(());
+        let mut stored = Vec::new();
+        for seed in seeds {
+            self.claims.remove(&seed.id);
+            match self.replica.claim(work.view, work.now.wall_ms, seed) {
+                Ok(claimed) => stored.extend(claimed.stored),
+                Err(refusal) => refused = Err(refusal),
+            }
+        }
+        self.keep(work, &stored);
+        refused
+    }
+
+    /// Records from another server. `followed`: with them its log is followed so far, if all are taken.
+    pub(super) fn hear(
+        &mut self,
+        work: &mut Work<'_>,
+        records: Vec<Record>,
+        followed: Option<(ServerId, Followed)>,
+    ) -> Heard {
+        let counted = self.counted_here(&records);
+        let merged = self
+            .replica
+            .merge(work.view, work.now.wall_ms, self.ahead_max_ms, records);
+        let mut stored = merged.stored;
+        let new = stored.len();
+        for id in counted {
+            stored.extend(self.contradict(work, id));
+        }
+        self.keep(work, &stored);
+        if merged.refused.is_none()
+            && let Some((server, followed)) = followed
+            && self.followed(server) != followed
+        {
+            self.followed.insert(server, followed);
+            self.put_life(work.rows);
+        }
+        Heard {
+            new,
+            refused: merged.refused,
+        }
+    }
+
+    /// Sessions that others found lapsed while this server heard them within their ttl.
+    fn counted_here(&self, records: &[Record]) -> Vec<SessionId> {
+        let lapsed = records
+            .iter()
+            .filter_map(|record| match (&record.key, &record.value) {
+                (Key::Session(id), Value::Session(session)) => {
+                    matches!(session.standing, Standing::Lapsed { .. }).then_some(*id)
+                }
+                _ => None,
+            });
+        lapsed.filter(|id| self.office.is_counting(*id)).collect()
+    }
+
+    /// Whoever found it lapsed did not hear what was heard here: this server vouches for it again, in the same
+    /// breath, so that no reader misses its nodes.
+    fn contradict(&mut self, work: &mut Work<'_>, id: SessionId) -> Vec<Stored> {
+        let seed = self
+            .replica
+            .session(id)
+            .and_then(|session| match session.standing {
+                Standing::Lapsed { .. } => Some(seed(id, session)),
+                Standing::Held | Standing::Closed => None,
+            });
+        let claimed = seed.and_then(|seed| self.replica.claim(work.view, work.now.wall_ms, seed).ok());
+        claimed.map_or_else(Vec::new, |claimed| claimed.stored)
+    }
+
+    /// Definitions of the replicated directory. Returns those that the view could not follow.
+    pub(super) fn define(&mut self, work: &mut Work<'_>, commands: Vec<Command>) -> Vec<Command> {
+        let mut refused = Vec::new();
+        for command in commands {
+            if let Err(refusal) = self.replica.define(work.view, &command) {
+                tracing::debug!(%refusal, "a definition is not followed yet");
+                refused.push(command);
+            }
+        }
+        self.office.catch_up(work.view, work.now.instant);
+        refused
+    }
+
+    /// Forgets what has been dead for long enough.
+    pub(super) fn purge(&mut self, work: &mut Work<'_>) -> usize {
+        let gone = self.replica.purge(work.now.wall_ms, self.retention_ms);
+        for key in &gone {
+            rows::remove_record(work.rows, key);
+        }
+        self.mark_alive(work);
+        gone.len()
+    }
+
+    /// Writes down that this server is alive, so that its next life knows for how long it was not.
+    pub(super) fn mark_alive(&mut self, work: &mut Work<'_>) {
+        if self.footing == Footing::Sure {
+            self.alive_ms = work.now.wall_ms;
+            self.put_life(work.rows);
+        }
+    }
+
+    /// Others were asked.
+    pub(super) fn resolve(&mut self, work: &mut Work<'_>, resolve: Resolve) {
+        if self.footing == Footing::Sure {
+            return;
+        }
+        match resolve {
+            Resolve::Keep => {
+                tracing::info!(
+                    records = self.set_aside.len(),
+                    "AP groups: taken up what was on disk"
+                );
+                self.take_up(work.view, work.now);
+                self.footing = Footing::Sure;
+            }
+            Resolve::Drop => {
+                tracing::info!(
+                    records = self.set_aside.len(),
+                    "AP groups: this server was away for longer than ap.tombstone_retention, or is new; it begins anew"
+                );
+                self.set_aside = Vec::new();
+                self.log = rand::random_range(1..=u64::MAX);
+                self.followed = BTreeMap::new();
+                work.rows.clear();
+            }
+            Resolve::Fetched => {
+                tracing::info!(records = self.replica.len(), "AP groups: fetched from the others");
+                self.footing = Footing::Sure;
+            }
+        }
+        self.mark_alive(work);
+    }
+
+    /// To be asked at the end of a batch: what must be known in the next life.
+    pub(super) fn put_life(&self, rows: &mut RowBatch) {
+        let life = Life {
+            log: self.log,
+            head: self.replica.head(),
+            latest: self.replica.latest(),
+            alive_ms: self.alive_ms,
+            followed: self.followed.clone(),
+        };
+        rows::put_life(rows, &life);
+    }
+
+    /// What changed goes to disk, and to the judge.
+    fn keep(&mut self, work: &mut Work<'_>, stored: &[Stored]) {
+        for stored in stored {
+            rows::put_record(work.rows, stored);
+        }
+        let now = work.now.instant;
+        self.office.catch_up(work.view, now);
+        for stored in stored {
+            if let (Key::Session(id), Value::Session(session)) = (&stored.record.key, &stored.record.value) {
+                self.holders.insert(session.holder);
+                if session.holder == self.server && session.is_alive() {
+                    self.office.take_on(*id, work.view, FULL_TTL, now);
+                } else {
+                    self.office.give_up(*id);
+                }
+            }
+        }
+    }
+
+    fn holds(&self, id: SessionId) -> bool {
+        let session = self.replica.session(id);
+        session.is_some_and(|session| session.holder == self.server && session.is_alive())
+    }
+
+    /// Signs of life. A session that is held elsewhere but heard here is claimed, and undecided until then.
+    pub(super) fn renew(&mut self, sessions: &[SessionId], view: &Directory, now: Instant) -> RenewalVerdict {
+        let mut verdict = RenewalVerdict::default();
+        let mut held = Vec::with_capacity(sessions.len());
+        for &id in sessions {
+            match self.replica.session(id) {
+                Some(session) if session.holder == self.server && session.is_alive() => held.push(id),
+                Some(session) if session.holder != self.server && session.standing != Standing::Closed => {
+                    if self.claims.len() < CLAIMS_MAX {
+                        self.claims.insert(id);
+                    }
+                    verdict.undecided.push(id);
+                }
+                Some(_) | None => verdict.not_found.push(id),
+            }
+        }
+        self.office.catch_up(view, now);
+        let of_held = self.office.renew(self.server, &held, view, now);
+        verdict.not_found.extend(of_held.not_found);
+        verdict.undecided.extend(of_held.undecided);
+        verdict
+    }
+
+    /// Sessions heard here that are to be claimed; they are asked for once.
+    pub(super) fn take_claims(&mut self, max: usize) -> Vec<SessionSeed> {
+        let mut seeds = Vec::new();
+        while seeds.len() < max
+            && let Some(id) = self.claims.pop_first()
+        {
+            seeds.extend(self.replica.session(id).map(|session| seed(id, session)));
+        }
+        seeds
+    }
+
+    /// The sessions that another server vouched for when it was last heard of.
+    pub(super) fn left_by(
+        &self,
+        server: ServerId,
+        mut mine: impl FnMut(SessionId) -> bool,
+    ) -> Vec<SessionSeed> {
+        let ids = self.replica.sessions_held_by(server).into_iter();
+        ids.filter_map(|id| {
+            let session = self.replica.session(id)?;
+            (session.standing == Standing::Held && mine(id)).then(|| seed(id, session))
+        })
+        .collect()
+    }
+}
+
+const FULL_TTL: Spread = Spread {
+    extra: Duration::ZERO,
+    over: Duration::ZERO,
+};
+
+fn seed(id: SessionId, session: &SessionValue) -> SessionSeed {
+    SessionSeed {
+        id,
+        secret_digest: session.secret_digest,
+        ttl_ms: session.ttl_ms,
+        client: session.client.clone(),
+    }
+}
+
+pub(super) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

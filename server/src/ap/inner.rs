@@ -1,0 +1,140 @@
+//! What all parts share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use rollcall_core::ids::ServerId;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use super::committer::Job;
+use super::desk::{Desk, Footing, Now, Work};
+use super::metrics::ApMetrics;
+use super::origins::Origins;
+use crate::config::ApConfig;
+use crate::gossip::Gossip;
+use crate::raft::{AppliedHead, Consensus, ProposeError, SharedDirectory};
+use crate::store::RowBatch;
+
+/// How long whoever asks for records waits for those under way to be on disk.
+const SYNC_WAIT: Duration = Duration::from_secs(2);
+
+pub(super) struct Inner {
+    pub(super) server: ServerId,
+    pub(super) epoch: u64,
+    pub(super) started_at: Instant,
+    pub(super) config: ApConfig,
+    pub(super) consensus: Consensus,
+    pub(super) gossip: Option<Gossip>,
+    pub(super) view: Arc<SharedDirectory>,
+    pub(super) desk: Mutex<Desk>,
+    pub(super) jobs: mpsc::Sender<Job>,
+    pub(super) head: watch::Sender<AppliedHead>,
+    /// The last batch on disk.
+    pub(super) synced: watch::Sender<u64>,
+    /// The definitions that were on this server's disk are in the view.
+    pub(super) defined: AtomicBool,
+    pub(super) origins: Origins,
+    /// A service was created by a registration here: it is to be proposed.
+    pub(super) created: Notify,
+    /// The other servers have come or gone: compare at once.
+    pub(super) returned: Notify,
+    pub(super) agreed_at: Mutex<Option<Instant>>,
+    pub(super) metrics: ApMetrics,
+    pub(super) clock_offset_ms: AtomicI64,
+}
+
+impl Now {
+    /// Reads both clocks, the wall clock put forward by so much.
+    pub(super) fn read(offset_ms: i64) -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let wall_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            instant: Instant::now(),
+            wall_ms: wall_ms.saturating_add_signed(offset_ms),
+        }
+    }
+}
+
+impl Inner {
+    pub(super) fn now(&self) -> Now {
+        Now::read(self.clock_offset_ms.load(Ordering::Relaxed))
+    }
+
+    /// Works on the desk and the view together.
+    pub(super) fn with_desk<T>(
+        &self,
+        rows: &mut RowBatch,
+        work: impl FnOnce(&mut Desk, &mut Work<'_>) -> T,
+    ) -> T {
+        let now = self.now();
+        let mut desk = self.desk.lock();
+        let mut view = self.view.write();
+        work(
+            &mut desk,
+            &mut Work {
+                view: &mut view,
+                rows,
+                now,
+            },
+        )
+    }
+
+    pub(super) fn is_sure(&self) -> bool {
+        self.desk.lock().footing() == Footing::Sure
+    }
+
+    /// A batch is on disk, or is not.
+    pub(super) fn on_written(&self, written: &Result<(), String>) {
+        if written.is_err() {
+            return;
+        }
+        let batch = {
+            let desk = self.desk.lock();
+            self.metrics.observe(&desk);
+            desk.batch
+        };
+        let revision = self.view.read().revision();
+        self.head.send_if_modified(|head| {
+            let moved = head.revision != revision;
+            head.revision = revision;
+            moved
+        });
+        self.synced.send_replace(batch);
+    }
+
+    /// Reads from the desk what another server may be told: waits until it is on disk.
+    ///
+    /// # Errors
+    /// It did not get there in time.
+    pub(super) async fn read_synced<T>(&self, read: impl FnOnce(&Desk) -> T) -> Result<T, tonic::Status> {
+        let (found, batch) = {
+            let desk = self.desk.lock();
+            (read(&desk), desk.batch)
+        };
+        let mut synced = self.synced.subscribe();
+        let waited = tokio::time::timeout(SYNC_WAIT, synced.wait_for(|synced| *synced >= batch)).await;
+        match waited {
+            Ok(Ok(_)) => Ok(found),
+            Ok(Err(_)) | Err(_) => Err(tonic::Status::unavailable("the disk is behind")),
+        }
+    }
+
+    /// Has a job of this server's own done; waits for room in the queue.
+    pub(super) async fn perform<T>(
+        &self,
+        job: impl FnOnce(oneshot::Sender<Result<T, ProposeError>>) -> Job,
+    ) -> Result<T, ProposeError> {
+        let (done, outcome) = oneshot::channel();
+        self.jobs.send(job(done)).await.map_err(|_| ended())?;
+        outcome.await.map_err(|_| ended())?
+    }
+}
+
+/// The committing task is gone, with whatever waited for it.
+pub(super) fn ended() -> ProposeError {
+    ProposeError::Unavailable {
+        reason: "AP groups are closed on this server".into(),
+    }
+}

@@ -1,0 +1,176 @@
+//! The peer listener's service for records of AP groups. What it tells is on this server's disk.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rollcall_core::ap::{Bucket, Record, Seq};
+use rollcall_proto::v1::ap_server::Ap;
+use rollcall_proto::v1::{
+    ApCompareRequest, ApCompareResponse, ApDigest, ApFetchRequest, ApFetchResponse, ApPullRequest,
+    ApPullResponse, ApPushRequest, ApPushResponse,
+};
+use tonic::{Request, Response, Status};
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::desk::{Desk, Footing};
+use super::exchange::{decode_all, hear};
+use super::inner::Inner;
+
+/// About how many bytes of records one answer holds.
+const ANSWER_BYTES: usize = 1 << 20;
+
+/// Answers the other servers.
+#[derive(Clone)]
+pub struct ApDoor {
+    inner: Arc<Inner>,
+}
+
+impl ApDoor {
+    pub(super) fn new(inner: Arc<Inner>) -> Self {
+        Self { inner }
+    }
+
+    fn check(&self, cluster: &str, from: u64, to: u64) -> Result<(), Status> {
+        self.inner.consensus.peers().check(cluster, from, to)
+    }
+}
+
+/// One digest of everything.
+pub(super) fn digest_of_all(digests: &[(String, u128)]) -> u128 {
+    let bytes = postcard::to_allocvec(digests).expect("plain values always encode");
+    xxh3_128(&bytes)
+}
+
+/// One digest of a group, which is that of its buckets; 0 if it has none.
+pub(super) fn digest_of_group(desk: &Desk, group: &str) -> u128 {
+    let digests = desk.replica.group_digests();
+    let found = digests.iter().find(|(name, _)| name == group);
+    found.map_or(0, |(_, digest)| *digest)
+}
+
+pub(super) fn halves(digest: u128) -> (u64, u64) {
+    ((digest >> 64) as u64, digest as u64)
+}
+
+pub(super) fn whole(high: u64, low: u64) -> u128 {
+    u128::from(high) << 64 | u128::from(low)
+}
+
+fn wire_digest(name: Vec<u8>, digest: u128) -> ApDigest {
+    let (high, low) = halves(digest);
+    ApDigest {
+        name: name.into(),
+        high,
+        low,
+    }
+}
+
+pub(super) fn encode_bucket(bucket: &Bucket) -> Vec<u8> {
+    postcard::to_allocvec(bucket).expect("plain keys always encode")
+}
+
+pub(super) fn decode_bucket(bytes: &[u8]) -> Result<Bucket, Status> {
+    postcard::from_bytes(bytes).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn compare(desk: &Desk, asked: &ApCompareRequest) -> ApCompareResponse {
+    let theirs = whole(asked.high, asked.low);
+    let mut answer = ApCompareResponse {
+        sure: desk.footing() == Footing::Sure,
+        ..ApCompareResponse::default()
+    };
+    if asked.buckets {
+        answer.same = digest_of_group(desk, &asked.group) == theirs;
+        if !answer.same {
+            let buckets = desk.replica.bucket_digests(&asked.group);
+            let digests = buckets.iter();
+            answer.digests = digests
+                .map(|(bucket, digest)| wire_digest(encode_bucket(bucket), *digest))
+                .collect();
+        }
+    } else {
+        let groups = desk.replica.group_digests();
+        answer.same = digest_of_all(&groups) == theirs;
+        if !answer.same {
+            let digests = groups.into_iter();
+            answer.digests = digests
+                .map(|(name, digest)| wire_digest(name.into_bytes(), digest))
+                .collect();
+        }
+    }
+    answer
+}
+
+/// The next records, up to about as many bytes as an answer holds, at least one.
+fn piece(records: &[Arc<Record>], skip: usize) -> ApFetchResponse {
+    let mut answer = ApFetchResponse::default();
+    let mut bytes = 0;
+    for record in records.iter().skip(skip) {
+        if bytes >= ANSWER_BYTES {
+            answer.more = true;
+            break;
+        }
+        let encoded: Bytes = record.encode();
+        bytes += encoded.len();
+        answer.records.push(encoded);
+    }
+    answer
+}
+
+#[tonic::async_trait]
+impl Ap for ApDoor {
+    async fn pull(&self, request: Request<ApPullRequest>) -> Result<Response<ApPullResponse>, Status> {
+        let asked = request.into_inner();
+        self.check(&asked.cluster, asked.from, asked.to)?;
+        let (log, range, head) = self
+            .inner
+            .read_synced(|desk| {
+                let after = if asked.log == desk.log() { asked.after } else { 0 };
+                let range = desk.replica.range(Seq(after), ANSWER_BYTES);
+                (desk.log(), range, desk.replica.head())
+            })
+            .await?;
+        Ok(Response::new(ApPullResponse {
+            log,
+            records: range.records.iter().map(|record| record.encode()).collect(),
+            through: range.through.0,
+            head: head.0,
+        }))
+    }
+
+    async fn compare(
+        &self,
+        request: Request<ApCompareRequest>,
+    ) -> Result<Response<ApCompareResponse>, Status> {
+        let asked = request.into_inner();
+        self.check(&asked.cluster, asked.from, asked.to)?;
+        let answer = self.inner.read_synced(|desk| compare(desk, &asked)).await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn fetch(&self, request: Request<ApFetchRequest>) -> Result<Response<ApFetchResponse>, Status> {
+        let asked = request.into_inner();
+        self.check(&asked.cluster, asked.from, asked.to)?;
+        let bucket = decode_bucket(&asked.bucket)?;
+        let records = self
+            .inner
+            .read_synced(|desk| desk.replica.bucket(&bucket))
+            .await?;
+        let skip = usize::try_from(asked.skip).unwrap_or(usize::MAX);
+        Ok(Response::new(piece(&records, skip)))
+    }
+
+    async fn push(&self, request: Request<ApPushRequest>) -> Result<Response<ApPushResponse>, Status> {
+        let asked = request.into_inner();
+        self.check(&asked.cluster, asked.from, asked.to)?;
+        if !self.inner.is_sure() || self.inner.consensus.disk_is_full() {
+            return Err(Status::unavailable("this server takes no records now"));
+        }
+        let records = decode_all(&asked.records)?;
+        let heard = hear(&self.inner, records, None, true).await?;
+        match heard.refused {
+            None => Ok(Response::new(ApPushResponse {})),
+            Some(far) => Err(Status::failed_precondition(format!("RC-301: {far}"))),
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Comparing with one other server at a time, and fetching what differs: brings what the logs did not, also by way of
+//! a third server. And how a server that is new, or was away for too long, learns what counts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rollcall_core::ap::{Bucket, FarFuture, Record};
+use rollcall_core::ids::ServerId;
+use rollcall_proto::v1::{ApCompareRequest, ApCompareResponse, ApFetchRequest};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use super::committer::Job;
+use super::desk::{Resolve, milliseconds};
+use super::exchange::{CALL_MAX, decode_all, hear};
+use super::inner::Inner;
+use super::members::Other;
+use super::peer::{decode_bucket, digest_of_all, digest_of_group, encode_bucket, halves, whole};
+
+/// A bucket that differs is fetched when it did so twice in a row: what is on its way by a log need not be.
+const PATIENCE: u8 = 2;
+/// Buckets that are kept in mind for that.
+const DIFFERING_MAX: usize = 10_000;
+/// How often an unsure server asks.
+const UNSURE_EVERY: Duration = Duration::from_millis(200);
+
+/// What a comparison found.
+struct Compared {
+    /// No group differed.
+    same: bool,
+    /// The other server knows what it should.
+    sure: bool,
+}
+
+/// One server's side of the comparisons.
+struct Repairer {
+    inner: Arc<Inner>,
+    /// How often in a row a bucket differed.
+    differing: BTreeMap<Bucket, u8>,
+    /// While unsure: servers that do not know better.
+    clueless: BTreeSet<ServerId>,
+}
+
+/// Compares now and then, until `stop`.
+pub(super) async fn run(inner: Arc<Inner>, stop: CancellationToken) {
+    let mut repairer = Repairer {
+        inner: inner.clone(),
+        differing: BTreeMap::new(),
+        clueless: BTreeSet::new(),
+    };
+    loop {
+        let sure = inner.is_sure();
+        let pause = if sure {
+            jittered(inner.config.repair_interval)
+        } else {
+            UNSURE_EVERY
+        };
+        let patience = tokio::select! {
+            () = stop.cancelled() => return,
+            () = inner.returned.notified() => 1,
+            () = tokio::time::sleep(pause) => PATIENCE,
+        };
+        let round = async {
+            match sure {
+                true => repairer.repair(patience).await,
+                false => repairer.ask_what_counts().await,
+            }
+        };
+        if stop.run_until_cancelled(round).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Servers that were started together do not stay in step.
+fn jittered(interval: Duration) -> Duration {
+    interval.mul_f64(rand::random_range(0.75..1.25))
+}
+
+impl Repairer {
+    async fn repair(&mut self, patience: u8) {
+        let Some(other) = self.inner.others_here().into_iter().next() else {
+            return;
+        };
+        match self.compare(&other, patience).await {
+            Ok(compared) => self.note(compared.same && compared.sure),
+            Err(status) => {
+                tracing::debug!(server = other.server.0, reason = status.message(), "not compared");
+            }
+        }
+    }
+
+    fn note(&mut self, agreed: bool) {
+        if agreed {
+            self.differing.clear();
+            *self.inner.agreed_at.lock() = Some(Instant::now());
+        }
+    }
+
+    /// A server that is new or was away for too long takes what a server has that knows better. If a majority does
+    /// not, nobody does: what it has counts.
+    async fn ask_what_counts(&mut self) {
+        let members = self.inner.consensus.members();
+        if !members.iter().any(|member| member.server == self.inner.server) {
+            return;
+        }
+        for other in self.inner.others() {
+            match self.take_from(&other).await {
+                Ok(true) => return,
+                Ok(false) => _ = self.clueless.insert(other.server),
+                Err(status) => {
+                    tracing::debug!(
+                        server = other.server.0,
+                        reason = status.message(),
+                        "not asked what counts"
+                    );
+                }
+            }
+        }
+        self.clueless
+            .retain(|server| members.iter().any(|member| member.server == *server));
+        if (self.clueless.len() + 1) * 2 > members.len() {
+            self.resolve(Resolve::Keep).await;
+        }
+    }
+
+    /// Whether the other knew better; all of it is here then.
+    async fn take_from(&mut self, other: &Other) -> Result<bool, Status> {
+        let asked = self.ask(other, None, 0).await?;
+        if !asked.sure {
+            return Ok(false);
+        }
+        self.resolve(Resolve::Drop).await;
+        while !self.compare(other, 1).await?.same {}
+        self.resolve(Resolve::Fetched).await;
+        Ok(true)
+    }
+
+    async fn resolve(&self, resolve: Resolve) {
+        let resolved = self.inner.perform(|done| Job::Resolve { resolve, done }).await;
+        if let Err(error) = resolved {
+            tracing::debug!(%error, ?resolve, "not resolved");
+        }
+    }
+
+    /// Compares everything with one other server and fetches what differs and is not likely to come by itself.
+    async fn compare(&mut self, other: &Other, patience: u8) -> Result<Compared, Status> {
+        self.inner.metrics.comparisons.inc();
+        let ours = self.inner.desk.lock().replica.group_digests();
+        let answer = self.ask(other, None, digest_of_all(&ours)).await?;
+        let ours: BTreeMap<String, u128> = ours.into_iter().collect();
+        for digest in &answer.digests {
+            let Ok(group) = std::str::from_utf8(&digest.name) else {
+                return Err(Status::invalid_argument("the name of a group is no text"));
+            };
+            if ours.get(group) != Some(&whole(digest.high, digest.low)) {
+                self.compare_group(other, group, patience).await?;
+            }
+        }
+        Ok(Compared {
+            same: answer.same,
+            sure: answer.sure,
+        })
+    }
+
+    async fn compare_group(&mut self, other: &Other, group: &str, patience: u8) -> Result<(), Status> {
+        let (digest, ours) = {
+            let desk = self.inner.desk.lock();
+            (digest_of_group(&desk, group), desk.replica.bucket_digests(group))
+        };
+        let ours: BTreeMap<Bucket, u128> = ours.into_iter().collect();
+        for theirs in self.ask(other, Some(group), digest).await?.digests {
+            let bucket = decode_bucket(&theirs.name)?;
+            if ours.get(&bucket) == Some(&whole(theirs.high, theirs.low)) {
+                self.differing.remove(&bucket);
+            } else if self.is_lasting(&bucket, patience) {
+                self.fetch(other, &bucket).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a bucket has differed long enough.
+    fn is_lasting(&mut self, bucket: &Bucket, patience: u8) -> bool {
+        if patience <= 1 || self.differing.len() >= DIFFERING_MAX {
+            return true;
+        }
+        let times = self.differing.entry(bucket.clone()).or_default();
+        *times += 1;
+        let lasting = *times >= patience;
+        if lasting {
+            self.differing.remove(bucket);
+        }
+        lasting
+    }
+
+    async fn ask(
+        &self,
+        other: &Other,
+        group: Option<&str>,
+        digest: u128,
+    ) -> Result<ApCompareResponse, Status> {
+        let (high, low) = halves(digest);
+        let request = ApCompareRequest {
+            cluster: self.inner.consensus.peers().cluster().to_owned(),
+            from: self.inner.server.0,
+            to: other.server.0,
+            group: group.unwrap_or_default().to_owned(),
+            buckets: group.is_some(),
+            high,
+            low,
+        };
+        let mut client = self.inner.client(other)?;
+        let answer = in_time(client.compare(request)).await?;
+        self.inner.origins.note_answer(other.server, Instant::now());
+        Ok(answer)
+    }
+
+    async fn fetch(&self, other: &Other, bucket: &Bucket) -> Result<(), Status> {
+        let mut client = self.inner.client(other)?;
+        let mut skip = 0;
+        loop {
+            let request = ApFetchRequest {
+                cluster: self.inner.consensus.peers().cluster().to_owned(),
+                from: self.inner.server.0,
+                to: other.server.0,
+                bucket: encode_bucket(bucket).into(),
+                skip,
+            };
+            let piece = in_time(client.fetch(request)).await?;
+            skip += piece.records.len() as u64;
+            let records = self.credible(decode_all(&piece.records)?);
+            let heard = hear(&self.inner, records, None, false).await?;
+            self.inner.metrics.repaired.inc_by(heard.new as u64);
+            if !piece.more || piece.records.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Leaves out what is too far ahead, so that the rest is taken.
+    fn credible(&self, mut records: Vec<Record>) -> Vec<Record> {
+        let now = self.inner.now();
+        let ahead_max_ms = milliseconds(self.inner.config.clock_skew_max);
+        records.retain(|record| {
+            let ahead_ms = record.stamp.millis.saturating_sub(now.wall_ms);
+            if ahead_ms > ahead_max_ms {
+                self.inner.metrics.refused.inc();
+                let far = FarFuture {
+                    server: record.stamp.server,
+                    ahead_ms,
+                    ahead_max_ms,
+                };
+                self.inner.origins.refuse(&far, now.instant);
+            }
+            ahead_ms <= ahead_max_ms
+        });
+        records
+    }
+}
+
+async fn in_time<T>(call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Status> {
+    let answer = tokio::time::timeout(CALL_MAX, call).await;
+    let answer = answer.map_err(|_| Status::deadline_exceeded("no answer in time"))?;
+    Ok(answer?.into_inner())
+}

@@ -1,0 +1,203 @@
+//! Rows beside the log: what another shell keeps under keys of its own, in the log's RocksDB, so that both share
+//! its one writer and its syncs.
+//!
+//! A row is the checksum of its key and value (crc32, little endian), then the value. What does not match is
+//! never handed out.
+
+use std::io;
+
+use rocksdb::{DB, IteratorMode, WriteBatch};
+
+use super::log::CF_ROWS;
+
+/// Longest key of a row, in bytes.
+const KEY_BYTES_MAX: usize = 1 << 10;
+
+/// Changes of rows that are written together, or not at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RowBatch {
+    clear: bool,
+    changes: Vec<Change>,
+    bytes: usize,
+    /// The answer is to wait for the disk.
+    pub(crate) sync: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Change {
+    Put { key: Vec<u8>, value: Vec<u8> },
+    Remove { key: Vec<u8> },
+}
+
+impl RowBatch {
+    /// Every row that is there goes, and what was put into this batch so far.
+    pub(crate) fn clear(&mut self) {
+        self.clear = true;
+        self.changes.clear();
+        self.bytes = 0;
+    }
+
+    /// Writes a row, in place of an earlier one with its key.
+    pub(crate) fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.bytes += key.len() + value.len() + 16;
+        self.changes.push(Change::Put { key, value });
+    }
+
+    /// Removes a row.
+    pub(crate) fn remove(&mut self, key: Vec<u8>) {
+        self.bytes += key.len() + 16;
+        self.changes.push(Change::Remove { key });
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.clear && self.changes.is_empty()
+    }
+
+    /// About how many bytes are to be written.
+    pub(crate) fn size(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// The rows cannot be read whole: which one, and what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct RowsError(pub(crate) String);
+
+fn checksum(key: &[u8], value: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&(key.len() as u64).to_le_bytes());
+    crc.update(key);
+    crc.update(value);
+    crc.finalize()
+}
+
+pub(super) fn put_into(rows: &RowBatch, db: &DB, batch: &mut WriteBatch) -> io::Result<()> {
+    let family = db
+        .cf_handle(CF_ROWS)
+        .ok_or_else(|| io::Error::other("the column family of rows is missing"))?;
+    if rows.clear {
+        batch.delete_range_cf(&family, [].as_slice(), [0xff; KEY_BYTES_MAX].as_slice());
+    }
+    for change in &rows.changes {
+        match change {
+            Change::Remove { key } => batch.delete_cf(&family, key),
+            Change::Put { key, value } => {
+                let mut row = Vec::with_capacity(4 + value.len());
+                row.extend_from_slice(&checksum(key, value).to_le_bytes());
+                row.extend_from_slice(value);
+                batch.put_cf(&family, key, row);
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn read(
+    db: &DB,
+    mut take: impl FnMut(&[u8], &[u8]) -> Result<(), String>,
+) -> Result<(), RowsError> {
+    let family = db
+        .cf_handle(CF_ROWS)
+        .ok_or_else(|| RowsError("the column family of rows is missing".into()))?;
+    for row in db.iterator_cf(&family, IteratorMode::Start) {
+        let (key, row) = row.map_err(|error| RowsError(error.into_string()))?;
+        let damaged = |problem: &str| RowsError(format!("row {}: {problem}", String::from_utf8_lossy(&key)));
+        let (crc, value) = row
+            .split_first_chunk::<4>()
+            .ok_or_else(|| damaged("it is cut short"))?;
+        if u32::from_le_bytes(*crc) != checksum(&key, value) {
+            return Err(damaged("its checksum does not match"));
+        }
+        take(&key, value).map_err(|problem| damaged(&problem))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::store::{LogStore, SpaceWatch};
+
+    type Rows = Vec<(Vec<u8>, Vec<u8>)>;
+
+    fn open(folder: &std::path::Path) -> LogStore {
+        let space = Arc::new(SpaceWatch::new(folder, 0));
+        LogStore::open(folder, space)
+            .expect("the folder is new or ours")
+            .store
+    }
+
+    fn rows(store: &LogStore) -> Result<Rows, RowsError> {
+        let mut found = Vec::new();
+        store.read_rows(|key, value| {
+            found.push((key.to_vec(), value.to_vec()));
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    fn expected(rows: &[(&str, &str)]) -> Rows {
+        let bytes = |text: &str| text.as_bytes().to_vec();
+        rows.iter()
+            .map(|(key, value)| (bytes(key), bytes(value)))
+            .collect()
+    }
+
+    fn put(rows: &[(&str, &str)]) -> RowBatch {
+        let mut batch = RowBatch {
+            sync: true,
+            ..RowBatch::default()
+        };
+        for (key, value) in expected(rows) {
+            batch.put(key, value);
+        }
+        batch
+    }
+
+    #[tokio::test]
+    async fn rows_are_there_after_a_restart_and_go_when_removed_or_cleared() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        store
+            .write_rows(put(&[("a", "1"), ("b", "2"), ("c", "")]))
+            .await
+            .unwrap();
+        let mut change = put(&[("b", "3")]);
+        change.remove(b"a".to_vec());
+        store.write_rows(change).await.unwrap();
+        store.close().await;
+
+        let store = open(folder.path());
+        assert_eq!(rows(&store).unwrap(), expected(&[("b", "3"), ("c", "")]));
+        let mut anew = put(&[("c", "0")]);
+        anew.clear();
+        anew.put(b"d".to_vec(), b"4".to_vec());
+        store.write_rows(anew).await.unwrap();
+        assert_eq!(rows(&store).unwrap(), expected(&[("d", "4")]));
+        store.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_damaged_row_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        store
+            .write_rows(put(&[("a", "1"), ("spoilt", "2")]))
+            .await
+            .unwrap();
+        store.close().await;
+        let families = ["default", "log", "meta", "rows"];
+        let db = DB::open_cf(&rocksdb::Options::default(), folder.path().join("log"), families).unwrap();
+        let family = db.cf_handle("rows").unwrap();
+        db.put_cf(&family, b"spoilt", b"\0\0\0\x002").unwrap();
+        drop(db);
+
+        let store = open(folder.path());
+        let problem = rows(&store).unwrap_err().to_string();
+        assert_eq!(problem, "row spoilt: its checksum does not match");
+        store.close().await;
+    }
+}
