@@ -45,6 +45,7 @@
 //! # }
 //! ```
 
+mod admission;
 mod backoff;
 mod cluster;
 mod config;
@@ -64,6 +65,7 @@ mod snapshot;
 mod view;
 mod watch;
 
+pub use admission::RefusedRegistrations;
 pub use config::{Freshness, ReadOptions, RegistryConfig, WriteOptions};
 pub use convergence::{Convergence, ServerConvergence, ServerWatchers};
 pub use credentials::Token;
