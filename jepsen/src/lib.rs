@@ -5,9 +5,13 @@
 //! that the test cuts, slows and counts. [`fuzz`] throws bad packets at their gossip ports. It shares no code with the
 //! servers beyond the wire contract, so it cannot be wrong in the same way.
 
+pub mod campaign;
 pub mod checker;
 pub mod fuzz;
 pub mod history;
 pub mod lab;
+pub mod nemesis;
 pub mod net;
+pub mod report;
 pub mod seed;
+pub mod workload;

@@ -18,6 +18,9 @@ pub fn check(operations: &[Operation]) -> Verdict {
         let Outcome::Ok { revision, at, .. } = *outcome else {
             continue;
         };
+        if revision == 0 {
+            continue;
+        }
         verdict.judged += 1;
         if operation.function == Function::Read {
             continue;
@@ -46,6 +49,9 @@ pub fn check(operations: &[Operation]) -> Verdict {
         let Outcome::Ok { revision, at, .. } = *outcome else {
             continue;
         };
+        if revision == 0 {
+            continue;
+        }
         let is_read = operation.function == Function::Read;
         let late = if is_read {
             revision < floor.0

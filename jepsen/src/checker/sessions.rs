@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::verdict::Verdict;
-use crate::history::Heartbeats;
+use crate::history::{Fault, Heartbeats};
+
+/// What a new leader adds to the full ttl that it grants everybody.
+const ELECTION: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct Life {
@@ -19,10 +22,10 @@ struct Life {
     gone: Option<Duration>,
 }
 
-/// Judges a history's sessions. Whoever stopped must be gone within `late_max` after its ttl; time without a leader
-/// and the whole ttl that a new leader grants are on top, so a run with faults gives more.
+/// Judges a history's sessions. Whoever stopped must be gone within `late_max` after its ttl. What happened while the
+/// session was due excuses lateness: until the end of a fault, and for a full ttl and an election after it.
 #[must_use]
-pub fn check(lines: &[Heartbeats], late_max: Duration, ended: Duration) -> Verdict {
+pub fn check(lines: &[Heartbeats], faults: &[Fault], late_max: Duration, ended: Duration) -> Verdict {
     let mut verdict = Verdict::new("sessions");
     let mut lives: BTreeMap<u64, Life> = BTreeMap::new();
     for line in lines {
@@ -61,10 +64,20 @@ pub fn check(lines: &[Heartbeats], late_max: Duration, ended: Duration) -> Verdi
             Heartbeats::NoQuorum { .. } => {}
         }
     }
+    let mut faults: Vec<&Fault> = faults.iter().collect();
+    faults.sort_by_key(|fault| fault.time);
     let mut lateness = Vec::new();
     for (session, life) in &lives {
         verdict.judged += life.acknowledged.len();
-        judge(*session, life, late_max, ended, &mut verdict, &mut lateness);
+        judge(
+            *session,
+            life,
+            &faults,
+            late_max,
+            ended,
+            &mut verdict,
+            &mut lateness,
+        );
     }
     lateness.sort();
     if let Some(worst) = lateness.last() {
@@ -81,6 +94,7 @@ pub fn check(lines: &[Heartbeats], late_max: Duration, ended: Duration) -> Verdi
 fn judge(
     session: u64,
     life: &Life,
+    faults: &[&Fault],
     late_max: Duration,
     ended: Duration,
     verdict: &mut Verdict,
@@ -110,7 +124,12 @@ fn judge(
         }
     }
     let Some(stopped) = life.stopped else { return };
-    let due = life.last_possible.max(stopped) + life.ttl;
+    let mut due = life.last_possible.max(stopped) + life.ttl;
+    for fault in faults {
+        if fault.time <= due && fault.end >= stopped {
+            due = due.max(fault.end + life.ttl + ELECTION);
+        }
+    }
     match life.gone {
         Some(gone) => {
             let late = gone.saturating_sub(due);
@@ -187,26 +206,40 @@ mod tests {
             gone(1, 8),
             gone(1, 9),
         ];
-        let verdict = check(&lines, LATE, s(20));
+        let verdict = check(&lines, &[], LATE, s(20));
         assert!(verdict.is_good(), "{verdict:?}");
         // Unanswered heartbeats protect nobody, and excuse lateness.
         let lines = [open(1), beat(1, 2, None), stop(1, 3), gone(1, 4)];
-        assert!(check(&lines, LATE, s(20)).is_good());
+        assert!(check(&lines, &[], LATE, s(20)).is_good());
         assert!(
-            check(&[open(1), beat(1, 19, Some(true))], LATE, s(20)).is_good(),
+            check(&[open(1), beat(1, 19, Some(true))], &[], LATE, s(20)).is_good(),
             "it lives"
         );
     }
 
     #[test]
     fn early_late_never_and_undead_are_caught() {
-        let early = check(&[open(1), beat(1, 2, Some(true)), gone(1, 5)], LATE, s(20));
+        let early = check(&[open(1), beat(1, 2, Some(true)), gone(1, 5)], &[], LATE, s(20));
         assert_eq!(early.findings.len(), 1, "{early:?}");
-        let late = check(&[open(1), stop(1, 0), gone(1, 6)], LATE, s(20));
+        let late = check(&[open(1), stop(1, 0), gone(1, 6)], &[], LATE, s(20));
         assert_eq!(late.findings.len(), 1, "{late:?}");
-        let never = check(&[open(1), stop(1, 0)], LATE, s(20));
+        let never = check(&[open(1), stop(1, 0)], &[], LATE, s(20));
         assert_eq!(never.findings.len(), 1, "{never:?}");
-        let undead = check(&[open(1), gone(1, 5), beat(1, 6, Some(true))], LATE, s(20));
+        let fault = Fault {
+            what: "x".into(),
+            time: s(1),
+            end: s(3),
+        };
+        let excused = check(
+            &[open(1), stop(1, 0), gone(1, 8)],
+            std::slice::from_ref(&fault),
+            LATE,
+            s(20),
+        );
+        assert!(excused.is_good(), "{excused:?}");
+        let late = check(&[open(1), stop(1, 0), gone(1, 10)], &[fault], LATE, s(20));
+        assert_eq!(late.findings.len(), 1, "{late:?}");
+        let undead = check(&[open(1), gone(1, 5), beat(1, 6, Some(true))], &[], LATE, s(20));
         assert_eq!(undead.findings.len(), 1, "{undead:?}");
     }
 }

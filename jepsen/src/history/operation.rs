@@ -25,7 +25,7 @@ pub enum Phase {
     Ok {
         /// What a read saw.
         value: Option<u64>,
-        /// The revision that the answer carried.
+        /// The revision that the answer carried; 0: none.
         revision: u64,
     },
     /// It surely did not happen.
@@ -53,7 +53,7 @@ impl Operation {
     pub(super) fn to_json(&self, time: Value) -> Value {
         let (kind, revision) = match self.phase {
             Phase::Invoke => ("invoke", None),
-            Phase::Ok { revision, .. } => ("ok", Some(revision)),
+            Phase::Ok { revision, .. } => ("ok", (revision > 0).then_some(revision)),
             Phase::Fail => ("fail", None),
             Phase::Info => ("info", None),
         };

@@ -41,6 +41,10 @@ pub struct ClusterOptions {
     pub binary: Option<PathBuf>,
     /// Each server on the host of its number; `None`: all on loopback.
     pub net: Option<Arc<Net>>,
+    /// Each server on a disk of this many bytes; `None`: in the lab's folder. Needs root.
+    pub disk_bytes: Option<u64>,
+    /// Each server with a wall clock of its own, where libfaketime is installed.
+    pub own_clocks: bool,
 }
 
 impl ClusterOptions {
@@ -54,6 +58,8 @@ impl ClusterOptions {
             own_arguments: BTreeMap::new(),
             binary: None,
             net: None,
+            disk_bytes: None,
+            own_clocks: false,
         }
     }
 
@@ -71,6 +77,16 @@ impl ClusterOptions {
         }
     }
 
+    fn equip(&self, server: &mut Server) -> anyhow::Result<()> {
+        if let Some(bytes) = self.disk_bytes {
+            server.put_on_small_disk(bytes)?;
+        }
+        if self.own_clocks {
+            server.put_on_own_clock()?;
+        }
+        Ok(())
+    }
+
     fn arguments_of(&self, id: u64) -> &[String] {
         self.own_arguments.get(&id).map_or(&[], Vec::as_slice)
     }
@@ -83,8 +99,9 @@ impl ClusterOptions {
 pub struct Cluster {
     options: ClusterOptions,
     binary: PathBuf,
-    folder: Option<TempDir>,
+    // Before the folder: what is mounted in it goes first.
     servers: Vec<Server>,
+    folder: Option<TempDir>,
 }
 
 impl Cluster {
@@ -148,6 +165,7 @@ impl Cluster {
             servers,
         };
         for server in &mut cluster.servers {
+            cluster.options.equip(server)?;
             server.start()?;
         }
         Ok(cluster)
@@ -323,6 +341,7 @@ impl Cluster {
             &arguments,
             self.options.net.clone(),
         );
+        self.options.equip(&mut server)?;
         server.start()?;
         self.servers.push(server);
         Ok(id)

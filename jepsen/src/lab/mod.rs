@@ -7,13 +7,16 @@
 //! - [`eventually`]: waiting for a condition, with a bound.
 //! - [`attending`]: a provider that does only what it is told.
 //! - [`reading`]: what one particular server holds; [`watching`]: what it tells its watchers.
+//! - [`SmallDisk`] and [`WallClock`]: a disk that can be filled, a clock that can be set.
 //! - [`binary`] and [`ports`]: where the program is, and where it may listen.
 //!
 //! Invariant: whatever the lab started is gone when its handle is dropped, also when it was paused.
 
 pub mod attending;
 pub mod binary;
+mod clock;
 mod cluster;
+mod disk;
 pub mod ports;
 mod process;
 pub mod reading;
@@ -22,7 +25,9 @@ mod timeline;
 mod wait;
 pub mod watching;
 
+pub use clock::WallClock;
 pub use cluster::{Cluster, ClusterOptions};
+pub use disk::SmallDisk;
 pub use process::Process;
 pub use server::{CLIENT_PORT, Endpoints, HTTP_PORT, PEER_PORT, Server};
 pub use timeline::{Event, Timeline};

@@ -10,6 +10,8 @@ use rollcall_proto::v1::cluster_client::ClusterClient;
 use rollcall_proto::v1::{StatusRequest, StatusResponse};
 use tonic::transport::Endpoint;
 
+use super::clock::WallClock;
+use super::disk::SmallDisk;
 use super::ports;
 use super::process::Process;
 use super::wait::{WAIT_MAX, eventually};
@@ -72,7 +74,9 @@ pub struct Server {
     data: PathBuf,
     log: PathBuf,
     process: Option<Process>,
-    // Behind the process: a host goes after what runs on it.
+    clock: Option<WallClock>,
+    // Behind the process: a disk and a host go after what runs on them.
+    disk: Option<SmallDisk>,
     net: Option<Arc<Net>>,
 }
 
@@ -107,8 +111,34 @@ impl Server {
             data,
             log,
             process: None,
+            clock: None,
+            disk: None,
             net,
         }
+    }
+
+    /// Gives it a disk of this size, before it is started for the first time.
+    pub(super) fn put_on_small_disk(&mut self, bytes: u64) -> anyhow::Result<()> {
+        self.disk = Some(SmallDisk::mount(&self.data, bytes)?);
+        Ok(())
+    }
+
+    /// Gives it a wall clock that can be set, from its next start on; without libfaketime it keeps the machine's.
+    pub(super) fn put_on_own_clock(&mut self) -> anyhow::Result<()> {
+        self.clock = WallClock::new(&self.log.with_extension("clock"))?;
+        Ok(())
+    }
+
+    /// Its disk, if it has one of its own.
+    #[must_use]
+    pub fn disk(&self) -> Option<&SmallDisk> {
+        self.disk.as_ref()
+    }
+
+    /// Its wall clock, if it has one of its own.
+    #[must_use]
+    pub fn clock(&self) -> Option<&WallClock> {
+        self.clock.as_ref()
     }
 
     /// Its server id.
@@ -162,6 +192,9 @@ impl Server {
             None => Command::new(&self.binary),
         };
         command.args(&self.arguments);
+        if let Some(clock) = &self.clock {
+            clock.give_to(&mut command);
+        }
         self.process = Some(Process::spawn(
             &format!("server {}", self.id),
             command,

@@ -46,6 +46,8 @@ mod quality;
 mod switch;
 mod wire;
 
+pub(crate) use claim::{Claim, Duty};
+pub(crate) use command::run;
 pub use meter::{Count, Traffic};
 pub use network::{HARNESS, HOSTS_MAX, Links, Net};
 pub use quality::{Cut, Protocol, Quality};

@@ -1,0 +1,137 @@
+//! The lab from the command line.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use rollcall_jepsen::campaign::{Findings, Options, Workload, run};
+use rollcall_jepsen::nemesis::Kind;
+use rollcall_jepsen::report::page;
+
+/// Judges Rollcall from outside: real servers, real faults, histories, and checkers that can fail.
+#[derive(Debug, Parser)]
+#[command(name = "rollcall-jepsen", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs workloads on a cluster of real servers while faults happen to it, and judges what came of it. As root each
+    /// server has a network namespace of its own; otherwise all share loopback and only their processes suffer.
+    Lab(LabArguments),
+}
+
+#[derive(Debug, clap::Args)]
+struct LabArguments {
+    /// Decides everything that chance decides; drawn if it is not given. The same seed gives the same schedule.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How long faults go on; the recovery and the last reads come on top.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// How many servers.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=9))]
+    servers: u64,
+    /// What runs, separated by commas: all, registers, heartbeats, followers.
+    #[arg(long, default_value = "all")]
+    workload: String,
+    /// What is done to the servers, separated by commas: all, none, halves, single, bridge, ring, one-way, no-clients,
+    /// no-gossip, loss, delay, mangle, narrow, pause, kill, kill-all, full-disk, clock.
+    #[arg(long, default_value = "all")]
+    nemesis: String,
+    /// Clients of each workload.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=200))]
+    clients: u64,
+    /// Time to live of the sessions, in seconds.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(2..=600))]
+    ttl: u64,
+    /// Where the history and the page go; made if it is not there.
+    #[arg(long, default_value = "jepsen-out")]
+    out: PathBuf,
+    /// The server program; otherwise the one next to this, or the one that ROLLCALLD names.
+    #[arg(long)]
+    server: Option<PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    let Command::Lab(arguments) = Arguments::parse().command;
+    let seed = arguments.seed.unwrap_or_else(drawn);
+    println!("seed {seed}");
+    let options = Options {
+        seed,
+        length: Duration::from_secs(arguments.seconds),
+        servers: arguments.servers,
+        workloads: names(&arguments.workload, &Workload::ALL)?,
+        kinds: names(&arguments.nemesis, &Kind::ALL)?,
+        clients: arguments.clients,
+        ttl: Duration::from_secs(arguments.ttl),
+        folder: arguments.out,
+        binary: arguments.server,
+    };
+    std::fs::create_dir_all(&options.folder)
+        .with_context(|| format!("creating {}", options.folder.display()))?;
+    let findings = run(&options).await?;
+    let report = options.folder.join("report.html");
+    std::fs::write(&report, page(&options, &findings)).context("writing the page")?;
+    print(&findings);
+    println!("history and page are in {}", options.folder.display());
+    Ok(if findings.is_good() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// From the machine's randomness, by the seeds of the standard library's hashers.
+fn drawn() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish() % 1_000_000_000
+}
+
+fn names<T: FromStr<Err = String> + Copy + Ord>(list: &str, all: &[T]) -> anyhow::Result<Vec<T>> {
+    let mut chosen = BTreeSet::new();
+    for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        match name {
+            "all" => chosen.extend(all.iter().copied()),
+            "none" => {}
+            name => drop(chosen.insert(name.parse().map_err(anyhow::Error::msg)?)),
+        }
+    }
+    Ok(chosen.into_iter().collect())
+}
+
+fn print(findings: &Findings) {
+    for left_out in &findings.left_out {
+        println!("not possible here: {left_out}");
+    }
+    for figure in &findings.figures {
+        println!("{figure}");
+    }
+    for verdict in &findings.verdicts {
+        let found = (verdict.findings.len(), verdict.undecided.len(), verdict.judged);
+        let found = match found {
+            (0, 0, 0) => "HAD NOTHING TO JUDGE".to_owned(),
+            (0, 0, _) => "no violation".to_owned(),
+            (found, undecided, _) => format!("{found} VIOLATIONS, {undecided} undecided"),
+        };
+        println!(
+            "{}: {found} in {} ({})",
+            verdict.checker,
+            verdict.judged,
+            verdict.figures.join("; ")
+        );
+        for finding in &verdict.findings {
+            println!("  at {:?}: {}", finding.at, finding.what);
+        }
+        for undecided in &verdict.undecided {
+            println!("  undecided: {undecided}");
+        }
+    }
+}

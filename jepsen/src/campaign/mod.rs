@@ -1,0 +1,12 @@
+//! A whole run: a cluster, workloads, faults on a schedule, the end in peace, and the judges.
+//!
+//! - [`Options`]: what to run; everything that chance decides follows from the seed.
+//! - [`run`]: runs it.
+//! - [`Findings`]: what came of it.
+
+mod options;
+mod run;
+mod stall;
+
+pub use options::{Options, Workload};
+pub use run::{Findings, run};

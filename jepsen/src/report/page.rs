@@ -1,0 +1,138 @@
+//! The page.
+
+use std::fmt::Write as _;
+
+use super::plot::{Axis, escape, latencies, throughput, timeline};
+use crate::campaign::{Findings, Options};
+use crate::checker::Verdict;
+use crate::history::{Fault, Operation, Record, pair};
+
+const STYLE: &str = "
+:root { color-scheme: light dark; --ink: light-dark(#1c2430, #e4e8ee); --paper: light-dark(#fff, #14181f);
+  --soft: light-dark(#5c6675, #98a2b1); --line: light-dark(#e3e7ec, #2a313c); --band: light-dark(#f4a26133, #f4a26126);
+  --fault: light-dark(#e07b39, #d9803f); --read: light-dark(#2f6fde, #6ea0ff); --write: light-dark(#1d8a5f, #45c08f);
+  --bad: light-dark(#c22b3a, #ff6b78); }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1160px;
+  margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+p, li { color: var(--soft); } code, pre { font: 13px/1.5 ui-monospace, monospace; }
+pre { color: var(--ink); background: var(--line); padding: .8rem; border-radius: 6px; overflow-x: auto; white-space: pre-wrap; }
+table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .35rem .8rem .35rem 0;
+  border-bottom: 1px solid var(--line); vertical-align: top; } th { color: var(--soft); font-weight: 500; }
+.good { color: var(--write); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }
+svg { width: 100%; height: auto; display: block; } svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+svg .label { fill: var(--ink); } .band { fill: var(--band); } .fault { fill: var(--fault); rx: 2px; }
+.grid { stroke: var(--line); } .read { fill: var(--read); fill-opacity: .55; } .write { fill: var(--write); fill-opacity: .55; }
+.unknown { fill: var(--bad); } .bar { fill: var(--read); fill-opacity: .7; }
+.key { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%; margin: 0 .3rem 0 1rem; vertical-align: -1px; }
+";
+
+/// The page of a run. It needs nothing but itself.
+#[must_use]
+pub fn page(options: &Options, findings: &Findings) -> String {
+    let mut operations: Vec<&Operation> = Vec::new();
+    let mut faults: Vec<Fault> = Vec::new();
+    for record in &findings.records {
+        match record {
+            Record::Operation(operation) => operations.push(operation),
+            Record::Fault(fault) => faults.push(fault.clone()),
+            Record::Heartbeats(_) | Record::Note(..) => {}
+        }
+    }
+    faults.sort_by_key(|fault| fault.time);
+    let last = findings
+        .records
+        .iter()
+        .map(Record::time)
+        .max()
+        .unwrap_or_default();
+    let axis = Axis {
+        length: last.as_secs_f64(),
+    };
+    let paired = pair(operations);
+
+    let mut html = String::new();
+    let _ = write!(
+        html,
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" \
+         content=\"width=device-width\"><title>Rollcall under faults, seed {seed}</title><style>{STYLE}</style>\n\
+         <h1>Rollcall under faults: {outcome}</h1>\n<p>Seed <code>{seed}</code>, {servers} servers, {seconds} s of \
+         faults, workloads {workloads}. Again: <code>rollcall-jepsen lab --seed {seed} --seconds {seconds} --servers \
+         {servers}</code></p>\n",
+        seed = options.seed,
+        servers = options.servers,
+        seconds = options.length.as_secs(),
+        workloads = options
+            .workloads
+            .iter()
+            .map(|of| of.name())
+            .collect::<Vec<_>>()
+            .join(", "),
+        outcome = outcome(findings.is_good()),
+    );
+    verdicts(&findings.verdicts, &mut html);
+    html.push_str("<h2>The run</h2><ul>");
+    for figure in &findings.figures {
+        let _ = write!(html, "<li>{}</li>", escape(figure));
+    }
+    for left_out in &findings.left_out {
+        let _ = write!(html, "<li>not possible here: {}</li>", escape(left_out));
+    }
+    let _ = write!(html, "</ul>\n<h2>Faults</h2>\n{}", timeline(&faults, axis));
+    if !paired.is_empty() {
+        let _ = write!(
+            html,
+            "<h2>Latency<span class=\"key\" style=\"background:var(--read)\"></span>reads\
+             <span class=\"key\" style=\"background:var(--write)\"></span>writes\
+             <span class=\"key\" style=\"background:var(--bad)\"></span>unknown outcome (at their beginning)</h2>\n{}\
+             <h2>Operations per second</h2>\n{}",
+            latencies(&paired, &faults, axis),
+            throughput(&paired, &faults, axis)
+        );
+    }
+    html.push_str("</html>\n");
+    html
+}
+
+fn outcome(good: bool) -> &'static str {
+    if good {
+        "<span class=\"good\">no violation</span>"
+    } else {
+        "<span class=\"bad\">violations</span>"
+    }
+}
+
+fn verdicts(verdicts: &[Verdict], html: &mut String) {
+    html.push_str("<h2>Judges</h2><table><tr><th>judge<th>judged<th>found<th>figures</tr>\n");
+    for verdict in verdicts {
+        let found = match (verdict.findings.len(), verdict.undecided.len()) {
+            (0, 0) if verdict.judged > 0 => "<span class=\"good\">nothing</span>".to_owned(),
+            (0, 0) => "<span class=\"bad\">had nothing to judge</span>".to_owned(),
+            (found, undecided) => {
+                format!("<span class=\"bad\">{found} violations, {undecided} undecided</span>")
+            }
+        };
+        let _ = writeln!(
+            html,
+            "<tr><td>{}<td>{}<td>{found}<td>{}</tr>",
+            escape(verdict.checker),
+            verdict.judged,
+            escape(&verdict.figures.join("; "))
+        );
+    }
+    html.push_str("</table>\n");
+    for verdict in verdicts {
+        for finding in &verdict.findings {
+            let _ = writeln!(
+                html,
+                "<h2 class=\"bad\">{} at {:?}</h2><pre>{}</pre>",
+                escape(verdict.checker),
+                finding.at,
+                escape(&finding.what)
+            );
+        }
+        for undecided in &verdict.undecided {
+            let _ = writeln!(html, "<pre>undecided: {}</pre>", escape(undecided));
+        }
+    }
+}
