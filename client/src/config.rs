@@ -188,6 +188,9 @@ pub struct WriteOptions {
     pub request_id: Option<crate::RequestId>,
     /// Deadline, retries included; `None`: [`RegistryConfig::call_timeout`].
     pub timeout: Option<Duration>,
+    /// In groups of mode ap: on how many servers' disks it is to be before it is answered, 1 or 2; 0: 1.
+    /// [`crate::Written::acks`] says on how many it is: fewer, if no other server confirmed in time.
+    pub acks: u32,
 }
 
 /// How fresh an answer must be.
@@ -212,6 +215,9 @@ pub struct ReadOptions {
     pub freshness: Freshness,
     /// Wait until this revision is reflected; 0: do not.
     pub min_revision: u64,
+    /// Of which epoch [`Self::min_revision`] is, for groups of mode ap ([`crate::Written::epoch`]): another server, or
+    /// the same one in another life, does not wait for it, since its revisions are its own. 0 for groups of mode cp.
+    pub epoch: u64,
     /// Deadline, retries included; `None`: [`RegistryConfig::call_timeout`].
     pub timeout: Option<Duration>,
 }
@@ -237,6 +243,7 @@ impl ReadOptions {
             mode: mode.into(),
             max_age_ms,
             min_revision: self.min_revision,
+            epoch: self.epoch,
         }
     }
 }

@@ -50,15 +50,29 @@ pub struct Written {
     pub changed: bool,
     /// The server that answered.
     pub server: u64,
+    /// How the group is replicated. In mode ap the revision is that server's own: it means nothing at another one, or
+    /// in another epoch.
+    pub mode: v1::GroupMode,
+    /// In mode ap: the life of the server that answered; otherwise 0.
+    pub epoch: u64,
+    /// In mode ap: on how many servers' disks it is; otherwise 0, for a quorum's.
+    pub acks: u32,
 }
 
 impl From<v1::WriteResponse> for Written {
     fn from(response: v1::WriteResponse) -> Self {
+        let header = response.header.unwrap_or_default();
         Self {
             revision: response.revision,
             repeated: response.repeated,
             changed: response.changed,
-            server: response.header.map_or(0, |header| header.server),
+            server: header.server,
+            mode: match header.mode() {
+                v1::GroupMode::Unspecified | v1::GroupMode::Cp => v1::GroupMode::Cp,
+                v1::GroupMode::Ap => v1::GroupMode::Ap,
+            },
+            epoch: header.epoch,
+            acks: response.acks,
         }
     }
 }
@@ -159,20 +173,21 @@ impl Registry {
     {
         let id = options.request_id.unwrap_or_else(RequestId::random);
         self.call(Kind::Write(id), options.timeout, |channel, budget| {
-            send(channel, wire_options(id, budget))
+            send(channel, wire_options(id, budget, options.acks))
         })
         .await
     }
 }
 
 /// The server gets a little less time than the client waits, so that its answer arrives.
-pub(crate) fn wire_options(id: RequestId, budget: Duration) -> v1::WriteOptions {
+pub(crate) fn wire_options(id: RequestId, budget: Duration, acks: u32) -> v1::WriteOptions {
     let timeout_ms = u32::try_from(millis(budget.mul_f64(0.9)))
         .unwrap_or(u32::MAX)
         .max(1);
     v1::WriteOptions {
         request_id: id.to_bytes(),
         timeout_ms,
+        acks,
     }
 }
 

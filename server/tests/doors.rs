@@ -632,7 +632,7 @@ async fn every_bad_request_has_a_typed_error_and_changes_nothing() {
             v1::RegisterRequest {
                 options: Some(v1::WriteOptions {
                     request_id: Bytes::from_static(b"short"),
-                    timeout_ms: 0,
+                    ..Default::default()
                 }),
                 ..register(vec![persistent("web", 81)])
             },
@@ -717,7 +717,7 @@ async fn a_request_id_is_applied_once_and_not_lent_to_another_request() {
     let mut registry = fixture.registry();
     let options = Some(v1::WriteOptions {
         request_id: Bytes::from_static(&[7; 16]),
-        timeout_ms: 0,
+        ..Default::default()
     });
     let request = v1::RegisterRequest {
         options: options.clone(),

@@ -109,6 +109,7 @@ pub(crate) fn wire_write_options(timeout: Duration) -> wire::WriteOptions {
     wire::WriteOptions {
         request_id: request_id.into(),
         timeout_ms: millis.max(1),
+        acks: 0,
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Invariants: a write keeps its request id for as long as the session lives, so that it is applied at most once
 //! whatever streams it travels on; under a new session it gets a new id, since under a dead one nothing can be
-//! applied any more. While nodes are being registered again, writes wait.
+//! applied any more. While nodes of a group are being registered again, other writes to that group wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -22,6 +22,7 @@ use tonic::{Status, Streaming};
 use super::event::{SessionEvent, SessionStatus};
 use super::handle::{SessionOptions, Shared};
 use super::operation::Operation;
+use super::roll::Unowned;
 use crate::backoff::{Backoff, jittered};
 use crate::config::{RegistryConfig, millis};
 use crate::endpoint::{Endpoint, Endpoints};
@@ -36,6 +37,8 @@ const RESTORE_BATCH: usize = 100;
 const OUTGOING_SPARE: usize = 128;
 /// How long a server that asked us to move is left alone.
 const MOVED_AWAY_FOR: Duration = Duration::from_secs(5);
+/// After so many sessions under which a write was not taken its caller is told.
+const SESSIONS_REFUSED_MAX: u32 = 2;
 /// How long the last words of a dropped handle may take.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -50,6 +53,7 @@ pub(super) enum Command {
 pub(super) struct Write {
     pub(super) operation: Operation,
     pub(super) request_id: RequestId,
+    pub(super) acks: u32,
     pub(super) deadline: Instant,
     pub(super) reply: oneshot::Sender<Result<Written, Error>>,
 }
@@ -58,6 +62,9 @@ pub(super) struct Write {
 struct Pending {
     operation: Operation,
     request_id: RequestId,
+    acks: u32,
+    /// Sessions under which it was not taken.
+    sessions_refused: u32,
     purpose: Purpose,
     /// On the present stream, since then.
     sent_at: Option<Instant>,
@@ -66,6 +73,12 @@ struct Pending {
     /// Asked to wait before it is sent again.
     not_before: Option<Instant>,
     pause: Backoff,
+}
+
+impl Pending {
+    fn is_restore(&self) -> bool {
+        matches!(self.purpose, Purpose::Restore)
+    }
 }
 
 enum Purpose {
@@ -329,9 +342,10 @@ impl Attendance {
                 let client = self.options.client_name.clone();
                 let open = v1::OpenSession {
                     // Each attempt is a write of its own: a session of which nobody heard lapses without nodes.
-                    options: Some(wire_options(RequestId::random(), self.config.attempt_timeout)),
+                    options: Some(wire_options(RequestId::random(), self.config.attempt_timeout, 0)),
                     ttl_ms: millis(self.options.ttl),
                     client: client.unwrap_or_else(|| self.config.client_name.clone()),
+                    mode: self.options.mode.into(),
                 };
                 let first = v1::SessionRequest {
                     call,
@@ -444,13 +458,18 @@ impl Attendance {
         self.tell(SessionEvent::Reattached {
             server: server.into(),
         });
-        let revision = attached.header.map_or(0, |header| header.revision);
+        let header = attached.header.unwrap_or_default();
+        // A session for AP groups alone is answered by one that knows nothing of CP groups.
+        let revision = (header.mode() != v1::GroupMode::Ap).then_some(header.revision);
         let mut owned: BTreeSet<NodeKey> = attached.nodes.into_iter().map(NodeKey::from).collect();
         // Those that are being registered again are not there yet for that reason alone.
         owned.extend(self.restoring_nodes());
-        let taken = self.shared.roll.lock().reconcile(&owned, revision);
+        let Unowned { taken, missing } = self.shared.roll.lock().reconcile(&owned, revision);
         if !taken.is_empty() {
             self.tell(SessionEvent::NodesTaken { nodes: taken });
+        }
+        for batch in missing.chunks(RESTORE_BATCH) {
+            self.add_restore(batch.to_vec());
         }
     }
 
@@ -566,13 +585,12 @@ impl Attendance {
 
     /// Registers again all that was registered.
     fn restore(&mut self) {
-        let entries = self.shared.roll.lock().entries();
-        if entries.is_empty() {
-            return;
-        }
-        self.shared.status.send_replace(SessionStatus::Restoring);
-        for batch in entries.chunks(RESTORE_BATCH) {
-            self.add_restore(batch.to_vec());
+        for mode in [v1::GroupMode::Ap, v1::GroupMode::Cp] {
+            let entries = self.shared.roll.lock().entries(mode);
+            for batch in entries.chunks(RESTORE_BATCH) {
+                self.shared.status.send_replace(SessionStatus::Restoring);
+                self.add_restore(batch.to_vec());
+            }
         }
     }
 
@@ -580,15 +598,13 @@ impl Attendance {
         self.add_pending(
             Operation::Register(entries),
             RequestId::random(),
+            0,
             Purpose::Restore,
         );
     }
 
     fn restoring_nodes(&self) -> Vec<NodeKey> {
-        let restoring = self
-            .pending
-            .values()
-            .filter(|pending| matches!(pending.purpose, Purpose::Restore));
+        let restoring = self.pending.values().filter(|pending| pending.is_restore());
         restoring
             .flat_map(|pending| match &pending.operation {
                 Operation::Register(entries) => entries.as_slice(),
@@ -599,9 +615,7 @@ impl Attendance {
     }
 
     fn is_restoring(&self) -> bool {
-        self.pending
-            .values()
-            .any(|pending| matches!(pending.purpose, Purpose::Restore))
+        self.pending.values().any(Pending::is_restore)
     }
 
     // ---- heartbeats -------------------------------------------------------------------------------------
@@ -744,7 +758,16 @@ impl Attendance {
         };
         match answer {
             Ok(written) => self.finish(call, Ok(written)),
-            Err(Error::SessionNotFound { .. }) => self.lose(),
+            Err(error @ Error::SessionNotFound { .. })
+                if pending.sessions_refused >= SESSIONS_REFUSED_MAX =>
+            {
+                // Not the sessions are at fault: one for AP groups alone cannot write to a CP group, say.
+                self.finish(call, Err(error));
+            }
+            Err(Error::SessionNotFound { .. }) => {
+                pending.sessions_refused += 1;
+                self.lose();
+            }
             Err(Error::SessionForeign { .. }) => self.detach("the server does not hold the session"),
             Err(error) => {
                 pending.outcome_unknown |= matches!(error, Error::OutcomeUnknown { .. });
@@ -776,15 +799,17 @@ impl Attendance {
             deadline: write.deadline,
             reply: write.reply,
         };
-        self.add_pending(write.operation, write.request_id, purpose);
+        self.add_pending(write.operation, write.request_id, write.acks, purpose);
     }
 
-    fn add_pending(&mut self, operation: Operation, request_id: RequestId, purpose: Purpose) {
+    fn add_pending(&mut self, operation: Operation, request_id: RequestId, acks: u32, purpose: Purpose) {
         let call = self.take_call();
         let pause = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
         let pending = Pending {
             operation,
             request_id,
+            acks,
+            sessions_refused: 0,
             purpose,
             sent_at: None,
             outcome_unknown: false,
@@ -806,12 +831,13 @@ impl Attendance {
             return;
         };
         let session = lease.session;
-        let restoring = self.is_restoring();
+        let restores = self.pending.values().filter(|pending| pending.is_restore());
+        let restoring: BTreeSet<&str> = restores.flat_map(|pending| pending.operation.groups()).collect();
         let due: Vec<u64> = self
             .pending
             .iter()
             .filter(|(_, pending)| pending.sent_at.is_none() && pending.not_before.is_none_or(|at| at <= now))
-            .filter(|(_, pending)| matches!(pending.purpose, Purpose::Restore) == restoring)
+            .filter(|(_, pending)| pending.is_restore() || pending.operation.groups().is_disjoint(&restoring))
             .map(|(call, _)| *call)
             .collect();
         for call in due {
@@ -822,7 +848,8 @@ impl Attendance {
                 Purpose::Caller { deadline, .. } => deadline.saturating_duration_since(now),
                 Purpose::Restore => self.config.attempt_timeout,
             };
-            let options = wire_options(pending.request_id, left.min(self.config.attempt_timeout));
+            let budget = left.min(self.config.attempt_timeout);
+            let options = wire_options(pending.request_id, budget, pending.acks);
             let request = Some(pending.operation.to_wire(options));
             pending.sent_at = Some(now);
             pending.not_before = None;
@@ -901,7 +928,7 @@ impl Attendance {
         if let Ok(written) = &answer {
             pending
                 .operation
-                .on_applied(written.revision, &mut self.shared.roll.lock());
+                .on_applied(written, &mut self.shared.roll.lock());
         }
         match pending.purpose {
             Purpose::Caller { reply, .. } => {
@@ -926,12 +953,16 @@ impl Attendance {
             let Some(node) = entries.first().map(Entry::key) else {
                 return;
             };
-            tracing::warn!(%node, %error, "a node could not be registered again");
             self.shared.roll.lock().strike(&node);
-            self.tell(SessionEvent::NodeRefused {
-                node,
-                error: Arc::new(error),
-            });
+            if matches!(error, Error::AlreadyExists { .. }) {
+                self.tell(SessionEvent::NodesTaken { nodes: vec![node] });
+            } else {
+                tracing::warn!(%node, %error, "a node could not be registered again");
+                self.tell(SessionEvent::NodeRefused {
+                    node,
+                    error: Arc::new(error),
+                });
+            }
         }
         if self.is_restoring() {
             return;
@@ -975,7 +1006,7 @@ impl Attendance {
         closing.call = Some((call, Instant::now()));
         closing.asked = true;
         let left = closing.deadline.saturating_duration_since(Instant::now());
-        let options = wire_options(closing.request_id, left.min(self.config.attempt_timeout));
+        let options = wire_options(closing.request_id, left.min(self.config.attempt_timeout), 0);
         let close = Request::Close(v1::CloseSession {
             options: Some(options),
         });

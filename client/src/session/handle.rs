@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rollcall_proto::v1::GroupMode;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -32,6 +33,10 @@ pub struct SessionOptions {
     pub client_name: Option<String>,
     /// How long the first opening may take; `None`: [`RegistryConfig::call_timeout`].
     pub timeout: Option<Duration>,
+    /// Unspecified (default): for groups of both modes; while there is no quorum, one for groups of mode ap alone is
+    /// better than none, and is exchanged for a full one when it is to register into a group of mode cp. Ap: only for
+    /// groups of mode ap, which is opened without a quorum at once. Cp: a full one or none.
+    pub mode: GroupMode,
 }
 
 impl Default for SessionOptions {
@@ -40,6 +45,7 @@ impl Default for SessionOptions {
             ttl: Duration::from_secs(15),
             client_name: None,
             timeout: None,
+            mode: GroupMode::Unspecified,
         }
     }
 }
@@ -58,6 +64,13 @@ impl SessionOptions {
     #[must_use]
     pub fn client_name(mut self, name: impl Into<String>) -> Self {
         self.client_name = Some(name.into());
+        self
+    }
+
+    /// For groups of this mode.
+    #[must_use]
+    pub fn mode(mut self, mode: GroupMode) -> Self {
+        self.mode = mode;
         self
     }
 }
@@ -171,7 +184,7 @@ impl Session {
         .await
     }
 
-    /// Registers nodes, all or none, in one revision.
+    /// Registers nodes, all or none, in one revision. All in groups of one mode.
     ///
     /// # Errors
     /// [`Error::GroupNotFound`], [`Error::ServiceNotFound`], [`Error::InvalidName`], [`Error::InvalidArgument`],
@@ -267,6 +280,7 @@ impl Session {
         let write = Write {
             operation,
             request_id,
+            acks: options.acks,
             deadline,
             reply,
         };

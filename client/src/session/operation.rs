@@ -1,10 +1,13 @@
 //! A write on a session's stream, and what it does to the roll.
 
+use std::collections::BTreeSet;
+
 use rollcall_proto::v1;
 use rollcall_proto::v1::session_request::Request;
 
 use super::roll::Roll;
 use crate::node::{Entry, NodeUpdate, Removal};
+use crate::registry::Written;
 
 /// What a provider may say of its nodes. All or none of a call's nodes, in one revision.
 #[derive(Clone, Debug)]
@@ -43,12 +46,24 @@ impl Operation {
         }
     }
 
-    /// It was applied at this revision.
-    pub(super) fn on_applied(&self, revision: u64, roll: &mut Roll) {
+    /// It was applied.
+    pub(super) fn on_applied(&self, written: &Written, roll: &mut Roll) {
         match self {
-            Self::Register(entries) => entries.iter().for_each(|entry| roll.enter(entry, revision)),
+            Self::Register(entries) => entries.iter().for_each(|entry| roll.enter(entry, written)),
             Self::Deregister(removals) => removals.iter().for_each(|removal| roll.strike(&removal.key)),
-            Self::Update(updates) => updates.iter().for_each(|update| roll.update(update, revision)),
+            Self::Update(updates) => updates.iter().for_each(|update| roll.update(update, written)),
+        }
+    }
+
+    /// The groups that it writes to.
+    pub(super) fn groups(&self) -> BTreeSet<&str> {
+        match self {
+            Self::Register(entries) => entries.iter().map(|entry| &*entry.service.group).collect(),
+            Self::Deregister(removals) => removals
+                .iter()
+                .map(|removal| &*removal.key.service.group)
+                .collect(),
+            Self::Update(updates) => updates.iter().map(|update| &*update.key.service.group).collect(),
         }
     }
 }

@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rollcall_proto::v1::GroupMode;
+
 use crate::key::NodeKey;
-use crate::node::{Entry, Expected, NodeUpdate, Registration};
+use crate::node::{Entry, Expected, NodeKind, NodeUpdate, Registration};
+use crate::registry::Written;
 
 #[derive(Debug, Default)]
 pub(super) struct Roll {
@@ -15,21 +18,34 @@ struct Registered {
     registration: Registration,
     /// Of our last applied write to it.
     revision: u64,
+    /// On which side it was written: in mode ap the revision is one server's own.
+    mode: GroupMode,
+}
+
+/// What the registry did not name among a session's nodes.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Unowned {
+    /// Somebody else has them now: they are struck off.
+    pub(super) taken: Vec<NodeKey>,
+    /// In AP groups, where a server may not have heard of them yet: to be registered again, unless they are somebody else's.
+    pub(super) missing: Vec<Entry>,
 }
 
 impl Roll {
-    pub(super) fn enter(&mut self, entry: &Entry, revision: u64) {
+    pub(super) fn enter(&mut self, entry: &Entry, written: &Written) {
         let registered = Registered {
             registration: entry.registration.clone(),
-            revision,
+            revision: written.revision,
+            mode: written.mode,
         };
         self.nodes.insert(entry.key(), registered);
     }
 
-    pub(super) fn update(&mut self, update: &NodeUpdate, revision: u64) {
+    pub(super) fn update(&mut self, update: &NodeUpdate, written: &Written) {
         if let Some(registered) = self.nodes.get_mut(&update.key) {
             registered.registration.apply(update);
-            registered.revision = revision;
+            registered.revision = written.revision;
+            registered.mode = written.mode;
         }
     }
 
@@ -45,36 +61,50 @@ impl Roll {
         self.nodes.len()
     }
 
-    /// All of it, to be registered again. Conditions held once; they are not asked again.
-    pub(super) fn entries(&self) -> Vec<Entry> {
+    /// All of it of one mode, to be registered again: one call serves one mode. Conditions held once; they are not asked
+    /// again.
+    pub(super) fn entries(&self, mode: GroupMode) -> Vec<Entry> {
         self.nodes
             .iter()
-            .map(|(key, registered)| Entry {
-                service: key.service.clone(),
-                registration: registered.registration.clone(),
-                expected: Expected::Any,
-            })
+            .filter(|(_, registered)| registered.mode == mode)
+            .map(|(key, registered)| registered.entry(key, Expected::Any))
             .collect()
     }
 
-    /// The registry said, as of `revision`, what the session owns. What we registered before that and do not own
-    /// is somebody else's now: it is struck off, and returned. (An answer from before our write says nothing.)
-    pub(super) fn reconcile(&mut self, owned: &BTreeSet<NodeKey>, revision: u64) -> Vec<NodeKey> {
-        let taken: Vec<NodeKey> = self
-            .nodes
-            .iter()
-            .filter(|(key, registered)| registered.revision <= revision && !owned.contains(*key))
-            // Persistent and static nodes are never owned by a session.
-            .filter(|(_, registered)| {
-                !matches!(
-                    registered.registration.kind,
-                    Some(crate::NodeKind::Persistent | crate::NodeKind::Static)
-                )
-            })
-            .map(|(key, _)| key.clone())
-            .collect();
-        taken.iter().for_each(|key| self.strike(key));
-        taken
+    /// The registry said what the session owns: in CP groups as of `revision`, if it knows the session there. What we
+    /// registered before that and do not own is somebody else's now. (An answer from before our write says nothing.)
+    pub(super) fn reconcile(&mut self, owned: &BTreeSet<NodeKey>, revision: Option<u64>) -> Unowned {
+        let mut unowned = Unowned::default();
+        for (key, registered) in &self.nodes {
+            if owned.contains(key) || registered.is_unowned_by_nature() {
+                continue;
+            }
+            if registered.mode == GroupMode::Ap {
+                unowned.missing.push(registered.entry(key, Expected::Absent));
+            } else if revision.is_some_and(|revision| registered.revision <= revision) {
+                unowned.taken.push(key.clone());
+            }
+        }
+        unowned.taken.iter().for_each(|key| self.strike(key));
+        unowned
+    }
+}
+
+impl Registered {
+    fn entry(&self, key: &NodeKey, expected: Expected) -> Entry {
+        Entry {
+            service: key.service.clone(),
+            registration: self.registration.clone(),
+            expected,
+        }
+    }
+
+    /// Persistent and static nodes are never owned by a session.
+    fn is_unowned_by_nature(&self) -> bool {
+        matches!(
+            self.registration.kind,
+            Some(NodeKind::Persistent | NodeKind::Static)
+        )
     }
 }
 
@@ -87,28 +117,72 @@ mod tests {
         Entry::new(ServiceKey::new("g", "s"), Registration::new("http", "h", port))
     }
 
+    fn written(revision: u64, mode: GroupMode) -> Written {
+        Written {
+            revision,
+            repeated: false,
+            changed: true,
+            server: 1,
+            mode,
+            epoch: 0,
+            acks: 0,
+        }
+    }
+
     #[test]
     fn only_what_the_registry_surely_gave_away_is_struck_off() {
         let mut roll = Roll::default();
-        roll.enter(&entry(1), 5);
-        roll.enter(&entry(2), 6);
-        roll.enter(&entry(3), 9);
+        for (port, revision) in [(1, 5), (2, 6), (3, 9)] {
+            roll.enter(&entry(port), &written(revision, GroupMode::Cp));
+        }
         let owned = BTreeSet::from([entry(1).key()]);
-        assert_eq!(
-            roll.reconcile(&owned, 8),
-            vec![entry(2).key()],
-            "3 is newer than the answer"
-        );
+        let unowned = roll.reconcile(&owned, Some(8));
+        assert_eq!(unowned.taken, vec![entry(2).key()], "3 is newer than the answer");
         assert_eq!(roll.keys(), vec![entry(1).key(), entry(3).key()]);
+        assert_eq!(roll.reconcile(&owned, None), Unowned::default());
+    }
+
+    #[test]
+    fn what_a_server_has_not_heard_of_in_an_ap_group_is_registered_again_unless_it_is_somebody_elses() {
+        let mut roll = Roll::default();
+        roll.enter(&entry(1), &written(700, GroupMode::Ap));
+        roll.enter(&entry(2), &written(5, GroupMode::Ap));
+        roll.enter(&entry(3), &written(5, GroupMode::Cp));
+        let owned = BTreeSet::from([entry(1).key(), entry(3).key()]);
+        let unowned = roll.reconcile(&owned, Some(8));
+        assert_eq!(unowned.taken, vec![]);
+        let missing: Vec<_> = unowned
+            .missing
+            .iter()
+            .map(|entry| (entry.key(), entry.expected))
+            .collect();
+        assert_eq!(missing, vec![(entry(2).key(), Expected::Absent)]);
+        assert_eq!(roll.len(), 3);
+    }
+
+    #[test]
+    fn one_call_restores_one_mode() {
+        let mut roll = Roll::default();
+        roll.enter(&entry(1), &written(5, GroupMode::Ap));
+        roll.enter(&entry(2), &written(5, GroupMode::Cp));
+        let ports = |mode| roll.entries(mode).iter().map(Entry::key).collect::<Vec<_>>();
+        assert_eq!(ports(GroupMode::Ap), vec![entry(1).key()]);
+        assert_eq!(ports(GroupMode::Cp), vec![entry(2).key()]);
     }
 
     #[test]
     fn an_update_changes_what_would_be_registered_again() {
         let mut roll = Roll::default();
-        roll.enter(&entry(1), 5);
-        roll.update(&NodeUpdate::new(entry(1).key()).weight(3), 6);
-        roll.update(&NodeUpdate::new(entry(2).key()).weight(3), 7);
-        let entries = roll.entries();
+        roll.enter(&entry(1), &written(5, GroupMode::Cp));
+        roll.update(
+            &NodeUpdate::new(entry(1).key()).weight(3),
+            &written(6, GroupMode::Cp),
+        );
+        roll.update(
+            &NodeUpdate::new(entry(2).key()).weight(3),
+            &written(7, GroupMode::Cp),
+        );
+        let entries = roll.entries(GroupMode::Cp);
         assert_eq!((entries.len(), entries[0].registration.weight), (1, 3));
     }
 }

@@ -240,6 +240,7 @@ impl Core {
                 revision,
                 repeated,
                 changed: true,
+                acks: 0,
             }))
         };
         match request.request? {
@@ -447,6 +448,7 @@ impl v1::registry_server::Registry for Core {
                 revision: view.map_or(0, |view| view.revision),
                 guard: view.and_then(|view| view.guard),
                 key: Some(key),
+                mode: v1::GroupMode::Cp.into(),
             }
         };
         let signs = request.into_inner().keys.into_iter().map(sign).collect();
@@ -544,6 +546,7 @@ impl v1::sessions_server::Sessions for Core {
             revision,
             repeated,
             changed: true,
+            acks: 0,
         }))
     }
 }

@@ -243,6 +243,7 @@ async fn a_write_without_an_answer_is_repeated_elsewhere_under_the_same_id() {
         let options = WriteOptions {
             request_id: Some(id),
             timeout: Some(Duration::from_secs(20)),
+            ..WriteOptions::default()
         };
         let entries = vec![rollcall_client::Entry::new(key(), node(1))];
         tokio::spawn(async move { session.register_all(entries, options).await })
@@ -280,6 +281,7 @@ async fn a_write_without_an_answer_until_its_deadline_is_unknown() {
     let options = WriteOptions {
         request_id: Some(RequestId(5)),
         timeout: Some(Duration::from_millis(300)),
+        ..WriteOptions::default()
     };
     let entries = vec![rollcall_client::Entry::new(key(), node(1))];
     let error = session.register_all(entries, options).await.unwrap_err();

@@ -7,12 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use futures_util::{FutureExt, Stream};
-use rollcall_core::directory::{Command, Refusal, RegisterNode, Session};
+use rollcall_core::directory::{Command, Refusal, RegisterNode};
 use rollcall_core::ids::{NodeKey, SessionId};
 use rollcall_proto::v1::{self, session_request::Request, session_response::Response};
 use tokio::sync::mpsc;
@@ -21,8 +21,10 @@ use tonic::{Status, Streaming};
 
 use super::convert::{self, bounded};
 use super::doors::Doors;
+use super::lease;
 use super::oversize::of_transport;
 use super::sessions;
+use super::speaker::{self, Speaker, lives_by_records_alone};
 use super::status::{self, DoorError, of_refusal};
 use crate::access::Principal;
 use crate::session::HeldSession;
@@ -41,8 +43,23 @@ type Answer = Result<Response, v1::Error>;
 /// What a finished request means for the stream.
 enum Effect {
     Nothing,
-    Attached(SessionId, HeldSession),
+    Attached(Seat),
     Ended(Vec<SessionId>),
+}
+
+/// A session's place on the stream; given up when dropped.
+struct Seat {
+    speaker: Arc<Speaker>,
+    _held: HeldSession,
+}
+
+impl Seat {
+    fn new(doors: &Doors, speaker: Arc<Speaker>) -> Self {
+        Self {
+            _held: doors.holder.attached(speaker.id()),
+            speaker,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -84,7 +101,7 @@ struct Attendance {
     doors: Doors,
     /// Whose stream it is.
     by: Principal,
-    attached: BTreeMap<SessionId, HeldSession>,
+    attached: BTreeMap<SessionId, Seat>,
     works: FuturesUnordered<Work>,
     writes: usize,
     renewals: usize,
@@ -163,7 +180,7 @@ impl Attendance {
         }
         match done.effect {
             Effect::Nothing => {}
-            Effect::Attached(session, held) => _ = self.attached.insert(session, held),
+            Effect::Attached(seat) => _ = self.attached.insert(seat.speaker.id(), seat),
             Effect::Ended(sessions) => sessions
                 .iter()
                 .for_each(|session| _ = self.attached.remove(session)),
@@ -220,57 +237,42 @@ impl Attendance {
             Request::Open(open) => Ok((Kind::Write, self.open(open)?)),
             Request::Attach(attach) => Ok((Kind::Write, self.attach(session, &attach)?)),
             Request::Register(request) => {
-                let session = self.own(session)?;
+                let speaker = self.own(session)?;
                 let nodes = convert::register_nodes_from(request.nodes, self.doors.limits.batch_max);
                 let nodes = nodes.map_err(|e| of_refusal(&e))?;
-                Ok((Kind::Write, self.register(request.options, session, nodes)?))
+                Ok((Kind::Write, self.register(request.options, speaker, nodes)?))
             }
             Request::Deregister(request) => {
-                let session = self.own(session)?;
+                let speaker = self.own(session)?;
                 let nodes = convert::deregister_nodes_from(request.nodes, self.doors.limits.batch_max);
                 let nodes = nodes.map_err(|e| of_refusal(&e))?;
-                self.check_word_on(session, nodes.iter().map(|node| &node.key))?;
-                Ok((
-                    Kind::Write,
-                    self.write(
-                        request.options,
-                        Command::Deregister {
-                            session: Some(session),
-                            nodes,
-                        },
-                    ),
-                ))
+                self.check_word_on(speaker.id(), nodes.iter().map(|node| &node.key))?;
+                let session = Some(speaker.id());
+                let command = Command::Deregister { session, nodes };
+                Ok((Kind::Write, self.write(request.options, speaker, command)))
             }
             Request::Update(request) => {
-                let session = self.own(session)?;
+                let speaker = self.own(session)?;
                 let nodes = convert::update_nodes_from(request.nodes, self.doors.limits.batch_max);
                 let nodes = nodes.map_err(|e| of_refusal(&e))?;
-                self.check_word_on(session, nodes.iter().map(|node| &node.key))?;
-                Ok((
-                    Kind::Write,
-                    self.write(
-                        request.options,
-                        Command::Update {
-                            session: Some(session),
-                            nodes,
-                        },
-                    ),
-                ))
+                self.check_word_on(speaker.id(), nodes.iter().map(|node| &node.key))?;
+                let session = Some(speaker.id());
+                let command = Command::Update { session, nodes };
+                Ok((Kind::Write, self.write(request.options, speaker, command)))
             }
             Request::Close(close) => {
-                let session = self.own(session)?;
+                let session = self.own(session)?.id();
                 Ok((Kind::Write, self.end(session, close.options)))
             }
         }
     }
 
     /// A session of this stream.
-    fn own(&self, session: u64) -> Result<SessionId, v1::Error> {
+    fn own(&self, session: u64) -> Result<Arc<Speaker>, v1::Error> {
         let session = convert::session_from(session).map_err(|e| of_refusal(&e))?;
-        if self.attached.contains_key(&session) {
-            Ok(session)
-        } else {
-            Err(DoorError::NotAttached { session }.into())
+        match self.attached.get(&session) {
+            Some(seat) => Ok(seat.speaker.clone()),
+            None => Err(DoorError::NotAttached { session }.into()),
         }
     }
 
@@ -297,12 +299,12 @@ impl Attendance {
             .into_iter()
             .map(|session| self.own(session))
             .collect::<Result<Vec<_>, _>>()?;
-        sessions.sort_unstable();
-        sessions.dedup();
+        sessions.sort_unstable_by_key(|speaker| speaker.id());
+        sessions.dedup_by_key(|speaker| speaker.id());
         let doors = self.doors.clone();
         Ok(Box::pin(async move {
             let began = Instant::now();
-            let outcome = doors.holder.renew(sessions).await;
+            let outcome = speaker::renew(&doors, &sessions).await;
             doors.metrics.renew_seconds.observe(began.elapsed().as_secs_f64());
             match outcome {
                 Ok(outcome) => {
@@ -313,7 +315,7 @@ impl Attendance {
                     };
                     (Ok(Response::Renewed(renewed)), Effect::Ended(outcome.not_found))
                 }
-                Err(failure) => (Err(status::of_renew(failure)), Effect::Nothing),
+                Err(error) => (Err(error), Effect::Nothing),
             }
         }))
     }
@@ -328,43 +330,15 @@ impl Attendance {
             let problem = "too many new sessions from this address".into();
             return Err(DoorError::Overloaded { problem, retry_after }.into());
         }
-        let (ttl_min, ttl_max) = (self.doors.session.ttl_min, self.doors.session.ttl_max);
-        let asked = Duration::from_millis(open.ttl_ms);
-        let wanted = if open.ttl_ms == 0 {
-            self.doors.session.ttl_default
-        } else {
-            asked
-        };
-        let ttl = wanted.clamp(ttl_min, ttl_max);
-        let ttl_ms = convert::milliseconds(ttl);
-        let secret: [u8; 16] = rand::random();
-        let command = Command::OpenSession {
-            secret_digest: sessions::digest(&secret),
-            ttl_ms: u32::try_from(ttl_ms).unwrap_or(u32::MAX),
-            client: open.client,
-        };
         let doors = self.doors.clone();
         Ok(Box::pin(async move {
-            let outcome = match doors.writer.write(open.options.as_ref(), command).await {
-                Ok(outcome) => outcome,
-                Err(error) => return (Err(error), Effect::Nothing),
-            };
-            let (false, Some(session)) = (outcome.repeated, outcome.session) else {
-                return (Err(DoorError::OpenedBefore.into()), Effect::Nothing);
-            };
-            let opened = v1::Opened {
-                header: Some(doors.reader.write_header(outcome.revision)),
-                session: session.0,
-                secret: Bytes::copy_from_slice(&secret),
-                ttl_ms,
-                clamped: ttl != wanted,
-                ttl_min_ms: convert::milliseconds(ttl_min),
-                ttl_max_ms: convert::milliseconds(ttl_max),
-            };
-            (
-                Ok(Response::Opened(opened)),
-                Effect::Attached(session, doors.holder.attached(session)),
-            )
+            match lease::open(&doors, open).await {
+                Ok((opened, speaker)) => {
+                    let seat = Seat::new(&doors, Arc::new(speaker));
+                    (Ok(Response::Opened(opened)), Effect::Attached(seat))
+                }
+                Err(error) => (Err(error), Effect::Nothing),
+            }
         }))
     }
 
@@ -376,14 +350,16 @@ impl Attendance {
         }
         let doors = self.doors.clone();
         if let Some(verdict) = sessions::verify_here(&doors.reader, session, &secret) {
-            let known = verdict?;
+            let seed = verdict?;
             // Attached at once, so that what the client sends behind this finds the session here.
-            self.attached.insert(session, doors.holder.attached(session));
-            return Ok(Box::pin(async move { attached(&doors, &known).await }));
+            let seat = self.attached.entry(session);
+            let seat = seat.or_insert_with(|| Seat::new(&doors, Arc::new(Speaker::attending(seed))));
+            let speaker = seat.speaker.clone();
+            return Ok(Box::pin(async move { attached(&doors, speaker).await }));
         }
         Ok(Box::pin(async move {
             match sessions::verify(&doors.reader, session, &secret, doors.limits.read_timeout).await {
-                Ok(known) => attached(&doors, &known).await,
+                Ok(seed) => attached(&doors, Arc::new(Speaker::attending(seed))).await,
                 Err(error) => (Err(error), Effect::Nothing),
             }
         }))
@@ -392,13 +368,9 @@ impl Attendance {
     fn end(&self, session: SessionId, options: Option<v1::WriteOptions>) -> Task {
         let doors = self.doors.clone();
         Box::pin(async move {
-            match doors
-                .writer
-                .write(options.as_ref(), Command::CloseSession { session })
-                .await
-            {
-                Ok(outcome) => (
-                    Ok(Response::Written(doors.writer.response(&outcome))),
+            match lease::close(&doors, session, options.as_ref()).await {
+                Ok(written) => (
+                    Ok(Response::Written(doors.writer.response(&written))),
                     Effect::Ended(vec![session]),
                 ),
                 Err(error) => (Err(error), Effect::Nothing),
@@ -409,9 +381,10 @@ impl Attendance {
     fn register(
         &mut self,
         options: Option<v1::WriteOptions>,
-        session: SessionId,
+        speaker: Arc<Speaker>,
         nodes: Vec<RegisterNode>,
     ) -> Result<Task, v1::Error> {
+        let session = speaker.id();
         self.doors.look_again(&mut self.by)?;
         let admitted = self
             .doors
@@ -424,11 +397,10 @@ impl Attendance {
                 doors.admit(&by, Some(session), &nodes).await?;
             }
             let session = Some(session);
-            let written = doors
-                .writer
-                .write(options.as_ref(), Command::Register { session, nodes });
-            let outcome = written.await?;
-            Ok(Response::Written(doors.writer.response(&outcome)))
+            let command = Command::Register { session, nodes };
+            let written = doors.writer.write(options.as_ref(), command, Some(&speaker));
+            let written = written.await?;
+            Ok(Response::Written(doors.writer.response(&written)))
         };
         Ok(Box::pin(async move { (admitting.await, Effect::Nothing) }))
     }
@@ -443,12 +415,15 @@ impl Attendance {
         self.doors.check_word_on(&self.by, Some(session), nodes)
     }
 
-    fn write(&self, options: Option<v1::WriteOptions>, command: Command) -> Task {
+    fn write(&self, options: Option<v1::WriteOptions>, speaker: Arc<Speaker>, command: Command) -> Task {
         let doors = self.doors.clone();
         Box::pin(async move {
-            let written = doors.writer.write(options.as_ref(), command).await;
+            let written = doors
+                .writer
+                .write(options.as_ref(), command, Some(&speaker))
+                .await;
             (
-                written.map(|outcome| Response::Written(doors.writer.response(&outcome))),
+                written.map(|written| Response::Written(doors.writer.response(&written))),
                 Effect::Nothing,
             )
         })
@@ -457,27 +432,31 @@ impl Attendance {
 
 type Task = Pin<Box<dyn Future<Output = (Answer, Effect)> + Send>>;
 
-/// Attaching is a sign of life: it is answered when the leader has counted it.
-async fn attached(doors: &Doors, session: &Session) -> (Answer, Effect) {
-    let held = doors.holder.attached(session.id);
-    match doors.holder.renew(vec![session.id]).await {
-        Ok(outcome) if outcome.not_found.is_empty() => {
-            let revision = doors.reader.consensus().directory().read().revision();
-            let attached = v1::Attached {
-                header: Some(doors.reader.write_header(revision)),
-                ttl_ms: session.ttl_ms.into(),
-                nodes: session.nodes.iter().map(convert::node_key).collect(),
+/// Attaching is a sign of life: it is answered when those who judge the session have counted it.
+async fn attached(doors: &Doors, speaker: Arc<Speaker>) -> (Answer, Effect) {
+    let seat = Seat::new(doors, speaker.clone());
+    let session = speaker.id();
+    match speaker::renew(doors, std::slice::from_ref(&speaker)).await {
+        Ok(outcome) if outcome.renewed.contains(&session) => {
+            let reader = &doors.reader;
+            let header = if lives_by_records_alone(reader, session) {
+                reader.view_write_header(reader.ap().view().read().revision())
+            } else {
+                reader.write_header(reader.consensus().directory().read().revision())
             };
-            (
-                Ok(Response::Attached(attached)),
-                Effect::Attached(session.id, held),
-            )
+            let attached = v1::Attached {
+                header: Some(header),
+                ttl_ms: speaker.ttl_ms().into(),
+                nodes: speaker.nodes(reader).iter().map(convert::node_key).collect(),
+            };
+            (Ok(Response::Attached(attached)), Effect::Attached(seat))
         }
-        Ok(outcome) => {
-            let refusal = Refusal::SessionNotFound { session: session.id };
+        Ok(outcome) if outcome.not_found.contains(&session) => {
+            let refusal = Refusal::SessionNotFound { session };
             (Err(of_refusal(&refusal)), Effect::Ended(outcome.not_found))
         }
-        Err(failure) => (Err(status::of_renew(failure)), Effect::Nothing),
+        Ok(_) => (Err(DoorError::Undecided { session }.into()), Effect::Nothing),
+        Err(error) => (Err(error), Effect::Nothing),
     }
 }
 

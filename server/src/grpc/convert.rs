@@ -159,13 +159,16 @@ fn guard_settings(settings: &GuardSettings) -> Option<v1::GuardSettings> {
     })
 }
 
-fn group_settings(settings: &GroupSettings) -> v1::GroupSettings {
-    let mode = match settings.mode {
+pub(crate) fn group_mode(mode: GroupMode) -> v1::GroupMode {
+    match mode {
         GroupMode::Cp => v1::GroupMode::Cp,
         GroupMode::Ap => v1::GroupMode::Ap,
-    };
+    }
+}
+
+fn group_settings(settings: &GroupSettings) -> v1::GroupSettings {
     v1::GroupSettings {
-        mode: mode.into(),
+        mode: group_mode(settings.mode).into(),
         auto_create: settings.auto_create,
         defaults: Some(service_settings(&settings.defaults)),
         services_max: settings.services_max,
@@ -202,7 +205,7 @@ pub(crate) fn service_view(service: &Service) -> v1::ServiceView {
     }
 }
 
-pub(crate) fn service_summary(service: &Service) -> v1::ServiceSummary {
+pub(crate) fn service_summary(mode: GroupMode, service: &Service) -> v1::ServiceSummary {
     let up = service
         .views()
         .filter(|view| view.node.state == NodeState::Up && !view.disabled())
@@ -215,6 +218,7 @@ pub(crate) fn service_summary(service: &Service) -> v1::ServiceSummary {
         up: small(up),
         settings: Some(service_settings(&service.settings)),
         guard: service_guard(service),
+        mode: group_mode(mode).into(),
     }
 }
 
@@ -251,14 +255,15 @@ pub(crate) fn guard_status(status: &GuardStatus) -> v1::GuardStatus {
     wire
 }
 
-pub(crate) fn group_summary(group: &Group) -> v1::GroupSummary {
+/// What the log says it is, and what its side of the registry says is in it.
+pub(crate) fn group_summary(definition: &Group, content: &Group) -> v1::GroupSummary {
     v1::GroupSummary {
-        group: group.name.as_str().into(),
-        settings: Some(group_settings(&group.settings)),
-        sign: Some(sign(group.sign)),
-        revision: group.modified.0,
-        services: small(group.services.len()),
-        nodes: u32::try_from(group.nodes).unwrap_or(u32::MAX),
+        group: definition.name.as_str().into(),
+        settings: Some(group_settings(&definition.settings)),
+        sign: Some(sign(content.sign)),
+        revision: definition.modified.0,
+        services: small(content.services.len()),
+        nodes: u32::try_from(content.nodes).unwrap_or(u32::MAX),
     }
 }
 
@@ -701,7 +706,7 @@ mod tests {
     fn request_ids_have_16_bytes_or_are_made_here() {
         let options = |bytes: &'static [u8]| v1::WriteOptions {
             request_id: Bytes::from_static(bytes),
-            timeout_ms: 0,
+            ..Default::default()
         };
         assert!(problem(request_id_from(Some(&options(&[1; 15])))).contains("has 15 bytes"));
         assert_eq!(request_id_from(Some(&options(&[0; 16]))).unwrap(), RequestId(0));

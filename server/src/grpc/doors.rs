@@ -83,6 +83,7 @@ impl Doors {
         let cluster = &config.cluster;
         let reader = Reader::new(
             parts.consensus,
+            parts.ap,
             cluster.name.clone(),
             cluster.id,
             limits.read_timeout,

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use rollcall_core::ids::{Revision, Term};
+use rollcall_core::ids::{Revision, ServerId, Term};
 use rollcall_proto::v1::{self, ReadMode, ResponseHeader};
 use tokio::time::Instant;
 
 use super::convert::milliseconds;
 use super::status::{self, DoorError};
+use crate::ap::Ap;
 use crate::raft::{Consensus, Freshness};
 
 /// How long a local read waits for the leader's sign of life that it asks for itself.
@@ -15,7 +16,7 @@ const PROBE_WAIT: Duration = Duration::from_millis(500);
 /// How often it looks.
 const PROBE_LOOK: Duration = Duration::from_millis(10);
 /// Of an age that is not known: this server has not heard from a leader since it started.
-const AGE_UNKNOWN: u64 = u64::MAX;
+pub(super) const AGE_UNKNOWN: u64 = u64::MAX;
 
 /// Leave to read the local directory, and on what grounds.
 #[derive(Clone, Copy, Debug)]
@@ -29,15 +30,17 @@ pub(crate) struct Grounds {
 #[derive(Clone)]
 pub(crate) struct Reader {
     consensus: Consensus,
+    ap: Ap,
     cluster: String,
     server: u64,
     timeout: Duration,
 }
 
 impl Reader {
-    pub(crate) fn new(consensus: Consensus, cluster: String, server: u64, timeout: Duration) -> Self {
+    pub(crate) fn new(consensus: Consensus, ap: Ap, cluster: String, server: u64, timeout: Duration) -> Self {
         Self {
             consensus,
+            ap,
             cluster,
             server,
             timeout,
@@ -126,6 +129,20 @@ impl Reader {
 
     pub(crate) fn consensus(&self) -> &Consensus {
         &self.consensus
+    }
+
+    pub(crate) fn ap(&self) -> &Ap {
+        &self.ap
+    }
+
+    /// The id of this server.
+    pub(crate) fn server(&self) -> ServerId {
+        ServerId(self.server)
+    }
+
+    /// How long a read may wait for what it needs.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     async fn confirm(

@@ -1,18 +1,20 @@
 //! Unary calls: tools write, readers read.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use prost::Message;
 use rollcall_core::directory::{Command, Group, GroupMode, NodeState, NodeView, Refusal, Service, Sign};
 use rollcall_core::guard::HoldReason;
-use rollcall_core::ids::{GroupName, NodeKey, Revision, ServiceKey, SessionId};
+use rollcall_core::ids::{GroupName, NodeKey, Revision, ServerId, ServiceKey};
 use rollcall_proto::v1::{self, registry_server::Registry};
 use tonic::{Request, Response, Status};
 
 use super::convert::{self, bounded};
 use super::doors::Doors;
+use super::modes::Shown;
 use super::sessions;
+use super::speaker::Speaker;
 use super::status::{DoorError, of_refusal, status};
 use super::storm;
 use crate::access::Principal;
@@ -52,30 +54,39 @@ impl Doors {
     }
 
     async fn write(&self, options: Option<v1::WriteOptions>, command: Command) -> Answer<v1::WriteResponse> {
-        let outcome = self.writer.write(options.as_ref(), command).await?;
-        Ok(self.writer.response(&outcome))
+        self.write_as(options, command, None).await
+    }
+
+    async fn write_as(
+        &self,
+        options: Option<v1::WriteOptions>,
+        command: Command,
+        speaker: Option<&Speaker>,
+    ) -> Answer<v1::WriteResponse> {
+        let written = self.writer.write(options.as_ref(), command, speaker).await?;
+        Ok(self.writer.response(&written))
     }
 
     /// The session a unary call speaks for, proven by its secret.
-    async fn proven(&self, proof: Option<&v1::SessionProof>) -> Answer<Option<SessionId>> {
+    async fn proven(&self, proof: Option<&v1::SessionProof>) -> Answer<Option<Speaker>> {
         let Some(proof) = proof else { return Ok(None) };
         let session = convert::session_from(proof.session).map_err(refused)?;
         let secret = convert::secret_from(&proof.secret).map_err(refused)?;
-        sessions::verify(&self.reader, session, &secret, self.limits.read_timeout).await?;
-        Ok(Some(session))
+        let seed = sessions::verify(&self.reader, session, &secret, self.limits.read_timeout).await?;
+        Ok(Some(Speaker::visiting(seed)))
     }
 
     async fn put_group(&self, request: v1::PutGroupRequest) -> Answer<v1::WriteResponse> {
         self.check_size(&request)?;
-        let settings = convert::group_settings_from(request.settings.unwrap_or_default()).map_err(refused)?;
-        if settings.mode == GroupMode::Ap {
-            return Err(DoorError::Unsupported {
-                what: "group mode ap".into(),
-            }
-            .into());
+        let group = convert::group_from(&request.group).map_err(refused)?;
+        let settings = request.settings.unwrap_or_default();
+        let mode_left_out = settings.mode() == v1::GroupMode::Unspecified;
+        let mut settings = convert::group_settings_from(settings).map_err(refused)?;
+        if mode_left_out && let Some(mode) = self.reader.mode_of(&group) {
+            settings.mode = mode;
         }
         let command = Command::PutGroup {
-            group: convert::group_from(&request.group).map_err(refused)?,
+            group,
             settings,
             expected: convert::expected_from(request.expected).map_err(refused)?,
         };
@@ -83,8 +94,10 @@ impl Doors {
     }
 
     async fn delete_group(&self, request: v1::DeleteGroupRequest) -> Answer<v1::WriteResponse> {
+        let group = convert::group_from(&request.group).map_err(refused)?;
+        self.check_empty(&group, None)?;
         let command = Command::DeleteGroup {
-            group: convert::group_from(&request.group).map_err(refused)?,
+            group,
             expected: convert::expected_from(request.expected).map_err(refused)?,
         };
         self.write(request.options, command).await
@@ -106,38 +119,67 @@ impl Doors {
     }
 
     async fn delete_service(&self, request: v1::DeleteServiceRequest) -> Answer<v1::WriteResponse> {
+        let key = convert::service_key_from("key", request.key.as_ref()).map_err(refused)?;
+        self.check_empty(&key.group, Some(&key))?;
         let command = Command::DeleteService {
-            key: convert::service_key_from("key", request.key.as_ref()).map_err(refused)?,
+            key,
             expected: convert::expected_from(request.expected).map_err(refused)?,
         };
         self.write(request.options, command).await
+    }
+
+    /// An AP group, or a service of one, does not go while it shows nodes: the log, which has none of them, cannot tell.
+    fn check_empty(&self, group: &GroupName, service: Option<&ServiceKey>) -> Answer<()> {
+        if self.reader.mode_of(group) != Some(GroupMode::Ap) {
+            return Ok(());
+        }
+        self.reader.check_view_ready()?;
+        let view = self.reader.ap().view().read();
+        let (subject, nodes) = match service {
+            Some(key) => {
+                let nodes = view.service(key).map_or(0, |service| service.nodes.len() as u64);
+                (format!("service {key}"), nodes)
+            }
+            None => {
+                let nodes = view.group(group).map_or(0, |group| group.nodes);
+                (format!("group {group}"), nodes)
+            }
+        };
+        if nodes == 0 {
+            return Ok(());
+        }
+        let children = format!("{nodes} nodes");
+        Err(refused(Refusal::NotEmpty { subject, children }))
     }
 
     async fn register(&self, request: v1::RegisterRequest, by: &Principal) -> Answer<v1::WriteResponse> {
         self.check_size(&request)?;
         let nodes = convert::register_nodes_from(request.nodes, self.limits.batch_max).map_err(refused)?;
         self.admit(by, None, &nodes).await?;
-        let session = self.proven(request.proof.as_ref()).await?;
-        self.write(request.options, Command::Register { session, nodes })
-            .await
+        let speaker = self.proven(request.proof.as_ref()).await?;
+        let session = speaker.as_ref().map(Speaker::id);
+        let command = Command::Register { session, nodes };
+        self.write_as(request.options, command, speaker.as_ref()).await
     }
 
     async fn deregister(&self, request: v1::DeregisterRequest, by: &Principal) -> Answer<v1::WriteResponse> {
         self.check_size(&request)?;
         let nodes = convert::deregister_nodes_from(request.nodes, self.limits.batch_max).map_err(refused)?;
-        let session = self.proven(request.proof.as_ref()).await?;
+        let speaker = self.proven(request.proof.as_ref()).await?;
+        let session = speaker.as_ref().map(Speaker::id);
         self.check_word_on(by, session, nodes.iter().map(|node| &node.key))?;
-        self.write(request.options, Command::Deregister { session, nodes })
-            .await
+        let command = Command::Deregister { session, nodes };
+        self.write_as(request.options, command, speaker.as_ref()).await
     }
 
     async fn update(&self, request: v1::UpdateRequest, by: &Principal) -> Answer<v1::WriteResponse> {
         self.check_size(&request)?;
         let nodes = convert::update_nodes_from(request.nodes, self.limits.batch_max).map_err(refused)?;
-        let session = self.proven(request.proof.as_ref()).await?;
+        let speaker = self.proven(request.proof.as_ref()).await?;
+        let session = speaker.as_ref().map(Speaker::id);
         self.check_word_on(by, session, nodes.iter().map(|node| &node.key))?;
-        self.write(request.options, Command::Update { session, nodes })
-            .await
+        let command = Command::Update { session, nodes };
+        self.write_as(request.options, command, speaker.as_ref()).await
     }
 
     async fn set_override(&self, request: v1::SetOverrideRequest) -> Answer<v1::WriteResponse> {
@@ -188,12 +230,8 @@ impl Doors {
 
     async fn query(&self, request: v1::QueryRequest) -> Answer<v1::QueryResponse> {
         let key = convert::service_key_from("key", request.key.as_ref()).map_err(refused)?;
-        let grounds = self.reader.admit(request.read.as_ref()).await?;
-        let (service, revision) = {
-            let directory = self.reader.consensus().directory().read();
-            (find(&directory, &key)?, directory.revision())
-        };
-        let header = Some(self.reader.header(grounds, revision));
+        let (service, header) = self.reader.service(request.read.as_ref(), &key).await?;
+        let header = Some(header);
         let known = request.known_sign.as_ref().map(convert::sign_from);
         let unchanged = known == Some(service.sign);
         if !unchanged
@@ -222,28 +260,33 @@ impl Doors {
             .map(|key| convert::service_key_from("after", Some(key)));
         let after = after.transpose().map_err(refused)?;
         let limit = page(request.limit);
-        let grounds = self.reader.admit(request.read.as_ref()).await?;
-        let (mut services, revision) = {
-            let directory = self.reader.consensus().directory().read();
-            let services: Vec<Arc<Service>> = directory
-                .groups()
-                .filter(|group| group.name.is_within(&prefix))
-                .filter(|group| after.as_ref().is_none_or(|after| group.name >= after.group))
-                .flat_map(|group| group.services.values())
-                .filter(|service| after.as_ref().is_none_or(|after| service.key > *after))
-                .take(limit + 1)
-                .cloned()
-                .collect();
-            (services, directory.revision())
+        let asked = |group: &Group| {
+            group.name.is_within(&prefix) && after.as_ref().is_none_or(|after| group.name >= after.group)
         };
+        let part = self
+            .reader
+            .admit_list(request.read.as_ref(), asked, false)
+            .await?;
+        let (groups, header) = self.reader.groups(part, asked);
+        let mut services: Vec<v1::ServiceSummary> = groups
+            .iter()
+            .flat_map(|group| {
+                let mode = group.definition.settings.mode;
+                group
+                    .content
+                    .services
+                    .values()
+                    .map(move |service| (mode, service))
+            })
+            .filter(|(_, service)| after.as_ref().is_none_or(|after| service.key > *after))
+            .take(limit + 1)
+            .map(|(mode, service)| convert::service_summary(mode, service))
+            .collect();
         let more = services.len() > limit;
         services.truncate(limit);
         Ok(v1::ListServicesResponse {
-            header: Some(self.reader.header(grounds, revision)),
-            services: services
-                .iter()
-                .map(|service| convert::service_summary(service))
-                .collect(),
+            header: Some(header),
+            services,
             more,
         })
     }
@@ -255,23 +298,22 @@ impl Doors {
             name => Some(convert::group_from(name).map_err(refused)?),
         };
         let limit = page(request.limit);
-        let grounds = self.reader.admit(request.read.as_ref()).await?;
-        let (mut groups, revision) = {
-            let directory = self.reader.consensus().directory().read();
-            let groups: Vec<Arc<Group>> = directory
-                .groups()
-                .filter(|group| group.name.is_within(&prefix))
-                .filter(|group| after.as_ref().is_none_or(|after| group.name > *after))
-                .take(limit + 1)
-                .cloned()
-                .collect();
-            (groups, directory.revision())
+        let asked = |group: &Group| {
+            group.name.is_within(&prefix) && after.as_ref().is_none_or(|after| group.name > *after)
         };
+        let part = self
+            .reader
+            .admit_list(request.read.as_ref(), asked, false)
+            .await?;
+        let (mut groups, header) = self.reader.groups(part, asked);
         let more = groups.len() > limit;
         groups.truncate(limit);
         Ok(v1::ListGroupsResponse {
-            header: Some(self.reader.header(grounds, revision)),
-            groups: groups.iter().map(|group| convert::group_summary(group)).collect(),
+            header: Some(header),
+            groups: groups
+                .iter()
+                .map(|group| convert::group_summary(&group.definition, &group.content))
+                .collect(),
             more,
         })
     }
@@ -284,33 +326,42 @@ impl Doors {
             .map(|key| convert::service_key_from("keys", Some(key)))
             .collect::<Result<_, _>>()
             .map_err(refused)?;
-        let grounds = self.reader.admit(request.read.as_ref()).await?;
-        let directory = self.reader.consensus().directory().read();
+        let wanted: BTreeSet<&GroupName> = keys.iter().map(|key| &key.group).collect();
+        let unknown = wanted.iter().any(|group| self.reader.mode_of(group).is_none());
+        let asked = |group: &Group| wanted.contains(&group.name);
+        let part = self
+            .reader
+            .admit_list(request.read.as_ref(), asked, unknown)
+            .await?;
+        let (groups, header) = self.reader.groups(part, asked);
+        let groups: BTreeMap<&GroupName, &Shown> = groups
+            .iter()
+            .map(|group| (&group.definition.name, group))
+            .collect();
         let signs = keys.iter().map(|key| {
-            let service = directory.service(key);
+            let group = groups.get(&key.group);
+            let service = group.and_then(|group| group.content.services.get(&key.service));
+            let mode = group.map_or(GroupMode::default(), |group| group.definition.settings.mode);
             v1::ServiceSign {
                 key: Some(convert::service_key(key)),
                 exists: service.is_some(),
                 sign: service.map(|service| convert::sign(service.sign)),
                 revision: service.map_or(0, |service| service.modified.0),
                 guard: service.and_then(|service| convert::service_guard(service)),
+                mode: convert::group_mode(mode).into(),
             }
         });
-        let signs = signs.collect();
         Ok(v1::SignsResponse {
-            header: Some(self.reader.header(grounds, directory.revision())),
-            signs,
+            header: Some(header),
+            signs: signs.collect(),
         })
     }
 
     async fn explain(&self, request: v1::ExplainRequest) -> Answer<v1::ExplainResponse> {
         let key = convert::node_key_from("key", request.key.as_ref()).map_err(refused)?;
-        let grounds = self.reader.admit(request.read.as_ref()).await?;
-        let (service, revision) = {
-            let directory = self.reader.consensus().directory().read();
-            (find(&directory, &key.service)?, directory.revision())
-        };
-        let header = Some(self.reader.header(grounds, revision));
+        let (service, header) = self.reader.service(request.read.as_ref(), &key.service).await?;
+        let in_view = header.mode() == v1::GroupMode::Ap;
+        let header = Some(header);
         let over = service.overrides.get(&key.node);
         let Some(view) = service.view(&key.node) else {
             return Ok(v1::ExplainResponse {
@@ -322,8 +373,13 @@ impl Doors {
             });
         };
         let deadline = match view.node.session {
+            Some(session) if in_view => self.reader.ap().deadlines(&[session]).pop(),
             Some(session) => sessions::deadlines(&self.reader, vec![session]).await.pop(),
             None => None,
+        };
+        let judge = match view.node.session {
+            Some(session) if in_view => self.reader.ap().session(session).map(|record| record.holder),
+            Some(_) | None => None,
         };
         let lapses_in_ms = deadline.map_or(0, |deadline| convert::milliseconds(deadline.lapses_in).max(1));
         Ok(v1::ExplainResponse {
@@ -332,7 +388,7 @@ impl Doors {
             node: Some(convert::node(view)),
             registration: Some(convert::registration(&view.node.registration)),
             r#override: over.map(|over| convert::node_override(over)),
-            reasons: why_listed(&service, view, lapses_in_ms),
+            reasons: why_listed(&service, view, lapses_in_ms, judge),
             guard: convert::service_guard(&service),
             session_lapses_in_ms: lapses_in_ms,
         })
@@ -360,18 +416,6 @@ fn keep_cache(
             .unwrap_or(u32::MAX)
             .saturating_add(1),
     })
-}
-
-fn find(directory: &rollcall_core::directory::Directory, key: &ServiceKey) -> Answer<Arc<Service>> {
-    if let Some(service) = directory.service(key) {
-        return Ok(service.clone());
-    }
-    Err(refused(match directory.group(&key.group) {
-        None => Refusal::GroupNotFound {
-            group: key.group.clone(),
-        },
-        Some(_) => Refusal::ServiceNotFound { key: key.clone() },
-    }))
 }
 
 fn why_absent(key: &NodeKey, overridden: bool) -> String {
@@ -403,7 +447,13 @@ fn why_held(service: &Service) -> String {
     )
 }
 
-fn why_listed(service: &Service, view: NodeView<'_>, lapses_in_ms: u64) -> Vec<String> {
+/// `judge`: the server that vouches for its session, in an AP group.
+fn why_listed(
+    service: &Service,
+    view: NodeView<'_>,
+    lapses_in_ms: u64,
+    judge: Option<ServerId>,
+) -> Vec<String> {
     let node = view.node;
     let mut reasons = vec![format!(
         "registered at revision {}, incarnation {}, last changed at revision {}",
@@ -415,9 +465,10 @@ fn why_listed(service: &Service, view: NodeView<'_>, lapses_in_ms: u64) -> Vec<S
                 "lives with session {session}, which lapses in {lapses_in_ms} ms without a heartbeat"
             ));
         }
-        Some(session) => reasons.push(format!(
-            "lives with session {session}; the leader's deadline is not known here"
-        )),
+        Some(session) => reasons.push(match judge {
+            Some(server) => format!("lives with session {session}, for which server {server} vouches"),
+            None => format!("lives with session {session}; the leader's deadline is not known here"),
+        }),
         None => reasons.push("lives without a session, until deregistered".into()),
     }
     match node.state {

@@ -1,11 +1,14 @@
 //! Sessions: their streams, and the unary calls about them.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::Stream;
-use rollcall_core::directory::{Command, Refusal, Session};
+use rollcall_core::ap::SessionSeed;
+use rollcall_core::directory::{Refusal, Session};
 use rollcall_core::ids::SessionId;
 use rollcall_proto::v1::{self, sessions_server::Sessions};
 use sha2::{Digest, Sha256};
@@ -15,13 +18,19 @@ use tonic::{Request, Response, Status, Streaming};
 use super::attend;
 use super::convert;
 use super::doors::Doors;
+use super::lease;
 use super::read::Reader;
 use super::registry::page;
+use super::speaker::lives_by_records_alone;
 use super::status::{self, DoorError, of_refusal};
+
 use crate::raft::{Freshness, SessionDeadline};
 
 /// How long to wait for the leader's word on deadlines; they are told for information only.
 const DEADLINES_WAIT: Duration = Duration::from_millis(500);
+
+/// How long to wait for the record of a session that nobody here knows.
+const RECORD_WAIT: Duration = Duration::from_millis(500);
 
 /// What is stored of a secret.
 pub(super) fn digest(secret: &[u8; 16]) -> [u8; 32] {
@@ -36,50 +45,80 @@ fn equal(one: &[u8; 32], other: &[u8; 32]) -> bool {
         == 0
 }
 
-/// Judges a secret by what this server has applied, if that may be shown. `None`: ask the leader first.
+/// Judges a secret by what this server has, if that may be shown. `None`: it does not know the session.
 pub(super) fn verify_here(
     reader: &Reader,
     session: SessionId,
     secret: &[u8; 16],
-) -> Option<Result<Arc<Session>, v1::Error>> {
-    reader.check_ready().ok()?;
-    verify_local(reader, session, secret)
-}
-
-/// Judges a secret by what this server has applied. `None`: it does not know the session.
-fn verify_local(
-    reader: &Reader,
-    session: SessionId,
-    secret: &[u8; 16],
-) -> Option<Result<Arc<Session>, v1::Error>> {
-    let known = reader.consensus().directory().read().session(session).cloned()?;
-    let own = equal(&known.secret_digest, &digest(secret));
-    Some(if own {
-        Ok(known)
+) -> Option<Result<SessionSeed, v1::Error>> {
+    let seed = in_log(reader, session).or_else(|| by_records(reader, session))?;
+    Some(if equal(&seed.secret_digest, &digest(secret)) {
+        Ok(seed)
     } else {
         Err(DoorError::WrongSecret { session }.into())
     })
 }
 
-/// Judges a secret. A session unknown here may have been opened elsewhere a moment ago: the leader is asked
-/// before it is called dead.
+fn in_log(reader: &Reader, session: SessionId) -> Option<SessionSeed> {
+    reader.check_ready().ok()?;
+    let directory = reader.consensus().directory().read();
+    let known = directory.session(session)?;
+    Some(SessionSeed {
+        id: session,
+        secret_digest: known.secret_digest,
+        ttl_ms: known.ttl_ms,
+        client: known.client.clone(),
+    })
+}
+
+fn by_records(reader: &Reader, session: SessionId) -> Option<SessionSeed> {
+    reader.check_view_ready().ok()?;
+    let known = reader.ap().session(session)?;
+    Some(SessionSeed {
+        id: session,
+        secret_digest: known.secret_digest,
+        ttl_ms: known.ttl_ms,
+        client: known.client,
+    })
+}
+
+/// Judges a secret. A session unknown here may have been opened elsewhere a moment ago: the leader is asked, or
+/// its record is waited for, before it is called dead.
 pub(super) async fn verify(
     reader: &Reader,
     session: SessionId,
     secret: &[u8; 16],
     timeout: Duration,
-) -> Result<Arc<Session>, v1::Error> {
+) -> Result<SessionSeed, v1::Error> {
     if let Some(verdict) = verify_here(reader, session, secret) {
         return verdict;
     }
-    let deadline = Instant::now() + timeout;
-    let confirmed = reader
-        .consensus()
-        .confirm(Freshness::Linearizable, deadline)
-        .await;
-    confirmed.map_err(|failure| status::of_read(&failure))?;
-    verify_local(reader, session, secret)
+    if lives_by_records_alone(reader, session) {
+        reader.check_view_ready()?;
+        await_record(reader, session).await;
+    } else {
+        let deadline = Instant::now() + timeout;
+        let confirmed = reader
+            .consensus()
+            .confirm(Freshness::Linearizable, deadline)
+            .await;
+        confirmed.map_err(|failure| status::of_read(&failure))?;
+    }
+    verify_here(reader, session, secret)
         .unwrap_or_else(|| Err(of_refusal(&Refusal::SessionNotFound { session })))
+}
+
+/// Waits a moment for a session's record to come from the server that has it.
+async fn await_record(reader: &Reader, session: SessionId) {
+    let mut head = reader.ap().applied_head();
+    let arrived = async {
+        while reader.ap().session(session).is_none() {
+            if head.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(RECORD_WAIT, arrived).await;
 }
 
 /// When sessions lapse, as the leader judges it; empty if it cannot be asked.
@@ -101,45 +140,82 @@ impl Doors {
     ) -> Result<v1::ListSessionsResponse, v1::Error> {
         let limit = page(request.limit);
         let grounds = self.reader.admit(request.read.as_ref()).await?;
-        let (mut sessions, revision) = {
+        let (mut listed, revision) = {
             let directory = self.reader.consensus().directory().read();
-            let sessions: Vec<Arc<Session>> = directory
+            let behind = directory
                 .sessions()
-                .filter(|session| session.id.0 > request.after)
+                .filter(|session| session.id.0 > request.after);
+            let listed = behind
                 .take(limit + 1)
-                .cloned()
-                .collect();
-            (sessions, directory.revision())
+                .map(|session| (session.id, summary(session)));
+            (listed.collect::<BTreeMap<_, _>>(), directory.revision())
         };
-        let more = sessions.len() > limit;
-        sessions.truncate(limit);
-        let deadlines = deadlines(&self.reader, sessions.iter().map(|session| session.id).collect()).await;
-        let summary = |session: &Arc<Session>| {
-            let deadline = deadlines.iter().find(|deadline| deadline.session == session.id);
-            v1::SessionSummary {
-                session: session.id.0,
-                client: session.client.clone(),
-                ttl_ms: session.ttl_ms.into(),
-                nodes: convert::small(session.nodes.len()),
-                opened_revision: session.opened.0,
-                lapses_in_ms: deadline.map_or(0, |deadline| convert::milliseconds(deadline.lapses_in).max(1)),
-                holder: deadline
-                    .and_then(|deadline| deadline.holder)
-                    .map_or(0, |holder| holder.0),
+        let mut header = self.reader.header(grounds, revision);
+        if self.reader.check_view_ready().is_ok() {
+            let view = self.reader.ap().view().read();
+            let behind = view.sessions().filter(|session| session.id.0 > request.after);
+            for session in behind.take(limit + 1) {
+                header.epoch = self.reader.ap().epoch();
+                match listed.entry(session.id) {
+                    Entry::Occupied(mut known) => {
+                        known.get_mut().nodes += convert::small(session.nodes.len())
+                    }
+                    // Of its own revision in the view nobody else could make anything.
+                    Entry::Vacant(place) => {
+                        place.insert(v1::SessionSummary {
+                            opened_revision: 0,
+                            ..summary(session)
+                        });
+                    }
+                }
             }
-        };
+        }
+        let more = listed.len() > limit;
+        let mut listed: Vec<_> = listed.into_values().take(limit).collect();
+        self.tell_deadlines(&mut listed).await;
         Ok(v1::ListSessionsResponse {
-            header: Some(self.reader.header(grounds, revision)),
-            sessions: sessions.iter().map(summary).collect(),
+            header: Some(header),
+            sessions: listed,
             more,
         })
     }
 
+    /// When each lapses: as the leader judges it, and for those that live by records alone as this server does, if it
+    /// is their holder.
+    async fn tell_deadlines(&self, listed: &mut [v1::SessionSummary]) {
+        let ids = listed.iter().map(|summary| SessionId(summary.session));
+        let (ours, leaders): (Vec<_>, Vec<_>) =
+            ids.partition(|session| lives_by_records_alone(&self.reader, *session));
+        let mut judged = deadlines(&self.reader, leaders).await;
+        judged.extend(self.reader.ap().deadlines(&ours));
+        for summary in listed {
+            let session = SessionId(summary.session);
+            if let Some(deadline) = judged.iter().find(|deadline| deadline.session == session) {
+                summary.lapses_in_ms = convert::milliseconds(deadline.lapses_in).max(1);
+                summary.holder = deadline.holder.map_or(0, |holder| holder.0);
+            }
+            if let Some(record) = self.reader.ap().session(session) {
+                summary.holder = record.holder.0;
+            }
+        }
+    }
+
     async fn end_session(&self, request: v1::EndSessionRequest) -> Result<v1::WriteResponse, v1::Error> {
         let session = convert::session_from(request.session).map_err(|e| of_refusal(&e))?;
-        let command = Command::CloseSession { session };
-        let outcome = self.writer.write(request.options.as_ref(), command).await?;
-        Ok(self.writer.response(&outcome))
+        let written = lease::close(self, session, request.options.as_ref()).await?;
+        Ok(self.writer.response(&written))
+    }
+}
+
+fn summary(session: &Arc<Session>) -> v1::SessionSummary {
+    v1::SessionSummary {
+        session: session.id.0,
+        client: session.client.clone(),
+        ttl_ms: session.ttl_ms.into(),
+        nodes: convert::small(session.nodes.len()),
+        opened_revision: session.opened.0,
+        lapses_in_ms: 0,
+        holder: 0,
     }
 }
 

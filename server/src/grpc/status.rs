@@ -38,9 +38,12 @@ pub(crate) enum DoorError {
     /// Retry after a pause.
     #[error("{problem}")]
     Overloaded { problem: String, retry_after: Duration },
-    /// Not in this version.
-    #[error("{what} is not supported by this server")]
-    Unsupported { what: String },
+    /// Make a call for each of them.
+    #[error("group {cp} is in mode cp and group {ap} in mode ap: one call serves one mode")]
+    MixedModes { cp: GroupName, ap: GroupName },
+    /// Ask again, here or elsewhere.
+    #[error("whether session {session} lives was not decided in time")]
+    Undecided { session: SessionId },
     /// Use a token that the server knows.
     #[error("{problem}")]
     Unauthenticated { problem: &'static str },
@@ -117,7 +120,8 @@ impl From<DoorError> for v1::Error {
                 retry_after_ms: retry_ms(*retry_after),
                 ..error(ErrorCode::Overloaded, &door, "")
             },
-            DoorError::Unsupported { what } => error(ErrorCode::Unsupported, &door, what),
+            DoorError::MixedModes { ap, .. } => error(ErrorCode::InvalidArgument, &door, ap),
+            DoorError::Undecided { session } => error(ErrorCode::Unavailable, &door, session),
             DoorError::Unauthenticated { .. } => error(ErrorCode::Unauthenticated, &door, "authorization"),
             DoorError::NotPermitted { scope, .. } => error(ErrorCode::NotPermitted, &door, scope),
             DoorError::NotAdmitted { group, .. } => error(ErrorCode::AdmissionRefused, &door, group),

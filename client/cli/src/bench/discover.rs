@@ -133,7 +133,7 @@ async fn questions(
             .reading
             .max_age
             .map_or(0, |age| crate::names::millis(age).max(1)),
-        min_revision: 0,
+        ..wire::ReadOptions::default()
     };
     let mut questions = Vec::with_capacity(ground.services().len());
     for service in ground.services() {

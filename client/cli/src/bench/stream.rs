@@ -100,6 +100,7 @@ impl SessionStream {
                     options: Some(wire_write_options(timeout)),
                     ttl_ms: crate::names::millis(TTL),
                     client: client_name(),
+                    ..wire::OpenSession::default()
                 };
                 self.send(0, Request::Open(open)).await?;
                 to_ask -= 1;

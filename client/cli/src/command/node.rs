@@ -627,6 +627,13 @@ async fn drain_nodes(context: &Context, drain: &DrainNodes) -> Result<(), Failur
             format!("{} draining {}", plural(&drain.nodes), written.text())
         });
     }
+    if written.is_ap() {
+        return Err(Failure::usage(format!(
+            "{} draining {}, but --wait cannot tell who has seen it: in mode ap each server counts revisions of its own",
+            plural(&drain.nodes),
+            written.text()
+        )));
+    }
     eprintln!(
         "{} draining {}; waiting for the watchers",
         plural(&drain.nodes),

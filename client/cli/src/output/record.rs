@@ -406,6 +406,11 @@ pub(crate) struct Written {
     pub(crate) repeated: bool,
     pub(crate) changed: bool,
     pub(crate) server: u64,
+    pub(crate) mode: &'static str,
+    /// In mode ap: the life of the server, whose own the revision is.
+    pub(crate) epoch: u64,
+    /// In mode ap: on how many servers' disks it is.
+    pub(crate) acks: u32,
 }
 
 impl From<rollcall_client::Written> for Written {
@@ -415,6 +420,9 @@ impl From<rollcall_client::Written> for Written {
             repeated: written.repeated,
             changed: written.changed,
             server: written.server,
+            mode: mode(written.mode),
+            epoch: written.epoch,
+            acks: written.acks,
         }
     }
 }
@@ -422,11 +430,24 @@ impl From<rollcall_client::Written> for Written {
 impl Written {
     /// `at revision 12`, or that nothing had to change.
     pub(crate) fn text(&self) -> String {
-        if self.changed {
-            format!("at revision {}", self.revision)
+        // In mode ap a revision is one server's own.
+        let whose = if self.is_ap() {
+            format!(" of server {}", self.server)
         } else {
-            format!("unchanged, as it already was at revision {}", self.revision)
+            String::new()
+        };
+        if self.changed {
+            format!("at revision {}{whose}", self.revision)
+        } else {
+            format!(
+                "unchanged, as it already was at revision {}{whose}",
+                self.revision
+            )
         }
+    }
+
+    pub(crate) fn is_ap(&self) -> bool {
+        self.epoch != 0
     }
 }
 

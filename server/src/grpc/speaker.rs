@@ -1,0 +1,250 @@
+//! Sessions that speak at this server, and who vouches for them: the leader for their nodes in CP groups, this server for
+//! those in AP groups.
+//!
+//! A session has one id on both sides. Its first word on AP groups here, or its stream's coming here, makes this server
+//! vouch for it; from then on its heartbeats count here at once. A heartbeat is answered when both sides that know the
+//! session have counted it; by this server alone if the leader is silent and nothing hangs on it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use rollcall_core::ap::{SessionSeed, Standing};
+use rollcall_core::directory::Refusal;
+use rollcall_core::ids::{NodeKey, SessionId};
+use rollcall_proto::v1;
+use tokio::time::Instant;
+
+use super::doors::Doors;
+use super::read::Reader;
+use super::status;
+
+use crate::raft::ProposeError;
+use crate::session::RenewOutcome;
+
+/// Set in the ids of sessions that live by records alone.
+const RECORDS_ALONE: u64 = 1 << 63;
+/// How long the leader may be silent before this server answers alone what it can; shorter for short ttls, so that a
+/// client is answered before it tries another server.
+const ALONE_AFTER_MAX: Duration = Duration::from_secs(1);
+/// The same as a part of the ttl.
+const ALONE_AFTER_PART: u32 = 8;
+/// How long a claim may take.
+const CLAIM_WAIT: Duration = Duration::from_secs(5);
+/// Pause before asking again about a session whose lapse or revival is being written.
+const UNDECIDED_PAUSE: Duration = Duration::from_millis(50);
+/// How often at most.
+const UNDECIDED_TURNS: u32 = 20;
+
+/// Whether a session was opened without the Raft directory, and has not come there with a group that moved.
+pub(crate) fn lives_by_records_alone(reader: &Reader, session: SessionId) -> bool {
+    session.0 & RECORDS_ALONE != 0 && reader.consensus().directory().read().session(session).is_none()
+}
+
+/// A session that proved that it is itself.
+#[derive(Debug)]
+pub(crate) struct Speaker {
+    seed: SessionSeed,
+    attends: bool,
+    vouched_for: AtomicBool,
+}
+
+impl Speaker {
+    /// Its stream is here: this server is the one to vouch for it.
+    pub(crate) fn attending(seed: SessionSeed) -> Self {
+        Self {
+            seed,
+            attends: true,
+            vouched_for: AtomicBool::new(false),
+        }
+    }
+
+    /// It speaks here once; its stream is elsewhere.
+    pub(crate) fn visiting(seed: SessionSeed) -> Self {
+        Self {
+            attends: false,
+            ..Self::attending(seed)
+        }
+    }
+
+    pub(crate) fn id(&self) -> SessionId {
+        self.seed.id
+    }
+
+    pub(crate) fn ttl_ms(&self) -> u32 {
+        self.seed.ttl_ms
+    }
+
+    /// Makes the session known to AP groups, before its first word on them.
+    pub(crate) async fn introduce(&self, reader: &Reader, deadline: Instant) -> Result<(), ProposeError> {
+        let known = reader.ap().session(self.id());
+        let known = known.is_some_and(|known| {
+            !self.attends || (known.holder == reader.server() && known.standing == Standing::Held)
+        });
+        if !known {
+            reader.ap().claim(self.seed.clone(), deadline).await?;
+        }
+        self.vouched_for.fetch_or(self.attends, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether AP groups know the session, or did.
+    pub(crate) fn is_known_to_records(&self, reader: &Reader) -> bool {
+        self.vouched_for.load(Ordering::Relaxed) || reader.ap().session(self.id()).is_some()
+    }
+
+    /// What it owns, on both sides, as this server sees them.
+    pub(crate) fn nodes(&self, reader: &Reader) -> Vec<NodeKey> {
+        let mut nodes = in_log(reader, self.id());
+        nodes.extend(in_view(reader, self.id()));
+        nodes.sort_unstable();
+        nodes
+    }
+
+    /// Nothing of it hangs on the leader: it owns nodes in AP groups only.
+    fn needs_no_leader(&self, reader: &Reader) -> bool {
+        in_log(reader, self.id()).is_empty() && !in_view(reader, self.id()).is_empty()
+    }
+
+    fn alone_after(&self) -> Duration {
+        let ttl = Duration::from_millis(self.seed.ttl_ms.into());
+        (ttl / ALONE_AFTER_PART).min(ALONE_AFTER_MAX)
+    }
+}
+
+fn in_log(reader: &Reader, session: SessionId) -> Vec<NodeKey> {
+    let directory = reader.consensus().directory().read();
+    directory
+        .session(session)
+        .map_or_else(Vec::new, |session| session.nodes.clone())
+}
+
+fn in_view(reader: &Reader, session: SessionId) -> Vec<NodeKey> {
+    let view = reader.ap().view().read();
+    view.session(session)
+        .map_or_else(Vec::new, |session| session.nodes.clone())
+}
+
+/// What one side made of a heartbeat.
+#[derive(Default)]
+struct Word {
+    dead: BTreeSet<SessionId>,
+    /// No word yet: to be asked again.
+    open: BTreeSet<SessionId>,
+}
+
+impl Word {
+    fn of(outcome: RenewOutcome) -> Self {
+        Self {
+            dead: outcome.not_found.into_iter().collect(),
+            open: BTreeSet::new(),
+        }
+    }
+
+    fn none(sessions: Vec<SessionId>) -> Self {
+        Self {
+            dead: BTreeSet::new(),
+            open: sessions.into_iter().collect(),
+        }
+    }
+}
+
+/// Passes a heartbeat on to both sides, as far as they know the sessions. Sessions in neither list of the outcome have got no
+/// word yet.
+///
+/// # Errors
+/// Nothing is known of any of them.
+pub(crate) async fn renew(doors: &Doors, speakers: &[Arc<Speaker>]) -> Result<RenewOutcome, v1::Error> {
+    let reader = &doors.reader;
+    let (mut here, mut either, mut log) = (Vec::new(), Vec::new(), Vec::new());
+    for speaker in speakers {
+        let records_alone = lives_by_records_alone(reader, speaker.id());
+        let known = records_alone || speaker.is_known_to_records(reader);
+        if known {
+            here.push(speaker);
+        }
+        if records_alone {
+            continue;
+        }
+        if known && speaker.needs_no_leader(reader) {
+            either.push(speaker.id());
+        } else {
+            log.push(speaker.id());
+        }
+    }
+    if here.is_empty() {
+        return doors.holder.renew(log).await.map_err(status::of_renew);
+    }
+    let patience = here.iter().map(|speaker| speaker.alone_after()).min();
+    let patience = patience.unwrap_or(ALONE_AFTER_MAX);
+    let (here, either, log) = tokio::join!(
+        renew_here(reader, &here),
+        tokio::time::timeout(patience, doors.holder.renew(either)),
+        renew_within(doors, log, patience),
+    );
+    // Whatever kept the leader's word away: these do without it.
+    let either = either.ok().and_then(Result::ok).unwrap_or_default();
+    let words = [here?, Word::of(either), log];
+    let mut outcome = RenewOutcome::default();
+    for session in speakers.iter().map(|speaker| speaker.id()) {
+        if words.iter().any(|word| word.dead.contains(&session)) {
+            outcome.not_found.push(session);
+        } else if !words.iter().any(|word| word.open.contains(&session)) {
+            outcome.renewed.push(session);
+        }
+    }
+    Ok(outcome)
+}
+
+/// The leader's word, if it comes soon: others on the stream wait for their answer.
+async fn renew_within(doors: &Doors, sessions: Vec<SessionId>, patience: Duration) -> Word {
+    match tokio::time::timeout(patience, doors.holder.renew(sessions.clone())).await {
+        Ok(Ok(outcome)) => Word::of(outcome),
+        Ok(Err(_)) | Err(_) => Word::none(sessions),
+    }
+}
+
+/// This server's word. Those for which it does not vouch yet, or no more, it claims.
+async fn renew_here(reader: &Reader, speakers: &[&Arc<Speaker>]) -> Result<Word, v1::Error> {
+    let ap = reader.ap();
+    let mut waiting: Vec<SessionId> = speakers.iter().map(|speaker| speaker.id()).collect();
+    let mut word = Word::default();
+    for turn in 0..UNDECIDED_TURNS {
+        let verdict = ap.renew(&waiting);
+        let strange: BTreeSet<SessionId> = verdict.not_found.into_iter().collect();
+        word.dead.extend(claim(reader, speakers, &strange).await?);
+        waiting = verdict.undecided;
+        if waiting.is_empty() {
+            break;
+        }
+        if turn + 1 < UNDECIDED_TURNS {
+            tokio::time::sleep(UNDECIDED_PAUSE).await;
+        }
+    }
+    word.open.extend(waiting);
+    Ok(word)
+}
+
+/// From now on this server vouches for these; those that are dead come back.
+async fn claim(
+    reader: &Reader,
+    speakers: &[&Arc<Speaker>],
+    sessions: &BTreeSet<SessionId>,
+) -> Result<Vec<SessionId>, v1::Error> {
+    let deadline = Instant::now() + CLAIM_WAIT;
+    let strange = speakers.iter().filter(|speaker| sessions.contains(&speaker.id()));
+    let claims = strange.map(|speaker| async move {
+        match speaker.introduce(reader, deadline).await {
+            Ok(()) => Ok(None),
+            Err(ProposeError::Refused(Refusal::SessionNotFound { session })) => Ok(Some(session)),
+            Err(failure) => Err(status::of_propose(&failure)),
+        }
+    });
+    let dead = join_all(claims)
+        .await
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(dead.into_iter().flatten().collect())
+}
