@@ -398,8 +398,8 @@ impl Agent {
             Event::Displaced { by } => {
                 tracing::error!(
                     %by,
-                    "RC-204: another server has this one's id and a later epoch: this one takes no part in gossip; \
-                     stop one of the two, then restart the other"
+                    "RC-204: another server has this one's id and a later epoch: this one takes no part in gossip \
+                     while that one is there; stop one of the two"
                 );
                 return true;
             }
@@ -440,7 +440,7 @@ impl Agent {
         let begun = tokio::task::spawn_blocking(move || file.begin(at_least)).await;
         let epoch = match begun {
             Ok(Ok(epoch)) => {
-                tracing::info!(epoch, "declared down: back with a new epoch");
+                tracing::info!(epoch, "back in gossip with a new epoch");
                 Some(epoch)
             }
             Ok(Err(error)) => {

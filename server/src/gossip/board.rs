@@ -30,7 +30,7 @@ pub enum Topic {
 }
 
 impl Topic {
-    fn number(self) -> u8 {
+    pub(crate) fn number(self) -> u8 {
         match self {
             Self::Head => 0,
             Self::ApHead => 1,
@@ -81,6 +81,8 @@ pub(crate) struct Board {
     own: ServerId,
     items_max: usize,
     items: BTreeMap<Key, News>,
+    /// In which of its lives each server is, as far as membership knows.
+    lives: BTreeMap<ServerId, u64>,
     /// Not taken yet.
     fresh: BTreeMap<Key, News>,
     pub(crate) refused: u64,
@@ -92,6 +94,7 @@ impl Board {
             own,
             items_max: members_max * usize::from(TOPICS_MAX),
             items: BTreeMap::new(),
+            lives: BTreeMap::new(),
             fresh: BTreeMap::new(),
             refused: 0,
         }
@@ -110,7 +113,30 @@ impl Board {
             .collect()
     }
 
+    /// The latest that this server said: topics by number, and bytes.
+    pub(crate) fn own_items(&self) -> Vec<(u8, Bytes)> {
+        self.items
+            .values()
+            .filter(|news| news.from == self.own)
+            .map(|news| (news.topic, news.bytes.clone()))
+            .collect()
+    }
+
+    /// A member is in this life.
+    pub(crate) fn set_life(&mut self, identity: &Identity) {
+        self.lives.insert(identity.server, identity.epoch);
+    }
+
+    /// Whether an item is of a life that membership has not heard of. It may be early, or made up: whatever comes
+    /// of the life that is known replaces it.
+    fn is_ahead(&self, news: &News) -> bool {
+        self.lives
+            .get(&news.from)
+            .is_some_and(|epoch| news.epoch > *epoch)
+    }
+
     pub(crate) fn forget(&mut self, server: ServerId) {
+        self.lives.remove(&server);
         self.items.retain(|key, _| key.server != server);
         self.fresh.retain(|key, _| key.server != server);
     }
@@ -128,7 +154,12 @@ impl Board {
             topic: news.topic,
         };
         match self.items.get(&key) {
-            Some(known) if (known.epoch, known.version) >= (news.epoch, news.version) => return None,
+            Some(known)
+                if (known.epoch, known.version) >= (news.epoch, news.version)
+                    && (!self.is_ahead(known) || self.is_ahead(&news)) =>
+            {
+                return None;
+            }
             None if self.items.len() >= self.items_max => {
                 self.refused += 1;
                 return None;
@@ -144,12 +175,12 @@ impl Board {
 }
 
 /// An item as it travels.
-pub(crate) fn encode(own: &Identity, topic: Topic, version: u64, bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn encode(own: &Identity, topic: u8, version: u64, bytes: &[u8]) -> Vec<u8> {
     let mut data = Vec::with_capacity(25 + bytes.len());
     data.put_u64(own.server.0);
     data.put_u64(own.epoch);
     data.put_u64(version);
-    data.put_u8(topic.number());
+    data.put_u8(topic);
     data.put_slice(bytes);
     data
 }
@@ -194,7 +225,7 @@ mod tests {
             address: "127.0.0.1:1".parse().unwrap(),
             epoch,
         };
-        encode(&origin, Topic::Head, version, bytes)
+        encode(&origin, Topic::Head.number(), version, bytes)
     }
 
     #[test]
@@ -211,6 +242,21 @@ mod tests {
         assert!(board.receive(&item(1, 1, 1, b"own"), true).is_some());
         assert!(board.take_fresh().is_empty());
         assert_eq!(board.on_topic(Topic::Head).len(), 2);
+    }
+
+    #[test]
+    fn what_nobody_can_have_said_yet_does_not_silence_who_says_it() {
+        let mut board = Board::new(ServerId(1), 2);
+        board.set_life(&Identity {
+            server: ServerId(2),
+            address: "127.0.0.1:1".parse().unwrap(),
+            epoch: 3,
+        });
+        assert!(board.receive(&item(2, 9, u64::MAX, b"forged"), false).is_some());
+        assert!(board.receive(&item(2, 9, 1, b"forged"), false).is_none());
+        assert!(board.receive(&item(2, 3, 7, b"a"), false).is_some());
+        assert!(board.receive(&item(2, 3, 7, b"a"), false).is_none());
+        assert_eq!(&board.on_topic(Topic::Head)[0].bytes[..], b"a");
     }
 
     #[test]

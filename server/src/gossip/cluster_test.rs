@@ -305,8 +305,16 @@ async fn of_two_servers_with_one_id_the_later_life_holds_and_all_is_said() {
     assert!(nodes[..2].iter().any(|node| node.metrics.duplicates.get() > 0));
     assert_eq!(metrics.displaced.get(), 0);
     assert_eq!(gossip.own().identity.unwrap().epoch, 2);
+    // It asks the later one again and again, and stays aside while that answers.
+    let alarms = metrics.duplicates.get();
+    until("the later one is asked", || metrics.duplicates.get() > alarms + 2).await;
+    assert!(nodes[2].gossip.own().displaced);
     stop.cancel();
     task.await.unwrap();
+    until("the former one is back", || {
+        !nodes[2].gossip.own().displaced && nodes[2].epoch() == 3 && all_see_all(&nodes)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -231,7 +231,23 @@ impl Parsed {
         })
     }
 
-    /// Everybody it names: its sender, a third party, and whom its updates are about.
+    /// The payload it was read from, with those updates alone that `stays` lets stay.
+    pub(crate) fn without(&self, payload: &[u8], stays: impl Fn(&Member<Identity>) -> bool) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(payload.len());
+        bytes.extend_from_slice(&payload[..self.header_bytes]);
+        let kept: Vec<&Member<Identity>> = self.updates.iter().filter(|update| stays(update)).collect();
+        bytes.extend(u16::try_from(kept.len()).unwrap_or(u16::MAX).to_be_bytes());
+        kept.into_iter().for_each(|update| put_member(update, &mut bytes));
+        let updates: usize = self
+            .updates
+            .iter()
+            .map(|update| identity_size(update.id()) + 3)
+            .sum();
+        bytes.extend_from_slice(&payload[self.header_bytes + 2 + updates..]);
+        bytes
+    }
+
+    /// Whom its message names beside sender and receiver.
     pub(crate) fn third_party(&self) -> Option<&Identity> {
         match &self.header.message {
             Message::PingReq { target, .. } | Message::IndirectAck { target, .. } => Some(target),

@@ -9,6 +9,10 @@ use rollcall_core::ids::ServerId;
 /// Epochs beyond this are nobody's: what claims one was forged or damaged.
 pub(crate) const EPOCH_MAX: u64 = 1 << 48;
 
+/// A life so far beyond the last that is known of a server was made up: not even a server that dies every second
+/// comes there before the others forget it. Believed, it would leave the server no later life to begin.
+pub(crate) const LEAP_MAX: u64 = 1 << 20;
+
 /// A life of a server: who, where, and which of its lives.
 ///
 /// The epoch only grows, across restarts as well: it is on disk before it is used. So of two identities of one

@@ -296,6 +296,35 @@ fn a_stranger_is_sent_no_more_than_it_sent() {
 }
 
 #[test]
+fn what_is_for_another_server_is_not_taken() {
+    for key in [None, Some(1)] {
+        let mut stage = Stage::new(3, key);
+        let own = identity(1).address;
+        let others: Vec<Vec<u8>> = stage
+            .wire
+            .iter()
+            .filter(|(to, _)| *to != own)
+            .map(|(_, bytes)| bytes.clone())
+            .collect();
+        let before = stage.footprint();
+        let mut misaddressed = 0;
+        for bytes in &others {
+            let (dropped, answers) = stage.throw(bytes);
+            assert!(dropped.is_some() && answers.is_empty(), "{dropped:?}");
+            misaddressed += u32::from(dropped == Some(DropReason::Misaddressed));
+        }
+        assert!(misaddressed > 10, "{misaddressed}");
+        assert_eq!(stage.footprint(), before);
+        // Nor what is for a former or later life of this server.
+        let mut to_another_life = header(identity(2), Message::Ping(3));
+        to_another_life.dst.epoch += 1;
+        let packet = swim_packet(&to_another_life, &[], 1 << 40, 0);
+        let (dropped, answers) = stage.throw(&envelope("test", key).seal(&packet, 0, [5; 24]));
+        assert_eq!((dropped, answers.len()), (Some(DropReason::Misaddressed), 0));
+    }
+}
+
+#[test]
 fn members_cannot_be_made_up_without_end() {
     let mut stage = Stage::new(3, None);
     let outside = envelope("test", None);

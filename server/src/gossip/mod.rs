@@ -38,3 +38,11 @@ mod cluster_test;
 mod intrusion_test;
 #[cfg(test)]
 mod loss_test;
+#[cfg(test)]
+mod mutation_test;
+#[cfg(test)]
+mod partition_test;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod wan_test;

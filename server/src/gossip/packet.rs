@@ -56,6 +56,10 @@ pub(crate) enum DropReason {
     Replayed,
     /// Its sender has yet to show that it receives what is sent to its address; it was asked to.
     Unverified,
+    /// It is for another server, or for a former life of this one.
+    Misaddressed,
+    /// Its sender claims a life that no server can have reached; or an update did, which was left out.
+    FarFuture,
     /// Its sender is a former life of a member.
     FormerLife,
     /// It answers nothing that this server asked.
@@ -85,6 +89,8 @@ impl DropReason {
             Self::Malformed => "malformed",
             Self::Replayed => "replayed",
             Self::Unverified => "unverified",
+            Self::Misaddressed => "misaddressed",
+            Self::FarFuture => "far_future",
             Self::FormerLife => "former_life",
             Self::Unasked => "unasked",
             Self::Own => "own",

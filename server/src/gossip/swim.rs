@@ -9,7 +9,7 @@
 //! unverified is sent more than it sent. Members, senders, news and timers are bounded by `members_max`.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ use super::codec::{
 };
 use super::cookie::Cookies;
 use super::health::LocalHealth;
-use super::identity::Identity;
+use super::identity::{Identity, LEAP_MAX};
 use super::packet::{DropReason, Envelope, Kind, PACKET_BYTES_MAX, PACKET_BYTES_MIN, Packet};
 use super::replay::ReplayWindow;
 use super::timing::Timing;
@@ -39,6 +39,10 @@ const FORGET_AFTER: Duration = Duration::from_secs(24 * 3_600);
 const OUTGOING_MAX: usize = 1_024;
 /// A server that is declared down again and again comes back ever more slowly, up to this.
 const RENEWAL_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// A rival that leaves so many questions unanswered is gone.
+const UNANSWERED_MAX: u32 = 3;
+/// Questions to a rival become rarer with each return, up to two to this power.
+const RETURNS_MAX: u32 = 8;
 /// A life that lasted this long was no flapping.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
 
@@ -132,8 +136,20 @@ enum Standing {
         at: Duration,
         asked: bool,
     },
-    Displaced,
+    Displaced(Rival),
     Left,
+}
+
+/// Another server that has this one's id and a later life, while there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rival {
+    identity: Identity,
+    /// When to ask next whether it is still there.
+    ask_at: Duration,
+    /// The counter of the last question.
+    question: u64,
+    /// Questions since it answered.
+    unanswered: u32,
 }
 
 /// A sender that showed that it receives at its address.
@@ -172,6 +188,40 @@ impl Runtime<Identity> for Effects {
     }
 }
 
+/// Whether it shows that somebody heard this server.
+fn is_answer(message: &Message<Identity>) -> bool {
+    match message {
+        Message::Ack(_)
+        | Message::IndirectAck { .. }
+        | Message::ForwardedAck { .. }
+        | Message::Feed
+        | Message::TurnUndead => true,
+        Message::Ping(_)
+        | Message::PingReq { .. }
+        | Message::IndirectPing { .. }
+        | Message::Announce
+        | Message::Gossip
+        | Message::Broadcast => false,
+    }
+}
+
+type Swimmer = Foca<Identity, WireCodec, StdRng, SharedBoard>;
+
+fn begin_foca(
+    identity: Identity,
+    timing: &Timing,
+    board: &Arc<Mutex<Board>>,
+    random: &mut StdRng,
+) -> Swimmer {
+    Foca::with_custom_broadcast(
+        identity,
+        timing.foca(),
+        StdRng::from_rng(random),
+        WireCodec,
+        SharedBoard(Arc::clone(board)),
+    )
+}
+
 /// How a [`Swim`] is set up.
 pub(crate) struct SwimSettings {
     pub(crate) identity: Identity,
@@ -188,7 +238,7 @@ pub(crate) struct SwimSettings {
 pub(crate) struct Swim {
     identity: Identity,
     incarnation: u16,
-    foca: Foca<Identity, WireCodec, StdRng, SharedBoard>,
+    foca: Swimmer,
     board: Arc<Mutex<Board>>,
     envelope: Envelope,
     timing: Timing,
@@ -199,15 +249,26 @@ pub(crate) struct Swim {
     health: LocalHealth,
     standing: Standing,
     renewals: u32,
+    /// How often a rival was gone.
+    returns: u32,
     alive_from: Duration,
     counter: u64,
     news_version: u64,
     timers: BTreeMap<(Duration, u64), Timer<Identity>>,
     timer_number: u64,
     members: BTreeMap<ServerId, MemberView>,
+    /// The latest life of each server that was a member, those forgotten included.
+    lives: BTreeMap<ServerId, u64>,
+    /// When a member last answered something.
+    heard_at: Duration,
+    /// Suspicions whose end was put off, by the number of their timers.
+    put_off: BTreeSet<u64>,
     senders: BTreeMap<ServerId, Sender>,
     last_sent: BTreeMap<SocketAddr, LastSent>,
     reminded: Duration,
+    /// When members that are down were called last for want of others.
+    called: Duration,
+    random: StdRng,
     outgoing: VecDeque<(SocketAddr, Vec<u8>)>,
     events: Vec<Event>,
 }
@@ -216,13 +277,8 @@ impl Swim {
     pub(crate) fn new(settings: SwimSettings, now: Instant) -> Self {
         let identity = settings.identity;
         let board = Arc::new(Mutex::new(Board::new(identity.server, settings.members_max)));
-        let foca = Foca::with_custom_broadcast(
-            identity,
-            settings.timing.foca(),
-            StdRng::from_seed(settings.seed),
-            WireCodec,
-            SharedBoard(board.clone()),
-        );
+        let mut random = StdRng::from_seed(settings.seed);
+        let foca = begin_foca(identity, &settings.timing, &board, &mut random);
         // Where the counter begins is nobody's business.
         let counter = u64::from(
             settings
@@ -244,15 +300,21 @@ impl Swim {
             health: LocalHealth::default(),
             standing: Standing::Taking,
             renewals: 0,
+            returns: 0,
             alive_from: Duration::ZERO,
             counter,
             news_version: 0,
             timers: BTreeMap::new(),
             timer_number: 0,
             members: BTreeMap::new(),
+            lives: BTreeMap::new(),
+            heard_at: Duration::ZERO,
+            put_off: BTreeSet::new(),
             senders: BTreeMap::new(),
             last_sent: BTreeMap::new(),
             reminded: Duration::ZERO,
+            called: Duration::ZERO,
+            random,
             outgoing: VecDeque::new(),
             events: Vec::new(),
         }
@@ -271,7 +333,7 @@ impl Swim {
     }
 
     pub(crate) fn is_displaced(&self) -> bool {
-        self.standing == Standing::Displaced
+        matches!(self.standing, Standing::Displaced(_))
     }
 
     /// The other members, by server.
@@ -317,8 +379,10 @@ impl Swim {
 
     fn try_packet(&mut self, bytes: &[u8], now: Instant) -> Result<(), DropReason> {
         let packet = self.envelope.open(bytes)?;
-        if matches!(self.standing, Standing::Displaced | Standing::Left) {
-            return Err(DropReason::Aside);
+        match self.standing {
+            Standing::Left => return Err(DropReason::Aside),
+            Standing::Displaced(rival) => return self.handle_rival(rival, &packet, now),
+            Standing::Taking | Standing::Renewing { .. } => {}
         }
         match packet.kind {
             Kind::Swim => self.handle_swim(packet, bytes.len(), now),
@@ -327,17 +391,48 @@ impl Swim {
         }
     }
 
-    fn handle_swim(&mut self, packet: Packet, received: usize, now: Instant) -> Result<(), DropReason> {
-        let parsed = Parsed::read(&packet.payload).map_err(|_| DropReason::Malformed)?;
-        let sender = parsed.header.src;
-        if !sender.is_plausible() || parsed.updates.iter().any(|update| !update.id().is_plausible()) {
+    /// Reads a message as a whole. An update about a life that cannot be is left out: its sender may have been told
+    /// so itself.
+    fn read(&mut self, payload: &[u8]) -> Result<(Parsed, Vec<u8>), DropReason> {
+        let parsed = Parsed::read(payload).map_err(|_| DropReason::Malformed)?;
+        let updates = || parsed.updates.iter().map(Member::id);
+        if !parsed.header.src.is_plausible() || updates().any(|identity| !identity.is_plausible()) {
             return Err(DropReason::Malformed);
         }
+        if self.is_far_future(&parsed.header.src) {
+            return Err(DropReason::FarFuture);
+        }
+        if !updates().any(|identity| self.is_far_future(identity)) {
+            return Ok((parsed, payload.to_vec()));
+        }
+        self.events.push(Event::Dropped(DropReason::FarFuture));
+        let payload = parsed.without(payload, |update| !self.is_far_future(update.id()));
+        let parsed = Parsed::read(&payload).map_err(|_| DropReason::Malformed)?;
+        Ok((parsed, payload))
+    }
+
+    /// Whether it is of a life far beyond the last that is known of its server.
+    fn is_far_future(&self, identity: &Identity) -> bool {
+        let known = if identity.server == self.identity.server {
+            Some(self.identity.epoch)
+        } else {
+            self.lives.get(&identity.server).copied()
+        };
+        known.is_some_and(|epoch| identity.epoch > epoch.saturating_add(LEAP_MAX))
+    }
+
+    fn handle_swim(&mut self, packet: Packet, received: usize, now: Instant) -> Result<(), DropReason> {
+        let (parsed, payload) = self.read(&packet.payload)?;
+        let sender = parsed.header.src;
         if sender.server == self.identity.server
             && sender.address == self.identity.address
             && sender.epoch <= self.identity.epoch
         {
             return Err(DropReason::Own);
+        }
+        let to_whoever = parsed.header.message == Message::Announce && parsed.header.dst.server.0 == 0;
+        if parsed.header.dst.server != self.identity.server && !to_whoever {
+            return Err(DropReason::Misaddressed);
         }
         if let Some(known) = self.later_life_of(&sender) {
             self.tell_later_life(&sender, known, packet.counter, received);
@@ -357,7 +452,7 @@ impl Swim {
         if parsed.third_party().is_some_and(|third| !self.is_known(third)) {
             return Err(DropReason::UnknownMember);
         }
-        self.make_room(&parsed)?;
+        self.make_room(&parsed, now)?;
         for update in &parsed.updates {
             if self.is_later_own_life(update) {
                 self.outlive(update.id(), now);
@@ -372,6 +467,10 @@ impl Swim {
                     other: *update.id(),
                 });
             }
+        }
+        if parsed.header.message != Message::Announce && parsed.header.dst != self.identity {
+            // For a former life of this server.
+            return Err(DropReason::Misaddressed);
         }
         if matches!(
             parsed.header.message,
@@ -389,14 +488,50 @@ impl Swim {
             self.health.worsen();
             self.events.push(Event::RefutedOwn);
         }
+        if is_answer(&parsed.header.message) {
+            self.heard_at = self.time.at(now);
+        }
         self.events.push(Event::Received(kind(&parsed.header.message)));
-        let payload = self.addressed_to_us(&parsed, packet.payload);
+        if self.is_alone() && self.takes_for_down(&sender) {
+            self.reconsider(&parsed.header, now);
+            return Ok(());
+        }
+        let payload = self.addressed_to_us(&parsed, payload);
         self.step(now, |foca, effects| foca.handle_data(&payload, effects));
         if suspected.is_some() {
             // foca tells some members at random that we live; whoever suspects us should be among them.
             self.send_updates(&sender, &[]);
         }
         Ok(())
+    }
+
+    /// This server takes everybody for down, and hears one of them. If that one hears this server too, it was this
+    /// server that could not be reached: it begins anew, instead of telling the living that they are dead. If not,
+    /// it says that it hears, and waits.
+    fn reconsider(&mut self, heard: &Header<Identity>, now: Instant) {
+        match heard.message {
+            Message::Feed | Message::TurnUndead => self.renew(self.identity.epoch + 1, now),
+            Message::Ping(_)
+            | Message::Ack(_)
+            | Message::PingReq { .. }
+            | Message::IndirectPing { .. }
+            | Message::IndirectAck { .. }
+            | Message::ForwardedAck { .. }
+            | Message::Announce
+            | Message::Gossip
+            | Message::Broadcast => self.send_message(&heard.src, Message::Feed, &[]),
+        }
+    }
+
+    fn takes_for_down(&self, sender: &Identity) -> bool {
+        self.members
+            .get(&sender.server)
+            .is_some_and(|view| view.identity == *sender && view.state == MemberState::Down)
+    }
+
+    /// Whether it knows others, all of them down.
+    fn is_alone(&self) -> bool {
+        !self.members.is_empty() && self.members.values().all(|view| view.state == MemberState::Down)
     }
 
     /// An announcement to whoever is here is for us.
@@ -508,17 +643,19 @@ impl Swim {
     /// We are asked to show that we receive here: what was sent last goes out again, once, with the cookie.
     fn handle_challenge(&mut self, packet: &Packet) -> Result<(), DropReason> {
         let mut payload = &packet.payload[..];
-        let from = take_identity(&mut payload).map_err(|_| DropReason::Malformed)?;
+        take_identity(&mut payload).map_err(|_| DropReason::Malformed)?;
         if payload.len() != 16 {
             return Err(DropReason::Malformed);
         }
         let (answers, cookie) = (payload.get_u64(), payload.get_u64());
-        let Some(last) = self.last_sent.get_mut(&from.address) else {
+        // It goes where the question went, which may be another address than the one its receiver tells.
+        let asked = self
+            .last_sent
+            .iter_mut()
+            .find(|(_, last)| last.counter == answers && !last.again);
+        let Some((&to, last)) = asked else {
             return Err(DropReason::Unasked);
         };
-        if last.counter != answers || last.again {
-            return Err(DropReason::Unasked);
-        }
         last.again = true;
         self.counter += 1;
         last.counter = self.counter;
@@ -530,14 +667,14 @@ impl Swim {
         };
         let bytes = self.envelope.seal(&again, last.bytes_min, rand::random());
         self.events.push(Event::Received("challenge"));
-        self.queue(from.address, bytes, "verification");
+        self.queue(to, bytes, "verification");
         Ok(())
     }
 
     /// Somebody remembers a later life of this server than the one it is in.
     fn handle_later_life(&mut self, packet: &Packet, now: Instant) -> Result<(), DropReason> {
         let mut payload = &packet.payload[..];
-        let from = take_identity(&mut payload).map_err(|_| DropReason::Malformed)?;
+        take_identity(&mut payload).map_err(|_| DropReason::Malformed)?;
         if payload.len() < 8 {
             return Err(DropReason::Malformed);
         }
@@ -546,10 +683,10 @@ impl Swim {
         if !payload.is_empty() || !known.id().is_plausible() {
             return Err(DropReason::Malformed);
         }
-        let asked = self
-            .last_sent
-            .get(&from.address)
-            .is_some_and(|last| last.counter == answers);
+        if self.is_far_future(known.id()) {
+            return Err(DropReason::FarFuture);
+        }
+        let asked = self.last_sent.values().any(|last| last.counter == answers);
         if !asked || !self.is_later_own_life(&known) {
             return Err(DropReason::Unasked);
         }
@@ -568,15 +705,90 @@ impl Swim {
     fn outlive(&mut self, later: &Identity, now: Instant) {
         if later.address == self.identity.address {
             self.renew(later.epoch + 1, now);
-        } else if self.standing != Standing::Displaced {
+        } else if !self.is_displaced() {
             self.events.push(Event::Duplicate {
                 known: self.identity,
                 other: *later,
             });
             self.events.push(Event::Displaced { by: *later });
-            self.standing = Standing::Displaced;
+            self.standing = Standing::Displaced(Rival {
+                identity: *later,
+                ask_at: self.time.at(now) + self.rival_interval(),
+                question: 0,
+                unanswered: 0,
+            });
             self.outgoing.clear();
         }
+    }
+
+    fn rival_interval(&self) -> Duration {
+        self.timing.call_down_interval * (2 << self.returns.min(RETURNS_MAX))
+    }
+
+    /// While displaced only one thing matters: whether the rival is still there.
+    fn handle_rival(&mut self, rival: Rival, packet: &Packet, now: Instant) -> Result<(), DropReason> {
+        if packet.kind != Kind::LaterLife {
+            return Err(DropReason::Aside);
+        }
+        let mut payload = &packet.payload[..];
+        let from = take_identity(&mut payload).map_err(|_| DropReason::Malformed)?;
+        let answers = (payload.len() >= 8).then(|| payload.get_u64());
+        let is_rival =
+            from.server == self.identity.server && from.precedence(&self.identity) == Ordering::Greater;
+        if !is_rival || rival.question == 0 || answers != Some(rival.question) {
+            return Err(DropReason::Unasked);
+        }
+        self.events.push(Event::Received("later_life"));
+        self.standing = Standing::Displaced(Rival {
+            identity: from,
+            ask_at: self.time.at(now) + self.rival_interval(),
+            question: 0,
+            unanswered: 0,
+        });
+        Ok(())
+    }
+
+    /// Asks the rival whether it is still there; when it is not, this server comes back in a life above it.
+    fn ask_rival(&mut self, judged: Duration, now: Instant) {
+        let Standing::Displaced(rival) = self.standing else {
+            return;
+        };
+        if judged < rival.ask_at {
+            return;
+        }
+        if rival.unanswered >= UNANSWERED_MAX {
+            self.returns += 1;
+            self.standing = Standing::Renewing {
+                at_least: rival.identity.epoch + 1,
+                at: judged,
+                asked: false,
+            };
+            self.ask_for_epoch(now);
+            return;
+        }
+        let header = Header {
+            src: self.identity,
+            src_incarnation: self.incarnation,
+            dst: Identity::whoever_is_at(rival.identity.address),
+            message: Message::Announce,
+        };
+        let mut payload = Vec::with_capacity(64);
+        put_header(&header, &mut payload);
+        self.counter += 1;
+        let packet = Packet {
+            kind: Kind::Swim,
+            counter: self.counter,
+            cookie: 0,
+            payload,
+        };
+        let bytes = self.envelope.seal(&packet, PACKET_BYTES_MAX, rand::random());
+        self.queue(rival.identity.address, bytes, kind(&header.message));
+        self.standing = Standing::Displaced(Rival {
+            ask_at: judged + self.rival_interval(),
+            question: self.counter,
+            unanswered: rival.unanswered + 1,
+            ..rival
+        });
     }
 
     fn renew(&mut self, at_least: u64, now: Instant) {
@@ -598,7 +810,7 @@ impl Swim {
                     asked: false,
                 };
             }
-            Standing::Displaced | Standing::Left => {}
+            Standing::Displaced(_) | Standing::Left => {}
         }
         self.ask_for_epoch(now);
     }
@@ -632,12 +844,45 @@ impl Swim {
         self.alive_from = judged;
         self.identity.epoch = epoch;
         self.incarnation = 0;
-        let identity = self.identity;
-        self.step(now, |foca, effects| foca.change_identity(identity, effects));
-        let known: Vec<Identity> = self.members.values().map(|view| view.identity).collect();
+        let known = self.begin_anew(now);
         for member in known {
             self.step(now, |foca, effects| foca.announce(member, effects));
         }
+    }
+
+    /// A new life knows whom the old one knew, and carries none of its rumours on: whoever was declared down may
+    /// have declared others down wrongly. If all were, it was this server that was cut off, and it forgets them.
+    /// Returns whom to tell: everybody.
+    fn begin_anew(&mut self, now: Instant) -> Vec<Identity> {
+        self.foca = begin_foca(self.identity, &self.timing, &self.board, &mut self.random);
+        self.timers.clear();
+        self.put_off.clear();
+        let all: Vec<MemberView> = self.members.values().copied().collect();
+        if self.is_alone() {
+            self.members.clear();
+            self.events
+                .extend(all.iter().map(|view| Event::Forgotten(view.identity)));
+        }
+        let updates = self.members.values().map(|view| {
+            let state = match view.state {
+                MemberState::Alive => State::Alive,
+                MemberState::Suspect => State::Suspect,
+                MemberState::Down => State::Down,
+            };
+            Member::new(view.identity, view.incarnation, state)
+        });
+        let updates: Vec<Member<Identity>> = updates.collect();
+        self.step(now, |foca, effects| {
+            foca.apply_many(updates.into_iter(), false, effects)
+        });
+        let own = self.board.lock().own_items();
+        for (topic, bytes) in own {
+            self.news_version += 1;
+            let data = encode_news(&self.identity, topic, self.news_version, &bytes);
+            // It is later than what the board holds, so it is taken.
+            let _ = self.foca.add_broadcast(&data);
+        }
+        all.iter().map(|view| view.identity).collect()
     }
 
     /// Fires what is due. Call it once per tick, after the packets that have come; a late call shifts everything.
@@ -650,17 +895,54 @@ impl Swim {
         while let Some(entry) = self.timers.first_entry()
             && entry.key().0 <= judged
         {
-            let timer = entry.remove();
+            let ((_, number), timer) = entry.remove_entry();
+            let was_put_off = self.put_off.remove(&number);
             if !self.is_due(&timer) {
+                continue;
+            }
+            if let Some(later) = self.silence_ends(&timer, judged)
+                && !was_put_off
+            {
+                self.timer_number += 1;
+                self.put_off.insert(self.timer_number);
+                self.timers.insert((later, self.timer_number), timer);
                 continue;
             }
             self.step(now, |foca, effects| foca.handle_timer(timer, effects));
         }
         self.ask_for_epoch(now);
+        self.ask_rival(judged, now);
         if judged.saturating_sub(self.reminded) >= self.timing.probe_period / 2 {
             self.reminded = judged;
             self.remind_suspects();
             self.forget_the_gone(now);
+        }
+        if self.is_alone() && judged.saturating_sub(self.called) >= self.timing.call_down_interval {
+            self.called = judged;
+            self.call_the_down(now);
+        }
+    }
+
+    /// Who gets no answers at all is more likely deaf, or mute, than the last one alive: it declares nobody down
+    /// before the others have had the time to do so with it. `Some`: until then; once for each suspicion.
+    fn silence_ends(&self, timer: &Timer<Identity>, judged: Duration) -> Option<Duration> {
+        let until = self.heard_at + (self.timing.suspicion + self.timing.probe_period) * 3;
+        let early = matches!(timer, Timer::ChangeSuspectToDown { .. }) && judged < until;
+        (early && self.is_silent_at(judged)).then_some(until)
+    }
+
+    /// Whether no member has answered anything for longer than two probes take.
+    fn is_silent_at(&self, judged: Duration) -> bool {
+        judged.saturating_sub(self.heard_at) >= self.health.stretch(self.timing.probe_period) * 2
+    }
+
+    /// foca calls members that are down only while it has others. Two by two, in turn.
+    fn call_the_down(&mut self, now: Instant) {
+        let all: Vec<Identity> = self.members.values().map(|view| view.identity).collect();
+        let turn = usize::try_from(self.called.as_millis() / self.timing.call_down_interval.as_millis());
+        let first = turn.unwrap_or(0) * 2 % all.len().max(1);
+        for member in all.iter().cycle().skip(first).take(all.len().min(2)) {
+            self.step(now, |foca, effects| foca.announce(*member, effects));
         }
     }
 
@@ -713,11 +995,15 @@ impl Swim {
 
     /// Sends a few updates to one member, outside foca's own rounds.
     fn send_updates(&mut self, to: &Identity, updates: &[Member<Identity>]) {
+        self.send_message(to, Message::Gossip, updates);
+    }
+
+    fn send_message(&mut self, to: &Identity, message: Message<Identity>, updates: &[Member<Identity>]) {
         let header = Header {
             src: self.identity,
             src_incarnation: self.incarnation,
             dst: *to,
-            message: Message::Gossip,
+            message,
         };
         let mut payload = Vec::with_capacity(128);
         put_header(&header, &mut payload);
@@ -753,7 +1039,7 @@ impl Swim {
     }
 
     /// Makes sure that whom a message names finds room; the longest down make place.
-    fn make_room(&mut self, parsed: &Parsed) -> Result<(), DropReason> {
+    fn make_room(&mut self, parsed: &Parsed, now: Instant) -> Result<(), DropReason> {
         let named = std::iter::once(&parsed.header.src).chain(parsed.updates.iter().map(Member::id));
         let mut strangers: Vec<ServerId> = named
             .map(|identity| identity.server)
@@ -776,7 +1062,7 @@ impl Swim {
         }
         down.sort_by_key(|view| view.since);
         for view in down.into_iter().take(over) {
-            self.forget(view.identity, Instant::now());
+            self.forget(view.identity, now);
         }
         Ok(())
     }
@@ -803,7 +1089,7 @@ impl Swim {
             return false;
         }
         self.news_version += 1;
-        let data = encode_news(&self.identity, topic, self.news_version, bytes);
+        let data = encode_news(&self.identity, topic.number(), self.news_version, bytes);
         self.foca.add_broadcast(&data).unwrap_or(false)
     }
 
@@ -829,10 +1115,7 @@ impl Swim {
     fn step(
         &mut self,
         now: Instant,
-        act: impl FnOnce(
-            &mut Foca<Identity, WireCodec, StdRng, SharedBoard>,
-            &mut Effects,
-        ) -> Result<(), foca::Error>,
+        act: impl FnOnce(&mut Swimmer, &mut Effects) -> Result<(), foca::Error>,
     ) {
         let mut effects = Effects::default();
         if let Err(error) = act(&mut self.foca, &mut effects) {
@@ -854,7 +1137,11 @@ impl Swim {
             self.timers.insert((judged + after, self.timer_number), timer);
         }
         for (to, payload) in effects.packets {
-            self.send(to.address, payload);
+            // Nor does who gets no answers tell others that they are down: they would believe it.
+            let verdict = take_header(&payload[..]).is_ok_and(|header| header.message == Message::TurnUndead);
+            if !(verdict && self.is_silent_at(judged)) {
+                self.send(to.address, payload);
+            }
         }
         self.refresh(now);
         if effects.defunct && self.standing != Standing::Left {
@@ -935,6 +1222,12 @@ impl Swim {
                 since,
             };
             self.members.insert(view.identity.server, view);
+            self.board.lock().set_life(&view.identity);
+            self.lives.insert(view.identity.server, view.identity.epoch);
+            if self.lives.len() > self.members_max * 2 {
+                let members = &self.members;
+                self.lives.retain(|server, _| members.contains_key(server));
+            }
             if let Some(known) = known
                 && known.identity.address != view.identity.address
                 && known.state == MemberState::Alive
