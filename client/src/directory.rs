@@ -68,6 +68,8 @@ pub struct Explanation {
     pub reasons: Vec<String>,
     /// When its session lapses, as the leader judges it.
     pub session_lapses_in: Option<std::time::Duration>,
+    /// What the removal guard of its service says; `None`: nothing.
+    pub guard: Option<v1::GuardStatus>,
 }
 
 /// What became of a query that named what is held.
@@ -197,6 +199,36 @@ impl Registry {
                 group: group.into(),
                 settings: Some(settings.clone()),
                 expected: expected.into(),
+                fields: None,
+            };
+            async move { self.registry_client(channel).put_group(request).await }
+        })
+        .await
+        .map(Written::from)
+    }
+
+    /// Writes some of a group's settings and leaves the others as they are; a group that is not there is created,
+    /// with the defaults for them. `fields` names those to write by their paths on the wire: `auto_create`,
+    /// `admission`, `defaults.guard.window_ms`, ...
+    ///
+    /// # Errors
+    /// Those of [`Self::put_group`], and [`Error::InvalidArgument`] for a name that the server does not know.
+    pub async fn change_group(
+        &self,
+        group: &str,
+        settings: v1::GroupSettings,
+        fields: impl IntoIterator<Item = impl Into<String>>,
+        expected: Expected,
+        options: WriteOptions,
+    ) -> Result<Written, Error> {
+        let names: Vec<String> = fields.into_iter().map(Into::into).collect();
+        self.write(options, |channel, options| {
+            let request = v1::PutGroupRequest {
+                options: Some(options),
+                group: group.into(),
+                settings: Some(settings.clone()),
+                expected: expected.into(),
+                fields: Some(v1::SettingNames { names: names.clone() }),
             };
             async move { self.registry_client(channel).put_group(request).await }
         })
@@ -245,6 +277,36 @@ impl Registry {
                 key: Some(key.into()),
                 settings: settings.clone(),
                 expected: expected.into(),
+                fields: None,
+            };
+            async move { self.registry_client(channel).put_service(request).await }
+        })
+        .await
+        .map(Written::from)
+    }
+
+    /// Writes some of a service's settings and leaves the others as they are; a service that is not there is
+    /// created, with its group's defaults for them. `fields` names those to write by their paths on the wire:
+    /// `nodes_max`, `metadata`, `guard.window_ms`, ...
+    ///
+    /// # Errors
+    /// Those of [`Self::put_service`], and [`Error::InvalidArgument`] for a name that the server does not know.
+    pub async fn change_service(
+        &self,
+        key: &ServiceKey,
+        settings: v1::ServiceSettings,
+        fields: impl IntoIterator<Item = impl Into<String>>,
+        expected: Expected,
+        options: WriteOptions,
+    ) -> Result<Written, Error> {
+        let names: Vec<String> = fields.into_iter().map(Into::into).collect();
+        self.write(options, |channel, options| {
+            let request = v1::PutServiceRequest {
+                options: Some(options),
+                key: Some(key.into()),
+                settings: Some(settings.clone()),
+                expected: expected.into(),
+                fields: Some(v1::SettingNames { names: names.clone() }),
             };
             async move { self.registry_client(channel).put_service(request).await }
         })
@@ -621,6 +683,7 @@ impl Registry {
             listed: response.listed,
             node: response.node,
             registration: response.registration,
+            guard: crate::view::said(response.guard),
             over: response.r#override,
             reasons: response.reasons,
             session_lapses_in: (lapses > 0).then(|| std::time::Duration::from_millis(lapses)),

@@ -6,6 +6,7 @@ mod attend;
 mod cluster;
 pub(crate) mod convert;
 mod doors;
+mod fields;
 mod gossip;
 mod lease;
 mod listener;

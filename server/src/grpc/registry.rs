@@ -4,14 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use prost::Message;
-use rollcall_core::directory::{Command, Group, GroupMode, NodeState, NodeView, Refusal, Service, Sign};
+use rollcall_core::directory::{
+    Command, Group, GroupMode, NodeState, NodeView, Override, Refusal, RemovalCause, Service, Sign,
+};
 use rollcall_core::guard::HoldReason;
-use rollcall_core::ids::{GroupName, NodeKey, Revision, ServerId, ServiceKey};
+use rollcall_core::ids::{GroupName, NodeId, Revision, ServerId, ServiceKey};
 use rollcall_proto::v1::{self, registry_server::Registry};
 use tonic::{Request, Response, Status};
 
 use super::convert::{self, bounded};
 use super::doors::Doors;
+use super::fields;
 use super::modes::Shown;
 use super::sessions;
 use super::speaker::Speaker;
@@ -85,10 +88,23 @@ impl Doors {
         if mode_left_out && let Some(mode) = self.reader.mode_of(&group) {
             settings.mode = mode;
         }
-        let command = Command::PutGroup {
-            group,
-            settings,
-            expected: convert::expected_from(request.expected).map_err(refused)?,
+        let expected = convert::expected_from(request.expected).map_err(refused)?;
+        let fields = request
+            .fields
+            .map(|fields| fields::group_fields_from(&fields.names));
+        let fields = fields.transpose().map_err(refused)?;
+        let command = match fields {
+            None => Command::PutGroup {
+                group,
+                settings,
+                expected,
+            },
+            Some(fields) => Command::ChangeGroup {
+                group,
+                settings,
+                fields,
+                expected,
+            },
         };
         self.write(request.options, command).await
     }
@@ -110,10 +126,24 @@ impl Doors {
             .map(convert::service_settings_from)
             .transpose()
             .map_err(refused)?;
-        let command = Command::PutService {
-            key: convert::service_key_from("key", request.key.as_ref()).map_err(refused)?,
-            settings,
-            expected: convert::expected_from(request.expected).map_err(refused)?,
+        let key = convert::service_key_from("key", request.key.as_ref()).map_err(refused)?;
+        let expected = convert::expected_from(request.expected).map_err(refused)?;
+        let fields = request
+            .fields
+            .map(|fields| fields::service_fields_from(&fields.names));
+        let fields = fields.transpose().map_err(refused)?;
+        let command = match fields {
+            None => Command::PutService {
+                key,
+                settings,
+                expected,
+            },
+            Some(fields) => Command::ChangeService {
+                key,
+                settings: settings.unwrap_or_default(),
+                fields,
+                expected,
+            },
         };
         self.write(request.options, command).await
     }
@@ -367,7 +397,7 @@ impl Doors {
             return Ok(v1::ExplainResponse {
                 header,
                 r#override: over.map(|over| convert::node_override(over)),
-                reasons: vec![why_absent(&key, over.is_some())],
+                reasons: why_absent(&service, &key.node, over.map(AsRef::as_ref)),
                 guard: convert::service_guard(&service),
                 ..Default::default()
             });
@@ -418,13 +448,29 @@ fn keep_cache(
     })
 }
 
-fn why_absent(key: &NodeKey, overridden: bool) -> String {
-    let also = if overridden {
-        "; an operator's override waits for it"
-    } else {
-        ""
-    };
-    format!("node {} is not registered in {}{also}", key.node, key.service)
+/// Why a node is not there, as far as the service remembers those that left.
+fn why_absent(service: &Service, id: &NodeId, over: Option<&Override>) -> Vec<String> {
+    let mut reasons = vec![match service.tombstones.of(id) {
+        None => format!(
+            "it was never registered in {}, or left so long ago that others took its place in memory",
+            service.key
+        ),
+        Some(gone) => {
+            let how = match gone.cause {
+                RemovalCause::Deregistered => "was deregistered, by its own or an operator's word,",
+                RemovalCause::Expired => "expired (its session lapsed, and the removal guard let it go)",
+                RemovalCause::SessionClosed => "left with its session, which was closed,",
+            };
+            format!(
+                "it {how} at revision {}, in incarnation {}",
+                gone.removed, gone.incarnation
+            )
+        }
+    }];
+    if let Some(over) = over {
+        reasons.push(format!("{} waits for it", word_of(over)));
+    }
+    reasons
 }
 
 /// Why a lapsed node is still there.
@@ -480,26 +526,29 @@ fn why_listed(
         NodeState::Down => reasons.push("it was set down".into()),
     }
     if let Some(over) = view.over {
-        let who = match over.author.as_str() {
-            "" => "an operator".to_owned(),
-            author => format!("the operator {author:?}"),
-        };
-        let why = match over.reason.as_str() {
-            "" => String::new(),
-            reason => format!(": {reason:?}"),
-        };
         let what = if view.disabled() {
-            "disabled it"
+            "listed, but disabled and not to be called"
         } else {
-            "overrode it"
+            "listed as changed"
         };
-        reasons.push(format!("{who} {what} at revision {}{why}", over.set_at));
+        reasons.push(format!("it is {what} by {}", word_of(over)));
     }
     reasons
 }
 
-/// Every call names who may make it: `anyone`, an `operator` (with tokens: the scope `admin`), or a `writer` of nodes, who
-/// is judged by what it writes.
+/// An operator's override, for people: whose, since when and why.
+fn word_of(over: &Override) -> String {
+    let who = match over.author.as_str() {
+        "" => "an operator".to_owned(),
+        author => format!("the operator {author:?}"),
+    };
+    let why = match over.reason.as_str() {
+        "" => String::new(),
+        reason => format!(": {reason:?}"),
+    };
+    format!("the word of {who} at revision {}{why}", over.set_at)
+}
+
 macro_rules! unary {
     ($($who:ident $method:ident: $request:ty => $response:ty;)*) => {
         #[tonic::async_trait]

@@ -214,7 +214,8 @@ impl Office {
     fn learn(&mut self, changes: &RevisionChanges, directory: &Directory, now: Instant) {
         for change in &changes.sessions {
             match *change {
-                SessionChange::Opened { session, ttl_ms } | SessionChange::Revived { session, ttl_ms } => {
+                SessionChange::Opened { session, ttl_ms }
+                | SessionChange::Revived { session, ttl_ms, .. } => {
                     self.returning.remove(&session);
                     if self.bench.judges(session) {
                         self.sessions.start(session, ttl(ttl_ms), now);

@@ -1,14 +1,13 @@
 //! `rollcall group`.
 
 use clap::{Args, Subcommand, ValueEnum};
-use rollcall_client::NodeKind;
 use rollcall_proto::v1 as wire;
 use serde::Serialize;
 
+use super::settings::{Putting, ServiceFlags, UNNAMED_STAY};
 use super::{Context, prefix_of};
-use crate::arguments::{Condition, Kind, Reading, at_revision};
+use crate::arguments::{Reading, at_revision};
 use crate::exit::Failure;
-use crate::names::{Pair, map_of};
 use crate::output::record::{Group, Header, Written, map_text};
 use crate::output::table::Table;
 use crate::servers::plain;
@@ -16,7 +15,7 @@ use crate::servers::plain;
 /// What to do with groups.
 #[derive(Debug, Subcommand)]
 pub(crate) enum GroupCommand {
-    /// Create a group, or replace its settings
+    /// Create a group, or change its settings
     Put(PutGroup),
     /// List groups
     List(ListGroups),
@@ -28,30 +27,23 @@ pub(crate) enum GroupCommand {
 
 /// Arguments of `group put`.
 #[derive(Args, Debug)]
-#[command(after_help = "Settings that are not named take their defaults, also if the group exists.")]
+#[command(after_help = UNNAMED_STAY)]
 pub(crate) struct PutGroup {
     /// A path of up to 8 segments, such as prod/feed
     group: String,
-    /// How its records are replicated
-    #[arg(long, default_value = "cp")]
-    mode: Mode,
-    /// Registrations create services that are missing
+    /// How its records are replicated; a new group: cp
     #[arg(long)]
-    auto_create: bool,
+    mode: Option<Mode>,
+    /// Registrations create services that are missing; --auto-create=false takes it back
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    auto_create: Option<bool>,
     /// Most services; 0: the server's default
-    #[arg(long, value_name = "COUNT", default_value_t = 0)]
-    services_max: u32,
-    /// Kind of nodes whose registration names none, in services that do not say
-    #[arg(long)]
-    default_kind: Option<Kind>,
-    /// Most nodes of a service that does not say; 0: the server's default
-    #[arg(long, value_name = "COUNT", default_value_t = 0)]
-    nodes_max: u32,
-    /// Metadata, repeatable
-    #[arg(long, value_name = "KEY=VALUE")]
-    metadata: Vec<Pair>,
+    #[arg(long, value_name = "COUNT")]
+    services_max: Option<u32>,
     #[command(flatten)]
-    condition: Condition,
+    putting: Putting,
+    #[command(flatten)]
+    flags: ServiceFlags,
 }
 
 /// How a group is replicated.
@@ -113,35 +105,47 @@ pub(crate) async fn run(context: &Context, command: GroupCommand) -> Result<(), 
 }
 
 async fn put_group(context: &Context, put: PutGroup) -> Result<(), Failure> {
-    let mode = match put.mode {
+    let mode = put.mode.map_or(wire::GroupMode::Unspecified, |mode| match mode {
         Mode::Cp => wire::GroupMode::Cp,
         Mode::Ap => wire::GroupMode::Ap,
-    };
+    });
+    let (defaults, of_services) = put.flags.settings();
+    let metadata = put.putting.named_metadata();
+    let own = [
+        ("mode", put.mode.is_some()),
+        ("auto_create", put.auto_create.is_some()),
+        ("services_max", put.services_max.is_some()),
+        ("metadata", metadata.is_some()),
+    ];
+    let own = own.into_iter().filter(|(_, is_named)| *is_named);
+    let of_services = of_services.iter().map(|name| format!("defaults.{name}"));
+    let named = own.map(|(name, _)| name.to_owned()).chain(of_services).collect();
     let settings = wire::GroupSettings {
         mode: mode.into(),
-        auto_create: put.auto_create,
-        defaults: Some(wire::ServiceSettings {
-            default_kind: wire_kind(put.default_kind).into(),
-            nodes_max: put.nodes_max,
-            ..wire::ServiceSettings::default()
-        }),
-        services_max: put.services_max,
-        metadata: map_of(&put.metadata),
+        auto_create: put.auto_create.unwrap_or_default(),
+        defaults: Some(defaults),
+        services_max: put.services_max.unwrap_or_default(),
+        metadata: metadata.unwrap_or_default(),
         ..wire::GroupSettings::default()
     };
     let registry = context.servers.registry();
-    let written = registry
-        .put_group(&put.group, settings, put.condition.expected(), plain())
-        .await?;
+    let expected = put.putting.condition.expected();
+    let written = match put.putting.fields(named) {
+        Some(named) => {
+            registry
+                .change_group(&put.group, settings, named, expected, plain())
+                .await?
+        }
+        None => {
+            registry
+                .put_group(&put.group, settings, expected, plain())
+                .await?
+        }
+    };
     let written = Written::from(written);
     context
         .printer
         .done(&written, || format!("group {} put {}", put.group, written.text()))
-}
-
-/// The kind a setting names; unspecified if it names none.
-pub(crate) fn wire_kind(kind: Option<Kind>) -> wire::NodeKind {
-    kind.map_or(wire::NodeKind::Unspecified, |kind| NodeKind::from(kind).into())
 }
 
 async fn list_groups(context: &Context, list: &ListGroups) -> Result<(), Failure> {
@@ -210,6 +214,7 @@ async fn show_group(context: &Context, show: &ShowGroup) -> Result<(), Failure> 
             ("nodes", group.nodes.to_string()),
             ("default_kind", group.settings.defaults.default_kind.into()),
             ("default_nodes_max", group.settings.defaults.nodes_max.to_string()),
+            ("default_guard", group.settings.defaults.guard.text()),
             ("metadata", map_text(&group.settings.metadata)),
             ("revision", group.revision.to_string()),
             ("sign", group.sign.clone()),

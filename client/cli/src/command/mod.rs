@@ -12,7 +12,9 @@ pub(crate) mod storm;
 pub(crate) mod watch;
 
 mod drain;
+mod guard;
 mod keep;
+mod settings;
 
 use crate::arguments::{Arguments, Command};
 use crate::bench;

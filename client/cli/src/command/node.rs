@@ -14,6 +14,7 @@ use crate::confirm::confirm;
 use crate::exit::{Exit, Failure};
 use crate::interrupt::Interrupt;
 use crate::names::{self, NamedAddress, Pair, map_of};
+use crate::output::guard::{Guard, guard_text};
 use crate::output::record::{
     Header, Node, Override, Registration, Written, map_text, millis_text, nonzero_text,
 };
@@ -262,6 +263,7 @@ struct ExplainBody {
     r#override: Option<Override>,
     reasons: Vec<String>,
     session_lapses_in_ms: u64,
+    guard: Option<Guard>,
 }
 
 pub(crate) async fn run(context: &Context, command: NodeCommand) -> Result<(), Failure> {
@@ -704,6 +706,7 @@ async fn explain_node(context: &Context, explain: &ExplainNode) -> Result<(), Fa
         r#override: said.over.map(Override::from),
         reasons: said.reasons,
         session_lapses_in_ms: said.session_lapses_in.map_or(0, names::millis),
+        guard: said.guard.map(Guard::from),
     };
     context.printer.print(&body, || explain_table(explain, &body))
 }
@@ -737,6 +740,9 @@ fn explain_table(explain: &ExplainNode, body: &ExplainBody) -> Table {
     }
     if let Some(said) = &body.r#override {
         fields.push(("operator said", override_text(said)));
+    }
+    if body.guard.is_some() {
+        fields.push(("guard of its service", guard_text(body.guard.as_ref())));
     }
     Table::fields(fields)
 }

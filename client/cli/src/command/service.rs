@@ -2,15 +2,15 @@
 
 use clap::{Args, Subcommand};
 use rollcall_client::ServiceKey;
-use rollcall_proto::v1 as wire;
 use serde::Serialize;
 
-use super::group::wire_kind;
+use super::guard::{self, GuardCommand};
 use super::node::nodes_table;
+use super::settings::{Putting, ServiceFlags, UNNAMED_STAY};
 use super::{Context, prefix_of};
-use crate::arguments::{Condition, Kind, Reading, at_revision};
+use crate::arguments::{Reading, at_revision};
 use crate::exit::Failure;
-use crate::names::{Pair, map_of};
+use crate::output::guard::guard_text;
 use crate::output::record::{Header, Service, ServiceView, Written, map_text};
 use crate::output::table::Table;
 use crate::servers::plain;
@@ -18,7 +18,7 @@ use crate::servers::plain;
 /// What to do with services.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServiceCommand {
-    /// Create a service, or replace its settings
+    /// Create a service, or change its settings
     Put(PutService),
     /// List services
     List(ListServices),
@@ -26,25 +26,21 @@ pub(crate) enum ServiceCommand {
     Show(ShowService),
     /// Delete a service that has no nodes
     Delete(DeleteService),
+    /// Removal guards: which services' nodes are held instead of removed, and why
+    #[command(subcommand)]
+    Guard(GuardCommand),
 }
 
 /// Arguments of `service put`.
 #[derive(Args, Debug)]
-#[command(after_help = "Settings that are not named take their defaults, also if the service exists.")]
+#[command(after_help = UNNAMED_STAY)]
 pub(crate) struct PutService {
     /// group/service
     service: ServiceKey,
-    /// Kind of nodes whose registration names none
-    #[arg(long)]
-    default_kind: Option<Kind>,
-    /// Most nodes; 0: the server's default
-    #[arg(long, value_name = "COUNT", default_value_t = 0)]
-    nodes_max: u32,
-    /// Metadata, repeatable
-    #[arg(long, value_name = "KEY=VALUE")]
-    metadata: Vec<Pair>,
     #[command(flatten)]
-    condition: Condition,
+    putting: Putting,
+    #[command(flatten)]
+    flags: ServiceFlags,
 }
 
 /// Arguments of `service list`.
@@ -93,20 +89,30 @@ pub(crate) async fn run(context: &Context, command: ServiceCommand) -> Result<()
         ServiceCommand::List(list) => list_services(context, &list).await,
         ServiceCommand::Show(show) => show_service(context, &show).await,
         ServiceCommand::Delete(delete) => delete_service(context, &delete).await,
+        ServiceCommand::Guard(command) => guard::run(context, command).await,
     }
 }
 
 async fn put_service(context: &Context, put: PutService) -> Result<(), Failure> {
-    let settings = wire::ServiceSettings {
-        default_kind: wire_kind(put.default_kind).into(),
-        metadata: map_of(&put.metadata),
-        nodes_max: put.nodes_max,
-        ..wire::ServiceSettings::default()
-    };
+    let (mut settings, mut named) = put.flags.settings();
+    if let Some(metadata) = put.putting.named_metadata() {
+        settings.metadata = metadata;
+        named.push("metadata".into());
+    }
     let registry = context.servers.registry();
-    let written = registry
-        .put_service(&put.service, Some(settings), put.condition.expected(), plain())
-        .await?;
+    let expected = put.putting.condition.expected();
+    let written = match put.putting.fields(named) {
+        Some(named) => {
+            registry
+                .change_service(&put.service, settings, named, expected, plain())
+                .await?
+        }
+        None => {
+            registry
+                .put_service(&put.service, Some(settings), expected, plain())
+                .await?
+        }
+    };
     let written = Written::from(written);
     context.printer.done(&written, || {
         format!("service {} put {}", put.service, written.text())
@@ -130,6 +136,7 @@ async fn list_services(context: &Context, list: &ListServices) -> Result<(), Fai
             "REVISION",
             "DEFAULT-KIND",
             "NODES-MAX",
+            "GUARD",
             "METADATA",
             "SIGN",
         ]);
@@ -141,6 +148,10 @@ async fn list_services(context: &Context, list: &ListServices) -> Result<(), Fai
                 service.revision.to_string(),
                 service.settings.default_kind.into(),
                 service.settings.nodes_max.to_string(),
+                service
+                    .guard
+                    .as_ref()
+                    .map_or_else(String::new, |guard| guard_text(Some(guard))),
                 map_text(&service.settings.metadata),
                 service.sign.clone(),
             ]);
@@ -168,6 +179,8 @@ async fn show_service(context: &Context, show: &ShowService) -> Result<(), Failu
             ("service", show.service.to_string()),
             ("default_kind", service.settings.default_kind.into()),
             ("nodes_max", service.settings.nodes_max.to_string()),
+            ("guard_settings", service.settings.guard.text()),
+            ("guard", guard_text(service.guard.as_ref())),
             ("metadata", map_text(&service.settings.metadata)),
             ("nodes", service.nodes.len().to_string()),
             ("revision", service.revision.to_string()),

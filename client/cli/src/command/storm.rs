@@ -216,7 +216,7 @@ fn storm_table(body: &StormBody) -> Table {
 }
 
 /// `10%`, `0.5%` or `12.34`, in hundredths of a percent.
-fn basis_points(text: &str) -> Result<u32, String> {
+pub(crate) fn basis_points(text: &str) -> Result<u32, String> {
     let wrong = || format!("{text:?} is no share: give 0.01% to 100%");
     let number = text.strip_suffix('%').unwrap_or(text).trim();
     let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
@@ -232,7 +232,7 @@ fn basis_points(text: &str) -> Result<u32, String> {
     }
 }
 
-fn percent(basis_points: u32) -> String {
+pub(crate) fn percent(basis_points: u32) -> String {
     let text = format!("{}.{:02}", basis_points / 100, basis_points % 100);
     format!("{}%", text.trim_end_matches('0').trim_end_matches('.'))
 }

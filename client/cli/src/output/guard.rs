@@ -1,7 +1,57 @@
 //! What a service's removal guard says, for people and for programs.
 
+use std::time::Duration;
+
 use rollcall_proto::v1 as wire;
 use serde::Serialize;
+
+use crate::command::storm::percent;
+
+/// How it is set, what was left out included.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct GuardSettings {
+    pub(crate) share_basis_points: u32,
+    pub(crate) window_ms: u64,
+    pub(crate) keep_last: bool,
+    pub(crate) hold_max_ms: u64,
+}
+
+impl From<Option<wire::GuardSettings>> for GuardSettings {
+    fn from(settings: Option<wire::GuardSettings>) -> Self {
+        let settings = settings.unwrap_or_default();
+        // The defaults of the contract (types.proto).
+        Self {
+            share_basis_points: settings.share_basis_points.unwrap_or(3_000),
+            window_ms: settings.window_ms.unwrap_or(600_000),
+            keep_last: settings.keep_last.unwrap_or(true),
+            hold_max_ms: settings.hold_max_ms.unwrap_or(86_400_000),
+        }
+    }
+}
+
+impl GuardSettings {
+    /// `30% in 10m, the last stays, held for 1day`.
+    pub(crate) fn text(&self) -> String {
+        if self.share_basis_points >= 10_000 && !self.keep_last {
+            return "off".into();
+        }
+        let time = |millis| humantime::format_duration(Duration::from_millis(millis)).to_string();
+        let last = if self.keep_last {
+            "the last stays"
+        } else {
+            "the last may go"
+        };
+        let held = match self.hold_max_ms {
+            0 => "held without end".into(),
+            millis => format!("held for {}", time(millis)),
+        };
+        format!(
+            "{} in {}, {last}, {held}",
+            percent(self.share_basis_points),
+            time(self.window_ms)
+        )
+    }
+}
 
 /// Its word.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -91,6 +141,24 @@ mod tests {
 
     fn text(guard: wire::GuardStatus) -> String {
         guard_text(Some(&guard.into()))
+    }
+
+    #[test]
+    fn settings_that_were_left_out_are_the_defaults() {
+        let text = |settings: Option<wire::GuardSettings>| GuardSettings::from(settings).text();
+        assert_eq!(text(None), "30% in 10m, the last stays, held for 1day");
+        let off = wire::GuardSettings {
+            share_basis_points: Some(10_000),
+            keep_last: Some(false),
+            ..wire::GuardSettings::default()
+        };
+        assert_eq!(text(Some(off)), "off");
+        let other = wire::GuardSettings {
+            share_basis_points: Some(550),
+            hold_max_ms: Some(0),
+            ..wire::GuardSettings::default()
+        };
+        assert_eq!(text(Some(other)), "5.5% in 10m, the last stays, held without end");
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use rollcall_proto::v1 as wire;
 use serde::Serialize;
 
+use super::guard::{Guard, GuardSettings};
+
 /// Who answered, how, and how fresh it is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Header {
@@ -181,6 +183,7 @@ pub(crate) struct ServiceSettings {
     pub(crate) default_kind: &'static str,
     pub(crate) metadata: BTreeMap<String, String>,
     pub(crate) nodes_max: u32,
+    pub(crate) guard: GuardSettings,
 }
 
 impl From<Option<wire::ServiceSettings>> for ServiceSettings {
@@ -190,6 +193,7 @@ impl From<Option<wire::ServiceSettings>> for ServiceSettings {
             default_kind: kind(settings.default_kind()),
             metadata: settings.metadata,
             nodes_max: settings.nodes_max,
+            guard: settings.guard.into(),
         }
     }
 }
@@ -249,6 +253,7 @@ pub(crate) struct Service {
     pub(crate) nodes: u32,
     pub(crate) up: u32,
     pub(crate) settings: ServiceSettings,
+    pub(crate) guard: Option<Guard>,
 }
 
 impl From<wire::ServiceSummary> for Service {
@@ -262,6 +267,7 @@ impl From<wire::ServiceSummary> for Service {
             nodes: service.nodes,
             up: service.up,
             settings: service.settings.into(),
+            guard: service.guard.map(Guard::from),
         }
     }
 }
@@ -275,6 +281,7 @@ pub(crate) struct ServiceView {
     pub(crate) revision: u64,
     pub(crate) settings: ServiceSettings,
     pub(crate) nodes: Vec<Node>,
+    pub(crate) guard: Option<Guard>,
 }
 
 impl From<wire::ServiceView> for ServiceView {
@@ -287,6 +294,7 @@ impl From<wire::ServiceView> for ServiceView {
             revision: view.revision,
             settings: view.settings.into(),
             nodes: view.nodes.into_iter().map(Node::from).collect(),
+            guard: view.guard.map(Guard::from),
         }
     }
 }

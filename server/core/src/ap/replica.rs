@@ -380,6 +380,8 @@ impl Replica {
 fn refuse_foreign(command: &Command) -> Option<Refusal> {
     let what = match command {
         Command::PutGroup { .. }
+        | Command::ChangeGroup { .. }
+        | Command::ChangeService { .. }
         | Command::DeleteGroup { .. }
         | Command::PutService { .. }
         | Command::DeleteService { .. }

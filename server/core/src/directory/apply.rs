@@ -115,6 +115,18 @@ impl Directory {
                 overrides,
             } => self.on_adopt_nodes(group, *since, sessions, nodes, overrides),
             Command::EndMove { group, since, done } => self.on_end_move(group, *since, *done),
+            Command::ChangeGroup {
+                group,
+                settings,
+                fields,
+                expected,
+            } => self.on_change_group(group, settings, fields, *expected),
+            Command::ChangeService {
+                key,
+                settings,
+                fields,
+                expected,
+            } => self.on_change_service(key, settings, fields, *expected),
         }
     }
 

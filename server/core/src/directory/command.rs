@@ -1,9 +1,10 @@
 //! What may be asked of the directory through the log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::fields::{GroupField, ServiceField};
 use super::limits::Limits;
 use super::record::{GroupMode, GroupSettings, NodeKind, NodeState, Override, Registration, ServiceSettings};
 use crate::ids::{
@@ -225,6 +226,29 @@ pub enum Command {
         since: Revision,
         /// It has arrived.
         done: bool,
+    },
+    /// Writes some settings of a group, and leaves the others as they are. A group that is not there is created,
+    /// with the defaults for them.
+    ChangeGroup {
+        /// Which.
+        group: GroupName,
+        /// Holds the settings to write; what else it says is nothing.
+        settings: GroupSettings,
+        /// Those to write.
+        fields: BTreeSet<GroupField>,
+        /// Condition on the group.
+        expected: Expected,
+    },
+    /// The same of a service; a new one has its group's defaults for what is not named.
+    ChangeService {
+        /// Which.
+        key: ServiceKey,
+        /// Holds the settings to write; what else it says is nothing.
+        settings: ServiceSettings,
+        /// Those to write.
+        fields: BTreeSet<ServiceField>,
+        /// Condition on the service.
+        expected: Expected,
     },
 }
 

@@ -135,6 +135,7 @@ impl Directory {
             None => SessionChange::Revived {
                 session: id,
                 ttl_ms: imposed.ttl_ms,
+                held,
             },
             Some(_) => SessionChange::Lapsed { session: id, held },
         });

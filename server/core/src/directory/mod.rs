@@ -10,6 +10,7 @@ mod codec;
 mod command;
 mod digest;
 mod draft;
+mod fields;
 mod groups;
 mod guards;
 mod imposed;
@@ -38,6 +39,7 @@ pub use command::{
     AdoptedNode, AdoptedSession, Command, DeregisterNode, Expected, ExpiryFence, RegisterNode, Request,
     RevivalFence, UpdateNode,
 };
+pub use fields::{GroupField, ServiceField};
 pub(crate) use imposed::{ImposedNode, ImposedSession, Imposition, Listed};
 pub use limits::Limits;
 pub use outcome::{

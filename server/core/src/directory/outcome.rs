@@ -295,5 +295,7 @@ pub enum SessionChange {
         session: SessionId,
         /// Granted, in milliseconds.
         ttl_ms: u32,
+        /// How many of its nodes were held.
+        held: usize,
     },
 }

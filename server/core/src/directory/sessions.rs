@@ -177,6 +177,7 @@ impl Directory {
                 draft.sessions.push(SessionChange::Revived {
                     session: *id,
                     ttl_ms: session.ttl_ms,
+                    held: session.nodes.len(),
                 });
             });
         }

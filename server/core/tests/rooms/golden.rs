@@ -3,10 +3,13 @@
 //! A difference here means that servers of another version could not read what this one writes, or would take
 //! equal content for different. Add a format; never change one.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use rollcall_core::admission::AdmissionList;
-use rollcall_core::directory::{AdoptedNode, AdoptedSession, Command, Node, ServiceSettings};
+use rollcall_core::directory::{
+    AdoptedNode, AdoptedSession, Command, GroupField, GroupSettings, Node, ServiceField, ServiceSettings,
+};
 use rollcall_core::directory::{
     Directory, Expected, ExpiryFence, GroupMode, Limits, NodeKind, NodeState, NodeView, Override, Request,
     RevivalFence, Sign, UpdateNode,
@@ -74,7 +77,7 @@ fn commands() -> Vec<Command> {
             hold_max_ms: 3_600_000,
         },
     };
-    let group_settings = rollcall_core::directory::GroupSettings {
+    let group_settings = GroupSettings {
         mode: GroupMode::Cp,
         auto_create: true,
         defaults: settings.clone(),
@@ -238,6 +241,21 @@ fn commands() -> Vec<Command> {
                 state: NodeState::Up,
             }],
             overrides: vec![(node("prod/feed/z:80"), Override::default())],
+        },
+        Command::ChangeGroup {
+            group: group("late"),
+            settings: GroupSettings::default(),
+            fields: BTreeSet::from([
+                GroupField::AutoCreate,
+                GroupField::Default(ServiceField::NodesMax),
+            ]),
+            expected: Expected::Any,
+        },
+        Command::ChangeService {
+            key: service("late/feed"),
+            settings: ServiceSettings::default(),
+            fields: BTreeSet::from([ServiceField::GuardWindow]),
+            expected: Expected::Any,
         },
     ]
 }

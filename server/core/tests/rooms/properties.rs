@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use rollcall_core::directory::{
-    Command, DeregisterNode, Directory, Expected, ExpiryFence, GroupMode, GroupSettings, GuardEvent, Limits,
-    NodeChange, NodeKind, NodeState, Override, RegisterNode, Request, RevisionChanges, RevivalFence, Service,
-    ServiceFate, ServiceSettings, SessionChange, Sign, UpdateNode,
+    Command, DeregisterNode, Directory, Expected, ExpiryFence, GroupField, GroupMode, GroupSettings,
+    GuardEvent, Limits, NodeChange, NodeKind, NodeState, Override, RegisterNode, Request, RevisionChanges,
+    RevivalFence, Service, ServiceFate, ServiceField, ServiceSettings, SessionChange, Sign, UpdateNode,
 };
 use rollcall_core::guard::{GuardSettings, GuardStatus};
 use rollcall_core::ids::{
@@ -154,6 +154,18 @@ fn command() -> impl Strategy<Value = Command> {
             Command::PutService { key, settings, expected }
         }),
         1 => (service(), expected()).prop_map(|(key, expected)| Command::DeleteService { key, expected }),
+        1 => (service(), guard(), expected()).prop_map(|(key, guard, expected)| Command::ChangeService {
+            key,
+            settings: ServiceSettings { guard, nodes_max: 3, ..ServiceSettings::default() },
+            fields: BTreeSet::from([ServiceField::GuardShare, ServiceField::GuardKeepLast]),
+            expected,
+        }),
+        1 => (group(), any::<bool>(), expected()).prop_map(|(group, auto_create, expected)| Command::ChangeGroup {
+            group,
+            settings: GroupSettings { auto_create, services_max: 1, ..GroupSettings::default() },
+            fields: BTreeSet::from([GroupField::AutoCreate]),
+            expected,
+        }),
         4 => Just(scene::open_session()),
         1 => session().prop_map(|session| Command::CloseSession { session }),
         3 => (1u64..3, prop::collection::vec(fence, 1..4))

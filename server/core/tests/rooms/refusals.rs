@@ -658,3 +658,100 @@ fn several_requests_of_one_entry_share_its_position() {
     }
     assert_eq!(scene.directory.session(SessionId(3)).unwrap().last_renewal.0, 50);
 }
+
+#[test]
+fn settings_that_are_not_named_stay() {
+    use std::collections::BTreeSet;
+
+    use rollcall_core::directory::{GroupField, ServiceField};
+    use rollcall_core::guard::GuardSettings;
+
+    let mut scene = scene();
+    let guard = GuardSettings {
+        window_ms: 5_000,
+        ..GuardSettings::off()
+    };
+    let defaults = ServiceSettings {
+        guard,
+        nodes_max: 50,
+        ..ServiceSettings::default()
+    };
+    let settings = GroupSettings {
+        defaults: defaults.clone(),
+        services_max: 9,
+        ..GroupSettings::default()
+    };
+    let change_group = |settings: &GroupSettings, fields: &[GroupField]| Command::ChangeGroup {
+        group: group("new"),
+        settings: settings.clone(),
+        fields: fields.iter().copied().collect(),
+        expected: Expected::Any,
+    };
+    // A new group has the defaults for what is not named.
+    let window = GroupField::Default(ServiceField::GuardWindow);
+    scene.done(change_group(&settings, &[window, GroupField::AutoCreate]));
+    let held = |scene: &Scene| scene.directory.group(&group("new")).unwrap().settings.clone();
+    let mut expected = GroupSettings::default();
+    expected.defaults.guard.window_ms = 5_000;
+    assert_eq!(held(&scene), expected);
+    let put = Command::PutGroup {
+        group: group("new"),
+        settings: settings.clone(),
+        expected: Expected::Any,
+    };
+    scene.done(put);
+    scene.done(change_group(
+        &GroupSettings::default(),
+        &[GroupField::ServicesMax],
+    ));
+    assert_eq!(
+        held(&scene),
+        GroupSettings {
+            services_max: 0,
+            ..settings
+        }
+    );
+
+    // A new service has its group's defaults for it.
+    let change =
+        |settings: &ServiceSettings, fields: BTreeSet<ServiceField>, expected| Command::ChangeService {
+            key: service("new/feed"),
+            settings: settings.clone(),
+            fields,
+            expected,
+        };
+    let other = ServiceSettings {
+        nodes_max: 3,
+        ..ServiceSettings::default()
+    };
+    scene.done(change(&other, BTreeSet::new(), Expected::Absent));
+    let held = |scene: &Scene| {
+        scene
+            .directory
+            .service(&service("new/feed"))
+            .unwrap()
+            .settings
+            .clone()
+    };
+    assert_eq!(held(&scene), defaults);
+    scene.done(change(&other, [ServiceField::NodesMax].into(), Expected::Any));
+    assert_eq!(
+        held(&scene),
+        ServiceSettings {
+            nodes_max: 3,
+            ..defaults
+        }
+    );
+    // Conditions and ranges are those of a put.
+    let fields = BTreeSet::from([ServiceField::GuardShare]);
+    assert!(matches!(
+        scene.refused(change(&other, fields.clone(), Expected::Absent)),
+        Refusal::AlreadyExists { .. }
+    ));
+    let mut wrong = other;
+    wrong.guard.share = 10_001;
+    assert_eq!(
+        field_of(scene.refused(change(&wrong, fields, Expected::Any))),
+        "settings.guard.share"
+    );
+}

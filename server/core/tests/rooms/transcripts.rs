@@ -665,8 +665,15 @@ fn describe(text: &mut String, changes: &RevisionChanges) {
             SessionChange::Lapsed { session, held } => {
                 writeln!(text, "session {session} lapsed, {held} nodes held")
             }
-            SessionChange::Revived { session, ttl_ms } => {
-                writeln!(text, "session {session} revived for {ttl_ms} ms")
+            SessionChange::Revived {
+                session,
+                ttl_ms,
+                held,
+            } => {
+                writeln!(
+                    text,
+                    "session {session} revived for {ttl_ms} ms, {held} nodes return"
+                )
             }
         };
     }
