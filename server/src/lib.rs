@@ -6,6 +6,7 @@ pub mod config;
 mod descriptors;
 pub mod gossip;
 pub mod grpc;
+pub mod guard;
 pub mod http;
 pub mod raft;
 pub mod server;

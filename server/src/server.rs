@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::ap::{Ap, ApOptions};
 use crate::access::{TokenFileError, Tokens};
+use crate::ap::{Ap, ApOptions};
 use crate::config::{Config, ConfigError, DoorsConfig, MemberConfig, Preset};
 use crate::descriptors;
 use crate::gossip::{self, Gossip, GossipMetrics, GossipOptions, GossipStartError};
@@ -223,8 +223,11 @@ impl Server {
             registry: Arc::new(metrics.registry),
             server: ServerMetrics::new(metrics.gauges, consensus.clone(), ap.clone(), holder),
         };
+        let guard = metrics.guard;
         let mut tasks = vec![
             tokio::spawn(hub.clone().run(consensus.applied_head(), stop.clone())),
+            tokio::spawn(guard.clone().follow(ap.view().clone(), ap.applied_head(), stop.clone())),
+            tokio::spawn(guard.follow(directory.clone(), consensus.applied_head(), stop.clone())),
             tokio::spawn(storm.run(directory, consensus.applied_head(), stop.clone())),
             tokio::spawn(serve_pages(
                 listeners.http,

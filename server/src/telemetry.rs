@@ -10,6 +10,7 @@ use crate::ap::{Ap, ApMetrics};
 use crate::config::{LogConfig, LogFormat};
 use crate::gossip::GossipMetrics;
 use crate::grpc::DoorsMetrics;
+use crate::guard::GuardMetrics;
 use crate::raft::{Consensus, MemberRole};
 use crate::session::Holder;
 use crate::storm::StormMetrics;
@@ -50,6 +51,8 @@ pub struct Metrics {
     pub ap: ApMetrics,
     /// The storm switch's.
     pub storm: StormMetrics,
+    /// The removal guards'.
+    pub guard: GuardMetrics,
     /// The client doors'.
     pub doors: DoorsMetrics,
     /// Replication's and the directory's.
@@ -68,6 +71,7 @@ impl Metrics {
             gossip: GossipMetrics::register(&mut registry),
             ap: ApMetrics::register(&mut registry),
             storm: StormMetrics::register(&mut registry),
+            guard: GuardMetrics::register(&mut registry),
             doors: DoorsMetrics::register(&mut registry),
             gauges: ServerGauges::register(&mut registry),
             registry,
