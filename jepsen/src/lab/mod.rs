@@ -5,7 +5,7 @@
 //! - [`Process`]: any child process, its signals and its end.
 //! - [`Timeline`]: what happened when, for people and as JSON.
 //! - [`eventually`]: waiting for a condition, with a bound.
-//! - [`attending`]: a provider that does only what it is told.
+//! - [`attending`]: a provider that does only what it is told; [`crowd`]: many of them, who live and die at once.
 //! - [`reading`]: what one particular server holds; [`watching`]: what it tells its watchers.
 //! - [`SmallDisk`] and [`WallClock`]: a disk that can be filled, a clock that can be set.
 //! - [`binary`] and [`ports`]: where the program is, and where it may listen.
@@ -16,6 +16,7 @@ pub mod attending;
 pub mod binary;
 mod clock;
 mod cluster;
+pub mod crowd;
 mod disk;
 pub mod ports;
 mod process;
