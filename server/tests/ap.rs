@@ -157,7 +157,7 @@ async fn nodes_of_an_ap_group_come_change_and_go_on_one_server() {
         .value
         .nodes
         .iter()
-        .map(|node| (node.id.as_str(), (node.weight, node.disabled)))
+        .map(|node| (&*node.id, (node.weight, node.disabled)))
         .collect();
     assert_eq!(nodes, BTreeMap::from([("a", (7, false)), ("b", (100, true))]));
 
@@ -322,10 +322,8 @@ async fn the_last_server_goes_on_alone_and_what_it_took_stays() {
         cluster.server(id).kill9().await.unwrap();
     }
     let mut kept = ids(["old", "other"]);
-    let options = SessionOptions {
-        timeout: Some(WAIT_MAX),
-        ..SessionOptions::ttl(TTL)
-    };
+    let mut options = SessionOptions::ttl(TTL);
+    options.timeout = Some(WAIT_MAX);
     let new = last.open_session(options).await.unwrap();
     for number in 0..20 {
         let id = format!("alone{number}");
@@ -415,13 +413,15 @@ async fn a_session_may_have_nodes_of_both_kinds_and_takes_them_along() {
         "{refused}"
     );
 
-    let sessions = both.list_sessions(0, 0, ReadOptions::default()).await.unwrap();
-    let nodes: Vec<_> = sessions.value.items.iter().map(|session| session.nodes).collect();
-    assert_eq!(
-        nodes,
-        [2],
-        "one session, once in the list, with the nodes of both kinds"
-    );
+    // Once in the list, with the nodes of both kinds.
+    eventually("one session with two nodes", SOON, || async {
+        let sessions = both.list_sessions(0, 0, ReadOptions::default()).await.unwrap();
+        let nodes: Vec<_> = sessions.value.items.iter().map(|session| session.nodes).collect();
+        assert_eq!(nodes.len(), 1);
+        (nodes == [2]).then_some(())
+    })
+    .await
+    .unwrap();
 
     // It comes to another server within its ttl.
     let id = session.id();
