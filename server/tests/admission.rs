@@ -821,6 +821,50 @@ async fn with_tokens_a_word_about_nobodys_nodes_takes_a_scope_too() {
 }
 
 #[tokio::test]
+async fn groups_of_mode_ap_are_asked_at_the_same_doors() {
+    let (fixture, _) = start_with_tokens().await;
+    let nobody = fixture.caller();
+    let ops = nobody.clone().showing(OPS.1);
+    let feed = nobody.clone().showing(FEED.1);
+    let settings = v1::GroupSettings {
+        mode: v1::GroupMode::Ap.into(),
+        auto_create: true,
+        admission: Some(environments(&["prod"])),
+        ..v1::GroupSettings::default()
+    };
+    let request = v1::PutGroupRequest {
+        group: "prod".into(),
+        settings: Some(settings),
+        ..v1::PutGroupRequest::default()
+    };
+    ops.client().put_group(ops.request(request)).await.unwrap();
+    let listed = feed.clone().claiming("prod");
+    let settled = async {
+        while listed.register(node("prod", 1)).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, settled).await.unwrap();
+    assert_not_admitted(feed.register(node("prod", 2)).await, "no environment was claimed");
+    let mut stream = nobody.attend().await.unwrap();
+    assert_not_admitted(
+        stream.register(ephemeral("prod", 3)).await,
+        "no environment was claimed",
+    );
+    let mut stream = nobody.clone().claiming("prod").attend().await.unwrap();
+    stream.register(ephemeral("prod", 4)).await.unwrap();
+    stream.drain(key("prod", 4)).await.unwrap();
+    let (code, _) = code(stream.drain(key("prod", 1)).await);
+    assert_eq!(code, ErrorCode::NotPermitted);
+    let told = ops.refused("prod").await.refused;
+    let told: Vec<_> = told
+        .iter()
+        .map(|entry| (entry.token.as_str(), entry.client.as_str()))
+        .collect();
+    assert_eq!(told, [("", "a provider"), ("feed", "")]);
+}
+
+#[tokio::test]
 async fn a_revoked_token_registers_nothing_more_on_a_stream_that_it_opened() {
     let (fixture, path) = start_with_tokens().await;
     let ops = fixture.caller().showing(OPS.1);

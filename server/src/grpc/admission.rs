@@ -21,7 +21,7 @@ use super::listener::Peer;
 use super::registry::page;
 use super::status::{self, DoorError, of_refusal};
 use crate::access::{Attempt, NotPermitted, Principal, RefusedEntry};
-use crate::raft::Freshness;
+use crate::raft::{Freshness, SharedDirectory};
 
 /// Where a caller claims to belong.
 const ENVIRONMENT: &str = "rollcall-environment";
@@ -150,11 +150,7 @@ impl Doors {
     ) {
         let rule = reason.rule();
         self.metrics.not_admitted(rule, dry_run);
-        let client = session.and_then(|session| {
-            let directory = self.reader.consensus().directory().read();
-            directory.session(session).map(|session| session.client.clone())
-        });
-        let client = client.unwrap_or_default();
+        let client = session.map_or_else(String::new, |session| self.client_of(session));
         let attempt = Attempt {
             group: node.service.group.clone(),
             rule,
@@ -177,6 +173,16 @@ impl Doors {
         }
     }
 
+    /// The name of a session's client.
+    fn client_of(&self, session: SessionId) -> String {
+        let sides = [self.reader.consensus().directory(), self.reader.ap().view()];
+        let known = |directory: &Arc<SharedDirectory>| {
+            let directory = directory.read();
+            directory.session(session).map(|session| session.client.clone())
+        };
+        sides.into_iter().find_map(known).unwrap_or_default()
+    }
+
     /// A session's word about nodes is its own word only about nodes that live with it; about any other, its caller
     /// must be permitted to write nodes of that group.
     pub(super) fn check_word_on<'a>(
@@ -192,17 +198,23 @@ impl Doors {
             let Err(missing) = by.check_register(&key.service.group) else {
                 continue;
             };
-            let directory = self.reader.consensus().directory().read();
-            let service = directory.service(&key.service);
-            let owned = service
-                .and_then(|service| service.nodes.get(&key.node))
-                .is_none_or(|node| node.session.is_some());
-            // Whether it is this very session's is for the write itself to judge.
-            if session.is_none() || !owned {
+            // Whose session it is that owns a node is for the write itself to judge.
+            if session.is_none() || self.is_nobodys(key) {
                 return Err(not_permitted(missing));
             }
         }
         Ok(())
+    }
+
+    /// Whether a node is there and lives with no session.
+    fn is_nobodys(&self, key: &NodeKey) -> bool {
+        let sides = [self.reader.consensus().directory(), self.reader.ap().view()];
+        sides.into_iter().any(|directory| {
+            let directory = directory.read();
+            let service = directory.service(&key.service);
+            let node = service.and_then(|service| service.nodes.get(&key.node));
+            node.is_some_and(|node| node.session.is_none())
+        })
     }
 
     pub(super) async fn refused_registrations(
