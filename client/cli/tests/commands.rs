@@ -2,8 +2,11 @@
 
 mod support;
 
+use std::time::Duration;
+
 use rollcall_client::v1 as wire;
 use rollcall_jepsen::lab::Cluster;
+use rollcall_jepsen::lab::attending::Attending;
 use support::{Rollcall, eventually};
 
 #[expect(clippy::unwrap_used, reason = "a test ends where its cluster does")]
@@ -91,6 +94,119 @@ async fn groups_services_and_nodes_live_and_die() {
     rollcall.ok("group delete prod/feed");
     rollcall.fails("node list prod/feed/ranker", 3);
     rollcall.fails("group put bad!name", 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_leaves_what_it_does_not_name() {
+    let (_cluster, rollcall) = cluster(1).await;
+    rollcall.ok("group put prod --auto-create --guard-window 2m --services-max 5");
+    rollcall.ok("service put prod/feed --guard-share 20% --guard-hold-max 0s --metadata owner=ann");
+    rollcall.ok("service put prod/feed --nodes-max 7");
+    rollcall.ok("service put prod/feed");
+    let settings = || rollcall.json("service show prod/feed")["service"]["settings"].clone();
+    let changed = serde_json::json!({
+        "share_basis_points": 2_000, "window_ms": 120_000, "keep_last": true, "hold_max_ms": 0,
+    });
+    let shown = settings();
+    assert_eq!((&shown["guard"], &shown["nodes_max"]), (&changed, &7.into()));
+    assert_eq!(shown["metadata"]["owner"], "ann");
+    rollcall.ok("service put prod/feed --guard-keep-last no --no-metadata");
+    let shown = settings();
+    assert_eq!(shown["guard"]["keep_last"], false);
+    assert_eq!(shown["guard"]["share_basis_points"], 2_000);
+    assert_eq!(shown["metadata"], serde_json::json!({}));
+    rollcall.ok("service put prod/feed --guard-off");
+    assert!(rollcall.ok("service show prod/feed").contains("off"));
+    rollcall.ok("service put prod/feed --guard-default");
+    assert_eq!(settings()["guard"]["share_basis_points"], 3_000);
+    assert_eq!(settings()["nodes_max"], 7);
+    rollcall.ok("service put prod/feed --replace --guard-share 5%");
+    let shown = settings();
+    assert_eq!(
+        (&shown["guard"]["share_basis_points"], &shown["nodes_max"]),
+        (&500.into(), &0.into())
+    );
+    rollcall.fails("service put prod/feed --guard-window 10ms", 2);
+
+    let group = || rollcall.json("group show prod")["group"]["settings"].clone();
+    rollcall.ok("group put prod --nodes-max 9");
+    let shown = group();
+    assert_eq!(
+        (&shown["auto_create"], &shown["services_max"]),
+        (&true.into(), &5.into())
+    );
+    assert_eq!(shown["defaults"]["guard"]["window_ms"], 120_000);
+    assert_eq!(shown["defaults"]["nodes_max"], 9);
+    rollcall.ok("group put prod --auto-create=false");
+    assert_eq!(group()["auto_create"], false);
+    rollcall.ok("group put prod --replace");
+    assert_eq!(group()["services_max"], 0);
+    assert_eq!(group()["defaults"]["guard"]["window_ms"], 600_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guard_is_shown_explained_and_confirmed() {
+    let (cluster, rollcall) = cluster(1).await;
+    rollcall.ok("group put prod --auto-create");
+    assert_eq!(
+        rollcall.json("service guard show")["services"],
+        serde_json::json!([])
+    );
+    let mut provider = Attending::open(&cluster.addresses()[0], Duration::from_secs(2))
+        .await
+        .unwrap();
+    provider.register("prod", "feed", "one").await.unwrap();
+    drop(provider);
+    let shown = || rollcall.json("service guard show prod/feed");
+    eventually("the guard holds the last node", || shown()["guard"]["held"] == 1);
+    let guard = shown();
+    assert_eq!(
+        (&guard["guard"]["engaged"], &guard["guard"]["reason"]),
+        (&true.into(), &"last_node".into())
+    );
+    assert_eq!(guard["held"][0]["id"], "one");
+    assert_eq!(guard["settings"]["share_basis_points"], 3_000);
+    let since = guard["guard"]["held_since"].as_u64().unwrap();
+    for words in [
+        "service guard show prod",
+        "service guard show prod/feed",
+        "service show prod/feed",
+    ] {
+        let text = rollcall.ok(words);
+        let said = format!("engaged since revision {since}: 1 of 1 lapsed, the last node stays; 1 held");
+        assert!(text.contains(&said), "{words}: {text}");
+    }
+    let explain = |node: &str| rollcall.json(&format!("node explain prod/feed/{node}"));
+    let held = explain("one");
+    assert_eq!(
+        (&held["listed"], &held["guard"]["held"]),
+        (&true.into(), &1.into())
+    );
+    assert!(
+        held["reasons"]
+            .to_string()
+            .contains("the removal guard holds it as a suspect"),
+        "{held}"
+    );
+
+    let confirm = "service guard confirm prod/feed --reason gone --author ann";
+    rollcall.fails(confirm, 2);
+    rollcall.fails(&format!("{confirm} --yes --since {}", since - 1), 5);
+    assert_eq!(shown()["held"][0]["id"], "one", "nothing was removed so far");
+    rollcall.ok(&format!("{confirm} --yes"));
+    assert_eq!(shown()["guard"], serde_json::Value::Null);
+    rollcall.fails(&format!("{confirm} --yes"), 3);
+    let gone = explain("one");
+    assert_eq!(gone["listed"], false);
+    assert!(
+        gone["reasons"][0].to_string().contains("it was deregistered"),
+        "{gone}"
+    );
+    let never = explain("two");
+    assert!(
+        never["reasons"][0].to_string().contains("it never was"),
+        "{never}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -450,23 +450,19 @@ fn keep_cache(
 
 /// Why a node is not there, as far as the service remembers those that left.
 fn why_absent(service: &Service, id: &NodeId, over: Option<&Override>) -> Vec<String> {
-    let mut reasons = vec![match service.tombstones.of(id) {
-        None => format!(
-            "it was never registered in {}, or left so long ago that others took its place in memory",
-            service.key
-        ),
+    let why = match service.tombstones.of(id) {
+        None => "it never was, or left so long ago that this is forgotten".into(),
         Some(gone) => {
             let how = match gone.cause {
                 RemovalCause::Deregistered => "was deregistered, by its own or an operator's word,",
                 RemovalCause::Expired => "expired (its session lapsed, and the removal guard let it go)",
                 RemovalCause::SessionClosed => "left with its session, which was closed,",
             };
-            format!(
-                "it {how} at revision {}, in incarnation {}",
-                gone.removed, gone.incarnation
-            )
+            let (at, incarnation) = (gone.removed, gone.incarnation);
+            format!("it {how} at revision {at}, in incarnation {incarnation}")
         }
-    }];
+    };
+    let mut reasons = vec![format!("not registered in {}: {why}", service.key)];
     if let Some(over) = over {
         reasons.push(format!("{} waits for it", word_of(over)));
     }
