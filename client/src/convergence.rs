@@ -1,5 +1,6 @@
 //! How far watchers have come: asked of every server of the cluster, each for its own streams, and added up.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 use crate::error::Error;
 use crate::key::ServiceKey;
 use crate::registry::{Kind, Registry};
+use crate::sign::Sign;
 
 /// Pause before a server whose watchers are not current is asked again.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -44,23 +46,30 @@ pub struct ServerConvergence {
 /// The watchers of one server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerWatchers {
-    /// The revision the server itself has applied.
+    /// The revision the server itself has applied. If all the services are of groups in mode AP: of its own count,
+    /// which says nothing elsewhere.
     pub applied: u64,
+    /// How the groups of the services are replicated; CP, if any is.
+    pub mode: v1::GroupMode,
     /// Streams that follow any of the services.
     pub subscribers: u64,
     /// Those whose client acknowledged the revision asked about.
     pub current: u64,
     /// Some of the others: the client's name, and the revision it acknowledged last.
     pub behind: Vec<(String, u64)>,
+    /// What the server shows of the services in mode AP. Those who are current have this.
+    pub ap_signs: BTreeMap<ServiceKey, Sign>,
 }
 
 impl ServerConvergence {
-    /// Whether the server serves the revision and all of its watchers have it.
+    /// Whether the server serves the revision and all of its watchers have it; of services in mode AP: have what it
+    /// shows.
     #[must_use]
     pub fn is_complete(&self, revision: u64) -> bool {
-        self.answer
-            .as_ref()
-            .is_ok_and(|watchers| watchers.applied >= revision && watchers.current >= watchers.subscribers)
+        self.answer.as_ref().is_ok_and(|watchers| {
+            let applied = watchers.applied >= revision || watchers.mode == v1::GroupMode::Ap;
+            applied && watchers.current >= watchers.subscribers
+        })
     }
 }
 
@@ -82,12 +91,20 @@ impl Convergence {
         self.servers.iter().filter(|server| server.answer.is_err())
     }
 
-    /// Whether every server answered, serves the revision, and all of its watchers have it.
+    /// Whether every server answered, serves the revision, and all of its watchers have it; and all show the same of
+    /// services in mode AP.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.servers
-            .iter()
-            .all(|server| server.is_complete(self.revision))
+        let complete = |server: &ServerConvergence| server.is_complete(self.revision);
+        self.servers.iter().all(complete) && self.agrees()
+    }
+
+    /// Whether the servers that answered show the same of the services in mode AP.
+    #[must_use]
+    pub fn agrees(&self) -> bool {
+        let mut signs = self.answers().map(|watchers| &watchers.ap_signs);
+        let first = signs.next();
+        signs.all(|signs| Some(signs) == first)
     }
 
     fn answers(&self) -> impl Iterator<Item = &ServerWatchers> {
@@ -98,7 +115,9 @@ impl Convergence {
 }
 
 impl Registry {
-    /// How many watchers of `services` have acknowledged `revision`, as every member of the cluster says it now.
+    /// How many watchers of `services` have acknowledged `revision`, as every member of the cluster says it now. The
+    /// revision is of those in mode CP; of those in mode AP, watchers are to have what their server shows, and all
+    /// servers are to show the same: ask behind the write.
     /// A member that cannot be asked is an entry with its error, never an error of the whole.
     ///
     /// # Errors
@@ -124,12 +143,19 @@ impl Registry {
             keys: services.iter().map(v1::ServiceKey::from).collect(),
             revision,
         };
-        let asked = members
-            .into_iter()
-            .map(|member| self.wait_converged_at(member, &request, until));
-        let mut servers = join_all(asked).await;
-        servers.sort_by_key(|server| server.server);
-        Ok(Convergence { revision, servers })
+        loop {
+            let asked = members
+                .iter()
+                .map(|member| self.wait_converged_at(member.clone(), &request, until));
+            let mut servers = join_all(asked).await;
+            servers.sort_by_key(|server| server.server);
+            let convergence = Convergence { revision, servers };
+            // Each may be complete for itself before it has heard what another one shows.
+            if convergence.agrees() || Instant::now() + PAUSE >= until {
+                return Ok(convergence);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     async fn wait_converged_at(
@@ -182,8 +208,15 @@ impl Registry {
                 WatchClient::new(channel).convergence(request.clone()).await
             })
             .await?;
+        let header = response.header.unwrap_or_default();
+        let shown = |known: v1::KnownSign| {
+            let sign = known.sign.unwrap_or_default().into();
+            (known.key.unwrap_or_default().into(), sign)
+        };
         Ok(ServerWatchers {
-            applied: response.header.unwrap_or_default().revision,
+            applied: header.revision,
+            mode: header.mode(),
+            ap_signs: response.ap_signs.into_iter().map(shown).collect(),
             subscribers: response.subscribers,
             current: response.current,
             behind: response
@@ -204,7 +237,7 @@ mod tests {
             applied,
             subscribers,
             current,
-            behind: Vec::new(),
+            ..ServerWatchers::default()
         };
         let unknown = Error::Unavailable {
             message: "it is down".into(),
@@ -229,6 +262,19 @@ mod tests {
             !server_behind.is_complete(),
             "a watcher that comes now would get the old state"
         );
+        let shows = |id, applied, sign: u128| {
+            let mut server = server(id, Some((applied, 1, 1)));
+            if let Ok(watchers) = &mut server.answer {
+                watchers.mode = v1::GroupMode::Ap;
+                watchers.ap_signs.insert(ServiceKey::new("g", "s"), Sign(sign));
+            }
+            server
+        };
+        assert!(
+            judge(vec![shows(1, 900, 5), shows(2, 3, 5)]).is_complete(),
+            "servers that count for themselves agree by their signs"
+        );
+        assert!(!judge(vec![shows(1, 900, 5), shows(2, 3, 4)]).is_complete());
         let unknown = judge(vec![server(1, Some((9, 1, 1))), server(2, None)]);
         assert!(!unknown.is_complete());
         assert_eq!(

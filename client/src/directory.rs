@@ -15,7 +15,7 @@ use crate::key::{NodeKey, ServiceKey};
 use crate::node::{Entry, Expected, NodeUpdate, Override, Removal};
 use crate::registry::{Kind, Registry, Written};
 use crate::sign::Sign;
-use crate::view::{Confirmed, Heard, ServiceView};
+use crate::view::{Confirmed, Counted, Heard, ServiceView};
 
 /// Most keys of one [`Registry::signs`] call.
 pub const SIGNS_MAX: usize = 1000;
@@ -51,6 +51,8 @@ pub struct ServiceSign {
     pub revision: u64,
     /// What its removal guard says, which is no part of the sign; `None`: nothing.
     pub guard: Option<v1::GuardStatus>,
+    /// How its group is replicated. In mode AP the revision is that of the answering server, in its epoch.
+    pub mode: v1::GroupMode,
 }
 
 /// Why a node is, or is not, listed.
@@ -442,7 +444,9 @@ impl Registry {
         let answer = self.query_wire(key, options).await?;
         let cluster = Arc::from(answer.header.cluster.as_str());
         let as_of = answer.header.revision;
-        let view = ServiceView::from_wire(answer.value, as_of, cluster, Confirmed::Heard(Heard::now()));
+        let counted = Counted::of(answer.header.mode(), answer.header.epoch);
+        let confirmed = Confirmed::Heard(Heard::now());
+        let view = ServiceView::from_wire(answer.value, as_of, (cluster, counted), confirmed);
         Ok(Answer {
             value: ServiceView {
                 source: crate::view::Source::Cache,
@@ -651,6 +655,7 @@ impl Registry {
             })
             .await?;
         let signs = response.signs.into_iter().map(|sign| ServiceSign {
+            mode: sign.mode(),
             key: sign.key.unwrap_or_default().into(),
             exists: sign.exists,
             sign: sign.sign.unwrap_or_default().into(),

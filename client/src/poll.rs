@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rollcall_proto::v1;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -14,7 +15,7 @@ use crate::directory::{Queried, SIGNS_MAX, ServiceSign};
 use crate::error::Error;
 use crate::key::ServiceKey;
 use crate::registry::Registry;
-use crate::view::{Confirmed, Heard, ServiceView, Source};
+use crate::view::{Confirmed, Counted, Heard, ServiceView, Source};
 use crate::watch::{Cached, Merged, ServiceWatch};
 
 /// How to poll.
@@ -119,10 +120,9 @@ async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, option
         for keys in keys.chunks(SIGNS_MAX) {
             match registry.signs(keys, options.read).await {
                 Ok(answer) => {
-                    let cluster = Arc::from(answer.header.cluster.as_str());
                     for sign in answer.value {
                         if let Some(slot) = slots.get_mut(&sign.key) {
-                            compare(registry, slot, &sign, answer.header.revision, &cluster, options).await;
+                            compare(registry, slot, &sign, &answer.header, options).await;
                         }
                     }
                 }
@@ -149,18 +149,32 @@ async fn compare(
     registry: &Registry,
     slot: &mut Slot,
     sign: &ServiceSign,
-    revision: u64,
-    cluster: &Arc<str>,
+    header: &v1::ResponseHeader,
     options: PollOptions,
 ) {
     let held = slot.cached.view();
     let confirmed = Confirmed::Heard(Heard::now());
+    let cluster = Arc::from(header.cluster.as_str());
+    let counted = Counted::of(sign.mode, header.epoch);
+    let origin = (&cluster, counted);
+    let revision = if sign.mode == header.mode() || counted == Counted::Cluster {
+        header.revision
+    } else {
+        // The header counts something else; but this life of the server has gone on since the last answer.
+        sign.revision.max(held.as_of.saturating_add(1))
+    };
     if !sign.exists {
-        slot.cached.take_gone(revision, cluster, confirmed);
+        // A server that is behind may never have heard of the group in whose mode the list was counted.
+        let behind = held.counted().differs(counted)
+            && counted == Counted::Cluster
+            && header.read_mode() == v1::ReadMode::Local;
+        if !behind {
+            slot.cached.take_gone(revision, origin, confirmed);
+        }
         return slot.publish();
     }
     if held.exists && held.sign == sign.sign && held.source != Source::Nothing {
-        if slot.cached.confirm(revision, cluster, confirmed) == Merged::Confirmed {
+        if slot.cached.confirm(revision, origin, confirmed) == Merged::Confirmed {
             slot.cached.take_guard(sign.guard);
         }
         return slot.publish();
@@ -175,7 +189,9 @@ async fn compare(
             slot.ask_at = None;
             match answer.value {
                 Queried::View(view) => {
-                    let view = ServiceView::from_wire(*view, answer.header.revision, cluster, confirmed);
+                    let counted = Counted::of(answer.header.mode(), answer.header.epoch);
+                    let origin = (cluster, counted);
+                    let view = ServiceView::from_wire(*view, answer.header.revision, origin, confirmed);
                     slot.cached.take_full(view);
                     slot.publish();
                 }
@@ -194,6 +210,7 @@ impl Slot {
             let next = self.cached.view();
             let differs = shown.source != next.source
                 || shown.revision != next.revision
+                || shown.counted() != next.counted()
                 || shown.sign != next.sign
                 || shown.guard != next.guard
                 || shown.exists != next.exists;

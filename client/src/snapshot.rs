@@ -4,15 +4,19 @@
 //!
 //! ```text
 //! 0   8  "ROLLCALL"
-//! 8   2  version, 1
+//! 8   2  version, 2
 //! 10  2  length of the cluster's name
 //! 12  8  when it was written, milliseconds since 1970
 //! 20  8  the state's revision
 //! 28  4  length of the view
-//! 32     the cluster's name, UTF-8
+//! 32  8  the epoch of the server that counted the revision; mode CP: 0
+//! 40  1  the group's mode, as in rollcall.v1.GroupMode
+//! 41     the cluster's name, UTF-8
 //!        the view, an encoded rollcall.v1.ServiceView
 //!     4  CRC-32 of everything before
 //! ```
+//!
+//! Version 1 is without epoch and mode: CP; its name begins at 32.
 //!
 //! A file that is torn, damaged, of another version or of another service counts as not there, with a warning.
 //! Files are replaced whole, by rename, so readers and other processes never see half of one.
@@ -28,11 +32,13 @@ use prost::Message;
 use rollcall_proto::v1;
 
 use crate::key::ServiceKey;
-use crate::view::{Confirmed, ServiceView, Source};
+use crate::view::{Confirmed, Counted, ServiceView, Source};
 
 const MAGIC: &[u8; 8] = b"ROLLCALL";
-const VERSION: u16 = 1;
-const HEAD_BYTES: usize = 32;
+const VERSION: u16 = 2;
+const HEAD_BYTES: usize = 41;
+/// Of version 1.
+const FIRST_HEAD_BYTES: usize = 32;
 const CRC_BYTES: usize = 4;
 /// Larger files are no snapshots of ours.
 const FILE_BYTES_MAX: u64 = 256 << 20;
@@ -54,7 +60,7 @@ pub(crate) enum Damage {
     Torn { bytes: usize, expected: usize },
     #[error("does not begin with ROLLCALL")]
     Magic,
-    #[error("is of version {found}, this client reads {VERSION}")]
+    #[error("is of version {found}, this client reads up to {VERSION}")]
     Version { found: u16 },
     #[error("has checksum {computed:08x}, {written:08x} was written")]
     Checksum { written: u32, computed: u32 },
@@ -161,6 +167,8 @@ fn encode(view: &ServiceView, written_at: SystemTime) -> Vec<u8> {
     bytes.extend_from_slice(&written_ms.to_le_bytes());
     bytes.extend_from_slice(&view.as_of.to_le_bytes());
     bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&view.epoch.to_le_bytes());
+    bytes.push(mode_byte(view.mode));
     bytes.extend_from_slice(cluster);
     bytes.extend_from_slice(&body);
     let crc = crc32fast::hash(&bytes);
@@ -173,21 +181,29 @@ fn decode(bytes: &[u8]) -> Result<ServiceView, Damage> {
         bytes: bytes.len(),
         expected,
     };
-    let (head, rest) = bytes
-        .split_at_checked(HEAD_BYTES)
-        .ok_or_else(|| torn(HEAD_BYTES + CRC_BYTES))?;
-    if !head.starts_with(MAGIC) {
+    let (first, _) = bytes
+        .split_at_checked(FIRST_HEAD_BYTES)
+        .ok_or_else(|| torn(FIRST_HEAD_BYTES + CRC_BYTES))?;
+    if !first.starts_with(MAGIC) {
         return Err(Damage::Magic);
     }
-    let version = u16::from_le_bytes(field(head, 8));
-    if version != VERSION {
-        return Err(Damage::Version { found: version });
-    }
+    let head_bytes = match u16::from_le_bytes(field(first, 8)) {
+        1 => FIRST_HEAD_BYTES,
+        VERSION => HEAD_BYTES,
+        found => return Err(Damage::Version { found }),
+    };
+    let (head, rest) = bytes
+        .split_at_checked(head_bytes)
+        .ok_or_else(|| torn(head_bytes + CRC_BYTES))?;
     let cluster_bytes = usize::from(u16::from_le_bytes(field(head, 10)));
     let written_ms = u64::from_le_bytes(field(head, 12));
     let as_of = u64::from_le_bytes(field(head, 20));
     let body_bytes = u32::from_le_bytes(field(head, 28)) as usize;
-    let expected = HEAD_BYTES + cluster_bytes + body_bytes + CRC_BYTES;
+    let (epoch, mode) = match head_bytes {
+        HEAD_BYTES => (u64::from_le_bytes(field(head, 32)), head[40]),
+        _ => (0, mode_byte(v1::GroupMode::Cp)),
+    };
+    let expected = head_bytes + cluster_bytes + body_bytes + CRC_BYTES;
     if bytes.len() != expected {
         return Err(torn(expected));
     }
@@ -201,11 +217,22 @@ fn decode(bytes: &[u8]) -> Result<ServiceView, Damage> {
     let cluster = std::str::from_utf8(cluster).map_err(|error| Damage::Content(error.to_string()))?;
     let view = v1::ServiceView::decode(body).map_err(|error| Damage::Content(error.to_string()))?;
     let written_at = UNIX_EPOCH + Duration::from_millis(written_ms.min(1 << 52));
-    let view = ServiceView::from_wire(view, as_of, Arc::from(cluster), Confirmed::Written(written_at));
+    let mode = v1::GroupMode::try_from(i32::from(mode))
+        .map_err(|_| Damage::Content(format!("{mode} is no mode of a group")))?;
+    let origin = (Arc::from(cluster), Counted::of(mode, epoch));
+    let view = ServiceView::from_wire(view, as_of, origin, Confirmed::Written(written_at));
     Ok(ServiceView {
         source: Source::Disk,
         ..view
     })
+}
+
+fn mode_byte(mode: v1::GroupMode) -> u8 {
+    match mode {
+        v1::GroupMode::Unspecified => 0,
+        v1::GroupMode::Cp => 1,
+        v1::GroupMode::Ap => 2,
+    }
 }
 
 /// `N` bytes at `at`; the caller has checked that they are there.
@@ -237,11 +264,15 @@ mod tests {
             }],
             guard: None,
         };
-        ServiceView::from_wire(view, 9, Arc::from("c1"), Confirmed::Never)
+        let counted = Counted::Server { epoch: 77 };
+        ServiceView::from_wire(view, 9, (Arc::from("c1"), counted), Confirmed::Never)
     }
 
     fn same(one: &ServiceView, other: &ServiceView) -> bool {
-        one.to_wire() == other.to_wire() && one.as_of == other.as_of && one.cluster == other.cluster
+        one.to_wire() == other.to_wire()
+            && one.as_of == other.as_of
+            && one.cluster == other.cluster
+            && one.counted() == other.counted()
     }
 
     #[test]
@@ -298,8 +329,8 @@ mod tests {
         fs::copy(snapshots.path(&view.key), snapshots.path(&other)).unwrap();
         assert!(snapshots.load(&other).is_none());
         let mut later = encode(&view, SystemTime::now());
-        later[8] = 2;
-        assert!(matches!(decode(&later), Err(Damage::Version { found: 2 })));
+        later[8] = 3;
+        assert!(matches!(decode(&later), Err(Damage::Version { found: 3 })));
     }
 
     #[test]
@@ -309,7 +340,23 @@ mod tests {
         assert_eq!(path.parent(), Some(Path::new("/snapshots")));
     }
 
-    /// Version 1, for ever: files of earlier clients are read by later ones.
+    /// For ever: files of earlier clients are read by later ones.
+    #[test]
+    fn a_file_of_version_1_is_of_a_group_in_mode_cp() {
+        let bytes: Vec<u8> = (0..GOLDEN_1.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&GOLDEN_1[at..at + 2], 16).unwrap())
+            .collect();
+        let loaded = decode(&bytes).unwrap();
+        assert_eq!(loaded.counted(), Counted::Cluster);
+        let expected = ServiceView {
+            mode: v1::GroupMode::Cp,
+            epoch: 0,
+            ..view()
+        };
+        assert!(same(&loaded, &expected));
+    }
+
     #[test]
     fn golden_file() {
         let bytes = encode(&view(), UNIX_EPOCH + Duration::from_millis(1_700_000_000_000));
@@ -319,6 +366,11 @@ mod tests {
     }
 
     const GOLDEN: &str = concat!(
+        "524f4c4c43414c4c020002000068e5cf8b01000009000000000000003a0000004d000000000000000263310a130a0970726f642f66",
+        "656564120672616e6b65721212090100000000000000110200000000000000180722002a0b0a03613a3118643001380117fdb8e6"
+    );
+
+    const GOLDEN_1: &str = concat!(
         "524f4c4c43414c4c010002000068e5cf8b01000009000000000000003a00000063310a130a0970726f642f66656564120672616e6b",
         "65721212090100000000000000110200000000000000180722002a0b0a03613a311864300138017dc988d5"
     );

@@ -66,6 +66,48 @@ impl Heard {
     }
 }
 
+/// What revisions count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Counted {
+    /// Not known.
+    #[default]
+    Unknown,
+    /// Changes of the replicated directory: a revision is the same at every server.
+    Cluster,
+    /// The steps of one server in one of its lives: they mean nothing elsewhere.
+    Server { epoch: u64 },
+}
+
+impl Counted {
+    /// As a message says it.
+    pub(crate) fn of(mode: v1::GroupMode, epoch: u64) -> Self {
+        match mode {
+            v1::GroupMode::Unspecified | v1::GroupMode::Cp => Self::Cluster,
+            v1::GroupMode::Ap => Self::Server { epoch },
+        }
+    }
+
+    pub(crate) fn mode(self) -> v1::GroupMode {
+        match self {
+            Self::Unknown => v1::GroupMode::Unspecified,
+            Self::Cluster => v1::GroupMode::Cp,
+            Self::Server { .. } => v1::GroupMode::Ap,
+        }
+    }
+
+    pub(crate) fn epoch(self) -> u64 {
+        match self {
+            Self::Unknown | Self::Cluster => 0,
+            Self::Server { epoch } => epoch,
+        }
+    }
+
+    /// Whether revisions of the two cannot be compared.
+    pub(crate) fn differs(self, other: Self) -> bool {
+        self != Self::Unknown && other != Self::Unknown && self != other
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(crate) enum Confirmed {
     Never,
@@ -84,10 +126,16 @@ pub struct ServiceView {
     pub exists: bool,
     /// Digest of the nodes.
     pub sign: Sign,
-    /// When the service last changed.
+    /// When the service last changed. In mode AP by the count of the one server that keeps it current: it means
+    /// nothing at another server or in another [`Self::epoch`], and may go back when one of these changes. (Who
+    /// came there with an equal sign knows only that it did not change later than this.)
     pub revision: u64,
     /// The state this reflects; at least `revision`.
     pub as_of: u64,
+    /// How the group is replicated; unspecified: not known.
+    pub mode: v1::GroupMode,
+    /// In mode AP: the life of the server that counts the revisions; else 0.
+    pub epoch: u64,
     /// The service's own metadata.
     pub metadata: crate::node::Labels,
     /// In the order of their ids.
@@ -114,6 +162,13 @@ impl ServiceView {
         }
     }
 
+    pub(crate) fn counted(&self) -> Counted {
+        match self.mode {
+            v1::GroupMode::Unspecified => Counted::Unknown,
+            mode => Counted::of(mode, self.epoch),
+        }
+    }
+
     /// The node of that id.
     #[must_use]
     pub fn node(&self, id: &str) -> Option<&Arc<Node>> {
@@ -131,6 +186,8 @@ impl ServiceView {
             sign: Sign::default(),
             revision: 0,
             as_of: 0,
+            mode: v1::GroupMode::Unspecified,
+            epoch: 0,
             metadata: crate::node::Labels::new(),
             nodes: Vec::new(),
             guard: None,
@@ -144,7 +201,7 @@ impl ServiceView {
     pub(crate) fn from_wire(
         view: v1::ServiceView,
         as_of: u64,
-        cluster: Arc<str>,
+        (cluster, counted): (Arc<str>, Counted),
         confirmed: Confirmed,
     ) -> Self {
         let mut nodes: Vec<Arc<Node>> = view.nodes.into_iter().map(|node| Arc::new(node.into())).collect();
@@ -155,6 +212,8 @@ impl ServiceView {
             sign: view.sign.unwrap_or_default().into(),
             revision: view.revision,
             as_of: as_of.max(view.revision),
+            mode: counted.mode(),
+            epoch: counted.epoch(),
             metadata: view
                 .settings
                 .map(|settings| settings.metadata)

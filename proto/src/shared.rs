@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use crate::v1::ResponseHeader;
+use crate::v1::{GroupMode, ResponseHeader};
 
 /// `rollcall.v1.WatchResponse`: each element is an encoded [`crate::v1::WatchFrame`].
 #[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
@@ -13,6 +13,15 @@ pub struct WatchResponse {
     /// Encoded frames, in order.
     #[prost(bytes = "bytes", repeated, tag = "1")]
     pub frames: Vec<Bytes>,
+    /// The mode of the groups that all frames are about.
+    #[prost(enumeration = "GroupMode", tag = "2")]
+    pub mode: i32,
+    /// What revisions of AP groups count: this life of the server.
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
+    /// In the first message of each mode.
+    #[prost(string, tag = "4")]
+    pub cluster: String,
 }
 
 /// `rollcall.v1.QueryResponse`: the view is an encoded [`crate::v1::ServiceView`].

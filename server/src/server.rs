@@ -27,7 +27,7 @@ use crate::raft::{Consensus, ProposeError, ReplicationOptions, StartError as Rep
 use crate::session::{Authority, AuthoritySettings, Holder};
 use crate::storm::StormDesk;
 use crate::telemetry::{Metrics, ServerMetrics};
-use crate::watch::WatchHub;
+use crate::watch::{WatchHub, Watches};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
@@ -119,7 +119,7 @@ pub struct Server {
     addresses: Addresses,
     consensus: Consensus,
     ap: Ap,
-    hub: WatchHub,
+    watches: Watches,
     doors: Doors,
     health: HealthReporter,
     move_spread: Duration,
@@ -198,9 +198,11 @@ impl Server {
             directory.clone(),
             config.watch.clone(),
             config.doors.message_bytes_max,
-            metrics.watch,
+            metrics.watch.cp,
             storm.clone(),
         );
+        let ap_hub = hub.beside(ap.view().clone(), metrics.watch.ap);
+        let watches = Watches::new(hub.clone(), ap_hub.clone());
         let readiness = Readiness::new(consensus.clone());
         let doors = Doors::new(
             &config,
@@ -208,7 +210,7 @@ impl Server {
                 consensus: consensus.clone(),
                 ap: ap.clone(),
                 holder: holder.clone(),
-                hub: hub.clone(),
+                watches: watches.clone(),
                 gossip: gossip.clone(),
                 storm: storm.clone(),
                 tokens: tokens.clone(),
@@ -225,7 +227,8 @@ impl Server {
         };
         let guard = metrics.guard;
         let mut tasks = vec![
-            tokio::spawn(hub.clone().run(consensus.applied_head(), stop.clone())),
+            tokio::spawn(hub.run(consensus.applied_head(), stop.clone())),
+            tokio::spawn(ap_hub.run(ap.applied_head(), stop.clone())),
             tokio::spawn(guard.clone().follow(ap.view().clone(), ap.applied_head(), stop.clone())),
             tokio::spawn(guard.follow(directory.clone(), consensus.applied_head(), stop.clone())),
             tokio::spawn(storm.run(directory, consensus.applied_head(), stop.clone())),
@@ -239,7 +242,7 @@ impl Server {
                 health.clone(),
                 readiness,
                 doors.clone(),
-                hub.clone(),
+                watches.clone(),
                 closing.clone(),
             )),
             tokio::spawn(found(
@@ -273,7 +276,7 @@ impl Server {
             addresses,
             consensus,
             ap,
-            hub,
+            watches,
             doors,
             health,
             move_spread,
@@ -314,8 +317,8 @@ impl Server {
 
     /// Its watches.
     #[must_use]
-    pub fn hub(&self) -> &WatchHub {
-        &self.hub
+    pub fn watches(&self) -> &Watches {
+        &self.watches
     }
 
     /// Waits until replication has ended, and says why. After that nothing can be made durable: shut down and
@@ -334,7 +337,7 @@ impl Server {
         self.hand_over().await;
         self.closing.cancel();
         let spread_ms = u32::try_from(self.move_spread.as_millis()).unwrap_or(u32::MAX);
-        self.hub.close(&self.doors.other_servers(), spread_ms);
+        self.watches.close(&self.doors.other_servers(), spread_ms);
         self.doors_stop.cancel();
         if tokio::time::timeout(CLOSING_GRACE, &mut self.client_door)
             .await
@@ -522,7 +525,7 @@ async fn report_health(
     health: HealthReporter,
     readiness: Readiness,
     doors: Doors,
-    hub: WatchHub,
+    watches: Watches,
     closing: CancellationToken,
 ) {
     let mut ready = None;
@@ -544,7 +547,7 @@ async fn report_health(
         }
         if shown && !readiness.may_show() {
             shown = false;
-            hub.close(&doors.other_servers(), 0);
+            watches.close(&doors.other_servers(), 0);
         }
         tokio::select! {
             () = closing.cancelled() => return,

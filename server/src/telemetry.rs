@@ -14,7 +14,7 @@ use crate::guard::GuardMetrics;
 use crate::raft::{Consensus, MemberRole};
 use crate::session::Holder;
 use crate::storm::StormMetrics;
-use crate::watch::WatchMetrics;
+use crate::watch::ModesMetrics;
 
 /// Every metric's name begins with this.
 const PREFIX: &str = "rollcall";
@@ -43,8 +43,8 @@ pub fn start_logging(config: &LogConfig) -> Result<(), ParseError> {
 pub struct Metrics {
     /// All of them.
     pub registry: Registry,
-    /// The watch hub's.
-    pub watch: WatchMetrics,
+    /// The watch hubs'.
+    pub watch: ModesMetrics,
     /// Gossip's.
     pub gossip: GossipMetrics,
     /// AP groups'.
@@ -67,7 +67,7 @@ impl Metrics {
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("server_build", "The program", build);
         Self {
-            watch: WatchMetrics::register(&mut registry),
+            watch: ModesMetrics::register(&mut registry),
             gossip: GossipMetrics::register(&mut registry),
             ap: ApMetrics::register(&mut registry),
             storm: StormMetrics::register(&mut registry),

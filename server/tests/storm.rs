@@ -244,11 +244,11 @@ async fn a_subscription_with_another_sign_starts_in_its_turn() {
                     target: Some(v1::WatchTarget {
                         target: Some(watch_target::Target::Service(key())),
                     }),
-                    after_revision: 0,
                     known: vec![v1::KnownSign {
                         key: Some(key()),
                         sign: Some(other_sign()),
                     }],
+                    ..v1::Subscribe::default()
                 };
                 let request = v1::WatchRequest {
                     request: Some(watch_request::Request::Subscribe(subscribe)),

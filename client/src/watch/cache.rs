@@ -1,8 +1,11 @@
 //! What may replace what: the rules by which a consumer's view of a service changes.
 //!
-//! - Revisions of a cluster never go back.
-//! - A non-empty list is replaced by an empty one only on the word of a server whose state is newer: an empty
-//!   list that is merely heard, or from another cluster, changes nothing.
+//! - Revisions of one count never go back. Those of different counts (an AP group at another server, or in another
+//!   of its lives; a group that changed its mode) are not compared: what is heard last holds, and equal signs
+//!   are equal lists.
+//! - A non-empty list is replaced by an empty one only on the word of a server whose state is newer, or that
+//!   counts for itself and says that it is in touch with the others (until then it is not ready and says
+//!   nothing): an empty list that is merely heard, or from another cluster, changes nothing.
 //! - A change is applied to what it was made for: after it, the nodes' sign must be the frame's. The client
 //!   computes signs itself. Should a later server sign differently than this client, already its full lists do
 //!   not match; then changes are taken on trust.
@@ -14,7 +17,7 @@ use rollcall_proto::v1;
 use crate::key::ServiceKey;
 use crate::node::Node;
 use crate::sign::Sign;
-use crate::view::{Confirmed, ServiceView, Source, said};
+use crate::view::{Confirmed, Counted, ServiceView, Source, said};
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +40,8 @@ pub(crate) struct Cached {
     view: Arc<ServiceView>,
     /// The nodes held have the sign that the server named.
     signed: bool,
+    /// The service did change at the view's revision; otherwise not later than then.
+    dated: bool,
 }
 
 impl Cached {
@@ -44,12 +49,14 @@ impl Cached {
         Self {
             view: Arc::new(ServiceView::unknown(key)),
             signed: false,
+            dated: true,
         }
     }
 
     pub(crate) fn of(view: ServiceView) -> Self {
         Self {
             signed: is_signed(&view),
+            dated: true,
             view: Arc::new(view),
         }
     }
@@ -62,15 +69,18 @@ impl Cached {
     pub(crate) fn take_full(&mut self, view: ServiceView) -> Merged {
         let held = &self.view;
         let other_cluster = is_other(&held.cluster, &view.cluster);
-        if !other_cluster && (view.as_of < held.revision || view.revision < held.revision) {
+        let comparable = !other_cluster && !held.counted().differs(view.counted());
+        let older = view.as_of < held.revision || (self.dated && view.revision < held.revision);
+        if comparable && older {
             return Merged::Older;
         }
-        if view.nodes.is_empty() && !held.nodes.is_empty() && (other_cluster || view.as_of <= held.revision) {
+        let unconfirmed = other_cluster || (comparable && view.as_of <= held.revision);
+        if view.nodes.is_empty() && !held.nodes.is_empty() && unconfirmed {
             return Merged::UnconfirmedEmpty;
         }
         let same = held.source != Source::Nothing
             && held.exists == view.exists
-            && held.revision == view.revision
+            && (held.revision == view.revision || !comparable || !self.dated)
             && held.sign == view.sign
             && held.metadata == view.metadata
             && held.guard == view.guard;
@@ -82,14 +92,18 @@ impl Cached {
     pub(crate) fn take_delta(
         &mut self,
         delta: v1::ServiceDelta,
-        cluster: &Arc<str>,
+        (cluster, counted): (&Arc<str>, Counted),
         confirmed: Confirmed,
     ) -> Merged {
         let held = &self.view;
         if is_other(&held.cluster, cluster) {
             return Merged::Gap;
         }
-        if delta.revision <= held.revision && held.source != Source::Nothing {
+        let other_count = held.counted().differs(counted);
+        if other_count && held.exists {
+            return Merged::Gap;
+        }
+        if !other_count && delta.revision <= held.revision && held.source != Source::Nothing {
             return Merged::Older;
         }
         if !held.exists && !delta.created {
@@ -135,23 +149,32 @@ impl Cached {
         next.sign = sign;
         next.revision = delta.revision;
         next.as_of = delta.revision;
+        next.mode = counted.mode();
+        next.epoch = counted.epoch();
         next.source = Source::Live;
         next.confirmed = confirmed;
         if !cluster.is_empty() {
             next.cluster = Arc::clone(cluster);
         }
         self.signed = sum == sign;
+        self.dated = true;
         self.view = Arc::new(next);
         Merged::Changed
     }
 
     /// The service was deleted, or does not exist, as of `revision`.
-    pub(crate) fn take_gone(&mut self, revision: u64, cluster: &Arc<str>, confirmed: Confirmed) -> Merged {
+    pub(crate) fn take_gone(
+        &mut self,
+        revision: u64,
+        (cluster, counted): (&Arc<str>, Counted),
+        confirmed: Confirmed,
+    ) -> Merged {
         let held = &self.view;
+        let comparable = !held.counted().differs(counted);
         if is_other(&held.cluster, cluster) && !held.nodes.is_empty() {
             return Merged::UnconfirmedEmpty;
         }
-        if held.source != Source::Nothing && revision <= held.revision && held.exists {
+        if comparable && held.source != Source::Nothing && revision <= held.revision && held.exists {
             return if revision < held.revision {
                 Merged::Older
             } else {
@@ -160,8 +183,18 @@ impl Cached {
         }
         let unchanged = held.source != Source::Nothing && !held.exists;
         let view = ServiceView {
-            revision: revision.max(held.revision),
-            as_of: revision.max(held.as_of),
+            revision: if comparable {
+                revision.max(held.revision)
+            } else {
+                revision
+            },
+            as_of: if comparable {
+                revision.max(held.as_of)
+            } else {
+                revision
+            },
+            mode: counted.mode(),
+            epoch: counted.epoch(),
             source: Source::Live,
             cluster: if cluster.is_empty() {
                 Arc::clone(&held.cluster)
@@ -174,6 +207,7 @@ impl Cached {
         *self = Self {
             view: Arc::new(view),
             signed: true,
+            dated: true,
         };
         if unchanged {
             Merged::Confirmed
@@ -183,13 +217,26 @@ impl Cached {
     }
 
     /// What is held is still so, as of `revision`, by this cluster's word.
-    pub(crate) fn confirm(&mut self, revision: u64, cluster: &Arc<str>, confirmed: Confirmed) -> Merged {
+    pub(crate) fn confirm(
+        &mut self,
+        revision: u64,
+        (cluster, counted): (&Arc<str>, Counted),
+        confirmed: Confirmed,
+    ) -> Merged {
         let held = &self.view;
-        if revision < held.revision {
+        let comparable = !held.counted().differs(counted);
+        if comparable && revision < held.revision {
             return Merged::Older;
         }
         let mut view = ServiceView::clone(held);
-        view.as_of = view.as_of.max(revision);
+        if comparable {
+            view.as_of = view.as_of.max(revision);
+        } else {
+            (view.revision, view.as_of) = (revision, revision);
+            self.dated = false;
+        }
+        view.mode = counted.mode();
+        view.epoch = counted.epoch();
         view.source = Source::Live;
         view.confirmed = confirmed;
         if !cluster.is_empty() {
@@ -273,7 +320,12 @@ mod tests {
             nodes,
             guard: None,
         };
-        ServiceView::from_wire(view, as_of, Arc::from(cluster), Confirmed::Never)
+        ServiceView::from_wire(
+            view,
+            as_of,
+            (Arc::from(cluster), Counted::Cluster),
+            Confirmed::Never,
+        )
     }
 
     fn delta(revision: u64, put: &[&str], removed: &[&str], after: &[&str]) -> v1::ServiceDelta {
@@ -303,8 +355,28 @@ mod tests {
             .collect()
     }
 
+    fn take_of(cached: &mut Cached, delta: v1::ServiceDelta, counted: Counted) -> Merged {
+        cached.take_delta(delta, (&Arc::from("c"), counted), Confirmed::Never)
+    }
+
+    fn take_gone(cached: &mut Cached, revision: u64, cluster: &str, counted: Counted) -> Merged {
+        cached.take_gone(revision, (&Arc::from(cluster), counted), Confirmed::Never)
+    }
+
+    fn confirm(cached: &mut Cached, revision: u64, cluster: &str, counted: Counted) -> Merged {
+        cached.confirm(revision, (&Arc::from(cluster), counted), Confirmed::Never)
+    }
+
+    fn of_server(view: ServiceView, epoch: u64) -> ServiceView {
+        ServiceView {
+            mode: v1::GroupMode::Ap,
+            epoch,
+            ..view
+        }
+    }
+
     fn take(cached: &mut Cached, delta: v1::ServiceDelta) -> Merged {
-        cached.take_delta(delta, &Arc::from("c"), Confirmed::Never)
+        take_of(cached, delta, Counted::Cluster)
     }
 
     #[test]
@@ -313,10 +385,7 @@ mod tests {
         assert_eq!(cached.take_full(full(&["a"], 6, 8, "c")), Merged::Older);
         assert_eq!(cached.take_full(full(&["a"], 5, 5, "c")), Merged::Older);
         assert_eq!(take(&mut cached, delta(7, &["x"], &[], &["x"])), Merged::Older);
-        assert_eq!(
-            cached.take_gone(6, &Arc::from("c"), Confirmed::Never),
-            Merged::Older
-        );
+        assert_eq!(take_gone(&mut cached, 6, "c", Counted::Cluster), Merged::Older);
         assert_eq!(ids(&cached), ["a", "b"]);
         assert_eq!(cached.take_full(full(&["a"], 10, 10, "c")), Merged::Changed);
         assert_eq!(ids(&cached), ["a"]);
@@ -332,11 +401,11 @@ mod tests {
             Merged::UnconfirmedEmpty
         );
         assert_eq!(
-            cached.take_gone(7, &Arc::from("c"), Confirmed::Never),
+            take_gone(&mut cached, 7, "c", Counted::Cluster),
             Merged::UnconfirmedEmpty
         );
         assert_eq!(
-            cached.take_gone(90, &Arc::from("other"), Confirmed::Never),
+            take_gone(&mut cached, 90, "other", Counted::Cluster),
             Merged::UnconfirmedEmpty
         );
         assert_eq!(ids(&cached), ["a"]);
@@ -408,10 +477,7 @@ mod tests {
         };
         assert_eq!(take(&mut cached, created), Merged::Changed);
         assert_eq!(ids(&cached), ["a"]);
-        assert_eq!(
-            cached.take_gone(6, &Arc::from("c"), Confirmed::Never),
-            Merged::Changed
-        );
+        assert_eq!(take_gone(&mut cached, 6, "c", Counted::Cluster), Merged::Changed);
         assert!(!cached.view().exists && ids(&cached).is_empty());
     }
 
@@ -422,14 +488,90 @@ mod tests {
         assert_eq!((cached.view().revision, cached.view().as_of), (7, 12));
         assert!(cached.on_interrupted());
         assert_eq!(cached.view().source, Source::Cache);
-        assert_eq!(
-            cached.confirm(13, &Arc::from("c"), Confirmed::Never),
-            Merged::Confirmed
-        );
+        assert_eq!(confirm(&mut cached, 13, "c", Counted::Cluster), Merged::Confirmed);
         assert_eq!((cached.view().source, cached.view().as_of), (Source::Live, 13));
+        assert_eq!(confirm(&mut cached, 3, "c", Counted::Cluster), Merged::Older);
+    }
+
+    #[test]
+    fn revisions_of_different_counts_are_not_compared() {
+        let [one, other] = [1, 2].map(|epoch| Counted::Server { epoch });
+        let mut cached = Cached::of(of_server(full(&["a"], 700, 900, "c"), 1));
+        // Another server has the same list: nothing is new, and its count goes on from there.
+        assert_eq!(confirm(&mut cached, 30, "c", other), Merged::Confirmed);
+        let view = cached.view();
+        assert_eq!((view.revision, view.as_of, view.counted()), (30, 30, other));
         assert_eq!(
-            cached.confirm(3, &Arc::from("c"), Confirmed::Never),
+            take_of(&mut cached, delta(30, &["x"], &[], &["x"]), other),
             Merged::Older
         );
+        assert_eq!(
+            take_of(&mut cached, delta(31, &["b"], &[], &["a", "b"]), other),
+            Merged::Changed
+        );
+        // What the first one says would have to be its whole list.
+        assert_eq!(
+            take_of(&mut cached, delta(901, &["c"], &[], &["a", "c"]), one),
+            Merged::Gap
+        );
+        assert_eq!(
+            cached.take_full(of_server(full(&["a", "c"], 901, 901, "c"), 1)),
+            Merged::Changed
+        );
+        assert_eq!(ids(&cached), ["a", "c"]);
+        // An equal list with another history is no news.
+        assert_eq!(
+            cached.take_full(of_server(full(&["a", "c"], 3, 40, "c"), 2)),
+            Merged::Confirmed
+        );
+    }
+
+    #[test]
+    fn a_service_that_was_confirmed_by_its_sign_may_be_older_than_the_confirmation() {
+        let other = Counted::Server { epoch: 2 };
+        let mut cached = Cached::of(of_server(full(&["a"], 700, 900, "c"), 1));
+        assert_eq!(confirm(&mut cached, 30, "c", other), Merged::Confirmed);
+        assert_eq!(
+            cached.take_full(of_server(full(&["a"], 12, 30, "c"), 2)),
+            Merged::Confirmed
+        );
+        assert_eq!(cached.view().revision, 12, "now it is known when it changed");
+        assert_eq!(
+            cached.take_full(of_server(full(&["a", "b"], 11, 31, "c"), 2)),
+            Merged::Older
+        );
+    }
+
+    #[test]
+    fn a_server_that_counts_for_itself_may_say_that_all_nodes_are_gone_but_not_twice_the_same_revision() {
+        let other = Counted::Server { epoch: 2 };
+        let mut cached = Cached::of(of_server(full(&["a"], 700, 900, "c"), 1));
+        assert_eq!(
+            cached.take_full(of_server(full(&[], 5, 700, "c"), 1)),
+            Merged::Older
+        );
+        assert_eq!(
+            take_gone(&mut cached, 30, "x", other),
+            Merged::UnconfirmedEmpty,
+            "another cluster"
+        );
+        let mut moved = Cached::of(cached.view().as_ref().clone());
+        assert_eq!(
+            moved.take_full(of_server(full(&[], 5, 7, "c"), 2)),
+            Merged::Changed
+        );
+        assert_eq!(take_gone(&mut cached, 30, "c", other), Merged::Changed);
+        let view = cached.view();
+        assert!(!view.exists && view.nodes.is_empty() && view.as_of == 30);
+        // It comes back at yet another server.
+        let created = v1::ServiceDelta {
+            created: true,
+            ..delta(2, &["a"], &[], &["a"])
+        };
+        assert_eq!(
+            take_of(&mut cached, created, Counted::Server { epoch: 3 }),
+            Merged::Changed
+        );
+        assert_eq!((ids(&cached).len(), cached.view().revision), (1, 2));
     }
 }

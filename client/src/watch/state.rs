@@ -13,12 +13,15 @@ use super::cache::{Cached, Merged};
 use crate::error::Error;
 use crate::key::ServiceKey;
 use crate::node::Node;
-use crate::view::{Confirmed, Heard, ServiceView, Source, said};
+use crate::view::{Confirmed, Counted, Heard, ServiceView, Source, said};
 
 /// Most signs named in one subscription; what is held beyond them is sent again.
 const KNOWN_MAX: usize = 5000;
 /// A service that misses changes again so soon after it was asked for anew is asked for elsewhere.
 const RESYNC_SPACING: Duration = Duration::from_secs(1);
+
+/// A server that so often in a row is not ready for a subscription is left for another.
+const REFUSALS_MAX: u32 = 3;
 
 /// Longest wait that a server may ask for while it rations full lists.
 const KEEP_CACHE_MAX: Duration = Duration::from_secs(600);
@@ -113,7 +116,8 @@ impl From<&v1::RemovedNode> for RemovedNode {
     }
 }
 
-/// Something that a watch has to tell. Per service, revisions only grow.
+/// Something that a watch has to tell. Per service, revisions only grow; of groups in mode AP, while the stream
+/// stays with one server.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum WatchEvent {
@@ -148,7 +152,7 @@ pub enum WatchEvent {
     },
     /// The subscription is live at a server.
     Live {
-        /// The state's revision.
+        /// The state's revision; of a group and below, that of its parts in mode CP.
         revision: u64,
         /// Every change since the interruption follows; otherwise what differed was sent as snapshots.
         resumed: bool,
@@ -215,12 +219,93 @@ pub(super) struct Subscription {
     pub(super) handles: usize,
     /// Its number on the stream; 0: not asked for yet.
     pub(super) number: u64,
-    /// Asked for with this number, and live.
-    pub(super) started: bool,
-    /// Everything of the target up to here has come.
-    position: u64,
+    /// Its groups in mode CP.
+    cp: Part,
+    /// Its groups in mode AP.
+    ap: Part,
+    /// One part has started, and the other one will: those of the services held that are not of the first.
+    unlisted: Option<BTreeSet<ServiceKey>>,
     ask_at: Option<Instant>,
     pub(super) rejection: Option<v1::Error>,
+    /// How often in a row a server said that it is not ready for it.
+    refusals: u32,
+}
+
+/// What a subscription follows in groups of one mode.
+#[derive(Clone, Copy, Debug, Default)]
+struct Part {
+    /// Asked for on this stream, and started.
+    started: bool,
+    /// It was resumed without a gap.
+    resumed: bool,
+    /// Everything up to here has come.
+    position: u64,
+    /// In whose count.
+    epoch: u64,
+}
+
+impl Part {
+    /// Everything up to here has come, or: the server must not be behind this.
+    fn reach(&mut self, counted: Counted, revision: u64) {
+        let epoch = counted.epoch();
+        let before = if self.epoch == epoch { self.position } else { 0 };
+        (self.position, self.epoch) = (before.max(revision), epoch);
+    }
+
+    /// What has come is not enough: from state again. Where it was not started, its position is a mere lower bound.
+    fn forget(&mut self) {
+        if std::mem::take(&mut self.started) {
+            self.position = 0;
+        }
+    }
+}
+
+impl Subscription {
+    fn new() -> Self {
+        Self {
+            handles: 0,
+            number: 0,
+            cp: Part::default(),
+            ap: Part::default(),
+            unlisted: None,
+            ask_at: None,
+            rejection: None,
+            refusals: 0,
+        }
+    }
+
+    fn part(&mut self, counted: Counted) -> &mut Part {
+        match counted {
+            Counted::Unknown | Counted::Cluster => &mut self.cp,
+            Counted::Server { .. } => &mut self.ap,
+        }
+    }
+
+    /// Asked for with its number, and live.
+    fn live(&self) -> bool {
+        (self.cp.started || self.ap.started) && self.unlisted.is_none()
+    }
+
+    fn forget(&mut self) {
+        self.cp.forget();
+        self.ap.forget();
+        self.unlisted = None;
+    }
+
+    /// No longer asked for on this stream, or no longer live.
+    fn stop(&mut self) {
+        self.cp.started = false;
+        self.ap.started = false;
+        self.unlisted = None;
+    }
+}
+
+/// How far the messages about groups of one mode have been taken in.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mark {
+    epoch: u64,
+    acknowledge: u64,
+    acknowledged: u64,
 }
 
 #[derive(Debug)]
@@ -257,8 +342,10 @@ pub(super) struct State {
     pub(super) dirty: BTreeSet<ServiceKey>,
     heard: Arc<Heard>,
     cluster: Arc<str>,
-    acknowledge: u64,
-    acknowledged: u64,
+    /// What revisions of the message at hand count.
+    counted: Counted,
+    cp_mark: Mark,
+    ap_mark: Mark,
     /// Frames since the last point where a resume is safe end with these services' changes of one revision.
     tail: Option<Tail>,
     pub(super) closed: bool,
@@ -285,8 +372,9 @@ impl State {
             dirty: BTreeSet::new(),
             heard: Heard::now(),
             cluster: Arc::from(""),
-            acknowledge: 0,
-            acknowledged: 0,
+            counted: Counted::Cluster,
+            cp_mark: Mark::default(),
+            ap_mark: Mark::default(),
             tail: None,
             closed: false,
         }
@@ -296,14 +384,10 @@ impl State {
 
     /// One more handle wants the target.
     pub(super) fn want(&mut self, target: &WatchTarget) {
-        let subscription = self.subscriptions.entry(target.clone()).or_insert(Subscription {
-            handles: 0,
-            number: 0,
-            started: false,
-            position: 0,
-            ask_at: None,
-            rejection: None,
-        });
+        let subscription = self
+            .subscriptions
+            .entry(target.clone())
+            .or_insert_with(Subscription::new);
         subscription.handles += 1;
         if let WatchTarget::Service(key) = target {
             self.slot(key);
@@ -417,14 +501,15 @@ impl State {
     pub(super) fn on_connected(&mut self) {
         self.dropped.clear();
         self.next_number = 1;
-        self.acknowledge = 0;
-        self.acknowledged = 0;
+        self.cp_mark = Mark::default();
+        self.ap_mark = Mark::default();
+        self.counted = Counted::Cluster;
         self.tail = None;
         self.heard = Heard::now();
         self.cluster = Arc::from("");
         for subscription in self.subscriptions.values_mut() {
             subscription.number = 0;
-            subscription.started = false;
+            subscription.stop();
             subscription.ask_at = None;
         }
         for slot in self.slots.values_mut() {
@@ -457,18 +542,30 @@ impl State {
             return Some(Request::Subscribe(v1::Subscribe {
                 subscription: subscription.number,
                 target: Some(target.to_wire()),
-                after_revision: subscription.position,
+                after_revision: subscription.cp.position,
                 known,
+                ap_after_revision: subscription.ap.position,
+                ap_epoch: subscription.ap.epoch,
             }));
         }
+        let marks = [
+            (v1::GroupMode::Cp, &mut self.cp_mark),
+            (v1::GroupMode::Ap, &mut self.ap_mark),
+        ];
+        let mut news = marks
+            .into_iter()
+            .filter(|(_, mark)| mark.acknowledge > mark.acknowledged);
+        let (mode, mark) = news.next()?;
         // What is asked for anew has not been taken in, whatever came behind it.
-        if self.acknowledge > self.acknowledged && !self.slots.values().any(|slot| slot.awaits_full) {
-            self.acknowledged = self.acknowledge;
-            return Some(Request::Ack(v1::WatchAck {
-                revision: self.acknowledge,
-            }));
+        if self.slots.values().any(|slot| slot.awaits_full) {
+            return None;
         }
-        None
+        mark.acknowledged = mark.acknowledge;
+        Some(Request::Ack(v1::WatchAck {
+            revision: mark.acknowledge,
+            mode: mode.into(),
+            epoch: mark.epoch,
+        }))
     }
 
     /// When a refused subscription is to be asked for again.
@@ -481,6 +578,32 @@ impl State {
     }
 
     // ---- the stream's incoming side ---------------------------------------------------------------------
+
+    /// A message begins: all its frames are of this cluster, if it is named, and count like this.
+    pub(super) fn on_message(&mut self, cluster: &str, counted: Counted) {
+        if !cluster.is_empty() {
+            self.cluster = Arc::from(cluster);
+        }
+        self.counted = counted;
+    }
+
+    fn acknowledge(&mut self, revision: u64) {
+        let mark = match self.counted {
+            Counted::Unknown | Counted::Cluster => &mut self.cp_mark,
+            Counted::Server { .. } => &mut self.ap_mark,
+        };
+        mark.epoch = self.counted.epoch();
+        mark.acknowledge = mark.acknowledge.max(revision);
+    }
+
+    /// Whoever waits for the other part of a subscription need not wonder about this service any more.
+    fn on_word_of(&mut self, key: &ServiceKey) {
+        for subscription in self.subscriptions.values_mut() {
+            if let Some(unlisted) = &mut subscription.unlisted {
+                unlisted.remove(key);
+            }
+        }
+    }
 
     pub(super) fn on_frame(&mut self, frame: v1::WatchFrame) -> Todo {
         use v1::watch_frame::Frame;
@@ -516,6 +639,7 @@ impl State {
     fn on_started(&mut self, started: v1::Started) -> Todo {
         let header = started.header.unwrap_or_default();
         self.cluster = Arc::from(header.cluster.as_str());
+        let counted = self.counted;
         let found = self
             .subscriptions
             .iter_mut()
@@ -524,10 +648,25 @@ impl State {
             return Todo::default();
         };
         let target = target.clone();
-        subscription.started = true;
-        subscription.rejection = None;
-        subscription.position = started.revision;
         let resumed = started.kind == i32::from(v1::StartKind::Resumed);
+        // Said again of one part of a live subscription, it is about this part alone.
+        let again = subscription.live() && subscription.part(counted).started;
+        *subscription.part(counted) = Part {
+            started: true,
+            resumed,
+            position: started.revision,
+            epoch: counted.epoch(),
+        };
+        if !started.half {
+            subscription
+                .cp
+                .reach(Counted::Cluster, started.directory_revision);
+        }
+        subscription.rejection = None;
+        subscription.refusals = 0;
+        let (cp, ap) = (subscription.cp, subscription.ap);
+        let awaits_other = started.half && !(cp.started && ap.started);
+        let first = subscription.unlisted.take().filter(|_| !awaits_other);
         let existing: BTreeSet<ServiceKey> = started.services.into_iter().map(ServiceKey::from).collect();
         let guard = |guard: v1::ServiceGuard| (guard.key.unwrap_or_default().into(), guard.guard);
         let guards: BTreeMap<ServiceKey, _> = started.guards.into_iter().map(guard).collect();
@@ -539,6 +678,7 @@ impl State {
         }
         let (cluster, confirmed) = (Arc::clone(&self.cluster), self.confirmed());
         let mut missing = false;
+        let mut unlisted = BTreeSet::new();
         let (mut gone, mut guarded) = (Vec::new(), Vec::new());
         for (key, slot) in self.slots.iter_mut().filter(|(key, _)| target.covers(key)) {
             if slot.cached.on_other_cluster(&cluster) {
@@ -555,12 +695,32 @@ impl State {
             if slot.awaits_full {
                 continue;
             }
-            let exists = existing.contains(key) || (resumed && slot.cached.view().exists);
-            let merged = if exists {
-                slot.cached.confirm(started.revision, &cluster, confirmed.clone())
-            } else {
+            let held = slot.cached.view().counted();
+            let own = held.mode() == counted.mode();
+            let listed = existing.contains(key);
+            if listed && resumed && held.differs(counted) {
+                // Only the changes were sent, and they are not to what is held.
+                missing = true;
+                slot.awaits_full = true;
+                continue;
+            }
+            let merged = if listed || (resumed && own && slot.cached.view().exists) {
                 slot.cached
-                    .take_gone(started.revision, &cluster, confirmed.clone())
+                    .confirm(started.revision, (&cluster, counted), confirmed.clone())
+            } else if awaits_other {
+                unlisted.insert(key.clone());
+                continue;
+            } else if first.as_ref().is_some_and(|first| !first.contains(key)) || (again && !own) {
+                // The other part's.
+                continue;
+            } else {
+                let (part, counted) = match held {
+                    Counted::Server { .. } if ap.started => (ap, Counted::Server { epoch: ap.epoch }),
+                    _ if cp.started => (cp, Counted::Cluster),
+                    _ => (ap, counted),
+                };
+                slot.cached
+                    .take_gone(part.position, (&cluster, counted), confirmed.clone())
             };
             match merged {
                 Merged::Changed => gone.push(Arc::clone(slot.cached.view())),
@@ -590,15 +750,27 @@ impl State {
         if missing {
             return self.ask_anew_for_target(&target);
         }
+        self.acknowledge(started.revision);
+        let Some(subscription) = self.subscriptions.get_mut(&target) else {
+            return Todo::default();
+        };
+        if awaits_other {
+            subscription.unlisted = Some(unlisted);
+            return Todo::default();
+        }
+        let (revision, resumed) = if started.half {
+            (cp.position, cp.resumed && ap.resumed)
+        } else {
+            (started.revision, resumed)
+        };
         self.tell_target(
             Some(&target),
             WatchEvent::Live {
-                revision: started.revision,
+                revision,
                 resumed,
                 server: header.server,
             },
         );
-        self.acknowledge = self.acknowledge.max(started.revision);
         Todo::default()
     }
 
@@ -607,10 +779,12 @@ impl State {
             return Todo::default();
         };
         let confirmed = self.confirmed();
-        let view = ServiceView::from_wire(view, snapshot.revision, Arc::clone(&self.cluster), confirmed);
+        let origin = (Arc::clone(&self.cluster), self.counted);
+        let view = ServiceView::from_wire(view, snapshot.revision, origin, confirmed);
         if !self.is_wanted(&view.key) {
             return Todo::default();
         }
+        self.on_word_of(&view.key);
         let (key, revision) = (view.key.clone(), snapshot.revision);
         let slot = self.slot(&key);
         let mut view = view;
@@ -649,7 +823,8 @@ impl State {
             return Todo::default();
         }
         let (revision, whole) = (delta.revision, delta.parts_after == 0);
-        let (cluster, confirmed) = (Arc::clone(&self.cluster), self.confirmed());
+        let (cluster, counted, confirmed) = (Arc::clone(&self.cluster), self.counted, self.confirmed());
+        self.on_word_of(&key);
         let slot = self.slot(&key);
         if slot.awaits_full {
             return Todo::default();
@@ -658,7 +833,7 @@ impl State {
         let removed: Vec<_> = delta.removed.iter().map(RemovedNode::from).collect();
         let lists = delta.created || delta.settings.is_some() || !put.is_empty() || !removed.is_empty();
         let before = slot.cached.view().guard;
-        match slot.cached.take_delta(delta, &cluster, confirmed) {
+        match slot.cached.take_delta(delta, (&cluster, counted), confirmed) {
             Merged::Changed => {
                 slot.publish();
                 let view = Arc::clone(slot.cached.view());
@@ -685,9 +860,14 @@ impl State {
         if !self.is_wanted(&key) {
             return Todo::default();
         }
-        let (cluster, confirmed) = (Arc::clone(&self.cluster), self.confirmed());
+        let (cluster, counted, confirmed) = (Arc::clone(&self.cluster), self.counted, self.confirmed());
+        self.on_word_of(&key);
         let slot = self.slot(&key);
-        if slot.cached.take_gone(gone.revision, &cluster, confirmed) == Merged::Changed {
+        if slot
+            .cached
+            .take_gone(gone.revision, (&cluster, counted), confirmed)
+            == Merged::Changed
+        {
             slot.publish();
             let view = Arc::clone(slot.cached.view());
             self.dirty.insert(key.clone());
@@ -697,32 +877,40 @@ impl State {
     }
 
     fn on_bookmark(&mut self, revision: u64) -> Todo {
-        for subscription in self.subscriptions.values_mut().filter(|one| one.started) {
-            subscription.position = subscription.position.max(revision);
+        let counted = self.counted;
+        let mut started = Vec::new();
+        for (target, subscription) in &mut self.subscriptions {
+            let part = subscription.part(counted);
+            if part.started {
+                part.reach(counted, revision);
+                started.push(target);
+            }
         }
-        self.acknowledge = self.acknowledge.max(revision);
         // A server that was behind when it took over has caught up.
-        let (cluster, confirmed) = (Arc::clone(&self.cluster), self.confirmed());
-        let started: Vec<&WatchTarget> = self
-            .subscriptions
-            .iter()
-            .filter(|(_, one)| one.started)
-            .map(|(target, _)| target)
-            .collect();
+        let (cluster, confirmed) = (
+            Arc::clone(&self.cluster),
+            Confirmed::Heard(Arc::clone(&self.heard)),
+        );
         for (key, slot) in &mut self.slots {
             if slot.cached.view().source != Source::Live
+                && slot.cached.view().counted() == counted
                 && !slot.awaits_full
                 && !slot.cached.on_other_cluster(&cluster)
                 && started.iter().any(|target| target.covers(key))
-                && slot.cached.confirm(revision, &cluster, confirmed.clone()) == Merged::Confirmed
+                && slot
+                    .cached
+                    .confirm(revision, (&cluster, counted), confirmed.clone())
+                    == Merged::Confirmed
             {
                 slot.publish();
             }
         }
+        self.acknowledge(revision);
         Todo::default()
     }
 
-    /// It is not our turn: what is held is served meanwhile, and the subscription is asked for when told.
+    /// It is not our turn, or a group's mode changed and the subscription is over: what is held is served meanwhile,
+    /// and the subscription is asked for when told.
     fn on_keep_cache(&mut self, keep: v1::KeepCache) -> Todo {
         let found = self
             .subscriptions
@@ -730,12 +918,29 @@ impl State {
             .find(|(_, one)| one.number != 0 && one.number == keep.subscription);
         if let Some((target, subscription)) = found {
             let retry_after = Duration::from_millis(keep.retry_after_ms.into()).min(KEEP_CACHE_MAX);
-            tracing::debug!(%target, ?retry_after, "full lists are rationed");
+            tracing::debug!(%target, ?retry_after, "to be asked for later");
             subscription.number = 0;
-            subscription.started = false;
+            subscription.stop();
             subscription.ask_at = Some(Instant::now() + retry_after);
+            let target = target.clone();
+            self.on_unfollowed(&target);
         }
         Todo::default()
+    }
+
+    /// No frames come for a target at the moment: what only it kept current is held, and no longer said to be live.
+    fn on_unfollowed(&mut self, target: &WatchTarget) {
+        let live: Vec<&WatchTarget> = self
+            .subscriptions
+            .iter()
+            .filter(|(_, one)| one.live())
+            .map(|(target, _)| target)
+            .collect();
+        for (key, slot) in self.slots.iter_mut().filter(|(key, _)| target.covers(key)) {
+            if !live.iter().any(|target| target.covers(key)) && slot.cached.on_interrupted() {
+                slot.publish();
+            }
+        }
     }
 
     fn on_rejected(&mut self, rejected: v1::Rejected) -> Todo {
@@ -755,7 +960,13 @@ impl State {
             subscription.number = 0;
             subscription.ask_at = Some(Instant::now() + asked.max(Duration::from_secs(1)));
         }
-        subscription.started = false;
+        subscription.stop();
+        let unready = wire.code() == v1::ErrorCode::NotReady;
+        subscription.refusals = if unready { subscription.refusals + 1 } else { 0 };
+        let leave = (subscription.refusals >= REFUSALS_MAX).then_some("the server is not ready");
+        if leave.is_some() {
+            subscription.refusals = 0;
+        }
         subscription.rejection = Some(wire);
         self.tell_target(
             Some(&target),
@@ -763,7 +974,7 @@ impl State {
                 error: Arc::new(error),
             },
         );
-        Todo::default()
+        Todo { leave, move_on: None }
     }
 
     /// Remembers a change as perhaps the last of its message. `whole`: no other part of the revision follows.
@@ -784,15 +995,17 @@ impl State {
         let Some(Tail { revision, services }) = self.tail.take() else {
             return;
         };
+        let counted = self.counted;
         let mut reached = false;
         for (target, subscription) in &mut self.subscriptions {
-            if subscription.started && services.iter().any(|key| target.covers(key)) {
-                subscription.position = subscription.position.max(revision);
+            let part = subscription.part(counted);
+            if part.started && services.iter().any(|key| target.covers(key)) {
+                part.reach(counted, revision);
                 reached = true;
             }
         }
         if reached {
-            self.acknowledge = self.acknowledge.max(revision);
+            self.acknowledge(revision);
         }
     }
 
@@ -826,8 +1039,7 @@ impl State {
 
     fn ask_anew_for_target(&mut self, target: &WatchTarget) -> Todo {
         if let Some(subscription) = self.subscriptions.get_mut(target) {
-            subscription.position = 0;
-            subscription.started = false;
+            subscription.forget();
             subscription.ask_at = Some(Instant::now() + RESYNC_SPACING);
             self.dropped.push(std::mem::take(&mut subscription.number));
         }
@@ -840,8 +1052,7 @@ impl State {
             .iter_mut()
             .filter(|(target, _)| target.covers(key))
         {
-            subscription.position = 0;
-            subscription.started = false;
+            subscription.forget();
         }
     }
 
@@ -853,7 +1064,7 @@ impl State {
             }
         }
         for subscription in self.subscriptions.values_mut() {
-            subscription.started = false;
+            subscription.stop();
         }
         self.tell_target(
             None,

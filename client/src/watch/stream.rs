@@ -12,8 +12,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::hub::Shared;
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, LOST_SPREAD, spread_over};
 use crate::endpoint::Endpoint;
+use crate::view::Counted;
 
 /// Requests that wait for the connection; further ones wait in the shared state.
 const OUTGOING_ROOM: usize = 64;
@@ -46,7 +47,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 let opened_at = Instant::now();
                 let left = stream.run(&shared).await;
                 // One that breaks again and again at once is no better than none.
-                if stream.heard && opened_at.elapsed() >= STEADY_AFTER {
+                let steady = stream.heard && opened_at.elapsed() >= STEADY_AFTER;
+                if steady {
                     pressing = None;
                     unreachable.reset();
                     refused.reset();
@@ -62,9 +64,14 @@ pub(super) async fn run(shared: Arc<Shared>) {
                     Fault::Closing { .. } => endpoint.put_aside_for(CLOSING_FOR),
                     Fault::LeaveAlone => endpoint.put_aside_for(LEFT_ALONE_FOR),
                 }
-                if let Fault::Closing { slot } = left.endpoint {
+                match left.endpoint {
                     // The others expect us then; it is spread over all clients of the closing server.
-                    pause_until(&shared, slot).await;
+                    Fault::Closing { slot } => pause_until(&shared, slot).await,
+                    // All its clients lost it, and without slots each of them chooses a moment.
+                    Fault::Failed if steady => {
+                        pause_until(&shared, Instant::now() + spread_over(LOST_SPREAD)).await;
+                    }
+                    Fault::Failed | Fault::None | Fault::LeaveAlone => {}
                 }
             }
             Err(no) => {
@@ -265,6 +272,7 @@ impl Stream {
     ) -> Result<Option<(Duration, Vec<String>)>, Left> {
         let mut advice = None;
         let mut state = shared.state.lock();
+        state.on_message(&response.cluster, Counted::of(response.mode(), response.epoch));
         for frame in response.frames {
             let frame = match v1::WatchFrame::decode(frame) {
                 Ok(frame) => frame,

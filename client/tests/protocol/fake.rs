@@ -31,8 +31,12 @@ pub(crate) struct Shared {
     /// What subscriptions came, by server.
     pub(crate) subscriptions: Vec<(u64, v1::Subscribe)>,
     pub(crate) acks: Vec<u64>,
+    /// Those of AP groups, with their epoch.
+    pub(crate) ap_acks: Vec<(u64, u64)>,
     /// How a subscription is answered.
     pub(crate) script: Vec<v1::WatchFrame>,
+    /// How it is answered for AP groups, in a message of its own.
+    pub(crate) ap_script: Vec<v1::WatchFrame>,
     /// What queries are answered with.
     pub(crate) view: Option<v1::ServiceView>,
     pub(crate) queries: u64,
@@ -164,11 +168,33 @@ impl Server {
             let _ = sender.send(Ok(response(&frames))).await;
         }
     }
+
+    /// The same about AP groups.
+    pub(crate) async fn send_ap(&self, frames: Vec<v1::WatchFrame>) {
+        let senders = self.core.watchers.lock().clone();
+        for sender in senders {
+            let _ = sender.send(Ok(ap_response(self.id, &frames))).await;
+        }
+    }
+}
+
+/// A message about AP groups, as this server counts.
+pub(crate) fn ap_response(server: u64, frames: &[v1::WatchFrame]) -> v1::WatchResponse {
+    v1::WatchResponse {
+        mode: v1::GroupMode::Ap.into(),
+        epoch: epoch_of(server),
+        ..response(frames)
+    }
+}
+
+pub(crate) fn epoch_of(server: u64) -> u64 {
+    server * 1_000
 }
 
 pub(crate) fn response(frames: &[v1::WatchFrame]) -> v1::WatchResponse {
     v1::WatchResponse {
         frames: frames.iter().map(|frame| frame.encode_to_vec().into()).collect(),
+        ..v1::WatchResponse::default()
     }
 }
 
@@ -418,6 +444,13 @@ impl v1::registry_server::Registry for Core {
         Err(Status::unimplemented("not asked for here"))
     }
 
+    async fn refused_registrations(
+        &self,
+        _: Request<v1::RefusedRegistrationsRequest>,
+    ) -> Result<Response<v1::RefusedRegistrationsResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
     async fn explain(&self, _: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }
@@ -571,14 +604,15 @@ impl v1::watch_server::Watch for Core {
                     request = requests.message() => request,
                 };
                 let Ok(Some(request)) = request else { return };
-                let frames = {
+                let (frames, ap_frames) = {
                     let mut cluster = core.cluster.lock();
                     match request.request {
                         Some(v1::watch_request::Request::Subscribe(subscribe)) => {
                             cluster.subscriptions.push((core.id, subscribe.clone()));
                             // The script is written for subscription 0; it gets the number that was chosen.
-                            let mut frames = cluster.script.clone();
-                            for frame in &mut frames {
+                            let (mut frames, mut ap_frames) =
+                                (cluster.script.clone(), cluster.ap_script.clone());
+                            for frame in frames.iter_mut().chain(&mut ap_frames) {
                                 match &mut frame.frame {
                                     Some(v1::watch_frame::Frame::Started(started)) => {
                                         started.subscription = subscribe.subscription;
@@ -587,19 +621,29 @@ impl v1::watch_server::Watch for Core {
                                     Some(v1::watch_frame::Frame::KeepCache(keep)) => {
                                         keep.subscription = subscribe.subscription;
                                     }
+                                    Some(v1::watch_frame::Frame::Rejected(rejected)) => {
+                                        rejected.subscription = subscribe.subscription;
+                                    }
                                     _ => {}
                                 }
                             }
-                            frames
+                            (frames, ap_frames)
                         }
                         Some(v1::watch_request::Request::Ack(ack)) => {
-                            cluster.acks.push(ack.revision);
-                            Vec::new()
+                            match ack.mode() {
+                                v1::GroupMode::Ap => cluster.ap_acks.push((ack.revision, ack.epoch)),
+                                _ => cluster.acks.push(ack.revision),
+                            }
+                            Default::default()
                         }
-                        Some(v1::watch_request::Request::Unsubscribe(_)) | None => Vec::new(),
+                        Some(v1::watch_request::Request::Unsubscribe(_)) | None => Default::default(),
                     }
                 };
                 if !frames.is_empty() && sender.send(Ok(response(&frames))).await.is_err() {
+                    return;
+                }
+                let ap = ap_response(core.id, &ap_frames);
+                if !ap_frames.is_empty() && sender.send(Ok(ap)).await.is_err() {
                     return;
                 }
             }

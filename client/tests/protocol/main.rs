@@ -3,5 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod fake;
+mod modes;
 mod session;
 mod watch;

@@ -10,11 +10,11 @@ use rollcall_client::{
 };
 use v1::watch_frame::Frame;
 
-fn key() -> ServiceKey {
+pub(crate) fn key() -> ServiceKey {
     ServiceKey::new("prod/feed", "ranker")
 }
 
-fn config(servers: &[&Server]) -> RegistryConfig {
+pub(crate) fn config(servers: &[&Server]) -> RegistryConfig {
     RegistryConfig::new(servers.iter().map(|server| server.address.to_string()))
 }
 
@@ -30,28 +30,27 @@ fn nodes(ids: &[&str]) -> Vec<v1::Node> {
         .collect()
 }
 
-fn sign(ids: &[&str]) -> Option<v1::Sign> {
+pub(crate) fn sign(ids: &[&str]) -> Option<v1::Sign> {
     let nodes: Vec<Node> = nodes(ids).into_iter().map(Node::from).collect();
     Some(Sign::of_nodes(&nodes).into())
 }
 
-fn frame(frame: Frame) -> v1::WatchFrame {
+pub(crate) fn frame(frame: Frame) -> v1::WatchFrame {
     v1::WatchFrame { frame: Some(frame) }
 }
 
-fn started(kind: v1::StartKind, revision: u64, exists: bool) -> v1::WatchFrame {
+pub(crate) fn started(kind: v1::StartKind, revision: u64, exists: bool) -> v1::WatchFrame {
     let services = if exists { vec![(&key()).into()] } else { Vec::new() };
     frame(Frame::Started(v1::Started {
         subscription: 0,
         kind: kind.into(),
         revision,
-        header: None,
         services,
-        guards: Vec::new(),
+        ..v1::Started::default()
     }))
 }
 
-fn snapshot(ids: &[&str], revision: u64) -> v1::WatchFrame {
+pub(crate) fn snapshot(ids: &[&str], revision: u64) -> v1::WatchFrame {
     let view = v1::ServiceView {
         key: Some((&key()).into()),
         sign: sign(ids),
@@ -67,7 +66,7 @@ fn snapshot(ids: &[&str], revision: u64) -> v1::WatchFrame {
     }))
 }
 
-fn delta(revision: u64, put: &[&str], removed: &[&str], after: &[&str]) -> v1::WatchFrame {
+pub(crate) fn delta(revision: u64, put: &[&str], removed: &[&str], after: &[&str]) -> v1::WatchFrame {
     let removed = removed
         .iter()
         .map(|id| v1::RemovedNode {
@@ -85,18 +84,21 @@ fn delta(revision: u64, put: &[&str], removed: &[&str], after: &[&str]) -> v1::W
     }))
 }
 
-fn current(ids: &[&str], revision: u64) -> Vec<v1::WatchFrame> {
+pub(crate) fn current(ids: &[&str], revision: u64) -> Vec<v1::WatchFrame> {
     vec![
         snapshot(ids, revision),
         started(v1::StartKind::Current, revision, true),
     ]
 }
 
-fn ids(view: &ServiceView) -> Vec<&str> {
+pub(crate) fn ids(view: &ServiceView) -> Vec<&str> {
     view.nodes.iter().map(|node| node.id.as_ref()).collect()
 }
 
-async fn until(watch: &mut ServiceWatch, wanted: impl Fn(&ServiceView) -> bool) -> Arc<ServiceView> {
+pub(crate) async fn until(
+    watch: &mut ServiceWatch,
+    wanted: impl Fn(&ServiceView) -> bool,
+) -> Arc<ServiceView> {
     let found = async {
         loop {
             let view = watch.view();
@@ -111,7 +113,7 @@ async fn until(watch: &mut ServiceWatch, wanted: impl Fn(&ServiceView) -> bool) 
         .expect("the view comes")
 }
 
-async fn next(watch: &mut Watch) -> WatchEvent {
+pub(crate) async fn next(watch: &mut Watch) -> WatchEvent {
     tokio::time::timeout(Duration::from_secs(30), watch.next())
         .await
         .expect("an event comes")
@@ -301,7 +303,7 @@ async fn a_catch_up_that_breaks_off_is_resumed_before_it() {
     assert_eq!(resumed_behind(), Some(13));
 }
 
-async fn until_live(watch: &mut Watch) {
+pub(crate) async fn until_live(watch: &mut Watch) {
     while !matches!(next(watch).await, WatchEvent::Live { .. }) {}
 }
 

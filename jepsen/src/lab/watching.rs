@@ -10,8 +10,8 @@ use rollcall_proto::v1::watch_frame::Frame;
 use rollcall_proto::v1::watch_request::Request;
 use rollcall_proto::v1::watch_target::Target;
 use rollcall_proto::v1::{
-    Node, RemovalCause, ServiceDelta, ServiceKey, ServiceSnapshot, StartKind, Subscribe, WatchFrame,
-    WatchRequest, WatchResponse, WatchTarget,
+    GroupMode, Node, RemovalCause, ServiceDelta, ServiceKey, ServiceSnapshot, StartKind, Subscribe,
+    WatchFrame, WatchRequest, WatchResponse, WatchTarget,
 };
 use tokio::sync::mpsc;
 use tonic::Streaming;
@@ -25,6 +25,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(2);
 pub struct Watching {
     answers: Streaming<WatchResponse>,
     ready: VecDeque<Frame>,
+    cp_only: bool,
     // The stream ends when this is dropped.
     _requests: mpsc::Sender<WatchRequest>,
 }
@@ -47,12 +48,17 @@ impl Watching {
         Self::open(address, Target::Service(key), after_revision).await
     }
 
-    /// Subscribes to everything below a group, in the same way.
+    /// Subscribes to everything below a group, in the same way. Only groups in mode cp are told of: the revisions of
+    /// others count something else.
     ///
     /// # Errors
     /// The server does not answer.
     pub async fn group(address: &str, group: &str, after_revision: u64) -> anyhow::Result<Self> {
-        Self::open(address, Target::GroupPrefix(group.into()), after_revision).await
+        let watching = Self::open(address, Target::GroupPrefix(group.into()), after_revision).await?;
+        Ok(Self {
+            cp_only: true,
+            ..watching
+        })
     }
 
     async fn open(address: &str, target: Target, after_revision: u64) -> anyhow::Result<Self> {
@@ -86,6 +92,7 @@ impl Watching {
         Ok(Self {
             answers,
             ready: VecDeque::new(),
+            cp_only: false,
             _requests: requests,
         })
     }
@@ -104,6 +111,9 @@ impl Watching {
                 .message()
                 .await?
                 .context("the server ended the stream")?;
+            if self.cp_only && answer.mode() == GroupMode::Ap {
+                continue;
+            }
             for encoded in answer.frames {
                 let frame = WatchFrame::decode(encoded).context("a frame that cannot be read")?;
                 self.ready.extend(frame.frame);

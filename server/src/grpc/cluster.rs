@@ -51,7 +51,7 @@ impl Doors {
             nodes: totals.nodes,
             sessions: totals.sessions,
             sessions_held: self.holder.held() as u64,
-            watchers: self.hub.streams() as u64,
+            watchers: self.watches.streams() as u64,
             ready: not_ready.is_none(),
             not_ready_reason: not_ready.unwrap_or_default(),
             disk_full: status.disk_full,

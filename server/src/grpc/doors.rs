@@ -28,7 +28,7 @@ use crate::http::Readiness;
 use crate::raft::Consensus;
 use crate::session::Holder;
 use crate::storm::StormDesk;
-use crate::watch::WatchHub;
+use crate::watch::Watches;
 
 /// What the doors lead to.
 pub struct DoorsParts {
@@ -39,7 +39,7 @@ pub struct DoorsParts {
     /// Heartbeats of this server's streams.
     pub holder: Holder,
     /// Watches.
-    pub hub: WatchHub,
+    pub watches: Watches,
     /// Gossip, unless it is off.
     pub gossip: Option<Gossip>,
     /// Who may have full lists while consumers stampede.
@@ -60,7 +60,7 @@ pub struct Doors {
     pub(super) reader: Reader,
     pub(super) writer: Writer,
     pub(super) holder: Holder,
-    pub(super) hub: WatchHub,
+    pub(super) watches: Watches,
     pub(super) gossip: Option<Gossip>,
     pub(super) storm: StormDesk,
     pub(super) tokens: Tokens,
@@ -92,7 +92,7 @@ impl Doors {
             writer: Writer::new(reader.clone(), &limits, parts.metrics.clone()),
             reader,
             holder: parts.holder,
-            hub: parts.hub,
+            watches: parts.watches,
             gossip: parts.gossip,
             storm: parts.storm,
             tokens: parts.tokens,

@@ -261,21 +261,24 @@ impl Doors {
     async fn query(&self, request: v1::QueryRequest) -> Answer<v1::QueryResponse> {
         let key = convert::service_key_from("key", request.key.as_ref()).map_err(refused)?;
         let (service, header) = self.reader.service(request.read.as_ref(), &key).await?;
-        let header = Some(header);
         let known = request.known_sign.as_ref().map(convert::sign_from);
         let unchanged = known == Some(service.sign);
         if !unchanged
             && let Some(retry_after) = self.storm.ask_for_one(&service.key, &request.consumer, known)
         {
-            return keep_cache(header, known, retry_after);
+            return keep_cache(Some(header), known, retry_after);
         }
-        let view = (!unchanged).then(|| self.hub.view(&service));
+        let mode = match header.mode() {
+            v1::GroupMode::Unspecified | v1::GroupMode::Cp => GroupMode::Cp,
+            v1::GroupMode::Ap => GroupMode::Ap,
+        };
+        let view = (!unchanged).then(|| self.watches.view(mode, &service));
         if let Some(view) = &view {
             bounded("the service in bytes", view.len(), self.limits.message_bytes_max).map_err(refused)?;
             self.storm.count_egress(view.len());
         }
         Ok(v1::QueryResponse {
-            header,
+            header: Some(header),
             unchanged,
             view,
             keep_cache_ms: 0,

@@ -194,6 +194,7 @@ pub(crate) fn of_subscribe(failure: &SubscribeError) -> v1::Error {
         SubscribeError::Duplicate { .. } => error(ErrorCode::AlreadyExists, failure, "subscription"),
         SubscribeError::TooMany { .. } => error(ErrorCode::TooLarge, failure, "subscriptions"),
         SubscribeError::Ahead { .. } => error(ErrorCode::NotReady, failure, "after_revision"),
+        SubscribeError::Elsewhere { group } => error(ErrorCode::NotReady, failure, group),
     }
 }
 

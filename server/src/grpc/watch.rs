@@ -1,11 +1,11 @@
-//! Watch streams: what the client asks goes to the hub, what the hub has goes to the client.
+//! Watch streams: what the client asks goes to the hubs, what the hubs have goes to the client.
 
 use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
-use rollcall_core::directory::Refusal;
-use rollcall_core::ids::{Revision, ServiceKey};
+use rollcall_core::directory::{GroupMode, Refusal, Sign};
+use rollcall_core::ids::{GroupName, Revision, ServiceKey};
 use rollcall_proto::v1::{self, watch_request, watch_server::Watch, watch_target};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -15,11 +15,13 @@ use super::convert::{self, bounded};
 use super::doors::Doors;
 use super::listener::Peer;
 use super::oversize;
-use super::status::{of_refusal, of_stream_end, of_subscribe, of_too_many_streams, status};
-use crate::watch::{StreamEnd, StreamHandle, SubscribeError, Subscription, Target};
+use super::status::{DoorError, of_refusal, of_stream_end, of_subscribe, of_too_many_streams, status};
+use crate::watch::{PairedHandle, Parts, StreamEnd, SubscribeError, Subscription, Target};
 
 /// Largest request of a watch stream: a subscription may bring many known signs.
 pub(super) const WATCH_REQUEST_BYTES_MAX: usize = 8 << 20;
+/// How often a subscription that waits for AP groups to be there looks again.
+const AP_LOOK: Duration = Duration::from_millis(20);
 
 #[tonic::async_trait]
 impl Watch for Doors {
@@ -32,8 +34,9 @@ impl Watch for Doors {
         let peer = request.extensions().get::<Peer>();
         let cut = peer.map_or_else(CancellationToken::new, |peer| peer.cut.clone());
         let opened = self.reader.check_ready().and_then(|()| {
-            self.hub
-                .open("", self.reader.identity(), cut)
+            let ap = self.reader.view_write_header(Revision(0));
+            self.watches
+                .open(self.reader.identity(), ap, cut)
                 .map_err(of_too_many_streams)
         });
         let stream = match opened {
@@ -72,22 +75,56 @@ impl Doors {
             .map(|key| convert::service_key_from("keys", Some(key)))
             .collect::<Result<_, _>>()
             .map_err(refused)?;
-        let applied = self.reader.consensus().directory().read().revision();
-        let convergence = self.hub.convergence(&keys, Revision(request.revision));
+        let (mut cp, mut ap) = (Vec::new(), Vec::new());
+        let applied = {
+            let directory = self.reader.consensus().directory().read();
+            for key in keys {
+                match directory.group(&key.group).map(|group| group.settings.mode) {
+                    Some(GroupMode::Ap) => ap.push(key),
+                    Some(GroupMode::Cp) | None => cp.push((key, Revision(request.revision))),
+                }
+            }
+            directory.revision()
+        };
         let mut header = self.reader.write_header(applied);
+        let mut ap_signs = Vec::with_capacity(ap.len());
+        let ap = if ap.is_empty() {
+            Vec::new()
+        } else {
+            self.reader.check_view_ready()?;
+            let view = self.reader.ap().view().read();
+            if cp.is_empty() {
+                header = self.reader.view_write_header(view.revision());
+            }
+            let shown = ap.into_iter().map(|key| {
+                let service = view.service(&key);
+                let (sign, modified) = service.map_or((Sign::default(), Revision(0)), |service| {
+                    (service.sign, service.modified)
+                });
+                ap_signs.push(v1::KnownSign {
+                    key: Some(convert::service_key(&key)),
+                    sign: Some(convert::sign(sign)),
+                });
+                (key, modified)
+            });
+            shown.collect()
+        };
+        let convergence = self.watches.convergence(&cp, &ap);
         header.read_mode = v1::ReadMode::Local.into();
         let behind = convergence
             .behind
             .into_iter()
-            .map(|(client, acked)| v1::WatcherBehind {
+            .map(|(client, acked, mode)| v1::WatcherBehind {
                 client,
                 acknowledged: acked.0,
+                mode: convert::group_mode(mode).into(),
             });
         Ok(v1::ConvergenceResponse {
             header: Some(header),
             subscribers: convergence.subscribers as u64,
             current: convergence.current as u64,
             behind: behind.collect(),
+            ap_signs,
         })
     }
 }
@@ -95,7 +132,7 @@ impl Doors {
 /// Reads what the client asks.
 struct Asking {
     doors: Doors,
-    stream: StreamHandle,
+    stream: PairedHandle,
     /// A subscription has waited in vain for this server to catch up; others do not wait beyond this.
     patience_ends: Option<Instant>,
 }
@@ -142,7 +179,7 @@ impl Asking {
             Some(watch_request::Request::Unsubscribe(unsubscribe)) => {
                 self.stream.unsubscribe(unsubscribe.subscription);
             }
-            Some(watch_request::Request::Ack(ack)) => self.stream.ack(Revision(ack.revision)),
+            Some(watch_request::Request::Ack(ack)) => self.acknowledge(&ack),
             // A name alone, or something this version does not know.
             None => {}
         }
@@ -150,19 +187,55 @@ impl Asking {
 
     async fn subscribe(&mut self, subscribe: v1::Subscribe) -> Result<(), v1::Error> {
         self.doors.metrics.call("subscribe");
-        let subscription = subscription_from(subscribe).map_err(|e| of_refusal(&e))?;
+        let wish = Wish::from_wire(subscribe).map_err(|e| of_refusal(&e))?;
         self.doors.reader.check_ready()?;
-        let after = subscription.after;
+        let after = wish.after;
         let patience = self.patience();
         if !self.doors.reader.applied(after, patience).await {
             self.patience_ends.get_or_insert(Instant::now());
             let head = self.doors.reader.consensus().directory().read().revision();
             return Err(of_subscribe(&SubscribeError::Ahead { after, head }));
         }
-        if self.stream.must_wait(&subscription).await {
-            return Ok(());
+        loop {
+            let parts = self.parts(&wish, patience).await?;
+            if self.stream.must_wait(&parts).await {
+                return Ok(());
+            }
+            match self.stream.subscribe(parts) {
+                // The group's mode changed since it was looked up.
+                Err(SubscribeError::Elsewhere { .. }) if Instant::now() < patience => {
+                    tokio::time::sleep(AP_LOOK).await;
+                }
+                result => return result.map_err(|e| of_subscribe(&e)),
+            }
         }
-        self.stream.subscribe(subscription).map_err(|e| of_subscribe(&e))
+    }
+
+    /// Where to follow it. Waits, within a bound, until the AP groups among it may be shown and are there.
+    async fn parts(&mut self, wish: &Wish, patience: Instant) -> Result<Parts, v1::Error> {
+        loop {
+            let (parts, groups) = self.doors.parts(wish);
+            let Err(unready) = self.doors.check_shown(&groups) else {
+                return Ok(parts);
+            };
+            if Instant::now() >= patience {
+                self.patience_ends.get_or_insert(Instant::now());
+                return Err(unready);
+            }
+            tokio::time::sleep(AP_LOOK).await;
+        }
+    }
+
+    fn acknowledge(&self, ack: &v1::WatchAck) {
+        let revision = Revision(ack.revision);
+        match ack.mode() {
+            v1::GroupMode::Unspecified | v1::GroupMode::Cp => self.stream.ack(GroupMode::Cp, revision),
+            v1::GroupMode::Ap if ack.epoch == self.doors.reader.ap().epoch() => {
+                self.stream.ack(GroupMode::Ap, revision);
+            }
+            // Of another life of this server, or of another server.
+            v1::GroupMode::Ap => {}
+        }
     }
 
     /// Until when a subscription may wait for a revision. After one has waited in vain, the next ones are
@@ -180,23 +253,102 @@ impl Asking {
     }
 }
 
-fn subscription_from(subscribe: v1::Subscribe) -> Result<Subscription, Refusal> {
-    let target = convert::required("target", subscribe.target.and_then(|target| target.target))?;
-    let target = match target {
-        watch_target::Target::Service(key) => {
-            Target::Service(convert::service_key_from("target", Some(&key))?)
+/// What a client asks to follow.
+struct Wish {
+    id: u64,
+    target: Target,
+    after: Revision,
+    ap_after: Revision,
+    ap_epoch: u64,
+    known: Vec<(ServiceKey, Sign)>,
+}
+
+impl Wish {
+    fn from_wire(subscribe: v1::Subscribe) -> Result<Self, Refusal> {
+        let target = convert::required("target", subscribe.target.and_then(|target| target.target))?;
+        let target = match target {
+            watch_target::Target::Service(key) => {
+                Target::Service(convert::service_key_from("target", Some(&key))?)
+            }
+            watch_target::Target::GroupPrefix(prefix) => Target::Prefix(convert::prefix_from(&prefix)?),
+        };
+        let known = subscribe.known.iter().map(|known| {
+            let key = convert::service_key_from("known.key", known.key.as_ref())?;
+            let sign = convert::required("known.sign", known.sign.as_ref())?;
+            Ok((key, convert::sign_from(sign)))
+        });
+        Ok(Self {
+            id: subscribe.subscription,
+            target,
+            after: Revision(subscribe.after_revision),
+            ap_after: Revision(subscribe.ap_after_revision),
+            ap_epoch: subscribe.ap_epoch,
+            known: known.collect::<Result<_, Refusal>>()?,
+        })
+    }
+}
+
+impl Doors {
+    /// At which hubs a wish is followed, and the AP groups among it.
+    fn parts(&self, wish: &Wish) -> (Parts, Vec<GroupName>) {
+        let ap = self.reader.ap();
+        let view_head = ap.view().read().revision();
+        let ap_after = match wish.ap_epoch == ap.epoch() && wish.ap_after <= view_head {
+            true => wish.ap_after,
+            false => Revision(0),
+        };
+        let directory = self.reader.consensus().directory().read();
+        let is_ap = |group: &GroupName| {
+            let group = directory.group(group);
+            group.is_some_and(|group| group.settings.mode == GroupMode::Ap)
+        };
+        let (known_ap, known_cp) = wish.known.iter().cloned().partition(|(key, _)| is_ap(&key.group));
+        let cp = |known| Subscription {
+            id: wish.id,
+            target: wish.target.clone(),
+            after: wish.after,
+            directory: Revision(0),
+            known,
+        };
+        let ap = |known| Subscription {
+            after: ap_after,
+            directory: directory.revision(),
+            ..cp(known)
+        };
+        match &wish.target {
+            Target::Service(key) if is_ap(&key.group) => (Parts::Ap(ap(known_ap)), vec![key.group.clone()]),
+            Target::Service(_) => (Parts::Cp(cp(known_cp)), Vec::new()),
+            Target::Prefix(prefix) => {
+                let groups = directory
+                    .groups()
+                    .filter(|group| group.settings.mode == GroupMode::Ap && group.name.is_within(prefix));
+                let groups = groups.map(|group| group.name.clone()).collect();
+                let parts = Parts::Both {
+                    cp: cp(known_cp),
+                    ap: ap(known_ap),
+                };
+                (parts, groups)
+            }
         }
-        watch_target::Target::GroupPrefix(prefix) => Target::Prefix(convert::prefix_from(&prefix)?),
-    };
-    let known = subscribe.known.iter().map(|known| {
-        let key = convert::service_key_from("known.key", known.key.as_ref())?;
-        let sign = convert::required("known.sign", known.sign.as_ref())?;
-        Ok((key, convert::sign_from(sign)))
-    });
-    Ok(Subscription {
-        id: subscribe.subscription,
-        target,
-        after: Revision(subscribe.after_revision),
-        known: known.collect::<Result<_, Refusal>>()?,
-    })
+    }
+
+    /// Whether these AP groups may be shown, and are there to be shown: what is not there yet is not gone.
+    fn check_shown(&self, groups: &[GroupName]) -> Result<(), v1::Error> {
+        if groups.is_empty() {
+            return Ok(());
+        }
+        self.reader.check_view_ready()?;
+        let view = self.reader.ap().view().read();
+        let shown = |group: &&GroupName| {
+            let group = view.group(group);
+            group.is_some_and(|group| group.settings.mode == GroupMode::Ap)
+        };
+        match groups.iter().find(|group| !shown(group)) {
+            None => Ok(()),
+            Some(group) => Err(DoorError::NotReady {
+                reason: format!("it has yet to take group {group} over"),
+            }
+            .into()),
+        }
+    }
 }

@@ -6,14 +6,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use rollcall_core::directory::{Directory, Service};
+use rollcall_core::directory::Service;
 use rollcall_core::guard::GuardStatus;
 use rollcall_core::ids::{Revision, ServiceKey};
 use rollcall_proto::v1;
 
 use super::registration::Target;
+use super::shown::Shown;
 
 /// Most services named while lagging; beyond, every subscription starts from state again.
 const OWED_MAX: usize = 4_096;
@@ -59,21 +61,27 @@ pub(crate) struct Started {
     pub(crate) services: Vec<ServiceKey>,
     /// What their removal guards say, of those that have something to say.
     pub(crate) guards: Vec<(ServiceKey, GuardStatus)>,
+    /// The other half starts at the other hub.
+    pub(crate) half: bool,
+    /// The revision of the replicated directory by which it was sent here.
+    pub(crate) directory: Revision,
 }
 
 impl Started {
     /// Starts at the directory's revision.
-    pub(crate) fn at(directory: &Directory, subscription: u64, kind: v1::StartKind, target: &Target) -> Self {
+    pub(crate) fn at(shown: Shown<'_>, subscription: u64, kind: v1::StartKind, target: &Target) -> Self {
         let guard = |service: &Arc<Service>| Some((service.key.clone(), service.guard_said()?));
         Self {
             subscription,
             kind,
-            revision: directory.revision(),
-            services: target
-                .services(directory)
+            revision: shown.revision(),
+            services: shown
+                .services(target)
                 .map(|service| service.key.clone())
                 .collect(),
-            guards: target.services(directory).filter_map(guard).collect(),
+            guards: shown.services(target).filter_map(guard).collect(),
+            half: matches!(target, Target::Prefix(_)),
+            directory: Revision(0),
         }
     }
 }
@@ -96,9 +104,28 @@ pub(crate) enum Offered {
     Repeated,
 }
 
+/// What waits in both backlogs of one client's stream: they share its bounds.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    frames: AtomicUsize,
+    bytes: AtomicUsize,
+    controls: AtomicUsize,
+}
+
+impl Tally {
+    fn frames(&self) -> usize {
+        self.frames.load(Ordering::Relaxed)
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Backlog {
     bounds: Bounds,
+    tally: Arc<Tally>,
     pub(crate) subscriptions: BTreeMap<u64, Target>,
     queue: VecDeque<Item>,
     frames: usize,
@@ -120,9 +147,10 @@ pub(crate) struct Backlog {
 }
 
 impl Backlog {
-    pub(crate) fn new(bounds: Bounds) -> Self {
+    pub(crate) fn new(bounds: Bounds, tally: Arc<Tally>) -> Self {
         Self {
             bounds,
+            tally,
             subscriptions: BTreeMap::new(),
             queue: VecDeque::new(),
             frames: 0,
@@ -140,18 +168,42 @@ impl Backlog {
         }
     }
 
+    /// An empty one that shares the bounds of this one.
+    pub(crate) fn beside(&self) -> Self {
+        Self::new(self.bounds, self.tally.clone())
+    }
+
     pub(crate) fn lagging(&self) -> bool {
         self.owes_all || !self.owed.is_empty()
     }
 
-    /// Answers to subscriptions that wait; a client that asks without reading makes this grow.
+    /// Answers to subscriptions that wait, in both backlogs; a client that asks without reading makes this grow.
     pub(crate) fn controls(&self) -> usize {
-        self.controls
+        self.tally.controls.load(Ordering::Relaxed)
+    }
+
+    fn add(&mut self, frames: usize, bytes: usize, controls: usize) {
+        self.frames += frames;
+        self.bytes += bytes;
+        self.controls += controls;
+        self.tally.frames.fetch_add(frames, Ordering::Relaxed);
+        self.tally.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.tally.controls.fetch_add(controls, Ordering::Relaxed);
+    }
+
+    fn subtract(&mut self, frames: usize, bytes: usize, controls: usize) {
+        self.frames -= frames;
+        self.bytes -= bytes;
+        self.controls -= controls;
+        self.tally.frames.fetch_sub(frames, Ordering::Relaxed);
+        self.tally.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.tally.controls.fetch_sub(controls, Ordering::Relaxed);
     }
 
     /// Whether so much more would fit.
     pub(crate) fn has_room(&self, frames: usize, bytes: usize) -> bool {
-        self.frames + frames <= self.bounds.frames / 2 && self.bytes + bytes <= self.bounds.bytes / 2
+        self.tally.frames() + frames <= self.bounds.frames / 2
+            && self.tally.bytes() + bytes <= self.bounds.bytes / 2
     }
 
     /// Takes in a change. Never refuses, never waits.
@@ -165,7 +217,8 @@ impl Backlog {
             self.owe(key.clone());
             return Offered::Waits;
         }
-        if self.frames >= self.bounds.frames || self.bytes + frame.len() > self.bounds.bytes {
+        let full = self.tally.frames() >= self.bounds.frames;
+        if full || self.tally.bytes() + frame.len() > self.bounds.bytes {
             self.forget_frames();
             self.owe(key.clone());
             return Offered::Overflowed;
@@ -181,12 +234,9 @@ impl Backlog {
     /// Says something in its place behind all that waits.
     pub(crate) fn push(&mut self, item: Item) {
         match &item {
-            Item::Change { frame, .. } => {
-                self.frames += 1;
-                self.bytes += frame.len();
-            }
-            Item::Bookmark(_) => self.frames += 1,
-            Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_) => self.controls += 1,
+            Item::Change { frame, .. } => self.add(1, frame.len(), 0),
+            Item::Bookmark(_) => self.add(1, 0, 0),
+            Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_) => self.add(0, 0, 1),
             Item::State { .. } => {}
         }
         self.queue.push_back(item);
@@ -197,7 +247,7 @@ impl Backlog {
         if self.lagging()
             || self.subscriptions.is_empty()
             || revision <= self.marked
-            || self.frames >= self.bounds.frames
+            || self.tally.frames() >= self.bounds.frames
         {
             return false;
         }
@@ -215,25 +265,26 @@ impl Backlog {
         self.forget_frames();
         self.owed.clear();
         self.owed_set.clear();
-        self.owes_all = !self.subscriptions.is_empty();
+        self.owes_all = !self.subscriptions.is_empty() || !self.withheld.is_empty();
     }
 
     /// Replaces what is owed by the current state. The directory must stand at the revision up to which this
     /// stream has been offered all changes.
-    pub(crate) fn catch_up(&mut self, directory: &Directory) {
-        let revision = directory.revision();
+    pub(crate) fn catch_up(&mut self, shown: Shown<'_>) {
+        let revision = shown.revision();
         let withheld = std::mem::take(&mut self.withheld);
-        self.controls -= withheld.iter().filter(|item| is_control(item)).count();
+        self.subtract(0, 0, withheld.iter().filter(|item| is_control(item)).count());
         if std::mem::take(&mut self.owes_all) {
-            self.start_over(directory);
+            self.start_over(shown);
             let rejected = withheld
                 .into_iter()
                 .filter(|item| matches!(item, Item::Rejected(_) | Item::KeepCache(_)));
             rejected.for_each(|item| self.push(item));
         } else {
             self.owed_set.clear();
-            for key in std::mem::take(&mut self.owed) {
-                let service = directory.service(&key).cloned();
+            let owed = std::mem::take(&mut self.owed);
+            for key in owed.into_iter().filter(|key| !shown.hides(&key.group)) {
+                let service = shown.service(&key).cloned();
                 self.push(Item::State {
                     key,
                     service,
@@ -243,7 +294,7 @@ impl Backlog {
             }
             for item in withheld {
                 match item {
-                    Item::Started(started) => self.start_later(started, directory),
+                    Item::Started(started) => self.start_later(started, shown),
                     other => self.push(other),
                 }
             }
@@ -253,22 +304,25 @@ impl Backlog {
     }
 
     /// A subscription that was withheld starts at a later revision than was meant, and so with other services.
-    fn start_later(&mut self, started: Started, directory: &Directory) {
+    fn start_later(&mut self, started: Started, shown: Shown<'_>) {
         let Some(target) = self.subscriptions.get(&started.subscription) else {
             return;
         };
-        let started = Started::at(directory, started.subscription, started.kind, target);
-        self.push(Item::Started(started));
+        let later = Started::at(shown, started.subscription, started.kind, target);
+        self.push(Item::Started(Started {
+            directory: started.directory,
+            ..later
+        }));
     }
 
     /// Says the state of everything subscribed to, and starts each subscription again: its list of services
     /// tells the client what went.
-    fn start_over(&mut self, directory: &Directory) {
-        let revision = directory.revision();
+    fn start_over(&mut self, shown: Shown<'_>) {
+        let revision = shown.revision();
         let mut said = BTreeSet::new();
         let subscriptions = std::mem::take(&mut self.subscriptions);
         for target in subscriptions.values() {
-            for service in target.services(directory) {
+            for service in shown.services(target) {
                 if said.insert(&service.key) {
                     let (key, service) = (service.key.clone(), Some(service.clone()));
                     self.push(Item::State {
@@ -282,7 +336,7 @@ impl Backlog {
         }
         for (subscription, target) in &subscriptions {
             let kind = v1::StartKind::Current;
-            self.push(Item::Started(Started::at(directory, *subscription, kind, target)));
+            self.push(Item::Started(Started::at(shown, *subscription, kind, target)));
         }
         self.subscriptions = subscriptions;
     }
@@ -318,12 +372,9 @@ impl Backlog {
     fn pop(&mut self) -> Option<Item> {
         let item = self.queue.pop_front()?;
         match &item {
-            Item::Change { frame, .. } => {
-                self.frames -= 1;
-                self.bytes -= frame.len();
-            }
-            Item::Bookmark(_) => self.frames -= 1,
-            Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_) => self.controls -= 1,
+            Item::Change { frame, .. } => self.subtract(1, frame.len(), 0),
+            Item::Bookmark(_) => self.subtract(1, 0, 0),
+            Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_) => self.subtract(0, 0, 1),
             Item::State { .. } => {}
         }
         Some(item)
@@ -331,8 +382,7 @@ impl Backlog {
 
     /// The queue becomes names; what must be said besides is kept.
     fn forget_frames(&mut self) {
-        self.frames = 0;
-        self.bytes = 0;
+        self.subtract(self.frames, self.bytes, 0);
         for item in std::mem::take(&mut self.queue) {
             match item {
                 Item::Change { key, .. } | Item::State { key, .. } => self.owe(key),

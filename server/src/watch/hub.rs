@@ -6,20 +6,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
-use rollcall_core::directory::{Directory, RevisionChanges, Service, Sign};
+use parking_lot::{Mutex, RwLock};
+use rollcall_core::directory::{Directory, GroupMode, RevisionChanges, Service, Sign};
 use rollcall_core::ids::{GroupName, Revision, ServiceKey};
 use rollcall_proto::v1;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::backlog::{Bounds, Item, Offered, Place, Started};
+use super::backlog::{Backlog, Bounds, Item, Offered, Place, Started, Tally};
 use super::cache::{FrameCache, ViewCache};
 use super::frame;
 use super::merged::Merged;
 use super::metrics::WatchMetrics;
 use super::registration::{Registrations, Target};
+use super::shown::{Shown, Standing, Standings};
 use super::stream::{Shared, StreamEnd, WatchStream};
 use crate::config::WatchConfig;
 use crate::raft::{AppliedHead, SharedDirectory};
@@ -32,6 +33,8 @@ const REVISIONS_PER_MERGE: usize = 4_096;
 
 /// A stream's share of the time over which streams leave a closing server: a reconnect costs the others less.
 const SLOT_MS: u64 = 2;
+/// Over at most so long are subscriptions asked for again that have to move to the other hub.
+const MOVE_SPREAD_MS: u64 = 1_000;
 
 /// What a client wants to follow.
 #[derive(Clone, Debug)]
@@ -42,6 +45,8 @@ pub struct Subscription {
     pub target: Target,
     /// 0: from the current state; else resume behind this revision.
     pub after: Revision,
+    /// The revision of the replicated directory by which it was sent to this hub; 0: to be told to nobody.
+    pub directory: Revision,
     /// What the client holds: equal signs are not sent again.
     pub known: Vec<(ServiceKey, Sign)>,
 }
@@ -72,6 +77,12 @@ pub enum SubscribeError {
         /// Where this server is.
         head: Revision,
     },
+    /// The group has just changed its mode; look again where it is.
+    #[error("group {group} is not followed here")]
+    Elsewhere {
+        /// Which.
+        group: GroupName,
+    },
 }
 
 /// This server has as many streams as it may; go to another.
@@ -94,11 +105,40 @@ pub struct Convergence {
     pub current: usize,
     /// The lowest revision acknowledged by any of them.
     pub oldest: Option<Revision>,
-    /// Some of those that have not: the client's name, and what it acknowledged last. At most 16.
-    pub behind: Vec<(String, Revision)>,
+    /// Some of those that have not: the client's name, and what it acknowledged last, of groups of which mode. At
+    /// most 16.
+    pub behind: Vec<(String, Revision, GroupMode)>,
+}
+
+/// How far one stream has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Progress {
+    pub(super) stream: u64,
+    client: String,
+    wanted: Revision,
+    acked: Revision,
+    mode: GroupMode,
 }
 
 impl Convergence {
+    /// Of streams, each of which may come twice: at both hubs.
+    pub(super) fn of(progress: Vec<Progress>) -> Self {
+        let mut convergence = Self::default();
+        let mut current: BTreeMap<u64, bool> = BTreeMap::new();
+        for one in progress {
+            let reached = one.acked >= one.wanted;
+            let oldest = convergence.oldest.unwrap_or(one.acked);
+            convergence.oldest = Some(oldest.min(one.acked));
+            *current.entry(one.stream).or_insert(true) &= reached;
+            if !reached && convergence.behind.len() < BEHIND_MAX {
+                convergence.behind.push((one.client, one.acked, one.mode));
+            }
+        }
+        convergence.subscribers = current.len();
+        convergence.current = current.values().filter(|current| **current).count();
+        convergence
+    }
+
     /// Whether every subscriber has seen it.
     #[must_use]
     pub fn complete(&self) -> bool {
@@ -113,6 +153,8 @@ pub struct WatchHub {
 }
 
 struct Inner {
+    /// Of which groups it tells.
+    mode: GroupMode,
     directory: Arc<SharedDirectory>,
     limits: WatchConfig,
     message_bytes_max: usize,
@@ -126,7 +168,17 @@ struct Inner {
     settled: AtomicU64,
     /// The same, for those who wait.
     rounds: watch::Sender<Revision>,
+    /// Groups of the directory of which it does not tell, as of its position. Written under the state's lock.
+    hidden: RwLock<Arc<BTreeSet<GroupName>>>,
     state: Mutex<State>,
+}
+
+/// What hubs of one server share.
+struct Parts {
+    limits: WatchConfig,
+    message_bytes_max: usize,
+    storm: StormDesk,
+    large: Arc<Semaphore>,
 }
 
 /// Locks are taken in this order: the hub's state, the directory, a stream's backlog.
@@ -157,7 +209,34 @@ impl WatchHub {
         metrics: WatchMetrics,
         storm: StormDesk,
     ) -> Self {
-        let position = directory.read().revision();
+        let large = Arc::new(Semaphore::new(limits.large_bytes_max));
+        let parts = Parts {
+            limits,
+            message_bytes_max,
+            storm,
+            large,
+        };
+        Self::of(GroupMode::Cp, directory, parts, metrics)
+    }
+
+    /// A hub of the AP groups beside this one, which is of the CP groups. What readers may cost holds for both.
+    #[must_use]
+    pub fn beside(&self, view: Arc<SharedDirectory>, metrics: WatchMetrics) -> Self {
+        let inner = &self.inner;
+        let parts = Parts {
+            limits: inner.limits.clone(),
+            message_bytes_max: inner.message_bytes_max,
+            storm: inner.storm.clone(),
+            large: inner.large.clone(),
+        };
+        Self::of(GroupMode::Ap, view, parts, metrics)
+    }
+
+    fn of(mode: GroupMode, directory: Arc<SharedDirectory>, parts: Parts, metrics: WatchMetrics) -> Self {
+        let (position, hidden) = {
+            let directory = directory.read();
+            (directory.revision(), Shown::new(&directory, mode).hidden())
+        };
         let state = State {
             position,
             streams: BTreeMap::new(),
@@ -165,19 +244,22 @@ impl WatchHub {
             woken: Vec::new(),
             closing: None,
         };
+        let limits = parts.limits;
         Self {
             inner: Arc::new(Inner {
+                mode,
                 directory,
-                message_bytes_max,
+                message_bytes_max: parts.message_bytes_max,
                 views: ViewCache::new(limits.view_cache_bytes),
                 frames: FrameCache::new(limits.frame_cache_bytes),
-                large: Arc::new(Semaphore::new(limits.large_bytes_max)),
+                large: parts.large,
                 limits,
                 metrics,
-                storm,
+                storm: parts.storm,
                 next_stream: AtomicU64::new(1),
                 settled: AtomicU64::new(position.0),
                 rounds: watch::Sender::new(position),
+                hidden: RwLock::new(Arc::new(hidden)),
                 state: Mutex::new(state),
             }),
         }
@@ -239,7 +321,8 @@ impl WatchHub {
             frames: limits.backlog_frames,
             bytes: limits.backlog_bytes,
         };
-        let shared = Arc::new(Shared::new(id, client.chars().take(256).collect(), bounds, cut));
+        let backlog = Backlog::new(bounds, Arc::<Tally>::default());
+        let shared = Arc::new(Shared::new(id, client.chars().take(256).collect(), backlog, cut));
         if let Some(servers) = &state.closing {
             shared.end(StreamEnd::Moved(move_on(0, servers.clone())));
         }
@@ -247,6 +330,17 @@ impl WatchHub {
         self.inner.metrics.streams.set(count(state.streams.len()));
         drop(state);
         Ok(WatchStream::new(self.clone(), shared, header))
+    }
+
+    /// The other half of a stream that another hub has opened: the two share a number and the bounds of a stream.
+    #[must_use]
+    pub fn open_beside(&self, half: &WatchStream, header: v1::ResponseHeader) -> WatchStream {
+        let shared = Arc::new(half.shared().beside());
+        let mut state = self.inner.state.lock();
+        state.streams.insert(shared.id, shared.clone());
+        self.inner.metrics.streams.set(count(state.streams.len()));
+        drop(state);
+        WatchStream::new(self.clone(), shared, header)
     }
 
     /// How many streams are open.
@@ -258,28 +352,33 @@ impl WatchHub {
     /// How many of the streams on this server that follow any of `keys` have acknowledged `revision`.
     #[must_use]
     pub fn convergence(&self, keys: &[ServiceKey], revision: Revision) -> Convergence {
+        let wanted: Vec<_> = keys.iter().map(|key| (key.clone(), revision)).collect();
+        Convergence::of(self.progress(&wanted))
+    }
+
+    /// How far the streams of this hub have come that follow any of these services, each as of this revision.
+    pub(super) fn progress(&self, wanted: &[(ServiceKey, Revision)]) -> Vec<Progress> {
         // Collected first: the hub is not kept while names are copied.
-        let streams: BTreeMap<u64, Arc<Shared>> = {
+        let mut streams: BTreeMap<u64, (Revision, Arc<Shared>)> = BTreeMap::new();
+        {
             let state = self.inner.state.lock();
-            keys.iter()
-                .flat_map(|key| state.registrations.streams(key))
-                .map(|stream| (stream.id, Arc::clone(stream)))
-                .collect()
-        };
-        let mut convergence = Convergence {
-            subscribers: streams.len(),
-            ..Convergence::default()
-        };
-        for stream in streams.values() {
-            let acked = stream.backlog.lock().acked;
-            convergence.oldest = Some(convergence.oldest.map_or(acked, |oldest| oldest.min(acked)));
-            if acked >= revision {
-                convergence.current += 1;
-            } else if convergence.behind.len() < BEHIND_MAX {
-                convergence.behind.push((stream.client.lock().clone(), acked));
+            for (key, revision) in wanted {
+                for stream in state.registrations.streams(key) {
+                    let (latest, _) = streams
+                        .entry(stream.id)
+                        .or_insert_with(|| (*revision, stream.clone()));
+                    *latest = (*latest).max(*revision);
+                }
             }
         }
-        convergence
+        let progress = |(wanted, stream): (Revision, Arc<Shared>)| Progress {
+            stream: stream.id,
+            client: stream.client.lock().clone(),
+            wanted,
+            acked: stream.backlog.lock().acked,
+            mode: self.inner.mode,
+        };
+        streams.into_values().map(progress).collect()
     }
 
     /// Tells every stream to move on, and ends it. They go at moments spread over `spread_ms`, or over less if
@@ -342,8 +441,8 @@ impl WatchHub {
         }
         // The bulk of what was missed is looked through before the hub's lock is taken.
         let replay = self.inner.replay(&subscription);
-        self.inner.at_head(|state, directory| {
-            let result = self.inner.start(state, directory, stream, subscription, replay);
+        self.inner.at_head(|state, shown| {
+            let result = self.inner.start(state, shown, stream, subscription, replay);
             state.wake(stream);
             result
         })?;
@@ -351,25 +450,32 @@ impl WatchHub {
         Ok(())
     }
 
-    /// Whether the storm switch lets this subscription have the full lists with which it would begin: if not,
-    /// when it may ask again.
-    pub(super) fn must_wait(&self, stream: &Shared, subscription: &Subscription) -> Option<Duration> {
+    /// Whether the storm switch lets a subscription have the full lists with which it would begin at these hubs:
+    /// if not, when it may ask again.
+    pub(super) fn must_wait(&self, stream: &Shared, parts: &[(&Self, &Subscription)]) -> Option<Duration> {
         let storm = &self.inner.storm;
         if !storm.engaged() {
             return None;
         }
-        let groups: BTreeSet<GroupName> = {
-            let directory = self.inner.directory.read();
-            let log = directory.changes();
-            // Resumed from retained changes, it begins with those.
-            if subscription.after >= log.floor().max(Revision(1)) {
-                return None;
-            }
-            let lists = current_state(subscription, &directory);
-            lists.filter_map(|item| list_of(&item).cloned()).collect()
-        };
-        let cold = subscription.known.is_empty();
+        let groups = parts
+            .iter()
+            .flat_map(|(hub, subscription)| hub.lists(subscription));
+        let groups: BTreeSet<GroupName> = groups.collect();
+        let cold = parts
+            .iter()
+            .all(|(_, subscription)| subscription.known.is_empty());
         storm.ask(&groups, &stream.consumer(), cold)
+    }
+
+    /// The groups of the full lists with which a subscription would begin.
+    fn lists(&self, subscription: &Subscription) -> BTreeSet<GroupName> {
+        let directory = self.inner.directory.read();
+        // Resumed from retained changes, it begins with those.
+        if subscription.after >= directory.changes().floor().max(Revision(1)) {
+            return BTreeSet::new();
+        }
+        let lists = current_state(subscription, self.inner.shown(&directory));
+        lists.filter_map(|item| list_of(&item).cloned()).collect()
     }
 
     /// Waits for the moment at which changes that are kept back leave, if there are any: a new subscription
@@ -396,10 +502,10 @@ impl WatchHub {
 
     /// Gives a lagging stream the current state instead of what it missed.
     pub(super) fn catch_up(&self, stream: &Arc<Shared>) {
-        self.inner.at_head(|_, directory| {
+        self.inner.at_head(|_, shown| {
             let mut backlog = stream.backlog.lock();
             if backlog.lagging() {
-                backlog.catch_up(directory);
+                backlog.catch_up(shown);
             }
         });
     }
@@ -438,7 +544,7 @@ impl WatchHub {
     }
 
     /// One round; whether there is more.
-    fn pull(&self) -> bool {
+    pub(super) fn pull(&self) -> bool {
         let mut state = self.inner.state.lock();
         let more = self.inner.offer_round(&mut state);
         state.wake_all();
@@ -478,6 +584,10 @@ impl WatchHub {
 }
 
 impl Inner {
+    fn shown<'a>(&self, directory: &'a Directory) -> Shown<'a> {
+        Shown::new(directory, self.mode)
+    }
+
     /// Offers a round of changes; whether there is more.
     fn offer_round(&self, state: &mut State) -> bool {
         let revisions = match self.storm.coalescing() {
@@ -486,41 +596,54 @@ impl Inner {
         };
         let (changes, head) = {
             let directory = self.directory.read();
-            (
-                directory.changes().range(state.position, revisions),
-                directory.revision(),
-            )
+            let changes = directory.changes().range(state.position, revisions);
+            let changes = changes.map(|changes| {
+                let standings = self.shown(&directory).standings(&changes);
+                (changes, standings)
+            });
+            (changes, directory.revision())
         };
         match changes {
-            Ok(changes) => self.offer_all(state, &changes),
-            Err(_) => self.start_over(state, head),
+            Ok((changes, standings)) => {
+                self.offer_all(state, &changes, &standings);
+                state.position < head
+            }
+            Err(_) => {
+                let directory = self.directory.read();
+                self.start_over(state, self.shown(&directory));
+                false
+            }
         }
-        state.position < head
     }
 
     /// Brings the hub to the directory's head and calls `look` there, with the directory locked.
-    fn at_head<R>(&self, look: impl FnOnce(&mut State, &Directory) -> R) -> R {
+    fn at_head<R>(&self, look: impl FnOnce(&mut State, Shown<'_>) -> R) -> R {
         let mut state = self.state.lock();
         while self.offer_round(&mut state) {}
         let directory = self.directory.read();
+        let shown = self.shown(&directory);
         match directory.changes().range(state.position, usize::MAX) {
-            Ok(changes) => self.offer_all(&mut state, &changes),
-            Err(_) => self.start_over(&mut state, directory.revision()),
+            Ok(changes) => self.offer_all(&mut state, &changes, &shown.standings(&changes)),
+            Err(_) => self.start_over(&mut state, shown),
         }
-        let result = look(&mut state, &directory);
+        let result = look(&mut state, shown);
         drop(directory);
         state.wake_all();
         result
     }
 
-    fn offer_all(&self, state: &mut State, changes: &[Arc<RevisionChanges>]) {
+    fn offer_all(&self, state: &mut State, changes: &[Arc<RevisionChanges>], standings: &Standings) {
         match changes {
             [_, .., last] if self.storm.coalescing().is_some() => {
+                for revision in changes {
+                    self.regroup_all(state, revision, standings);
+                }
                 self.offer_merged(state, changes, last.revision);
                 self.settle(state, last.revision);
             }
             changes => {
                 for revision in changes {
+                    self.regroup_all(state, revision, standings);
                     self.offer(state, revision);
                     self.settle(state, revision.revision);
                 }
@@ -536,7 +659,11 @@ impl Inner {
     }
 
     fn offer(&self, state: &mut State, changes: &RevisionChanges) {
+        let hidden = self.hidden();
         for (index, change) in changes.services.iter().enumerate() {
+            if hidden.contains(&change.key.group) {
+                continue;
+            }
             let place = Place {
                 revision: changes.revision,
                 index: index + 1,
@@ -551,7 +678,11 @@ impl Inner {
     fn offer_merged(&self, state: &mut State, changes: &[Arc<RevisionChanges>], newest: Revision) {
         let merged = Merged::of(changes);
         self.storm.count_coalesced(merged.absorbed);
+        let hidden = self.hidden();
         for (index, (revision, change)) in merged.services.into_iter().enumerate() {
+            if hidden.contains(&change.key.group) {
+                continue;
+            }
             let place = Place {
                 revision: newest,
                 index: index + 1,
@@ -584,13 +715,90 @@ impl Inner {
     }
 
     /// Changes were lost to the hub (it slept, or a snapshot was installed): everyone starts from state.
-    fn start_over(&self, state: &mut State, head: Revision) {
+    fn start_over(&self, state: &mut State, shown: Shown<'_>) {
+        let before = self.hidden();
+        let hidden = Arc::new(shown.hidden());
+        self.hidden.write().clone_from(&hidden);
+        let moved: Vec<GroupName> = before.symmetric_difference(&hidden).cloned().collect();
+        self.move_away(state, |group| !shown.follows(group), &moved);
         for stream in state.streams.values() {
             stream.backlog.lock().owe_all();
             state.woken.push(stream.clone());
         }
-        self.settle(state, head);
+        self.settle(state, shown.revision());
         self.metrics.resyncs.inc();
+    }
+
+    fn hidden(&self) -> Arc<BTreeSet<GroupName>> {
+        self.hidden.read().clone()
+    }
+
+    fn regroup_all(&self, state: &mut State, changes: &RevisionChanges, standings: &Standings) {
+        for (group, _) in &changes.groups {
+            if let Some(standing) = standings.of(group) {
+                self.regroup(state, group, standing, changes.revision);
+            }
+        }
+    }
+
+    /// A group's settings were put, or it is gone. If it is for the other hub to tell of it now, or for this one,
+    /// those who follow it subscribe again: they move with the sign of what they hold, and an equal one brings
+    /// nothing.
+    fn regroup(&self, state: &mut State, group: &GroupName, now: Standing, at: Revision) {
+        let hidden = self.hidden();
+        let before = hidden.contains(group);
+        if now.hidden != before {
+            let mut hidden = BTreeSet::clone(&hidden);
+            if now.hidden {
+                hidden.insert(group.clone());
+            } else {
+                hidden.remove(group);
+            }
+            *self.hidden.write() = Arc::new(hidden);
+        }
+        // Of a group that is new, or gone, nobody has been told anything that another hub would have to go on with.
+        let known = match now.created {
+            Some(created) => before || created < at,
+            None => false,
+        };
+        let moved = (now.hidden != before && known).then(|| group.clone());
+        if moved.is_some() || !now.followed {
+            let followed = |one: &GroupName| one == group && !now.followed;
+            self.move_away(state, followed, moved.as_slice());
+        }
+    }
+
+    /// Ends the subscriptions to services of groups of which this holds, and those to prefixes of the groups that
+    /// moved, and lets their clients subscribe again.
+    fn move_away(&self, state: &mut State, elsewhere: impl Fn(&GroupName) -> bool, moved: &[GroupName]) {
+        let mut streams = state.registrations.of_services(&elsewhere);
+        for group in moved {
+            streams.append(&mut state.registrations.of_prefixes(group));
+        }
+        for (slot, stream) in (0_u64..).zip(streams.into_values()) {
+            let mut backlog = stream.backlog.lock();
+            let over = |target: &Target| match target {
+                Target::Service(key) => elsewhere(&key.group),
+                Target::Prefix(_) => moved.iter().any(|group| target.touches(group)),
+            };
+            let over: Vec<_> = backlog
+                .subscriptions
+                .extract_if(.., |_, target| over(target))
+                .collect();
+            for (subscription, target) in over {
+                state.registrations.remove(&target, stream.id);
+                self.metrics.subscriptions.dec();
+                self.metrics.moved.inc();
+                backlog.push(Item::KeepCache(v1::KeepCache {
+                    subscription,
+                    retry_after_ms: u32::try_from(slot * SLOT_MS % MOVE_SPREAD_MS).unwrap_or_default() + 1,
+                }));
+                stream.moved.lock().push(subscription);
+            }
+            backlog.woken = true;
+            drop(backlog);
+            state.woken.push(stream);
+        }
     }
 
     /// What a subscription missed, as far as it is retained. `None`: it must start from state.
@@ -605,9 +813,13 @@ impl Inner {
                 return None;
             }
             let unchanged = match &subscription.target {
-                Target::Service(key) => directory
-                    .service(key)
-                    .is_some_and(|s| s.modified <= subscription.after),
+                Target::Service(key) => {
+                    let group = directory.group(&key.group);
+                    group.is_some_and(|group| group.settings_modified <= subscription.after)
+                        && directory
+                            .service(key)
+                            .is_some_and(|service| service.modified <= subscription.after)
+                }
                 Target::Prefix(_) => false,
             };
             let changes = if unchanged {
@@ -623,7 +835,7 @@ impl Inner {
             through,
         };
         for changes in &changes {
-            self.add_to(&mut replay, changes, &subscription.target);
+            self.add_to(&mut replay, changes, &subscription.target)?;
             if replay.items.len() > self.limits.backlog_frames || replay.bytes > self.limits.backlog_bytes {
                 return None;
             }
@@ -631,9 +843,14 @@ impl Inner {
         Some(replay)
     }
 
-    fn add_to(&self, replay: &mut Replay, changes: &RevisionChanges, target: &Target) {
+    /// `None`: groups changed, perhaps their mode; signs will tell what is missing.
+    fn add_to(&self, replay: &mut Replay, changes: &RevisionChanges, target: &Target) -> Option<()> {
+        if changes.groups.iter().any(|(group, _)| target.touches(group)) {
+            return None;
+        }
+        let hidden = self.hidden();
         for (index, change) in changes.services.iter().enumerate() {
-            if target.covers(&change.key) {
+            if target.covers(&change.key) && !hidden.contains(&change.key.group) {
                 let frame = self.frames.frame(changes, index);
                 replay.bytes += frame.len();
                 replay.items.push(Item::Change {
@@ -643,18 +860,19 @@ impl Inner {
                 });
             }
         }
+        Some(())
     }
 
     /// Makes a subscription live. The hub stands at the directory's head.
     fn start(
         &self,
         state: &mut State,
-        directory: &Directory,
+        shown: Shown<'_>,
         stream: &Arc<Shared>,
         subscription: Subscription,
         replay: Option<Replay>,
     ) -> Result<(), SubscribeError> {
-        let revision = directory.revision();
+        let revision = shown.revision();
         let mut backlog = stream.backlog.lock();
         if backlog.subscriptions.contains_key(&subscription.id) {
             return Err(SubscribeError::Duplicate { id: subscription.id });
@@ -670,11 +888,17 @@ impl Inner {
                 head: revision,
             });
         }
+        if let Target::Service(key) = &subscription.target
+            && !shown.follows(&key.group)
+        {
+            let group = key.group.clone();
+            return Err(SubscribeError::Elsewhere { group });
+        }
         if backlog.lagging() {
-            backlog.catch_up(directory);
+            backlog.catch_up(shown);
         }
         let replay = replay
-            .and_then(|replay| self.completed(replay, &subscription.target, directory))
+            .and_then(|replay| self.completed(replay, &subscription.target, shown))
             .filter(|replay| backlog.has_room(replay.items.len(), replay.bytes));
         let kind = if replay.is_some() {
             v1::StartKind::Resumed
@@ -684,15 +908,18 @@ impl Inner {
         match replay {
             Some(replay) => {
                 self.metrics.resumed.inc();
-                let items = unrepeated(replay.items, directory, |key| {
+                let items = unrepeated(replay.items, shown, |key| {
                     state.registrations.covers(key, stream.id)
                 });
                 items.into_iter().for_each(|item| backlog.push(item));
             }
-            None => current_state(&subscription, directory).for_each(|item| backlog.push(item)),
+            None => current_state(&subscription, shown).for_each(|item| backlog.push(item)),
         }
-        let started = Started::at(directory, subscription.id, kind, &subscription.target);
-        backlog.push(Item::Started(started));
+        let started = Started::at(shown, subscription.id, kind, &subscription.target);
+        backlog.push(Item::Started(Started {
+            directory: subscription.directory,
+            ..started
+        }));
         state.registrations.add(&subscription.target, stream);
         backlog.subscriptions.insert(subscription.id, subscription.target);
         self.metrics.subscriptions.inc();
@@ -700,9 +927,9 @@ impl Inner {
     }
 
     /// The replay, with what was applied since it was begun.
-    fn completed(&self, mut replay: Replay, target: &Target, directory: &Directory) -> Option<Replay> {
-        for changes in directory.changes().range(replay.through, usize::MAX).ok()? {
-            self.add_to(&mut replay, &changes, target);
+    fn completed(&self, mut replay: Replay, target: &Target, shown: Shown<'_>) -> Option<Replay> {
+        for changes in shown.changes().range(replay.through, usize::MAX).ok()? {
+            self.add_to(&mut replay, &changes, target)?;
         }
         Some(replay)
     }
@@ -721,19 +948,19 @@ impl State {
 
 /// A stream that follows a service already has had those changes: instead of repeating them it gets the
 /// service's state, once.
-fn unrepeated(items: Vec<Item>, directory: &Directory, followed: impl Fn(&ServiceKey) -> bool) -> Vec<Item> {
+fn unrepeated(items: Vec<Item>, shown: Shown<'_>, followed: impl Fn(&ServiceKey) -> bool) -> Vec<Item> {
     let mut states = BTreeMap::new();
     let mut fresh = Vec::with_capacity(items.len());
     for item in items {
         match item {
             Item::Change { key, .. } if followed(&key) => {
-                let service = directory.service(&key).cloned();
+                let service = shown.service(&key).cloned();
                 states.insert(key, service);
             }
             other => fresh.push(other),
         }
     }
-    let revision = directory.revision();
+    let revision = shown.revision();
     let state = |(key, service)| Item::State {
         key,
         service,
@@ -746,11 +973,8 @@ fn unrepeated(items: Vec<Item>, directory: &Directory, followed: impl Fn(&Servic
 
 /// What the client lacks of the current state: services whose sign differs from the one it knows, and those it
 /// knows that are gone.
-fn current_state<'a>(
-    subscription: &'a Subscription,
-    directory: &'a Directory,
-) -> impl Iterator<Item = Item> + 'a {
-    let revision = directory.revision();
+fn current_state<'a>(subscription: &'a Subscription, shown: Shown<'a>) -> impl Iterator<Item = Item> + 'a {
+    let revision = shown.revision();
     let known: BTreeMap<&ServiceKey, Sign> = subscription
         .known
         .iter()
@@ -759,16 +983,16 @@ fn current_state<'a>(
     let gone = subscription
         .known
         .iter()
-        .filter(move |(key, _)| subscription.target.covers(key) && directory.service(key).is_none())
+        .filter(move |(key, _)| subscription.target.covers(key) && !shown.hides(&key.group))
+        .filter(move |(key, _)| shown.service(key).is_none())
         .map(move |(key, _)| Item::State {
             key: key.clone(),
             service: None,
             revision,
             lagged: false,
         });
-    let there = subscription
-        .target
-        .services(directory)
+    let there = shown
+        .services(&subscription.target)
         .filter(move |service| known.get(&service.key) != Some(&service.sign))
         .map(move |service| Item::State {
             key: service.key.clone(),

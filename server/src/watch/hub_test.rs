@@ -252,7 +252,8 @@ fn truth(directory: &SharedDirectory, target: &Target) -> Picture {
         let guard = convert::service_guard(service);
         (service.key.clone(), (service.sign, service.nodes.len(), guard))
     };
-    target.services(&directory).map(picture).collect()
+    let shown = Shown::new(&directory, GroupMode::Cp);
+    shown.services(target).map(picture).collect()
 }
 
 fn follow(id: u64, target: Target) -> Subscription {
@@ -260,6 +261,7 @@ fn follow(id: u64, target: Target) -> Subscription {
         id,
         target,
         after: Revision(0),
+        directory: Revision(0),
         known: Vec::new(),
     }
 }
@@ -803,7 +805,7 @@ async fn convergence_counts_acknowledgements() {
     first.follow(follow(1, Target::Service(one.clone())));
     second.follow(follow(1, Target::Prefix("a".into())));
     second.follow(follow(2, Target::Service(one.clone())));
-    let behind = |name: &str| (name.to_owned(), Revision(0));
+    let behind = |name: &str| (name.to_owned(), Revision(0), GroupMode::Cp);
     assert_eq!(
         world.hub.convergence(&keys, revision),
         Convergence {

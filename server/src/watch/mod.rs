@@ -8,6 +8,9 @@
 //! Exactly once, in order, without gaps: whoever needs state and changes together (a new subscription, a
 //! laggard) takes the hub's lock, brings the hub to the directory's head, and reads the state at that very
 //! revision. Everything up to it stands in the stream's queue already, everything behind it will come.
+//!
+//! There are two hubs: one tells of the CP groups, from the replicated directory, one of the AP groups, from this
+//! server's view; [`Watches`] is both, and a client's stream is one over both.
 
 mod backlog;
 mod cache;
@@ -15,10 +18,13 @@ mod frame;
 mod hub;
 mod merged;
 mod metrics;
+mod pair;
 mod registration;
+mod shown;
 mod stream;
 
 pub use hub::{Convergence, SubscribeError, Subscription, TooManyStreams, WatchHub};
-pub use metrics::WatchMetrics;
+pub use metrics::{ModesMetrics, WatchMetrics};
+pub use pair::{PairedHandle, PairedStream, Parts, Watches};
 pub use registration::Target;
 pub use stream::{StreamEnd, StreamHandle, WatchStream};

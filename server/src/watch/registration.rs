@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use rollcall_core::directory::{Directory, Service};
 use rollcall_core::ids::{GroupName, ServiceKey};
 
 use super::stream::Shared;
@@ -26,19 +25,11 @@ impl Target {
         }
     }
 
-    /// The services it follows that exist, in the order of their keys.
-    pub(crate) fn services<'a>(
-        &'a self,
-        directory: &'a Directory,
-    ) -> Box<dyn Iterator<Item = &'a Arc<Service>> + 'a> {
+    /// Whether services of this group may be followed.
+    pub(crate) fn touches(&self, group: &GroupName) -> bool {
         match self {
-            Self::Service(key) => Box::new(directory.service(key).into_iter()),
-            Self::Prefix(prefix) => Box::new(
-                directory
-                    .groups()
-                    .filter(|group| group.name.is_within(prefix))
-                    .flat_map(|group| group.services.values()),
-            ),
+            Self::Service(followed) => followed.group == *group,
+            Self::Prefix(prefix) => group.is_within(prefix),
         }
     }
 }
@@ -80,6 +71,20 @@ impl Registrations {
         }
     }
 
+    /// The streams that follow single services of groups of which this holds.
+    pub(crate) fn of_services(&self, holds: impl Fn(&GroupName) -> bool) -> BTreeMap<u64, Arc<Shared>> {
+        let found = self.services.iter().filter(|(key, _)| holds(&key.group));
+        found.flat_map(|(_, followers)| streams_of(followers)).collect()
+    }
+
+    /// The streams that follow a prefix within which the group lies.
+    pub(crate) fn of_prefixes(&self, group: &GroupName) -> BTreeMap<u64, Arc<Shared>> {
+        prefixes(group)
+            .filter_map(|prefix| self.prefixes.get(prefix))
+            .flat_map(streams_of)
+            .collect()
+    }
+
     /// Whether the stream follows the service already.
     pub(crate) fn covers(&self, key: &ServiceKey, stream: u64) -> bool {
         self.followers(key)
@@ -96,6 +101,12 @@ impl Registrations {
         let above = prefixes(&key.group).filter_map(|prefix| self.prefixes.get(prefix));
         self.services.get(key).into_iter().chain(above)
     }
+}
+
+fn streams_of(followers: &Followers) -> impl Iterator<Item = (u64, Arc<Shared>)> {
+    followers
+        .iter()
+        .map(|(id, follower)| (*id, follower.stream.clone()))
 }
 
 fn remove_from<K: std::hash::Hash + Eq + Clone>(

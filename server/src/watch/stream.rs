@@ -1,6 +1,7 @@
 //! One watcher's stream: the hub writes into its backlog, its reader takes what is ready in one piece.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -12,7 +13,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::backlog::{Backlog, Bounds, Item, Started};
+use super::backlog::{Backlog, Item, Started};
 use super::frame;
 use super::hub::{SubscribeError, Subscription, WatchHub};
 use crate::grpc::convert;
@@ -64,21 +65,31 @@ pub(crate) struct Shared {
     pub(crate) large_since: Mutex<Option<Instant>>,
     /// Cuts the reader's connection.
     pub(crate) cut: CancellationToken,
+    /// Subscriptions that ended here because their groups moved to the other hub, until the other half of the
+    /// stream has heard of it.
+    pub(crate) moved: Mutex<Vec<u64>>,
 }
 
 impl Shared {
-    pub(crate) fn new(id: u64, client: String, bounds: Bounds, cut: CancellationToken) -> Self {
+    pub(crate) fn new(id: u64, client: String, backlog: Backlog, cut: CancellationToken) -> Self {
         Self {
             id,
             client: Mutex::new(client),
             consumer: Mutex::new(None),
-            backlog: Mutex::new(Backlog::new(bounds)),
+            backlog: Mutex::new(backlog),
             wake: Notify::new(),
             end: Mutex::new(None),
             closed: CancellationToken::new(),
             large_since: Mutex::new(None),
             cut,
+            moved: Mutex::default(),
         }
+    }
+
+    /// The other half of the same client's stream.
+    pub(crate) fn beside(&self) -> Self {
+        let (client, backlog) = (self.client.lock().clone(), self.backlog.lock().beside());
+        Self::new(self.id, client, backlog, self.cut.clone())
     }
 
     /// Whose place it has while full lists are rationed.
@@ -115,12 +126,19 @@ impl StreamHandle {
     /// full lists. If so, the client has been told when to ask again. If not, [`Self::subscribe`] is next; while
     /// changes are coalesced this returns at the moment they leave, which is soon.
     pub async fn must_wait(&self, subscription: &Subscription) -> bool {
-        let Some(retry_after) = self.hub.must_wait(&self.shared, subscription) else {
+        let part = [(&self.hub, subscription)];
+        let Some(retry_after) = self.hub.must_wait(&self.shared, &part) else {
             self.hub.next_round().await;
             return false;
         };
+        self.keep_cache(subscription.id, retry_after);
+        true
+    }
+
+    /// Tells the client to ask again later.
+    pub(super) fn keep_cache(&self, subscription: u64, retry_after: Duration) {
         let keep = v1::KeepCache {
-            subscription: subscription.id,
+            subscription,
             retry_after_ms: u32::try_from(retry_after.as_millis())
                 .unwrap_or(u32::MAX)
                 .saturating_add(1),
@@ -128,7 +146,6 @@ impl StreamHandle {
         self.shared.backlog.lock().push(Item::KeepCache(keep));
         self.shared.wake.notify_one();
         self.hub.end_if_unread(&self.shared);
-        true
     }
 
     /// Starts a subscription; what it needs is in the stream's backlog when this returns.
@@ -183,6 +200,8 @@ pub struct WatchStream {
     hub: WatchHub,
     shared: Arc<Shared>,
     header: v1::ResponseHeader,
+    /// Nothing has been said yet.
+    first: bool,
     /// Held while a large message is on its way, until the next is asked for.
     large: Option<OwnedSemaphorePermit>,
     /// Taken from the backlog, waiting for leave to go out.
@@ -203,10 +222,26 @@ impl WatchStream {
             hub,
             shared,
             header,
+            first: true,
             large: None,
             held: None,
             ended: false,
         }
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Its last word has been said.
+    pub(super) fn is_over(&self) -> bool {
+        self.ended
+    }
+
+    /// The last message is on its way.
+    pub(super) fn release(&mut self) {
+        self.large = None;
+        *self.shared.large_since.lock() = None;
     }
 
     /// The asking half.
@@ -225,8 +260,7 @@ impl WatchStream {
     /// # Errors
     /// The stream's last word; `None` follows.
     pub async fn next(&mut self) -> Option<Result<WatchResponse, StreamEnd>> {
-        self.large = None;
-        *self.shared.large_since.lock() = None;
+        self.release();
         loop {
             if self.ended || self.shared.closed.is_cancelled() {
                 return None;
@@ -234,7 +268,7 @@ impl WatchStream {
             let end = self.shared.end.lock().clone();
             if let Some(end) = end {
                 self.ended = true;
-                return Some(last_word(end));
+                return Some(last_word(end).map(|frames| self.message(frames)));
             }
             if self.shared.backlog.lock().lagging() {
                 self.hub.catch_up(&self.shared);
@@ -258,9 +292,22 @@ impl WatchStream {
             };
             self.hub.count_response(bytes);
             return Some(match frames {
-                Ok(frames) => Ok(WatchResponse { frames }),
+                Ok(frames) => Ok(self.message(frames)),
                 Err(end) => Err(self.ended_by(end)),
             });
+        }
+    }
+
+    fn message(&mut self, frames: Vec<Bytes>) -> WatchResponse {
+        let cluster = match std::mem::take(&mut self.first) {
+            true => self.header.cluster.clone(),
+            false => String::new(),
+        };
+        WatchResponse {
+            frames,
+            mode: self.header.mode,
+            epoch: self.header.epoch,
+            cluster,
         }
     }
 
@@ -346,6 +393,8 @@ impl WatchStream {
             }),
             services: started.services.iter().map(convert::service_key).collect(),
             guards: started.guards.iter().map(service_guard).collect(),
+            half: started.half,
+            directory_revision: started.directory.0,
         }
     }
 
@@ -405,11 +454,9 @@ fn estimate(item: &Item) -> usize {
     service.nodes.values().map(|one| node(one)).sum()
 }
 
-fn last_word(end: StreamEnd) -> Result<WatchResponse, StreamEnd> {
+fn last_word(end: StreamEnd) -> Result<Vec<Bytes>, StreamEnd> {
     match end {
-        StreamEnd::Moved(advice) => Ok(WatchResponse {
-            frames: vec![frame::encode(Frame::MoveOn(advice))],
-        }),
+        StreamEnd::Moved(advice) => Ok(vec![frame::encode(Frame::MoveOn(advice))]),
         other @ (StreamEnd::Unread { .. } | StreamEnd::Oversize { .. } | StreamEnd::TooLarge { .. }) => {
             Err(other)
         }

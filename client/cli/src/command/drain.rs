@@ -23,6 +23,8 @@ pub(crate) struct Reached {
     pub(crate) complete: bool,
     /// The revision it has applied; `null`: it did not answer.
     pub(crate) revision: Option<u64>,
+    /// The services are of groups in mode ap: the revision counts that server's own steps.
+    pub(crate) ap: bool,
     /// Watch streams at it that follow the drained nodes' services; `null`: unknown.
     pub(crate) watchers: Option<u64>,
     pub(crate) watchers_acknowledged: Option<u64>,
@@ -82,6 +84,7 @@ fn reached(server: &ServerConvergence, revision: u64) -> Reached {
         address: server.address.clone(),
         complete: server.is_complete(revision),
         revision: watchers.map(|watchers| watchers.applied),
+        ap: watchers.is_some_and(|watchers| watchers.mode == rollcall_client::v1::GroupMode::Ap),
         watchers: watchers.map(|watchers| watchers.subscribers),
         watchers_acknowledged: watchers.map(|watchers| watchers.current),
         watchers_behind: watchers.map_or(Vec::new(), |watchers| {
@@ -109,7 +112,10 @@ impl Seen {
             };
         }
         let open = self.servers.iter().filter(|server| !server.complete);
-        let open: Vec<String> = open.map(|server| server.missing(self.revision)).collect();
+        let mut open: Vec<String> = open.map(|server| server.missing(self.revision)).collect();
+        if open.is_empty() {
+            open.push("the servers do not show the same yet".into());
+        }
         format!("{told}; {}", open.join("; "))
     }
 }
@@ -120,7 +126,7 @@ impl Reached {
         let name = format!("server {} ({})", self.server, self.address);
         match (&self.error, self.revision) {
             (Some(error), _) => format!("{name} did not answer, its watchers are unknown: {error}"),
-            (None, Some(applied)) if applied < revision => {
+            (None, Some(applied)) if applied < revision && !self.ap => {
                 format!("{name} is still at revision {applied}")
             }
             (None, _) => {
@@ -174,6 +180,7 @@ mod tests {
                 .iter()
                 .map(|(client, at)| ((*client).into(), *at))
                 .collect(),
+            ..ServerWatchers::default()
         }
     }
 

@@ -1,0 +1,587 @@
+//! Two hubs over two real directories, and clients that believe only what they are sent.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use prost::Message;
+use rollcall_core::directory::{
+    Address, ChangeLogBounds, Command, Directory, Expected, GroupSettings, Limits, NodeKind, NodeState,
+    RegisterNode, Registration, Request, Sign,
+};
+use rollcall_core::ids::{GroupName, LogIndex, LogPosition, RequestId, Term};
+use rollcall_proto::v1::watch_frame::Frame;
+
+use super::*;
+use crate::config::{StormConfig, WatchConfig};
+use crate::grpc::convert;
+use crate::raft::SharedDirectory;
+use crate::storm::{StormDesk, StormMetrics};
+use crate::watch::WatchMetrics;
+
+const EPOCH: u64 = 77;
+
+struct World {
+    raft: Arc<SharedDirectory>,
+    view: Arc<SharedDirectory>,
+    watches: Watches,
+    index: u64,
+}
+
+fn key(group: &str, service: &str) -> ServiceKey {
+    ServiceKey {
+        group: group.parse().unwrap(),
+        service: service.parse().unwrap(),
+    }
+}
+
+fn named(group: &str) -> GroupName {
+    group.parse().unwrap()
+}
+
+impl World {
+    fn new(limits: WatchConfig, retained: usize) -> Self {
+        let bounds = ChangeLogBounds {
+            revisions_max: retained,
+            ..ChangeLogBounds::default()
+        };
+        let directory = |mode| {
+            let directory = Directory::new(Limits::default()).serving(mode);
+            Arc::new(SharedDirectory::new(directory.with_change_log(bounds)))
+        };
+        let (raft, view) = (directory(GroupMode::Cp), directory(GroupMode::Ap));
+        let storm = StormDesk::new(&StormConfig::default(), StormMetrics::default());
+        let cp = WatchHub::new(raft.clone(), limits, 32 << 20, WatchMetrics::default(), storm);
+        let ap = cp.beside(view.clone(), WatchMetrics::default());
+        let mut world = Self {
+            raft,
+            view,
+            watches: Watches::new(cp, ap),
+            index: 0,
+        };
+        world.put_group("c", GroupMode::Cp);
+        world.put_group("a", GroupMode::Ap);
+        world
+    }
+
+    fn side(&self, mode: GroupMode) -> Arc<SharedDirectory> {
+        match mode {
+            GroupMode::Cp => self.raft.clone(),
+            GroupMode::Ap => self.view.clone(),
+        }
+    }
+
+    /// Applies a command to the directory that keeps the nodes of this mode.
+    fn apply(&mut self, mode: GroupMode, command: Command) -> Revision {
+        self.index += 1;
+        let request = Request {
+            id: RequestId(u128::from(self.index)),
+            command,
+        };
+        let at = LogPosition {
+            term: Term(1),
+            index: LogIndex(self.index),
+        };
+        let directory = self.side(mode);
+        let mut directory = directory.write();
+        let applied = directory.apply(at, &request);
+        assert!(applied.result.is_ok(), "{request:?}: {:?}", applied.result);
+        directory.revision()
+    }
+
+    /// Defines it, and has the view take it over.
+    fn put_group(&mut self, group: &str, mode: GroupMode) {
+        self.put_group_at(GroupMode::Cp, group, mode);
+        if mode == GroupMode::Ap {
+            self.put_group_at(GroupMode::Ap, group, mode);
+        }
+    }
+
+    fn put_group_at(&mut self, at: GroupMode, group: &str, mode: GroupMode) {
+        let settings = GroupSettings {
+            auto_create: true,
+            mode,
+            ..GroupSettings::default()
+        };
+        let group = named(group);
+        let expected = Expected::Any;
+        self.apply(
+            at,
+            Command::PutGroup {
+                group,
+                settings,
+                expected,
+            },
+        );
+    }
+
+    fn put(&mut self, mode: GroupMode, key: &ServiceKey, node: &str) -> Revision {
+        let registration = Registration {
+            id: node.parse().unwrap(),
+            addresses: vec![Address {
+                name: "http".into(),
+                host: "h".into(),
+                port: 80,
+            }],
+            weight: 1,
+            labels: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            kind: Some(NodeKind::Persistent),
+            state: NodeState::Up,
+        };
+        let node = RegisterNode {
+            key: key.clone(),
+            registration,
+            expected: Expected::Any,
+        };
+        let nodes = vec![node];
+        self.apply(mode, Command::Register { session: None, nodes })
+    }
+
+    /// A group goes from one side to the other, as it is.
+    fn move_group(&mut self, group: &str, to: GroupMode) {
+        let from = match to {
+            GroupMode::Cp => GroupMode::Ap,
+            GroupMode::Ap => GroupMode::Cp,
+        };
+        if to == GroupMode::Ap {
+            // The view takes it over, hidden.
+            self.put_group_at(to, group, from);
+        }
+        let mut since = BTreeMap::new();
+        for side in [from, to] {
+            let begin = Command::BeginMove {
+                group: named(group),
+                to,
+                stamp_ms: 1,
+            };
+            since.insert(side, self.apply(side, begin));
+        }
+        let adoptions = self.side(from).read().adoptions(&named(group), since[&to], 100);
+        for adoption in adoptions {
+            self.apply(to, adoption);
+        }
+        // The replicated directory knows first.
+        for side in [GroupMode::Cp, GroupMode::Ap] {
+            let end = Command::EndMove {
+                group: named(group),
+                since: since[&side],
+                done: true,
+            };
+            self.apply(side, end);
+        }
+    }
+
+    fn pull(&self) {
+        for mode in [GroupMode::Cp, GroupMode::Ap] {
+            while self.watches.of(mode).pull() {}
+        }
+    }
+
+    fn open(&self) -> Client {
+        let header = |mode: v1::GroupMode, epoch| v1::ResponseHeader {
+            cluster: "test".into(),
+            mode: mode.into(),
+            epoch,
+            ..v1::ResponseHeader::default()
+        };
+        let headers = (header(v1::GroupMode::Cp, 0), header(v1::GroupMode::Ap, EPOCH));
+        let stream = self.watches.open(headers.0, headers.1, CancellationToken::new());
+        Client::new(stream.unwrap())
+    }
+
+    fn sign(&self, mode: GroupMode, key: &ServiceKey) -> Sign {
+        self.side(mode).read().service(key).unwrap().sign
+    }
+}
+
+fn service(id: u64, key: &ServiceKey) -> Subscription {
+    Subscription {
+        id,
+        target: Target::Service(key.clone()),
+        after: Revision(0),
+        directory: Revision(0),
+        known: Vec::new(),
+    }
+}
+
+fn prefix(id: u64, prefix: &str) -> Parts {
+    let one = Subscription {
+        id,
+        target: Target::Prefix(prefix.into()),
+        after: Revision(0),
+        directory: Revision(0),
+        known: Vec::new(),
+    };
+    Parts::Both {
+        cp: one.clone(),
+        ap: one,
+    }
+}
+
+/// The same, by a client that holds something already.
+fn knowing(parts: Parts, cp: &[(ServiceKey, Sign)], ap: &[(ServiceKey, Sign)]) -> Parts {
+    let with = |one, known: &[_]| Subscription {
+        known: known.to_vec(),
+        ..one
+    };
+    match parts {
+        Parts::Cp(one) => Parts::Cp(with(one, cp)),
+        Parts::Ap(one) => Parts::Ap(with(one, ap)),
+        Parts::Both { cp: one, ap: other } => Parts::Both {
+            cp: with(one, cp),
+            ap: with(other, ap),
+        },
+    }
+}
+
+struct Client {
+    stream: PairedStream,
+    handle: PairedHandle,
+    /// What was said, in the order of each mode.
+    log: BTreeMap<GroupMode, Vec<String>>,
+    revisions: BTreeMap<GroupMode, u64>,
+    nodes: BTreeMap<ServiceKey, Vec<String>>,
+    kept: Vec<v1::KeepCache>,
+}
+
+impl Client {
+    fn new(stream: PairedStream) -> Self {
+        let handle = stream.handle();
+        Self {
+            stream,
+            handle,
+            log: BTreeMap::new(),
+            revisions: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            kept: Vec::new(),
+        }
+    }
+
+    fn read_all(&mut self) {
+        loop {
+            let next = tokio::task::unconstrained(self.stream.next()).now_or_never();
+            let Some(Some(response)) = next else { return };
+            self.take(response.unwrap());
+        }
+    }
+
+    fn take(&mut self, response: WatchResponse) {
+        let mode = match response.mode() {
+            v1::GroupMode::Ap => GroupMode::Ap,
+            v1::GroupMode::Cp => GroupMode::Cp,
+            v1::GroupMode::Unspecified => panic!("a message without a mode"),
+        };
+        assert_eq!(response.epoch, if mode == GroupMode::Ap { EPOCH } else { 0 });
+        let first = !self.log.contains_key(&mode);
+        assert_eq!(response.cluster.is_empty(), !first, "it is named once");
+        self.log.entry(mode).or_default();
+        for bytes in response.frames {
+            let frame = v1::WatchFrame::decode(bytes).unwrap().frame.unwrap();
+            let (what, revision) = self.tell(frame);
+            if let Some(revision) = revision {
+                let before = self.revisions.insert(mode, revision).unwrap_or(0);
+                assert!(before <= revision, "{what}: {revision} came after {before}");
+            }
+            self.log.get_mut(&mode).unwrap().push(what);
+        }
+    }
+
+    fn tell(&mut self, frame: Frame) -> (String, Option<u64>) {
+        let name = |key: Option<v1::ServiceKey>| {
+            let key = key.unwrap();
+            format!("{}/{}", key.group, key.service)
+        };
+        match frame {
+            Frame::Started(started) => {
+                let services: Vec<String> = started.services.into_iter().map(|key| name(Some(key))).collect();
+                let half = if started.half { "half " } else { "" };
+                let listed = services.join(" ");
+                let what = format!("started {half}{} [{listed}]", started.subscription);
+                (what, Some(started.revision))
+            }
+            Frame::Snapshot(snapshot) => {
+                let view = snapshot.view.unwrap();
+                let key = convert::service_key_from("key", view.key.as_ref()).unwrap();
+                let nodes = view.nodes.into_iter().map(|node| node.id).collect();
+                self.nodes.insert(key, nodes);
+                (format!("list {}", name(view.key)), Some(snapshot.revision))
+            }
+            Frame::Delta(delta) => {
+                let key = convert::service_key_from("key", delta.key.as_ref()).unwrap();
+                let nodes = self.nodes.entry(key).or_default();
+                nodes.retain(|id| !delta.removed.iter().any(|removed| removed.id == *id));
+                nodes.extend(delta.put.into_iter().map(|node| node.id));
+                (format!("change {}", name(delta.key)), Some(delta.revision))
+            }
+            Frame::Gone(gone) => {
+                let key = convert::service_key_from("key", gone.key.as_ref()).unwrap();
+                self.nodes.remove(&key);
+                (format!("gone {}", name(gone.key)), Some(gone.revision))
+            }
+            Frame::Bookmark(bookmark) => ("bookmark".into(), Some(bookmark.revision)),
+            Frame::KeepCache(keep) => {
+                self.kept.push(keep);
+                (format!("over {}", keep.subscription), None)
+            }
+            Frame::Rejected(rejected) => (format!("rejected {}", rejected.subscription), None),
+            Frame::MoveOn(_) => ("move on".into(), None),
+        }
+    }
+
+    /// What was said of groups of this mode since this was last asked.
+    fn said(&mut self, mode: GroupMode) -> Vec<String> {
+        self.read_all();
+        self.log.get_mut(&mode).map(std::mem::take).unwrap_or_default()
+    }
+
+    fn followed(&self) -> (usize, usize) {
+        let count = |handle: &StreamHandle| handle.shared.backlog.lock().subscriptions.len();
+        (count(&self.handle.cp), count(&self.handle.ap))
+    }
+}
+
+use GroupMode::{Ap, Cp};
+
+#[tokio::test]
+async fn a_prefix_spans_both_modes_and_each_message_says_what_its_revisions_count() {
+    let mut world = World::new(WatchConfig::default(), 100);
+    let (one, other) = (key("c", "one"), key("a", "other"));
+    world.put(Cp, &one, "n1");
+    world.put(Ap, &other, "n1");
+    // What an AP group's service is, is defined in the replicated directory, where it has no nodes.
+    world.apply(
+        Cp,
+        Command::PutService {
+            key: other.clone(),
+            settings: None,
+            expected: Expected::Any,
+        },
+    );
+    let mut client = world.open();
+    client.handle.subscribe(prefix(1, "")).unwrap();
+    assert_eq!(client.said(Cp), ["list c/one", "started half 1 [c/one]"]);
+    assert_eq!(client.said(Ap), ["list a/other", "started half 1 [a/other]"]);
+
+    world.put(Ap, &other, "n2");
+    world.put(Cp, &one, "n2");
+    let settings = Some(rollcall_core::directory::ServiceSettings {
+        metadata: BTreeMap::from([("owner".into(), "me".into())]),
+        ..rollcall_core::directory::ServiceSettings::default()
+    });
+    world.apply(
+        Cp,
+        Command::PutService {
+            key: other.clone(),
+            settings,
+            expected: Expected::Any,
+        },
+    );
+    world.pull();
+    assert_eq!(
+        client.said(Cp),
+        ["change c/one"],
+        "nothing of what is only defined here"
+    );
+    assert_eq!(client.said(Ap), ["change a/other"]);
+    assert_eq!(client.nodes[&one], ["n1", "n2"]);
+    assert_eq!(client.nodes[&other], ["n1", "n2"]);
+    let single = client.handle.subscribe(Parts::Cp(service(2, &other)));
+    assert_eq!(single, Err(SubscribeError::Elsewhere { group: named("a") }));
+    client.handle.unsubscribe(1);
+    assert_eq!(client.followed(), (0, 0));
+}
+
+#[tokio::test]
+async fn a_group_that_moves_takes_its_watchers_along_and_no_node_is_said_to_leave() {
+    let mut world = World::new(WatchConfig::default(), 100);
+    let (moving, staying) = (key("c", "one"), key("a", "other"));
+    world.put(Cp, &moving, "n1");
+    world.put(Cp, &moving, "n2");
+    world.put(Ap, &staying, "n1");
+    let mut client = world.open();
+    let mut bystander = world.open();
+    client.handle.subscribe(prefix(1, "")).unwrap();
+    client.handle.subscribe(Parts::Cp(service(2, &moving))).unwrap();
+    bystander
+        .handle
+        .subscribe(Parts::Ap(service(1, &staying)))
+        .unwrap();
+    client.read_all();
+    bystander.read_all();
+    let (sign, other) = (world.sign(Cp, &moving), world.sign(Ap, &staying));
+    client.log.values_mut().for_each(Vec::clear);
+    bystander.log.values_mut().for_each(Vec::clear);
+
+    let mut number = 2;
+    for to in [Ap, Cp, Ap] {
+        world.move_group("c", to);
+        world.pull();
+        let (from, arrived) = match to {
+            Ap => (client.said(Cp), client.said(Ap)),
+            Cp => (client.said(Ap), client.said(Cp)),
+        };
+        let over = [format!("over {}", number - 1), format!("over {number}")];
+        let mut said: Vec<&String> = from.iter().chain(&arrived).collect();
+        said.sort();
+        said.dedup();
+        assert_eq!(said, over.iter().collect::<Vec<_>>(), "to {to:?}");
+        assert!(client.kept.iter().all(|keep| keep.retry_after_ms <= 1_001));
+        assert_eq!(client.followed(), (0, 0), "the other half ended too");
+        assert_eq!(world.sign(to, &moving), sign);
+
+        // They subscribe again with what they hold: equal signs bring nothing.
+        let known = |mode| {
+            let mut known = Vec::new();
+            if mode == to {
+                known.push((moving.clone(), sign));
+            }
+            if mode == Ap {
+                known.push((staying.clone(), other));
+            }
+            known
+        };
+        let again = knowing(prefix(number + 1, ""), &known(Cp), &known(Ap));
+        client.handle.subscribe(again).unwrap();
+        number += 2;
+        let single = service(number, &moving);
+        let single = if to == Ap {
+            Parts::Ap(single)
+        } else {
+            Parts::Cp(single)
+        };
+        let single = knowing(single, &known(Cp)[..], &[(moving.clone(), sign)]);
+        client.handle.subscribe(single).unwrap();
+        for mode in [Cp, Ap] {
+            let said = client.said(mode);
+            assert!(said.iter().all(|what| what.starts_with("started")), "{said:?}");
+        }
+    }
+    let revision = world.put(Ap, &moving, "n3");
+    world.pull();
+    assert_eq!(
+        client.said(Ap),
+        ["change c/one"],
+        "told once, though followed twice"
+    );
+    assert_eq!(client.revisions[&Ap], revision.0);
+    assert_eq!(client.nodes[&moving], ["n1", "n2", "n3"]);
+    assert_eq!((bystander.said(Cp).len(), bystander.said(Ap).len()), (0, 0));
+}
+
+#[tokio::test]
+async fn who_waits_for_a_service_is_sent_to_its_group_when_that_comes_and_prefixes_are_not_disturbed() {
+    let mut world = World::new(WatchConfig::default(), 100);
+    let new = key("new", "one");
+    let mut client = world.open();
+    client.handle.subscribe(prefix(1, "")).unwrap();
+    client.handle.subscribe(Parts::Cp(service(2, &new))).unwrap();
+    client.read_all();
+    client.log.values_mut().for_each(Vec::clear);
+    world.put_group("new", Ap);
+    world.put(Ap, &new, "n1");
+    world.pull();
+    assert_eq!(client.said(Cp), ["over 2"]);
+    assert_eq!(client.said(Ap), ["change new/one"]);
+    client.handle.subscribe(Parts::Ap(service(3, &new))).unwrap();
+    assert_eq!(client.said(Ap), ["list new/one", "started 3 [new/one]"]);
+}
+
+#[tokio::test]
+async fn a_move_among_changes_that_the_hub_lost_is_noticed() {
+    let mut world = World::new(WatchConfig::default(), 2);
+    let moving = key("c", "one");
+    world.put(Cp, &moving, "n1");
+    let mut client = world.open();
+    client.handle.subscribe(prefix(1, "c")).unwrap();
+    client.handle.subscribe(Parts::Cp(service(2, &moving))).unwrap();
+    client.read_all();
+    client.log.values_mut().for_each(Vec::clear);
+    world.move_group("c", Ap);
+    for n in 0..5 {
+        world.put_group(&format!("g{n}"), Cp);
+    }
+    world.pull();
+    let said = client.said(Cp);
+    assert!(said.contains(&"over 2".to_owned()), "{said:?}");
+    assert!(said.contains(&"over 1".to_owned()), "{said:?}");
+    assert!(said.iter().all(|what| what.starts_with("over")), "{said:?}");
+    assert_eq!(client.followed(), (0, 0));
+}
+
+#[tokio::test]
+async fn both_halves_of_a_stream_stay_within_its_bounds_together() {
+    let limits = WatchConfig {
+        backlog_frames: 4,
+        subscriptions_max: 3,
+        ..WatchConfig::default()
+    };
+    let mut world = World::new(limits, 100);
+    let (one, other) = (key("c", "one"), key("a", "other"));
+    world.put(Cp, &one, "n0");
+    world.put(Ap, &other, "n0");
+    let mut client = world.open();
+    client.handle.subscribe(Parts::Cp(service(1, &one))).unwrap();
+    client.handle.subscribe(Parts::Ap(service(2, &other))).unwrap();
+    client.handle.subscribe(prefix(3, "c")).unwrap();
+    let more = client.handle.subscribe(Parts::Ap(service(4, &other)));
+    assert_eq!(more, Err(SubscribeError::TooMany { subscriptions_max: 3 }));
+    let again = client.handle.subscribe(Parts::Ap(service(1, &other)));
+    assert_eq!(again, Err(SubscribeError::Duplicate { id: 1 }));
+    client.read_all();
+    client.log.values_mut().for_each(Vec::clear);
+
+    // Three wait at one hub, and three more at the other: that is two too many.
+    for n in 1..=3 {
+        world.put(Cp, &one, &format!("n{n}"));
+    }
+    world.pull();
+    for n in 1..=3 {
+        world.put(Ap, &other, &format!("n{n}"));
+    }
+    world.pull();
+    assert_eq!(client.said(Cp), ["change c/one"; 3]);
+    assert_eq!(
+        client.said(Ap),
+        ["list a/other", "bookmark"],
+        "the state instead of the history"
+    );
+    assert_eq!(client.nodes[&other], ["n0", "n1", "n2", "n3"]);
+}
+
+#[tokio::test]
+async fn a_stream_that_follows_both_kinds_is_current_when_it_acknowledged_both() {
+    let mut world = World::new(WatchConfig::default(), 100);
+    let (one, other) = (key("c", "one"), key("a", "other"));
+    let cp = [(one.clone(), world.put(Cp, &one, "n1"))];
+    let ap = [(other.clone(), world.put(Ap, &other, "n1"))];
+    let client = world.open();
+    client.handle.name("both");
+    client.handle.subscribe(prefix(1, "")).unwrap();
+    let count = |world: &World| {
+        let convergence = world.watches.convergence(&cp, &ap);
+        (convergence.subscribers, convergence.current)
+    };
+    assert_eq!(count(&world), (1, 0));
+    client.handle.ack(Cp, cp[0].1);
+    assert_eq!(count(&world), (1, 0));
+    let behind = world.watches.convergence(&cp, &ap).behind;
+    assert_eq!(behind, [("both".to_owned(), Revision(0), Ap)]);
+    client.handle.ack(Ap, ap[0].1);
+    assert_eq!(count(&world), (1, 1));
+}
+
+#[tokio::test]
+async fn a_closing_server_has_one_last_word_for_a_stream() {
+    let world = World::new(WatchConfig::default(), 100);
+    let mut client = world.open();
+    client.handle.subscribe(prefix(1, "")).unwrap();
+    client.read_all();
+    client.log.values_mut().for_each(Vec::clear);
+    world.watches.close(&["elsewhere:1".into()], 0);
+    assert_eq!(client.said(Cp), ["move on"]);
+    assert!(client.stream.next().now_or_never().unwrap().is_none());
+    drop(client);
+    assert_eq!(world.watches.streams(), 0);
+    assert_eq!(world.watches.of(Ap).streams(), 0);
+}

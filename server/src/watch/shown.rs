@@ -1,0 +1,110 @@
+//! What a hub shows of its directory: the groups of its mode.
+//!
+//! The replicated directory holds the definitions of all groups, and a view may hold a group before it is the view's
+//! turn to show it; see `docs/decisions/0012-ap-groups.md`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rollcall_core::directory::{ChangeLog, Directory, GroupMode, RevisionChanges, Service};
+use rollcall_core::ids::{GroupName, Revision, ServiceKey};
+
+use super::registration::Target;
+
+/// The part of a directory that a hub shows.
+#[derive(Clone, Copy)]
+pub(crate) struct Shown<'a> {
+    directory: &'a Directory,
+    mode: GroupMode,
+}
+
+impl<'a> Shown<'a> {
+    pub(crate) fn new(directory: &'a Directory, mode: GroupMode) -> Self {
+        Self { directory, mode }
+    }
+
+    pub(crate) fn revision(&self) -> Revision {
+        self.directory.revision()
+    }
+
+    pub(crate) fn changes(&self) -> &'a ChangeLog {
+        self.directory.changes()
+    }
+
+    /// Whether the group exists and is of the other mode.
+    pub(crate) fn hides(&self, group: &GroupName) -> bool {
+        let group = self.directory.group(group);
+        group.is_some_and(|group| group.settings.mode != self.mode)
+    }
+
+    /// All groups that it hides.
+    pub(crate) fn hidden(&self) -> BTreeSet<GroupName> {
+        let hidden = self
+            .directory
+            .groups()
+            .filter(|group| group.settings.mode != self.mode);
+        hidden.map(|group| group.name.clone()).collect()
+    }
+
+    /// Whether a service of this group is followed here, or would be if it existed. Those of groups that do not
+    /// exist are followed in the replicated directory, which will know first.
+    pub(crate) fn follows(&self, group: &GroupName) -> bool {
+        let group = self.directory.group(group);
+        group.map_or(GroupMode::Cp, |group| group.settings.mode) == self.mode
+    }
+
+    pub(crate) fn service(&self, key: &ServiceKey) -> Option<&'a Arc<Service>> {
+        if self.hides(&key.group) {
+            return None;
+        }
+        self.directory.service(key)
+    }
+
+    /// The services of a target that exist, in the order of their keys.
+    pub(crate) fn services(&self, target: &'a Target) -> Box<dyn Iterator<Item = &'a Arc<Service>> + 'a> {
+        let mode = self.mode;
+        match target {
+            Target::Service(key) => Box::new(self.service(key).into_iter()),
+            Target::Prefix(prefix) => Box::new(
+                self.directory
+                    .groups()
+                    .filter(move |group| group.settings.mode == mode && group.name.is_within(prefix))
+                    .flat_map(|group| group.services.values()),
+            ),
+        }
+    }
+
+    /// How the groups whose settings some revisions changed stand now, which may be later than those revisions.
+    pub(crate) fn standings(&self, changes: &[Arc<RevisionChanges>]) -> Standings {
+        let names = changes.iter().flat_map(|changes| &changes.groups);
+        let standing = |(name, _): &(GroupName, bool)| {
+            let group = self.directory.group(name);
+            let standing = Standing {
+                hidden: self.hides(name),
+                followed: self.follows(name),
+                created: group.map(|group| group.created),
+            };
+            (name.clone(), standing)
+        };
+        Standings(names.map(standing).collect())
+    }
+}
+
+/// How a group stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing {
+    pub(crate) hidden: bool,
+    /// See [`Shown::follows`].
+    pub(crate) followed: bool,
+    /// When it was created; `None`: it does not exist.
+    pub(crate) created: Option<Revision>,
+}
+
+/// How some groups stand.
+pub(crate) struct Standings(BTreeMap<GroupName, Standing>);
+
+impl Standings {
+    pub(crate) fn of(&self, group: &GroupName) -> Option<Standing> {
+        self.0.get(group).copied()
+    }
+}
