@@ -675,14 +675,16 @@ async fn every_bad_request_has_a_typed_error_and_changes_nothing() {
         mode: v1::GroupMode::Ap.into(),
         ..Default::default()
     });
+    // A put does not move a group from one mode to the other.
     let group = v1::PutGroupRequest {
-        group: "ap".into(),
+        group: "default".into(),
         settings,
         ..Default::default()
     };
+    let refused = error(&registry.put_group(group).await.unwrap_err());
     assert_eq!(
-        error(&registry.put_group(group).await.unwrap_err()).code(),
-        ErrorCode::Unsupported
+        (refused.code(), refused.subject.as_str()),
+        (ErrorCode::InvalidArgument, "settings.mode")
     );
     let group = v1::DeleteGroupRequest {
         group: "default".into(),
