@@ -9,8 +9,8 @@
 use std::sync::Arc;
 
 use rollcall_core::ap::{Record, SessionSeed};
-use rollcall_core::directory::{Command, Outcome, Request};
-use rollcall_core::ids::ServerId;
+use rollcall_core::directory::{Command, Directory, Outcome, Request};
+use rollcall_core::ids::{GroupName, ServerId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -63,6 +63,15 @@ pub(super) enum Job {
         commands: Vec<Command>,
         done: Done<Vec<Command>>,
     },
+    /// A group moves here from the replicated directory, which is handed along as it was frozen.
+    Adopt {
+        from: Box<Directory>,
+        group: GroupName,
+        stamp_ms: u64,
+        done: Done<()>,
+    },
+    /// A group does not live by records (any more).
+    Forget { group: GroupName, done: Done<()> },
     /// What has been dead for long is to be forgotten.
     Purge,
     /// Others were asked what counts.
@@ -184,6 +193,20 @@ fn carry_out(desk: &mut Desk, work: &mut Work<'_>, job: Job) -> Option<Finish> {
         Job::Define { commands, done } => {
             let refused = desk.define(work, commands);
             Some(finish(done, Ok(refused)))
+        }
+        Job::Adopt {
+            from,
+            group,
+            stamp_ms,
+            done,
+        } => {
+            work.rows.sync = true;
+            desk.adopt(work, &from, &group, stamp_ms);
+            Some(finish(done, Ok(())))
+        }
+        Job::Forget { group, done } => {
+            desk.forget(work, &group);
+            Some(finish(done, Ok(())))
         }
         Job::Purge => {
             let gone = desk.purge(work);

@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rollcall_core::directory::{
-    Command, Directory, Expected, Group, GroupMode, Refusal, Request, RevisionChanges, ServiceFate,
+    Command, Directory, Expected, Group, GroupMode, GroupSettings, Refusal, Request, RevisionChanges,
+    ServiceFate,
 };
 use rollcall_core::ids::{GroupName, RequestId, Revision, ServiceKey};
 use rollcall_core::storm::{Mode, Scope};
@@ -62,8 +63,9 @@ impl Touched {
     }
 }
 
+/// Whether it lives by records, or is on its way to.
 fn is_ap(group: &Group) -> bool {
-    group.settings.mode == GroupMode::Ap
+    group.settings.mode == GroupMode::Ap || group.moving.is_some_and(|moving| moving.to == GroupMode::Ap)
 }
 
 fn services_of(group: &Group) -> impl Iterator<Item = ServiceKey> {
@@ -78,10 +80,15 @@ fn differences(raft: &Directory, view: &Directory, touched: &Touched) -> Vec<Com
         let limits = raft.limits().clone();
         commands.push(Command::SetLimits { limits });
     }
+    let mut services = touched.services.clone();
     for name in &touched.groups {
         let (defined, seen) = (raft.group(name).filter(|group| is_ap(group)), view.group(name));
+        commands.extend(ended_move(
+            raft.group(name).map(AsRef::as_ref),
+            seen.map(AsRef::as_ref),
+        ));
         match (defined, seen) {
-            (Some(defined), seen) if seen.is_none_or(|seen| seen.settings != defined.settings) => {
+            (Some(defined), seen) if seen.is_none_or(|seen| differ(seen, defined)) => {
                 commands.push(Command::PutGroup {
                     group: name.clone(),
                     settings: defined.settings.clone(),
@@ -101,8 +108,11 @@ fn differences(raft: &Directory, view: &Directory, touched: &Touched) -> Vec<Com
             }
             (Some(_), _) | (None, None) => {}
         }
+        if let (Some(defined), None) = (defined, seen) {
+            services.extend(services_of(defined));
+        }
     }
-    for key in &touched.services {
+    for key in &services {
         if raft.group(&key.group).is_none_or(|group| !is_ap(group)) {
             continue;
         }
@@ -126,7 +136,70 @@ fn differences(raft: &Directory, view: &Directory, touched: &Touched) -> Vec<Com
     if touched.storm {
         commands.extend(storms(raft, view));
     }
+    // A group that moves is frozen, so this comes behind all else.
+    for name in &touched.groups {
+        let (defined, seen) = (raft.group(name), view.group(name));
+        commands.extend(begun_move(defined.map(AsRef::as_ref), seen.map(AsRef::as_ref)));
+    }
     commands
+}
+
+/// Settings that the view must follow. The mode changes by moves alone.
+fn differ(seen: &Group, defined: &Group) -> bool {
+    let of_mode = GroupSettings {
+        mode: seen.settings.mode,
+        ..defined.settings.clone()
+    };
+    seen.settings != of_mode
+}
+
+/// The end of a move that the view has not followed yet.
+fn ended_move(defined: Option<&Group>, seen: Option<&Group>) -> Option<Command> {
+    let seen = seen?;
+    let moving = seen.moving?;
+    let still = defined.and_then(|defined| defined.moving);
+    if still.is_some_and(|still| still.to == moving.to && still.stamp_ms == moving.stamp_ms) {
+        return None;
+    }
+    Some(Command::EndMove {
+        group: seen.name.clone(),
+        since: moving.since,
+        done: defined.is_some_and(|defined| defined.settings.mode == moving.to),
+    })
+}
+
+/// The beginning of a move that the view has not followed yet.
+fn begun_move(defined: Option<&Group>, seen: Option<&Group>) -> Option<Command> {
+    let defined = defined?;
+    let moving = defined.moving?;
+    let followed = seen.and_then(|seen| seen.moving);
+    (followed.is_none_or(|followed| followed.stamp_ms != moving.stamp_ms)).then(|| Command::BeginMove {
+        group: defined.name.clone(),
+        to: moving.to,
+        stamp_ms: moving.stamp_ms,
+    })
+}
+
+/// Groups on their way to gossip that the view does not show whole yet.
+fn to_adopt(raft: &Directory, view: &Directory) -> Vec<(GroupName, u64)> {
+    let coming = raft.groups().filter_map(|group| {
+        let moving = group.moving.filter(|moving| moving.to == GroupMode::Ap)?;
+        let seen = view.group(&group.name)?;
+        let followed = seen.moving.is_some_and(|seen| seen.stamp_ms == moving.stamp_ms);
+        let whole = seen.nodes == group.nodes && seen.sign == group.sign;
+        (followed && !whole).then(|| (group.name.clone(), moving.stamp_ms))
+    });
+    coming.collect()
+}
+
+/// Groups of which there are records, and that do not live by records.
+fn to_forget(raft: &Directory, view: &Directory, recorded: &[String]) -> Vec<GroupName> {
+    let gone = recorded.iter().filter_map(|name| {
+        let name: GroupName = name.parse().ok()?;
+        let lives = raft.group(&name).is_none_or(|group| is_ap(group));
+        (!lives && view.group(&name).is_none()).then_some(name)
+    });
+    gone.collect()
 }
 
 fn storms(raft: &Directory, view: &Directory) -> Vec<Command> {
@@ -186,6 +259,9 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
                 Err(_) => return,
             }
         }
+        if !settle_moves(&inner).await {
+            return;
+        }
         seen = Some(revision);
         if complete && !inner.defined.swap(true, Ordering::AcqRel) {
             let groups = inner.view.read().totals().groups;
@@ -203,6 +279,38 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
             },
         }
     }
+}
+
+/// Takes over groups that come, and forgets those that went. `false`: the committing task is gone.
+async fn settle_moves(inner: &Inner) -> bool {
+    let recorded: Vec<String> = {
+        let digests = inner.desk.lock().replica.group_digests();
+        digests.into_iter().map(|(name, _)| name).collect()
+    };
+    let (raft, coming, gone) = {
+        let raft = inner.consensus.directory().read().clone();
+        let view = inner.view.read();
+        let (coming, gone) = (to_adopt(&raft, &view), to_forget(&raft, &view, &recorded));
+        (raft, coming, gone)
+    };
+    for (group, stamp_ms) in coming {
+        let from = Box::new(raft.clone());
+        let adopted = inner.perform(|done| Job::Adopt {
+            from,
+            group,
+            stamp_ms,
+            done,
+        });
+        if adopted.await.is_err() {
+            return false;
+        }
+    }
+    for group in gone {
+        if inner.perform(|done| Job::Forget { group, done }).await.is_err() {
+            return false;
+        }
+    }
+    true
 }
 
 fn differences_since(seen: Option<Revision>, raft: &Directory, view: &Directory) -> Vec<Command> {

@@ -11,7 +11,7 @@ use rollcall_core::ap::{
     Value,
 };
 use rollcall_core::directory::{Command, Directory, Outcome, Refusal, Request};
-use rollcall_core::ids::{RequestId, ServerId, SessionId};
+use rollcall_core::ids::{GroupName, RequestId, ServerId, SessionId};
 use rollcall_core::session::Spread;
 
 use super::rows::{self, Followed, Found, Life};
@@ -83,6 +83,8 @@ pub(super) struct Desk {
     set_aside: Vec<Stored>,
     /// Every server that held a session in this life or the last.
     holders: BTreeSet<ServerId>,
+    /// Sessions held here that were heard in this life of the server.
+    heard: BTreeSet<SessionId>,
     /// Sessions held elsewhere that were heard here: to be claimed.
     claims: BTreeSet<SessionId>,
     /// The batch of writes under way, or the last one.
@@ -123,6 +125,7 @@ impl Desk {
             followed: life.followed,
             set_aside: found.records,
             holders: BTreeSet::new(),
+            heard: BTreeSet::new(),
             claims: BTreeSet::new(),
             batch: 0,
         };
@@ -157,6 +160,14 @@ impl Desk {
     /// The name of this server's log.
     pub(super) fn log(&self) -> u64 {
         self.log
+    }
+
+    /// How far it goes.
+    pub(super) fn head(&self) -> Followed {
+        Followed {
+            log: self.log,
+            through: self.replica.head(),
+        }
     }
 
     pub(super) fn followed(&self, server: ServerId) -> Followed {
@@ -250,7 +261,9 @@ impl Desk {
                 }
                 _ => None,
             });
-        lapsed.filter(|id| self.office.is_counting(*id)).collect()
+        lapsed
+            .filter(|id| self.heard.contains(id) && self.office.is_counting(*id))
+            .collect()
     }
 
     /// Whoever found it lapsed did not hear what was heard here: this server vouches for it again, in the same
@@ -278,6 +291,20 @@ impl Desk {
         }
         self.office.catch_up(work.view, work.now.instant);
         refused
+    }
+
+    /// Takes over what the replicated directory lists of a group that moves here.
+    pub(super) fn adopt(&mut self, work: &mut Work<'_>, from: &Directory, group: &GroupName, stamp_ms: u64) {
+        let adopted = self.replica.adopt(work.view, from, group, stamp_ms);
+        self.keep(work, &adopted.stored);
+    }
+
+    /// Forgets the records of a group that does not live by them.
+    pub(super) fn forget(&mut self, work: &mut Work<'_>, group: &GroupName) {
+        for key in self.replica.forget_group(group) {
+            rows::remove_record(work.rows, &key);
+        }
+        self.office.catch_up(work.view, work.now.instant);
     }
 
     /// Forgets what has been dead for long enough.
@@ -346,6 +373,8 @@ impl Desk {
     fn keep(&mut self, work: &mut Work<'_>, stored: &[Stored]) {
         for stored in stored {
             rows::put_record(work.rows, stored);
+            // Others follow this server's log by its numbers: one that was told must not come to mean something else.
+            work.rows.sync |= stored.seq.is_some();
         }
         let now = work.now.instant;
         self.office.catch_up(work.view, now);
@@ -355,6 +384,7 @@ impl Desk {
                 if session.holder == self.server && session.is_alive() {
                     self.office.take_on(*id, work.view, FULL_TTL, now);
                 } else {
+                    self.heard.remove(id);
                     self.office.give_up(*id);
                 }
             }
@@ -384,6 +414,7 @@ impl Desk {
         }
         self.office.catch_up(view, now);
         let of_held = self.office.renew(self.server, &held, view, now);
+        self.heard.extend(held);
         verdict.not_found.extend(of_held.not_found);
         verdict.undecided.extend(of_held.undecided);
         verdict

@@ -42,11 +42,7 @@ pub(super) async fn run(inner: Arc<Inner>, stop: CancellationToken) {
         parts.spawn(listen(inner.clone(), gossip, followers.clone()));
     }
     let mut tasks = BTreeMap::new();
-    while stop
-        .run_until_cancelled(tokio::time::sleep(MEMBERS_EVERY))
-        .await
-        .is_some()
-    {
+    while !stop.is_cancelled() {
         let others = inner.others();
         let servers: Vec<ServerId> = others.iter().map(|other| other.server).collect();
         inner.origins.keep_only(&servers);
@@ -63,6 +59,8 @@ pub(super) async fn run(inner: Arc<Inner>, stop: CancellationToken) {
                 .entry(server)
                 .or_insert_with(|| parts.spawn(follow(inner, server, followers.of(server))));
         }
+        let pause = tokio::time::sleep(MEMBERS_EVERY);
+        stop.run_until_cancelled(pause).await;
     }
     parts.shutdown().await;
 }
@@ -86,17 +84,26 @@ impl Followers {
 /// Tells how far this server's log goes: when it moves, and now and then.
 async fn tell(inner: Arc<Inner>, gossip: Gossip) {
     let mut synced = inner.synced.subscribe();
+    let mut told = None;
     loop {
         synced.borrow_and_update();
-        if let Ok(Some(news)) = inner.read_synced(ApNews::of).await
-            && let Err(error) = gossip.publish(Topic::ApHead, &news)
-        {
-            tracing::debug!(%error, "news of AP groups not told");
+        let read = inner.read_synced(|desk| (desk.head(), ApNews::of(desk)));
+        if let Ok((head, news)) = read.await {
+            told = Some(head);
+            let published = news.map_or(Ok(()), |news| gossip.publish(Topic::ApHead, &news));
+            if let Err(error) = published {
+                tracing::debug!(%error, "news of AP groups not told");
+            }
         }
         tokio::time::sleep(SPACING).await;
-        if let Ok(Err(_)) = tokio::time::timeout(gossip.head_interval(), synced.changed()).await {
-            return;
-        }
+        let moved = async {
+            while told == Some(inner.desk.lock().head()) {
+                if synced.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        _ = tokio::time::timeout(gossip.head_interval(), moved).await;
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rollcall_core::ap::{Record, SessionSeed, SessionValue};
-use rollcall_core::directory::{ChangeLogBounds, Directory, GroupMode, Limits, Refusal, Request};
+use rollcall_core::directory::{ChangeLogBounds, Command, Directory, GroupMode, Limits, Refusal, Request};
 use rollcall_core::ids::{ServerId, SessionId};
 use rollcall_proto::v1::ap_server::ApServer;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -21,7 +21,7 @@ use super::metrics::{ApMetrics, ServerLabel};
 use super::origins::Origins;
 use super::peer::ApDoor;
 use super::rows::Found;
-use super::{definitions, exchange, judge, repair, upkeep};
+use super::{definitions, exchange, judge, mover, repair, upkeep};
 use crate::config::ApConfig;
 use crate::gossip::Gossip;
 use crate::raft::{
@@ -86,6 +86,7 @@ impl Ap {
             tokio::spawn(judge::run(inner.clone(), stop.clone())),
             tokio::spawn(exchange::run(inner.clone(), stop.clone())),
             tokio::spawn(repair::run(inner.clone(), stop.clone())),
+            tokio::spawn(mover::end_strays(inner.clone(), stop.clone())),
             tokio::spawn(upkeep::run(inner.clone(), stop)),
         ];
         Ok((Self { inner }, tasks))
@@ -136,6 +137,12 @@ impl Ap {
         acks: u32,
         deadline: Instant,
     ) -> Result<Acknowledged, ProposeError> {
+        if matches!(
+            request.command,
+            Command::Register { .. } | Command::SetOverride { .. }
+        ) {
+            self.check_room()?;
+        }
         let size = request.encode().len();
         if size > REQUEST_BYTES_MAX {
             return Err(ProposeError::Refused(Refusal::TooLarge {
@@ -183,6 +190,7 @@ impl Ap {
         client: String,
         deadline: Instant,
     ) -> Result<SessionId, ProposeError> {
+        self.check_room()?;
         self.check_room_for_session(&client)?;
         let id = SessionId(rand::random::<u64>() | OWN_SESSION_BIT);
         let seed = SessionSeed {
@@ -193,6 +201,19 @@ impl Ap {
         };
         self.claim(seed, deadline).await?;
         Ok(id)
+    }
+
+    /// Whether this server may keep more records. What ends something is always taken, and what others tell.
+    fn check_room(&self) -> Result<(), Refusal> {
+        let records_max = self.inner.config.records_max;
+        if self.inner.desk.lock().replica.len() >= records_max as usize {
+            return Err(Refusal::QuotaExceeded {
+                subject: "a server".into(),
+                quota: records_max,
+                of: "records of AP groups (ap.records_max)".into(),
+            });
+        }
+        Ok(())
     }
 
     fn check_room_for_session(&self, client: &str) -> Result<(), Refusal> {

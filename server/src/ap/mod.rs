@@ -5,7 +5,8 @@
 //! `committer` is the one task that changes it, batch by batch, with a sync for each; `rows` is how it lies on disk.
 //! `definitions` brings groups and services from the replicated directory. `exchange` follows the others' logs, by
 //! `news` and by pulls, `repair` compares and fetches, `peer` is the other end of both. `judge` says who lapsed.
-//! `members` and `origins` are what is known of the other servers; `upkeep` forgets what is old.
+//! `members` and `origins` are what is known of the other servers; `upkeep` forgets what is old. `mover` takes groups
+//! from one mode to the other.
 
 mod committer;
 mod contract;
@@ -17,6 +18,7 @@ mod inner;
 mod judge;
 mod members;
 mod metrics;
+mod mover;
 mod news;
 mod origins;
 mod peer;
@@ -27,5 +29,11 @@ mod upkeep;
 pub use contract::{Acknowledged, ApStatus, OriginStatus};
 pub use handle::{Ap, ApOptions};
 pub use metrics::ApMetrics;
+pub use mover::{MoveError, MoveReport, ServerReport};
 pub use peer::ApDoor;
 pub use rollcall_core::ap::{SessionSeed, SessionValue, Standing};
+
+#[cfg(test)]
+mod cluster_test;
+#[cfg(test)]
+mod desk_test;

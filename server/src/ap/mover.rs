@@ -197,7 +197,13 @@ impl Mover {
             other => other.into(),
         })?;
         let frozen_for = frozen_at.elapsed();
-        if !ended.changed {
+        let is_there = || {
+            let directory = self.inner.consensus.directory().read();
+            let group = directory.group(&self.group);
+            group.is_some_and(|group| group.moving.is_none() && group.settings.mode == self.to)
+        };
+        // Somebody else who was asked the same may have ended it first.
+        if !ended.changed && !is_there() {
             return Err(MoveError::TakenBack {
                 reason: "it lasted too long, and the leader ended it".into(),
             });

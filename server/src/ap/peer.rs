@@ -7,7 +7,7 @@ use rollcall_core::ap::{Bucket, Record, Seq};
 use rollcall_proto::v1::ap_server::Ap;
 use rollcall_proto::v1::{
     ApCompareRequest, ApCompareResponse, ApDigest, ApFetchRequest, ApFetchResponse, ApPullRequest,
-    ApPullResponse, ApPushRequest, ApPushResponse,
+    ApPullResponse, ApPushRequest, ApPushResponse, ApStandingRequest, ApStandingResponse,
 };
 use tonic::{Request, Response, Status};
 use xxhash_rust::xxh3::xxh3_128;
@@ -15,6 +15,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::desk::{Desk, Footing};
 use super::exchange::{decode_all, hear};
 use super::inner::Inner;
+use super::mover;
 
 /// About how many bytes of records one answer holds.
 const ANSWER_BYTES: usize = 1 << 20;
@@ -158,6 +159,15 @@ impl Ap for ApDoor {
             .await?;
         let skip = usize::try_from(asked.skip).unwrap_or(usize::MAX);
         Ok(Response::new(piece(&records, skip)))
+    }
+
+    async fn standing(
+        &self,
+        request: Request<ApStandingRequest>,
+    ) -> Result<Response<ApStandingResponse>, Status> {
+        let asked = request.into_inner();
+        self.check(&asked.cluster, asked.from, asked.to)?;
+        Ok(Response::new(mover::answer(&self.inner, &asked).await?))
     }
 
     async fn push(&self, request: Request<ApPushRequest>) -> Result<Response<ApPushResponse>, Status> {

@@ -20,6 +20,9 @@ pub struct ApConfig {
     /// delays its own server's news and wins over nobody. Well above the precision of your time service.
     #[serde(with = "duration")]
     pub clock_skew_max: Duration,
+    /// Most records that this server keeps, those included that tell of an end. Beyond, new nodes, overrides and
+    /// sessions are refused here. A record takes some hundred bytes of memory, and of disk.
+    pub records_max: u32,
     /// How often this server compares its records with those of one other. Shorter repairs sooner what messages did
     /// not bring; each time costs a digest for every AP group.
     #[serde(with = "duration")]
@@ -31,6 +34,7 @@ impl Default for ApConfig {
         Self {
             tombstone_retention: Duration::from_secs(3_600),
             clock_skew_max: Duration::from_millis(500),
+            records_max: 4_000_000,
             repair_interval: Duration::from_millis(1_500),
         }
     }

@@ -273,6 +273,12 @@ impl Config {
             )?;
         }
         demand(
+            ap.records_max >= 1,
+            "ap.records_max",
+            ap.records_max,
+            "at least 1",
+        )?;
+        demand(
             ap.clock_skew_max < ap.tombstone_retention,
             "ap.clock_skew_max",
             time(ap.clock_skew_max),

@@ -1,0 +1,528 @@
+//! AP groups on three whole servers in this process, over loopback.
+
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::Path;
+use std::time::Duration;
+
+use rollcall_core::ap::{SessionSeed, Standing};
+use rollcall_core::directory::{
+    Address, Command, DeregisterNode, Expected, GroupMode, GroupSettings, NodeKind, NodeState, RegisterNode,
+    Registration, Request,
+};
+use rollcall_core::ids::{NodeKey, RequestId, ServerId, ServiceKey, SessionId};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Acknowledged, Ap};
+use crate::config::{Config, GossipPreset, MemberConfig, Preset};
+use crate::raft::ProposeError;
+use crate::server::Server;
+
+/// Nothing here takes long; this bounds what goes wrong.
+const PATIENCE: Duration = Duration::from_secs(30);
+const TTL_MS: u32 = 2_000;
+
+struct Site {
+    config: Config,
+    server: Option<Server>,
+}
+
+struct Cluster {
+    sites: Vec<Site>,
+    _folder: tempfile::TempDir,
+}
+
+/// A port that is free for TCP and UDP alike.
+fn free_port() -> u16 {
+    loop {
+        let tcp = TcpListener::bind("127.0.0.1:0").expect("loopback has ports");
+        let port = tcp.local_addr().expect("it is bound").port();
+        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+fn soon() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+fn service() -> ServiceKey {
+    ServiceKey {
+        group: "edge".parse().expect("a good name"),
+        service: "feed".parse().expect("a good name"),
+    }
+}
+
+fn node(id: &str) -> NodeKey {
+    NodeKey {
+        service: service(),
+        node: id.parse().expect("a good name"),
+    }
+}
+
+fn request(command: Command) -> Request {
+    Request {
+        id: RequestId(rand::random()),
+        command,
+    }
+}
+
+fn register(session: Option<SessionId>, id: &str) -> Request {
+    let registration = Registration {
+        id: node(id).node,
+        addresses: vec![Address {
+            name: "grpc".into(),
+            host: "10.0.0.1".into(),
+            port: 80,
+        }],
+        weight: 100,
+        labels: Default::default(),
+        metadata: Default::default(),
+        kind: Some(match session {
+            Some(_) => NodeKind::Ephemeral,
+            None => NodeKind::Persistent,
+        }),
+        state: NodeState::Up,
+    };
+    request(Command::Register {
+        session,
+        nodes: vec![RegisterNode {
+            key: service(),
+            registration,
+            expected: Expected::Any,
+        }],
+    })
+}
+
+fn deregister(id: &str) -> Request {
+    request(Command::Deregister {
+        session: None,
+        nodes: vec![DeregisterNode {
+            key: node(id),
+            expected: Expected::Any,
+        }],
+    })
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < until, "it never came to this: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn config(id: u64, members: &[MemberConfig], folder: &Path, adjust: &impl Fn(&mut Config)) -> Config {
+    let mut config = Config::default();
+    let own = &members[usize::try_from(id).expect("few") - 1];
+    let address = |text: &str| -> SocketAddr { text.parse().expect("an address") };
+    config.cluster.id = id;
+    config.cluster.members = members.to_vec();
+    config.listen.peer = address(&own.peer);
+    config.listen.client = address(&own.client);
+    config.listen.http = address("127.0.0.1:0");
+    config.storage.data = folder.join(id.to_string());
+    config.raft.heartbeat_interval = Duration::from_millis(50);
+    config.raft.election_timeout_min = Duration::from_millis(300);
+    config.raft.election_timeout_max = Duration::from_millis(600);
+    config.gossip.preset = GossipPreset::Local;
+    config.ap.repair_interval = Duration::from_millis(200);
+    adjust(&mut config);
+    config
+}
+
+impl Cluster {
+    async fn start(servers: u64, adjust: impl Fn(&mut Config)) -> Self {
+        let folder = tempfile::tempdir().expect("there is room");
+        let members: Vec<MemberConfig> = (1..=servers)
+            .map(|id| MemberConfig {
+                id,
+                peer: format!("127.0.0.1:{}", free_port()),
+                client: format!("127.0.0.1:{}", free_port()),
+                http: String::new(),
+            })
+            .collect();
+        let configs = (1..=servers).map(|id| config(id, &members, folder.path(), &adjust));
+        let sites = configs.map(|config| Site { config, server: None });
+        let mut cluster = Self {
+            sites: sites.collect(),
+            _folder: folder,
+        };
+        for id in 1..=servers {
+            cluster.begin(id).await;
+        }
+        cluster.define().await;
+        cluster
+    }
+
+    fn site(&mut self, id: u64) -> &mut Site {
+        &mut self.sites[usize::try_from(id).expect("few") - 1]
+    }
+
+    async fn begin(&mut self, id: u64) {
+        let config = self.site(id).config.clone();
+        let server = Server::start(config, Preset::None).await;
+        self.site(id).server = Some(server.expect("it starts"));
+    }
+
+    async fn end(&mut self, id: u64) {
+        let server = self.site(id).server.take();
+        server.expect("it runs").shutdown().await;
+    }
+
+    fn ap(&self, id: u64) -> &Ap {
+        let site = &self.sites[usize::try_from(id).expect("few") - 1];
+        site.server.as_ref().expect("it runs").ap()
+    }
+
+    fn running(&self) -> impl Iterator<Item = &Server> {
+        self.sites.iter().filter_map(|site| site.server.as_ref())
+    }
+
+    /// Creates the group, and waits until every server has it.
+    async fn define(&self) {
+        let settings = GroupSettings {
+            mode: GroupMode::Ap,
+            auto_create: true,
+            ..GroupSettings::default()
+        };
+        let command = Command::PutGroup {
+            group: service().group,
+            settings,
+            expected: Expected::Any,
+        };
+        let first = self.running().next().expect("one runs");
+        first
+            .consensus()
+            .propose(request(command), soon())
+            .await
+            .expect("the group is created");
+        self.wait_ready().await;
+    }
+
+    async fn wait_ready(&self) {
+        for server in self.running() {
+            let is_ready =
+                || server.ap().is_loaded() && server.ap().view().read().group(&service().group).is_some();
+            eventually("the server has the group", is_ready).await;
+        }
+    }
+
+    /// Waits until every running server lists exactly these, and all agree on the sign.
+    async fn wait_listed(&self, expected: &[&str]) {
+        for server in self.running() {
+            let id = server.consensus().status().server;
+            eventually(&format!("server {id} lists {expected:?}"), || {
+                listed(server.ap()) == expected
+            })
+            .await;
+        }
+        let signs = self.running().map(|server| {
+            let view = server.ap().view().read();
+            view.service(&service()).map(|service| service.sign)
+        });
+        let signs: Vec<_> = signs.collect();
+        assert!(signs.windows(2).all(|pair| pair[0] == pair[1]), "{signs:?}");
+    }
+
+    async fn stop(mut self) {
+        for site in &mut self.sites {
+            if let Some(server) = site.server.take() {
+                server.shutdown().await;
+            }
+        }
+    }
+}
+
+fn listed(ap: &Ap) -> Vec<String> {
+    let view = ap.view().read();
+    let nodes = view
+        .service(&service())
+        .into_iter()
+        .flat_map(|service| service.nodes.keys());
+    nodes.map(|id| id.to_string()).collect()
+}
+
+async fn write(ap: &Ap, request: Request) -> Acknowledged {
+    ap.write(request, 1, soon()).await.expect("it is written")
+}
+
+async fn open(ap: &Ap) -> SessionId {
+    let opened = ap.open_session([7; 32], TTL_MS, "test".into(), soon()).await;
+    opened.expect("it is opened")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_server_writes_all_list_and_the_service_is_defined_for_all() {
+    let cluster = Cluster::start(3, |_| {}).await;
+    for (server, id) in [(1, "a"), (2, "b"), (3, "c")] {
+        let written = write(cluster.ap(server), register(None, id)).await;
+        assert_eq!((written.acks, written.outcome.changed), (1, true));
+    }
+    cluster.wait_listed(&["a", "b", "c"]).await;
+    write(cluster.ap(2), deregister("a")).await;
+    cluster.wait_listed(&["b", "c"]).await;
+    for server in cluster.running() {
+        let directory = server.consensus().directory().clone();
+        eventually("the service is defined", || {
+            directory.read().service(&service()).is_some()
+        })
+        .await;
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_for_two_disks_says_on_how_many_it_is() {
+    let mut cluster = Cluster::start(2, |_| {}).await;
+    let session = open(cluster.ap(1)).await;
+    let second_is_there = || !cluster.ap(1).inner.others_here().is_empty();
+    eventually("the other server is there", second_is_there).await;
+    let written = cluster.ap(1).write(register(Some(session), "a"), 2, soon()).await;
+    assert_eq!(written.expect("it is written").acks, 2);
+    assert_eq!(listed(cluster.ap(2)), ["a"], "with its session");
+    cluster.end(2).await;
+    let written = cluster.ap(1).write(register(Some(session), "b"), 2, soon()).await;
+    assert_eq!(written.expect("it is written").acks, 1);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_away_has_its_own_records_and_pulls_the_others() {
+    let mut cluster = Cluster::start(3, |_| {}).await;
+    write(cluster.ap(3), register(None, "of3")).await;
+    cluster.wait_listed(&["of3"]).await;
+    let (epoch, log) = (cluster.ap(3).epoch(), cluster.ap(3).status().log);
+    cluster.end(3).await;
+    for number in 0..100 {
+        write(cluster.ap(1), register(None, &format!("n{number:03}"))).await;
+    }
+    write(cluster.ap(2), deregister("of3")).await;
+    cluster.begin(3).await;
+    let expected: Vec<String> = (0..100).map(|number| format!("n{number:03}")).collect();
+    let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
+    cluster.wait_listed(&expected).await;
+    assert_ne!(cluster.ap(3).epoch(), epoch);
+    assert_eq!(cluster.ap(3).status().log, log);
+    let others = cluster.ap(3).status().origins;
+    assert_eq!(others.len(), 2);
+    let ap = cluster.ap(3);
+    eventually("all logs are followed", || {
+        ap.status()
+            .origins
+            .iter()
+            .all(|origin| origin.head == origin.followed)
+    })
+    .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_is_there_after_all_servers_were_stopped() {
+    let mut cluster = Cluster::start(3, |_| {}).await;
+    let session = open(cluster.ap(1)).await;
+    write(cluster.ap(1), register(Some(session), "ephemeral")).await;
+    write(cluster.ap(2), register(None, "persistent")).await;
+    cluster.wait_listed(&["ephemeral", "persistent"]).await;
+    for id in 1..=3 {
+        cluster.end(id).await;
+    }
+    // One alone, without a quorum.
+    cluster.begin(2).await;
+    cluster.wait_ready().await;
+    assert_eq!(listed(cluster.ap(2)), ["ephemeral", "persistent"]);
+    write(cluster.ap(2), register(None, "alone")).await;
+    cluster.begin(1).await;
+    cluster.begin(3).await;
+    for id in [1, 3] {
+        let ap = cluster.ap(id);
+        eventually("the write of the one alone is here", || {
+            listed(ap).contains(&"alone".to_owned())
+        })
+        .await;
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_lost_its_disk_shows_and_writes_nothing_before_it_asked_the_others() {
+    let mut cluster = Cluster::start(3, |_| {}).await;
+    write(cluster.ap(1), register(None, "a")).await;
+    cluster.wait_listed(&["a"]).await;
+    for id in 1..=3 {
+        cluster.end(id).await;
+    }
+    std::fs::remove_dir_all(&cluster.site(3).config.storage.data).expect("it was there");
+    cluster.begin(3).await;
+    let refused = cluster.ap(3).write(register(None, "b"), 1, soon()).await;
+    assert!(
+        matches!(refused, Err(ProposeError::Unavailable { .. })),
+        "{refused:?}"
+    );
+    assert!(!cluster.ap(3).is_loaded());
+    cluster.begin(1).await;
+    cluster.begin(2).await;
+    cluster.wait_ready().await;
+    cluster.wait_listed(&["a"]).await;
+    write(cluster.ap(3), register(None, "b")).await;
+    cluster.wait_listed(&["a", "b"]).await;
+    cluster.stop().await;
+}
+
+fn seed_of(ap: &Ap, id: SessionId) -> SessionSeed {
+    let session = ap.session(id).expect("it is known");
+    SessionSeed {
+        id,
+        secret_digest: session.secret_digest,
+        ttl_ms: session.ttl_ms,
+        client: session.client,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_session_lapses_at_its_holder_and_one_that_is_heard_does_not() {
+    let cluster = Cluster::start(2, |_| {}).await;
+    let (heard, silent) = (open(cluster.ap(1)).await, open(cluster.ap(1)).await);
+    write(cluster.ap(1), register(Some(heard), "heard")).await;
+    write(cluster.ap(1), register(None, "static")).await;
+    write(cluster.ap(1), register(None, "static2")).await;
+    write(cluster.ap(1), register(None, "static3")).await;
+    write(cluster.ap(1), register(None, "static4")).await;
+    write(cluster.ap(1), register(Some(silent), "silent")).await;
+    let until = Instant::now() + PATIENCE;
+    let expected = ["heard", "static", "static2", "static3", "static4"];
+    while listed(cluster.ap(2)) != expected {
+        assert!(Instant::now() < until, "{:?}", listed(cluster.ap(2)));
+        let verdict = cluster.ap(1).renew(&[heard]);
+        assert_eq!(verdict, Default::default());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(cluster.ap(1).renew(&[silent]).not_found, [silent]);
+    assert_eq!(cluster.ap(2).session(silent), None);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_comes_to_another_server_is_judged_there() {
+    let mut cluster = Cluster::start(3, |_| {}).await;
+    let session = open(cluster.ap(1)).await;
+    write(cluster.ap(1), register(Some(session), "a")).await;
+    cluster.wait_listed(&["a"]).await;
+    let seed = seed_of(cluster.ap(2), session);
+    cluster.ap(2).claim(seed, soon()).await.expect("it is claimed");
+    let (ap, left) = (cluster.ap(2).clone(), CancellationToken::new());
+    let client = tokio::spawn(left.clone().run_until_cancelled_owned(async move {
+        loop {
+            assert_eq!(ap.renew(&[session]), Default::default());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }));
+    cluster.end(1).await;
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(u64::from(TTL_MS) * 2) {
+        assert_eq!(listed(cluster.ap(3)), ["a"]);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    left.cancel();
+    assert!(client.await.expect("every heartbeat was answered").is_none());
+    let known = cluster.ap(3).session(session).expect("it lives");
+    assert_eq!(
+        (known.holder, known.claim, known.standing),
+        (ServerId(2), 2, Standing::Held)
+    );
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_successor_judges_what_a_server_leaves_that_is_down() {
+    let mut cluster = Cluster::start(3, |_| {}).await;
+    let session = open(cluster.ap(1)).await;
+    for id in ["p1", "p2", "p3", "p4"] {
+        write(cluster.ap(2), register(None, id)).await;
+    }
+    write(cluster.ap(1), register(Some(session), "a")).await;
+    cluster.wait_listed(&["a", "p1", "p2", "p3", "p4"]).await;
+    let left_at = Instant::now();
+    cluster.end(1).await;
+    cluster.wait_listed(&["p1", "p2", "p3", "p4"]).await;
+    assert!(
+        left_at.elapsed() >= Duration::from_millis(TTL_MS.into()),
+        "a full ttl was given"
+    );
+    // The client was there all the time, cut off with its server.
+    cluster.begin(1).await;
+    cluster.wait_ready().await;
+    let ap = cluster.ap(1);
+    eventually("the lapse is known", || ap.session(session).is_none()).await;
+    assert_eq!(ap.renew(&[session]).undecided, [session]);
+    cluster.wait_listed(&["a", "p1", "p2", "p3", "p4"]).await;
+    assert_eq!(cluster.ap(1).renew(&[session]), Default::default());
+    cluster.stop().await;
+}
+
+fn is_refused(ap: &Ap) -> bool {
+    ap.status().origins.iter().any(|origin| origin.ahead.is_some())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_far_ahead_delays_its_own_news_and_wins_over_nobody() {
+    let cluster = Cluster::start(2, |_| {}).await;
+    write(cluster.ap(1), register(None, "before")).await;
+    cluster.wait_listed(&["before"]).await;
+    cluster.ap(1).shift_clock(5_000);
+    write(cluster.ap(1), register(None, "ahead")).await;
+    let ap = cluster.ap(2);
+    eventually("the clock is refused", || is_refused(ap)).await;
+    assert_eq!(listed(ap), ["before"]);
+    write(ap, register(None, "meanwhile")).await;
+    // Once its time has come it is taken.
+    cluster.wait_listed(&["ahead", "before", "meanwhile"]).await;
+    eventually("the clock is believed again", || !is_refused(ap)).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tombstones_are_forgotten_and_a_server_that_was_away_for_longer_begins_anew() {
+    let mut cluster = Cluster::start(3, |config| {
+        config.ap.tombstone_retention = Duration::from_secs(2);
+    })
+    .await;
+    write(cluster.ap(1), register(None, "gone")).await;
+    write(cluster.ap(1), register(None, "stays")).await;
+    cluster.wait_listed(&["gone", "stays"]).await;
+    let log = cluster.ap(3).status().log;
+    cluster.end(3).await;
+    write(cluster.ap(1), deregister("gone")).await;
+    cluster.wait_listed(&["stays"]).await;
+    for id in [1, 2] {
+        let ap = cluster.ap(id);
+        eventually("the tombstone is forgotten", || ap.status().records == 1).await;
+    }
+    cluster.begin(3).await;
+    cluster.wait_ready().await;
+    cluster.wait_listed(&["stays"]).await;
+    assert_ne!(cluster.ap(3).status().log, log);
+    assert_eq!(cluster.ap(3).status().records, 1);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_servers_away_for_longer_than_that_keep_what_they_had() {
+    let mut cluster = Cluster::start(3, |config| {
+        config.ap.tombstone_retention = Duration::from_secs(1);
+    })
+    .await;
+    write(cluster.ap(1), register(None, "persistent")).await;
+    cluster.wait_listed(&["persistent"]).await;
+    for id in 1..=3 {
+        cluster.end(id).await;
+    }
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    for id in 1..=3 {
+        cluster.begin(id).await;
+    }
+    cluster.wait_ready().await;
+    cluster.wait_listed(&["persistent"]).await;
+    cluster.stop().await;
+}

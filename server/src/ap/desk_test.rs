@@ -1,0 +1,331 @@
+//! Desks of several servers, without network, disk or time of their own.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rollcall_core::ap::{Key, Record, SessionSeed, Standing};
+use rollcall_core::directory::{
+    Address, Command, Directory, Expected, GroupMode, GroupSettings, Limits, NodeKind, NodeState,
+    RegisterNode, Registration, Request, ServiceSettings,
+};
+use rollcall_core::guard::GuardSettings;
+use rollcall_core::ids::{RequestId, ServerId, ServiceKey, SessionId};
+
+use super::desk::{Desk, Footing, Now, Resolve, Work};
+use super::rows::Found;
+use crate::session::TICK;
+use crate::store::RowBatch;
+
+const TTL: Duration = Duration::from_secs(10);
+const RETENTION: Duration = Duration::from_secs(3_600);
+const SESSION: SessionId = SessionId(7);
+
+/// One server: its desk and view, and what reached its disk.
+struct Site {
+    desk: Desk,
+    view: Directory,
+    now: Now,
+    synced: bool,
+}
+
+fn service() -> ServiceKey {
+    ServiceKey {
+        group: "edge".parse().expect("a good name"),
+        service: "feed".parse().expect("a good name"),
+    }
+}
+
+fn view() -> Directory {
+    Directory::new(Limits::default()).serving(GroupMode::Ap)
+}
+
+impl Site {
+    fn new(server: u64) -> Self {
+        let now = Now {
+            instant: Instant::now(),
+            wall_ms: 1_000_000,
+        };
+        Self::begin(server, Found::default(), now)
+    }
+
+    fn begin(server: u64, found: Found, now: Now) -> Self {
+        let mut view = view();
+        let bounds = (Duration::from_millis(500), RETENTION);
+        let desk = Desk::new(ServerId(server), bounds, found, &mut view, now);
+        let mut site = Self {
+            desk,
+            view,
+            now,
+            synced: false,
+        };
+        if site.desk.footing() == Footing::Unsure {
+            site.work(|desk, work| desk.resolve(work, Resolve::Keep));
+        }
+        let settings = GroupSettings {
+            mode: GroupMode::Ap,
+            auto_create: true,
+            // Who lapses goes.
+            defaults: ServiceSettings {
+                guard: GuardSettings::off(),
+                ..ServiceSettings::default()
+            },
+            ..GroupSettings::default()
+        };
+        let group = Command::PutGroup {
+            group: service().group,
+            settings,
+            expected: Expected::Any,
+        };
+        assert_eq!(site.work(|desk, work| desk.define(work, vec![group])), []);
+        site
+    }
+
+    fn work<T>(&mut self, work: impl FnOnce(&mut Desk, &mut Work<'_>) -> T) -> T {
+        let mut rows = RowBatch::default();
+        let done = work(
+            &mut self.desk,
+            &mut Work {
+                view: &mut self.view,
+                rows: &mut rows,
+                now: self.now,
+            },
+        );
+        self.synced = rows.sync;
+        done
+    }
+
+    fn claim(&mut self) {
+        let seed = SessionSeed {
+            id: SESSION,
+            secret_digest: [1; 32],
+            ttl_ms: TTL.as_millis() as u32,
+            client: "client".into(),
+        };
+        self.work(|desk, work| desk.claim(work, vec![seed]))
+            .expect("it is not closed");
+        assert!(self.synced, "what this server says is synced before it is told");
+    }
+
+    fn register(&mut self) {
+        let registration = Registration {
+            id: "a".parse().expect("a good name"),
+            addresses: vec![Address {
+                name: "grpc".into(),
+                host: "10.0.0.1".into(),
+                port: 80,
+            }],
+            weight: 100,
+            labels: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            kind: Some(NodeKind::Ephemeral),
+            state: NodeState::Up,
+        };
+        let request = Request {
+            id: RequestId(rand::random()),
+            command: Command::Register {
+                session: Some(SESSION),
+                nodes: vec![RegisterNode {
+                    key: service(),
+                    registration,
+                    expected: Expected::Any,
+                }],
+            },
+        };
+        self.work(|desk, work| desk.write(work, &request))
+            .expect("it is registered");
+    }
+
+    /// Time passes; whoever is silent for too long is judged.
+    fn pass(&mut self, time: Duration) {
+        let until = self.now.instant + time;
+        while self.now.instant < until {
+            self.now.instant += TICK;
+            self.now.wall_ms += TICK.as_millis() as u64;
+            self.desk.office.tick(self.now.instant);
+            self.desk.office.catch_up(&self.view, self.now.instant);
+            for word in self.desk.office.take_words(&self.view, self.now.instant) {
+                self.work(|desk, work| desk.say(work, &word));
+                assert!(self.synced);
+                self.desk.office.catch_up(&self.view, self.now.instant);
+                self.desk.office.settle(&word, &self.view, self.now.instant);
+            }
+        }
+    }
+
+    fn beat(&mut self) -> bool {
+        let verdict = self.desk.renew(&[SESSION], &self.view, self.now.instant);
+        verdict == Default::default()
+    }
+
+    fn records(&self) -> Vec<Record> {
+        let keys = [
+            Key::Session(SESSION),
+            Key::Node(rollcall_core::ids::NodeKey {
+                service: service(),
+                node: "a".parse().expect("a good name"),
+            }),
+        ];
+        let records = keys.iter().filter_map(|key| self.desk.replica.record(key));
+        records.map(|record| Record::clone(record)).collect()
+    }
+
+    fn hear(&mut self, other: &Self) {
+        // Their clocks agree.
+        self.now.wall_ms = self.now.wall_ms.max(other.now.wall_ms);
+        let records = other.records();
+        let heard = self.work(|desk, work| desk.hear(work, records, None));
+        assert_eq!(heard.refused, None);
+    }
+
+    fn lists(&self) -> bool {
+        self.view
+            .service(&service())
+            .is_some_and(|service| !service.nodes.is_empty())
+    }
+
+    fn standing(&self) -> (ServerId, u64, Standing) {
+        let session = self.desk.replica.session(SESSION).expect("it is known");
+        (session.holder, session.claim, session.standing.clone())
+    }
+}
+
+fn lapsed() -> Standing {
+    Standing::Lapsed { held: Vec::new() }
+}
+
+#[test]
+fn only_the_holder_judges() {
+    let (mut holder, mut other) = (Site::new(1), Site::new(2));
+    holder.claim();
+    holder.register();
+    other.hear(&holder);
+    assert!(other.lists());
+    holder.pass(TTL * 2);
+    other.pass(TTL * 2);
+    assert!(!holder.lists());
+    assert!(other.lists(), "it waits for the holder's word");
+    other.hear(&holder);
+    assert!(!other.lists());
+    assert_eq!(other.standing(), (ServerId(1), 1, lapsed()));
+}
+
+#[test]
+fn a_claim_voids_the_judgement_of_the_holder_before() {
+    let (mut first, mut second) = (Site::new(1), Site::new(2));
+    first.claim();
+    first.register();
+    second.hear(&first);
+    second.claim();
+    first.pass(TTL * 2);
+    assert!(!first.lists());
+    second.hear(&first);
+    first.hear(&second);
+    assert!(first.lists() && second.lists());
+    assert_eq!(first.standing(), (ServerId(2), 2, Standing::Held));
+    first.pass(TTL * 2);
+    assert!(first.lists(), "it judges it no more");
+    second.pass(TTL * 2);
+    assert!(!second.lists());
+}
+
+/// The other side of a partition took the session over and found it lapsed. Its client was here all the time.
+#[test]
+fn a_lapse_elsewhere_of_what_is_heard_here_is_contradicted_in_the_same_breath() {
+    let (mut holder, mut other) = (Site::new(1), Site::new(2));
+    holder.claim();
+    holder.register();
+    other.hear(&holder);
+    other.claim();
+    other.pass(TTL * 2);
+    assert_eq!(other.standing(), (ServerId(2), 2, lapsed()));
+    for _ in 0..4 {
+        holder.pass(TTL / 2);
+        assert!(holder.beat());
+    }
+    let before = holder.view.revision();
+    holder.hear(&other);
+    assert!(holder.synced, "its claim is a record of its own");
+    assert!(holder.lists());
+    assert!(holder.view.revision() > before);
+    assert_eq!(holder.standing(), (ServerId(1), 3, Standing::Held));
+    other.hear(&holder);
+    assert!(other.lists());
+    // And it is judged here as before.
+    holder.pass(TTL * 2);
+    assert!(!holder.lists());
+}
+
+#[test]
+fn after_a_restart_a_lapse_elsewhere_holds_until_a_heartbeat_comes() {
+    let (mut holder, mut other) = (Site::new(1), Site::new(2));
+    holder.claim();
+    holder.register();
+    other.hear(&holder);
+    other.claim();
+    other.pass(TTL * 2);
+    let found = Found {
+        life: None,
+        records: holder.records().into_iter().map(stored).collect(),
+    };
+    let mut holder = Site::begin(1, found, holder.now);
+    assert!(holder.lists());
+    holder.hear(&other);
+    assert!(!holder.lists());
+    assert!(!holder.beat(), "undecided until it is claimed");
+    let seeds = holder.desk.take_claims(10);
+    assert_eq!(seeds.len(), 1);
+    holder
+        .work(|desk, work| desk.claim(work, seeds))
+        .expect("it is not closed");
+    assert!(holder.lists() && holder.beat());
+    assert_eq!(holder.desk.take_claims(10), []);
+    other.hear(&holder);
+    assert!(other.lists());
+}
+
+fn stored(record: Record) -> rollcall_core::ap::Stored {
+    rollcall_core::ap::Stored {
+        record: record.into(),
+        seq: Some(rollcall_core::ap::Seq(1)),
+    }
+}
+
+#[test]
+fn a_restarted_server_grants_a_full_ttl_to_what_it_held() {
+    let mut before = Site::new(1);
+    before.claim();
+    before.register();
+    before.pass(TTL - TICK * 2);
+    let found = Found {
+        life: None,
+        records: before.records().into_iter().map(stored).collect(),
+    };
+    let mut after = Site::begin(1, found, before.now);
+    after.pass(TTL - TICK);
+    assert!(after.lists());
+    after.pass(TTL);
+    assert!(!after.lists());
+}
+
+#[test]
+fn a_closed_session_is_not_found_by_a_heartbeat_or_a_claim() {
+    let mut site = Site::new(1);
+    site.claim();
+    site.register();
+    let close = Request {
+        id: RequestId(1),
+        command: Command::CloseSession { session: SESSION },
+    };
+    site.work(|desk, work| desk.write(work, &close))
+        .expect("it is closed");
+    assert!(!site.lists());
+    let verdict = site.desk.renew(&[SESSION], &site.view, site.now.instant);
+    assert_eq!(verdict.not_found, [SESSION]);
+    let seed = SessionSeed {
+        id: SESSION,
+        secret_digest: [1; 32],
+        ttl_ms: 1,
+        client: String::new(),
+    };
+    assert!(site.work(|desk, work| desk.claim(work, vec![seed])).is_err());
+}
