@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use rollcall_client::{Expected, Freshness, NodeKind, NodeState, ReadOptions};
+use rollcall_client::{Expected, Freshness, NodeKind, NodeState, ReadOptions, Token};
 
 use crate::bench::BenchCommand;
 use crate::command::completions::CompletionsArguments;
@@ -49,6 +49,20 @@ pub(crate) struct Connection {
     /// How long to wait for an answer in all, other servers and repeats included
     #[arg(long, global = true, value_name = "TIME", default_value = "5s", value_parser = names::positive_duration)]
     pub(crate) timeout: Duration,
+
+    /// The bearer token to show; better in the environment than on the command line, which others can read
+    #[arg(
+        long,
+        global = true,
+        env = "ROLLCALL_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
+    pub(crate) token: Option<Token>,
+
+    /// The environment to claim when registering, for groups that ask for one
+    #[arg(long, global = true, env = "ROLLCALL_ENVIRONMENT", value_name = "NAME")]
+    pub(crate) environment: Option<String>,
 }
 
 /// How to print.

@@ -19,7 +19,8 @@ Exit codes:
   5  conflict: revision mismatch, exists already, not empty, another owner, membership change under way
   6  timeout, or the outcome of a write is unknown: look before you repeat it
 
-Environment: ROLLCALL_ADDR (servers), NO_COLOR, ROLLCALL_LOG (the client's own log on stderr, e.g. debug)";
+Environment: ROLLCALL_ADDR (servers), ROLLCALL_TOKEN, ROLLCALL_ENVIRONMENT (as the options of these names), NO_COLOR,
+ROLLCALL_LOG (the client's own log on stderr, e.g. debug)";
 
 /// The code a process ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -33,10 +33,20 @@ impl Servers {
             .filter(|address| !address.is_empty())
             .collect();
         let timeout = connection.timeout;
+        let mut config = config_of(&addresses, timeout);
+        config.token = connection.token.clone();
+        config.environment = connection.environment.clone();
         Ok(Self {
-            registry: registry_of(&addresses, timeout)?,
+            registry: Registry::connect(config)?,
             timeout,
         })
+    }
+
+    /// A handle on one server, as the same caller.
+    pub(crate) fn only(&self, address: &str) -> Result<Registry, Failure> {
+        let mut config = self.registry.config().clone();
+        config.servers = vec![address.to_owned()];
+        Ok(Registry::connect(config)?)
     }
 
     /// Calls that any server may answer: with failover and safe repeats.
@@ -57,11 +67,15 @@ impl Servers {
 
 /// A handle on these servers.
 pub(crate) fn registry_of(addresses: &[&str], timeout: Duration) -> Result<Registry, Failure> {
+    Ok(Registry::connect(config_of(addresses, timeout))?)
+}
+
+fn config_of(addresses: &[&str], timeout: Duration) -> RegistryConfig {
     let mut config = RegistryConfig::new(addresses.iter().copied())
         .call_timeout(timeout)
         .client_name(client_name());
     config.message_bytes_max = ANSWER_BYTES_MAX;
-    Ok(Registry::connect(config)?)
+    config
 }
 
 /// What `session list` shows of us.
@@ -132,6 +146,8 @@ mod tests {
         let connection = Connection {
             addr: vec![" ".into()],
             timeout: Duration::from_secs(1),
+            token: None,
+            environment: None,
         };
         assert_eq!(Servers::new(&connection).unwrap_err().exit, Exit::Usage);
     }

@@ -15,12 +15,16 @@ const SERVICE: [(&str, ServiceField); 3] = [
     ("metadata", ServiceField::Metadata),
     ("nodes_max", ServiceField::NodesMax),
 ];
-const GROUP: [(&str, GroupField); 5] = [
+const GROUP: [(&str, GroupField); 9] = [
     ("mode", GroupField::Mode),
     ("auto_create", GroupField::AutoCreate),
     ("services_max", GroupField::ServicesMax),
     ("metadata", GroupField::Metadata),
     ("admission", GroupField::Admission),
+    ("admission.cidrs", GroupField::AdmissionCidrs),
+    ("admission.scopes", GroupField::AdmissionScopes),
+    ("admission.environments", GroupField::AdmissionEnvironments),
+    ("admission.dry_run", GroupField::AdmissionDryRun),
 ];
 
 /// The settings of a service that `names` name; `guard` is all of the guard's.

@@ -4,6 +4,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use rollcall_proto::v1 as wire;
 use serde::Serialize;
 
+use super::admission::{self, AdmissionFlags, RefusedArguments};
 use super::settings::{Putting, ServiceFlags, UNNAMED_STAY};
 use super::{Context, prefix_of};
 use crate::arguments::{Reading, at_revision};
@@ -21,6 +22,8 @@ pub(crate) enum GroupCommand {
     List(ListGroups),
     /// Show one group
     Show(ShowGroup),
+    /// Show who was not admitted lately: from where, which node, why, how often
+    Refused(RefusedArguments),
     /// Delete a group that has no services
     Delete(DeleteGroup),
 }
@@ -44,6 +47,8 @@ pub(crate) struct PutGroup {
     putting: Putting,
     #[command(flatten)]
     flags: ServiceFlags,
+    #[command(flatten)]
+    admission: AdmissionFlags,
 }
 
 /// How a group is replicated.
@@ -100,6 +105,7 @@ pub(crate) async fn run(context: &Context, command: GroupCommand) -> Result<(), 
         GroupCommand::Put(put) => put_group(context, put).await,
         GroupCommand::List(list) => list_groups(context, &list).await,
         GroupCommand::Show(show) => show_group(context, &show).await,
+        GroupCommand::Refused(asked) => admission::refused(context, &asked).await,
         GroupCommand::Delete(delete) => delete_group(context, &delete).await,
     }
 }
@@ -110,6 +116,7 @@ async fn put_group(context: &Context, put: PutGroup) -> Result<(), Failure> {
         Mode::Ap => wire::GroupMode::Ap,
     });
     let (defaults, of_services) = put.flags.settings();
+    let (admission, of_admission) = put.admission.settings()?;
     let metadata = put.putting.named_metadata();
     let own = [
         ("mode", put.mode.is_some()),
@@ -119,14 +126,15 @@ async fn put_group(context: &Context, put: PutGroup) -> Result<(), Failure> {
     ];
     let own = own.into_iter().filter(|(_, is_named)| *is_named);
     let of_services = of_services.iter().map(|name| format!("defaults.{name}"));
-    let named = own.map(|(name, _)| name.to_owned()).chain(of_services).collect();
+    let own = own.map(|(name, _)| name.to_owned());
+    let named = own.chain(of_services).chain(of_admission).collect();
     let settings = wire::GroupSettings {
         mode: mode.into(),
         auto_create: put.auto_create.unwrap_or_default(),
         defaults: Some(defaults),
         services_max: put.services_max.unwrap_or_default(),
         metadata: metadata.unwrap_or_default(),
-        ..wire::GroupSettings::default()
+        admission,
     };
     let registry = context.servers.registry();
     let expected = put.putting.condition.expected();
@@ -215,6 +223,7 @@ async fn show_group(context: &Context, show: &ShowGroup) -> Result<(), Failure> 
             ("default_kind", group.settings.defaults.default_kind.into()),
             ("default_nodes_max", group.settings.defaults.nodes_max.to_string()),
             ("default_guard", group.settings.defaults.guard.text()),
+            ("admits", group.settings.admission.text()),
             ("metadata", map_text(&group.settings.metadata)),
             ("revision", group.revision.to_string()),
             ("sign", group.sign.clone()),

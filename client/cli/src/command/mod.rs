@@ -1,5 +1,6 @@
 //! The commands, one file each. A command asks, prints, and says how it went.
 
+pub(crate) mod admission;
 pub(crate) mod completions;
 pub(crate) mod group;
 pub(crate) mod man;

@@ -7,6 +7,7 @@ use rollcall_proto::v1 as wire;
 use serde::Serialize;
 
 use super::guard::{Guard, GuardSettings};
+use crate::command::admission::Admission;
 
 /// Who answered, how, and how fresh it is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -206,6 +207,7 @@ pub(crate) struct GroupSettings {
     pub(crate) defaults: ServiceSettings,
     pub(crate) services_max: u32,
     pub(crate) metadata: BTreeMap<String, String>,
+    pub(crate) admission: Admission,
 }
 
 /// A group in a list.
@@ -234,6 +236,7 @@ impl From<wire::GroupSummary> for Group {
                 defaults: settings.defaults.into(),
                 services_max: settings.services_max,
                 metadata: settings.metadata,
+                admission: settings.admission.into(),
             },
             sign: sign(group.sign),
             revision: group.revision,

@@ -45,6 +45,14 @@ pub enum GroupField {
     Admission,
     /// One of [`GroupSettings::defaults`].
     Default(ServiceField),
+    /// The networks of [`GroupSettings::admission`].
+    AdmissionCidrs,
+    /// Its scopes.
+    AdmissionScopes,
+    /// Its environments.
+    AdmissionEnvironments,
+    /// Whether it only reports.
+    AdmissionDryRun,
 }
 
 impl ServiceField {
@@ -70,6 +78,12 @@ impl GroupField {
             Self::Metadata => to.metadata.clone_from(&from.metadata),
             Self::Admission => to.admission.clone_from(&from.admission),
             Self::Default(field) => field.copy(&from.defaults, &mut to.defaults),
+            Self::AdmissionCidrs => to.admission.cidrs.clone_from(&from.admission.cidrs),
+            Self::AdmissionScopes => to.admission.scopes.clone_from(&from.admission.scopes),
+            Self::AdmissionEnvironments => {
+                to.admission.environments.clone_from(&from.admission.environments);
+            }
+            Self::AdmissionDryRun => to.admission.dry_run = from.admission.dry_run,
         }
     }
 }
