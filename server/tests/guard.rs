@@ -155,6 +155,7 @@ async fn a_thousand_die_at_once_and_none_is_removed_until_replacements_are_there
     let took = died.elapsed();
     println!("{MANY} of {MANY} died at once: held after {took:?}, 0 removed; {engaged:?}");
     assert!(took >= ttl, "held {took:?} after their last heartbeat");
+    assert_eq!(engaged.reason(), v1::GuardReason::Share);
     assert_eq!((engaged.lapsed, engaged.of, engaged.needed), (MANY, MANY, 700));
     assert_eq!((engaged.listed, engaged.up, engaged.removed), (MANY, 0, 0));
 
