@@ -49,6 +49,14 @@ pub(crate) fn jittered(duration: Duration) -> Duration {
     duration.mul_f64(rand::rng().random_range(0.9..=1.1))
 }
 
+/// Clients that lost the same server, which gave them no slots, come to the others over so long.
+pub(crate) const LOST_SPREAD: Duration = Duration::from_millis(500);
+
+/// Anything up to `longest`: full jitter.
+pub(crate) fn spread_over(longest: Duration) -> Duration {
+    longest.mul_f64(rand::rng().random_range(0.0..=1.0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,5 +83,17 @@ mod tests {
             let jittered = jittered(Duration::from_millis(1000));
             assert!(jittered >= Duration::from_millis(899) && jittered <= Duration::from_millis(1101));
         }
+    }
+    #[test]
+    fn clients_that_lost_a_server_spread_over_all_of_the_time() {
+        let longest = Duration::from_millis(500);
+        let mut tenths = [0; 10];
+        for _ in 0..2_000 {
+            let delay = spread_over(longest);
+            assert!(delay <= longest);
+            tenths[(delay.as_micros() / 50_000).min(9) as usize] += 1;
+        }
+        assert!(tenths.iter().all(|count| *count > 100), "{tenths:?}");
+        assert_eq!(spread_over(Duration::ZERO), Duration::ZERO);
     }
 }

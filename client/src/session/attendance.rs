@@ -23,7 +23,7 @@ use super::event::{SessionEvent, SessionStatus};
 use super::handle::{SessionOptions, Shared};
 use super::operation::Operation;
 use super::roll::Unowned;
-use crate::backoff::{Backoff, jittered};
+use crate::backoff::{Backoff, LOST_SPREAD, jittered, spread_over};
 use crate::config::{RegistryConfig, millis};
 use crate::endpoint::{Endpoint, Endpoints};
 use crate::error::Error;
@@ -539,6 +539,19 @@ impl Attendance {
         };
     }
 
+    /// The stream broke, and with it those of all clients of that server, which gave no slots: each asks another at
+    /// a moment of its own.
+    fn leave_lost(&mut self, reason: &str) {
+        if let Link::Up(up) = &self.link {
+            up.endpoint.failed();
+        }
+        self.detach(reason);
+        let spread = self.lease.as_ref().map_or(Duration::ZERO, |lease| lease.ttl / 12);
+        self.link = Link::Down {
+            retry_at: Instant::now() + spread_over(spread.min(LOST_SPREAD)),
+        };
+    }
+
     /// The stream is of no use any more; the session may well live.
     fn detach(&mut self, reason: &str) {
         let down = Link::Down {
@@ -700,14 +713,8 @@ impl Attendance {
         let message = match message {
             Ok(Some(message)) => message,
             Ok(None) | Err(_) if up.move_at.is_some() => return self.leave_closing(),
-            Ok(None) => {
-                up.endpoint.failed();
-                return self.detach("the server ended the stream");
-            }
-            Err(status) => {
-                up.endpoint.failed();
-                return self.detach(&format!("the stream broke: {}", status.message()));
-            }
+            Ok(None) => return self.leave_lost("the server ended the stream"),
+            Err(status) => return self.leave_lost(&format!("the stream broke: {}", status.message())),
         };
         let call = message.call;
         match message.response {
