@@ -26,6 +26,11 @@ struct Fixture {
 }
 
 async fn start() -> Fixture {
+    start_with(&[]).await
+}
+
+/// With further settings.
+async fn start_with(settings: &[&str]) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data").display().to_string();
     let any = "127.0.0.1:0";
@@ -47,7 +52,11 @@ async fn start() -> Fixture {
         "--set",
         "storm.cold_burst=1",
     ];
-    let config = Flags::try_parse_from(line).unwrap().into_config().unwrap();
+    let further = settings.iter().flat_map(|setting| ["--set", *setting]);
+    let config = Flags::try_parse_from(line.into_iter().chain(further))
+        .unwrap()
+        .into_config()
+        .unwrap();
     let server = Server::start(config, Preset::Dev).await.unwrap();
     let channel = Endpoint::new(format!("http://{}", server.addresses().client))
         .unwrap()
@@ -78,8 +87,15 @@ impl Fixture {
 
     /// Registers a node, as soon as the development group is there.
     async fn register(&self, node: &str) {
+        self.register_in(node, "", 0).await;
+    }
+
+    /// The same, in a zone, with so many bytes of metadata.
+    async fn register_in(&self, node: &str, zone: &str, metadata_bytes: usize) {
         let registration = v1::Registration {
             id: node.into(),
+            labels: [("zone".to_owned(), zone.to_owned())].into(),
+            metadata: [("filler".to_owned(), "x".repeat(metadata_bytes))].into(),
             addresses: vec![v1::Address {
                 name: "http".into(),
                 host: "127.0.0.1".into(),
@@ -279,5 +295,230 @@ async fn a_subscription_with_another_sign_starts_in_its_turn() {
         }
     }
     assert!(put_off > 0);
+    fixture.server.shutdown().await;
+}
+
+/// A watch stream that has subscribed with the sign of another list, and what it was sent: frames, and their bytes.
+struct Watcher {
+    requests: mpsc::Sender<v1::WatchRequest>,
+    answers: tonic::Streaming<v1::WatchResponse>,
+    frames: u64,
+    bytes: u64,
+}
+
+impl Watcher {
+    async fn subscribe(fixture: &Fixture, consumer: &str) -> Self {
+        let (requests, stream) = mpsc::channel(4);
+        let subscribe = v1::Subscribe {
+            subscription: 1,
+            target: Some(v1::WatchTarget {
+                target: Some(watch_target::Target::Service(key())),
+            }),
+            known: vec![v1::KnownSign {
+                key: Some(key()),
+                sign: Some(other_sign()),
+            }],
+            ..Default::default()
+        };
+        let request = v1::WatchRequest {
+            request: Some(watch_request::Request::Subscribe(subscribe)),
+            client: "test".into(),
+            consumer: consumer.into(),
+        };
+        requests.send(request).await.unwrap();
+        let answers = WatchClient::new(fixture.channel.clone())
+            .watch(ReceiverStream::new(stream))
+            .await
+            .unwrap()
+            .into_inner();
+        Self {
+            requests,
+            answers,
+            frames: 0,
+            bytes: 0,
+        }
+    }
+
+    async fn next(&mut self) -> Vec<Frame> {
+        let message = tokio::time::timeout(PATIENCE, self.answers.message()).await;
+        let frames = message.unwrap().unwrap().unwrap().frames;
+        let decoded = frames.into_iter().map(|frame| {
+            let bytes = frame.len() as u64;
+            let frame = v1::WatchFrame::decode(frame).unwrap().frame.unwrap();
+            if matches!(frame, Frame::Snapshot(_) | Frame::Delta(_)) {
+                self.frames += 1;
+                self.bytes += bytes;
+            }
+            frame
+        });
+        decoded.collect()
+    }
+
+    /// Reads until the subscription is live; false: it was put off.
+    async fn started(&mut self) -> bool {
+        loop {
+            for frame in self.next().await {
+                match frame {
+                    Frame::Started(_) => return true,
+                    Frame::KeepCache(_) => return false,
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// In how much time so many watchers that come together have their list.
+async fn all_started(fixture: &Fixture, watchers: usize) -> Duration {
+    let began = Instant::now();
+    let all = (0..watchers).map(|number| async move {
+        let mut watcher = Watcher::subscribe(fixture, &format!("{number}")).await;
+        assert!(watcher.started().await);
+        assert!(watcher.bytes > 100_000);
+    });
+    futures_util::future::join_all(all).await;
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn full_lists_leave_within_the_egress_budget_while_it_is_on_and_for_a_round_after_it() {
+    // Rounds of ten epochs.
+    let fixture = start_with(&[
+        "storm.egress_bytes_per_second=1000000",
+        "storm.lists_bytes_per_second=100000000",
+        "storm.epoch=1s",
+    ])
+    .await;
+    for node in 0..40 {
+        fixture.register_in(&format!("n{node}:80"), "east", 3_000).await;
+    }
+    // A list has 120 kB. Off, twenty of them take a fortieth of a second, besides the work itself.
+    let off = all_started(&fixture, 20).await;
+    fixture.set(v1::StormMode::On).await;
+    let mut put_off = 0;
+    for number in 0..20 {
+        let mut watcher = Watcher::subscribe(&fixture, &format!("{number}")).await;
+        put_off += u32::from(!watcher.started().await);
+    }
+    assert!(put_off >= 10, "{put_off} of 20 had to wait");
+    // Nobody has to wait for a turn any more, but all of them at once would be the second storm.
+    fixture.set(v1::StormMode::Off).await;
+    let after = all_started(&fixture, 20).await;
+    assert!(after >= Duration::from_secs(2), "{after:?}, and {off:?} before");
+    assert!(after > off * 2, "{after:?}, and {off:?} before");
+    fixture.server.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_rehearsal_predicts_what_is_sent() {
+    let fixture = start().await;
+    for node in 0..10 {
+        let zone = if node < 4 { "east" } else { "west" };
+        fixture.register_in(&format!("n{node}:80"), zone, 500).await;
+    }
+    let mut watchers = Vec::new();
+    for number in 0..5 {
+        let mut watcher = Watcher::subscribe(&fixture, &format!("{number}")).await;
+        assert!(watcher.started().await);
+        watchers.push(watcher);
+    }
+    let rehearse = |subject, event: v1::RehearsedEvent| {
+        let request = v1::RehearseStormRequest {
+            subject: Some(subject),
+            event: event.into(),
+            share_basis_points: 0,
+        };
+        let mut client = v1::cluster_client::ClusterClient::new(fixture.channel.clone());
+        async move {
+            let answer = client.rehearse_storm(request).await;
+            answer.map(tonic::Response::into_inner)
+        }
+    };
+    let service = |name: &str| {
+        v1::rehearse_storm_request::Subject::Service(v1::ServiceKey {
+            service: name.into(),
+            ..key()
+        })
+    };
+    let zone = |zone: &str| v1::rehearse_storm_request::Subject::Zone(zone.into());
+    // A frame's place in a message costs six bytes, and numbers in frames differ in length.
+    let near = |predicted: u64, frames: u64, sent: u64| {
+        let least = sent + frames * 6;
+        assert!(
+            (least..=least + frames * 16).contains(&predicted),
+            "{predicted}, and {sent} in {frames} frames"
+        );
+    };
+
+    let refetch = rehearse(service("web"), v1::RehearsedEvent::Refetch)
+        .await
+        .unwrap();
+    assert_eq!((refetch.services, refetch.nodes, refetch.watchers), (1, 10, 5));
+    assert_eq!((refetch.frames_off, refetch.bytes_on), (5, refetch.bytes_off));
+    assert_eq!(refetch.spread_on_ms, 2_000);
+    near(
+        refetch.bytes_off,
+        5,
+        watchers.iter().map(|watcher| watcher.bytes).sum(),
+    );
+
+    let loss = rehearse(zone("east"), v1::RehearsedEvent::Loss).await.unwrap();
+    assert_eq!((loss.services, loss.nodes, loss.watchers), (1, 4, 5));
+    assert_eq!((loss.frames_off, loss.frames_on), (20, 5));
+    let (frames, bytes): (Vec<_>, Vec<_>) = watchers
+        .iter()
+        .map(|watcher| (watcher.frames, watcher.bytes))
+        .unzip();
+    for node in 0..4 {
+        let request = v1::DeregisterRequest {
+            nodes: vec![v1::DeregisterNode {
+                key: Some(v1::NodeKey {
+                    group: key().group,
+                    service: key().service,
+                    node: format!("n{node}:80"),
+                }),
+                expected: None,
+            }],
+            ..Default::default()
+        };
+        fixture.registry().deregister(request).await.unwrap();
+    }
+    let mut sent = 0;
+    for (watcher, (frames, bytes)) in watchers.iter_mut().zip(frames.into_iter().zip(bytes)) {
+        while watcher.frames < frames + 4 {
+            watcher.next().await;
+        }
+        sent += watcher.bytes - bytes;
+        assert!(!watcher.requests.is_closed());
+    }
+    near(loss.bytes_off, 20, sent);
+    assert!(loss.bytes_on < loss.bytes_off);
+
+    let restart = rehearse(service("web"), v1::RehearsedEvent::Restart)
+        .await
+        .unwrap();
+    assert_eq!(
+        (restart.nodes, restart.frames_off, restart.frames_on),
+        (6, 60, 10)
+    );
+    let nobody = rehearse(zone("nowhere"), v1::RehearsedEvent::Loss).await.unwrap();
+    assert_eq!((nobody.services, nobody.watchers, nobody.bytes_off), (0, 0, 0));
+
+    for (subject, event, code) in [
+        (
+            service("absent"),
+            v1::RehearsedEvent::Loss,
+            ErrorCode::ServiceNotFound,
+        ),
+        (zone(""), v1::RehearsedEvent::Loss, ErrorCode::InvalidArgument),
+        (
+            zone("east"),
+            v1::RehearsedEvent::Unspecified,
+            ErrorCode::InvalidArgument,
+        ),
+    ] {
+        let status = rehearse(subject, event).await.unwrap_err();
+        assert_eq!(v1::Error::decode(status.details()).unwrap().code(), code);
+    }
     fixture.server.shutdown().await;
 }

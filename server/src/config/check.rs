@@ -308,6 +308,8 @@ impl Config {
             ("storm.cold_per_second", u64::from(storm.cold_per_second)),
             ("storm.cold_burst", u64::from(storm.cold_burst)),
             ("storm.egress_bytes_per_second", storm.egress_bytes_per_second),
+            ("storm.lists_bytes_per_second", storm.lists_bytes_per_second),
+            ("storm.opens_per_second", u64::from(storm.opens_per_second)),
             ("storm.changes_per_second", storm.changes_per_second),
         ] {
             demand(value >= 1, field, value, "at least 1")?;

@@ -22,8 +22,15 @@ pub struct StormConfig {
     /// While the switch is on, changes wait so long for more of their service, and leave as one.
     #[serde(with = "duration")]
     pub delay_max: Duration,
-    /// What this server may send, in bytes a second: above it for `engage_after`, `auto` engages. Well below what
-    /// the line carries; half of a gigabit line by default.
+    /// Watch streams that may begin in a second, whatever the switch says: thousands that begin at once would keep
+    /// heartbeats waiting. Too few, and consumers come back slowly after a failure.
+    pub opens_per_second: u32,
+    /// Bytes of full lists that may leave in a second, whatever the switch says, and at least
+    /// `egress_bytes_per_second`: what this server can send and still answer heartbeats in time. A gigabit by default;
+    /// raise it where there are more than a few processors.
+    pub lists_bytes_per_second: u64,
+    /// What this server may send, in bytes a second: above it for `engage_after`, `auto` engages, and while the
+    /// switch is on full lists leave no faster. Well below what the line carries; half of a gigabit line by default.
     pub egress_bytes_per_second: u64,
     /// Changes applied a second, likewise.
     pub changes_per_second: u64,
@@ -52,6 +59,8 @@ impl Default for StormConfig {
             cold_per_second: switch.cold_per_s,
             cold_burst: switch.cold_burst,
             delay_max: switch.delay_max,
+            opens_per_second: 10_000,
+            lists_bytes_per_second: 128 << 20,
             egress_bytes_per_second: judge.egress_bytes_per_s_max,
             changes_per_second: judge.changes_per_s_max,
             scheduling_lag: judge.scheduling_lag_max,

@@ -172,4 +172,12 @@ impl Cluster for Doors {
         let result = self.reader.consensus().take_snapshot().await;
         self.answer("take_snapshot", self.changed(result))
     }
+
+    async fn rehearse_storm(
+        &self,
+        request: Request<v1::RehearseStormRequest>,
+    ) -> Result<Response<v1::RehearseStormResponse>, Status> {
+        let rehearsed = self.rehearsed(request.into_inner()).await;
+        self.answer("rehearse_storm", rehearsed)
+    }
 }

@@ -15,6 +15,7 @@ mod modes;
 mod oversize;
 mod read;
 mod registry;
+mod rehearsal;
 mod sessions;
 mod speaker;
 mod status;

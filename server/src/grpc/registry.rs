@@ -275,7 +275,7 @@ impl Doors {
         let view = (!unchanged).then(|| self.watches.view(mode, &service));
         if let Some(view) = &view {
             bounded("the service in bytes", view.len(), self.limits.message_bytes_max).map_err(refused)?;
-            self.storm.count_egress(view.len());
+            self.storm.count_called(view.len());
         }
         Ok(v1::QueryResponse {
             header: Some(header),

@@ -19,27 +19,29 @@ pub(crate) fn scope_from(group: &str) -> Result<Scope, Refusal> {
 
 /// Its position; a share of 0 is the default.
 pub(crate) fn mode_from(mode: i32, share: u32) -> Result<Mode, Refusal> {
-    let invalid = |field: &str, problem: String| Refusal::Invalid {
-        field: field.into(),
-        problem,
-    };
-    let share = || match share {
-        0 => Ok(Share::default()),
-        share => {
-            let share = u16::try_from(share).unwrap_or(u16::MAX);
-            Share::from_basis_points(share).map_err(|e| invalid("share_basis_points", e.to_string()))
-        }
-    };
+    let share = || share_from(share);
     match v1::StormMode::try_from(mode) {
         Ok(v1::StormMode::Off) => Ok(Mode::Off),
         Ok(v1::StormMode::On) => Ok(Mode::On { share: share()? }),
         Ok(v1::StormMode::Auto) => Ok(Mode::Auto { share: share()? }),
         Ok(v1::StormMode::Inherited) => Ok(Mode::Inherited),
-        Ok(v1::StormMode::Unspecified) | Err(_) => Err(invalid(
-            "mode",
-            format!("is {mode}, must be off, on, auto or inherited"),
-        )),
+        Ok(v1::StormMode::Unspecified) | Err(_) => Err(Refusal::Invalid {
+            field: "mode".into(),
+            problem: format!("is {mode}, must be off, on, auto or inherited"),
+        }),
     }
+}
+
+/// In basis points; 0 is the default.
+pub(crate) fn share_from(share: u32) -> Result<Share, Refusal> {
+    if share == 0 {
+        return Ok(Share::default());
+    }
+    let share = u16::try_from(share).unwrap_or(u16::MAX);
+    Share::from_basis_points(share).map_err(|e| Refusal::Invalid {
+        field: "share_basis_points".into(),
+        problem: e.to_string(),
+    })
 }
 
 /// How it is set, and how it stands here.

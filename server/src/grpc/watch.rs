@@ -31,6 +31,7 @@ impl Watch for Doors {
         &self,
         request: Request<Streaming<v1::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        self.storm.open_turn().await;
         let peer = request.extensions().get::<Peer>();
         let cut = peer.map_or_else(CancellationToken::new, |peer| peer.cut.clone());
         let opened = self.reader.check_ready().and_then(|()| {

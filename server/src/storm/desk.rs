@@ -8,19 +8,21 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rollcall_core::directory::Sign;
 use rollcall_core::ids::{GroupName, Revision, ServiceKey};
-use rollcall_core::storm::{Admission, Consumer, Engagement, Mode, Modes, Pressure, StormSwitch};
-use tokio::sync::watch;
+use rollcall_core::storm::{Admission, Consumer, Engagement, Mode, Modes, Pressure, Share, StormSwitch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use super::gate::{Gate, Rates, Turn};
 use super::metrics::StormMetrics;
+use super::rehearsal::Pacing;
 use crate::config::StormConfig;
 use crate::raft::{AppliedHead, SharedDirectory};
 
 /// How often the scheduler is tried: a task that should run now, does it?
 const TRIAL: Duration = Duration::from_millis(100);
 /// How often the pressure is judged.
-const READING: Duration = Duration::from_secs(1);
+const READING: Duration = Duration::from_millis(250);
 
 /// This server's storm switch. Cheap to clone.
 #[derive(Clone)]
@@ -37,6 +39,11 @@ struct Inner {
     egress: AtomicU64,
     pressure: Mutex<Pressure>,
     metrics: StormMetrics,
+    egress_budget: u64,
+    rehearsals: Semaphore,
+    gate: Gate,
+    /// In how much time everyone is served, while engaged.
+    round: Mutex<Option<Duration>>,
 }
 
 /// The switch as it stands on this server.
@@ -69,6 +76,14 @@ impl StormDesk {
                 egress: AtomicU64::new(0),
                 pressure: Mutex::default(),
                 metrics,
+                egress_budget: config.egress_bytes_per_second,
+                rehearsals: Semaphore::new(1),
+                gate: Gate::new(Rates {
+                    list_bytes: config.lists_bytes_per_second,
+                    rationed_list_bytes: config.egress_bytes_per_second,
+                    opens: config.opens_per_second,
+                }),
+                round: Mutex::new(None),
             }),
         }
     }
@@ -93,7 +108,12 @@ impl StormDesk {
                 },
                 _ = trials.tick() => {
                     if let Some(pressure) = meter.try_scheduler(|| self.totals(&directory)) {
-                        self.judge(pressure);
+                        let waiting = self.inner.gate.waiting();
+                        self.judge(Pressure {
+                            // What waits to be sent presses as much as what was.
+                            egress_bytes_per_s: pressure.egress_bytes_per_s.saturating_add(waiting),
+                            ..pressure
+                        });
                     }
                 }
             }
@@ -129,6 +149,24 @@ impl StormDesk {
             Mode::On { .. } => true,
             Mode::Auto { .. } => status.engagement.engaged,
         }
+    }
+
+    /// Leave to count what a storm would send, which takes time: one at a time.
+    pub(crate) fn begin_rehearsal(&self) -> Option<SemaphorePermit<'_>> {
+        self.inner.rehearsals.try_acquire().ok()
+    }
+
+    /// How it would pace with this share.
+    pub(crate) fn pacing(&self, share: Share) -> Pacing {
+        Pacing {
+            delay_max: self.inner.delay_max,
+            round: self.inner.switch.lock().round(share),
+        }
+    }
+
+    /// What this server may send, in bytes a second.
+    pub(crate) fn egress_budget(&self) -> u64 {
+        self.inner.egress_budget
     }
 
     /// How long changes may wait for more of their service; `None`: they leave at once. Changes of all groups
@@ -172,6 +210,23 @@ impl StormDesk {
         self.ask(&BTreeSet::from([key.group.clone()]), consumer, known.is_none())
     }
 
+    /// Waits for the turn of a message with so many bytes of full lists: a few are encoded at a time, at a rate that
+    /// heartbeats bear; while the switch is on, and for a round after it, within the egress budget.
+    pub(crate) async fn list_turn(&self, bytes: usize) -> Turn<'_> {
+        self.inner.gate.list(bytes).await
+    }
+
+    /// Waits for the turn of a watch stream that begins.
+    pub(crate) async fn open_turn(&self) {
+        self.inner.gate.open().await;
+    }
+
+    /// A full list leaves as the answer to a call.
+    pub(crate) fn count_called(&self, bytes: usize) {
+        self.count_egress(bytes);
+        self.inner.gate.note_call(bytes);
+    }
+
     pub(crate) fn count_egress(&self, bytes: usize) {
         self.inner.egress.fetch_add(bytes as u64, Ordering::Relaxed);
     }
@@ -198,6 +253,7 @@ impl StormDesk {
         *self.inner.pressure.lock() = pressure;
         let metrics = &self.inner.metrics;
         metrics.egress.set(count(pressure.egress_bytes_per_s));
+        metrics.waiting.set(count(self.inner.gate.waiting()));
         metrics.lag_ms.set(count(millis(pressure.scheduling_lag)));
         let mut switch = self.inner.switch.lock();
         let Some(flip) = switch.read(pressure, now()) else {
@@ -230,9 +286,11 @@ impl StormDesk {
             by_operator,
             (by_itself && engagement.engaged).then_some(engagement.why),
         );
-        let engaged = switch.engaged_anywhere();
-        metrics.engaged.set(i64::from(engaged));
-        self.inner.engaged.store(engaged, Ordering::Release);
+        let round = switch.round_engaged();
+        metrics.engaged.set(i64::from(round.is_some()));
+        self.inner.engaged.store(round.is_some(), Ordering::Release);
+        let before = std::mem::replace(&mut *self.inner.round.lock(), round);
+        self.inner.gate.set(round, before);
     }
 
     fn totals(&self, directory: &SharedDirectory) -> (u64, Revision) {
@@ -264,7 +322,7 @@ impl Meter {
         }
     }
 
-    /// A tick came. Once a second: the pressure since the last time.
+    /// A tick came. Several times a second: the pressure since the last time.
     fn try_scheduler(&mut self, totals: impl FnOnce() -> (u64, Revision)) -> Option<Pressure> {
         let now = Instant::now();
         self.lag = self.lag.max((now - self.tried_at).saturating_sub(TRIAL));

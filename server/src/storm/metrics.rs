@@ -25,6 +25,7 @@ pub struct StormMetrics {
     pub(crate) kept: Counter,
     pub(crate) coalesced: Counter,
     pub(crate) egress: Gauge,
+    pub(crate) waiting: Gauge,
     pub(crate) lag_ms: Gauge,
 }
 
@@ -48,7 +49,10 @@ impl StormMetrics {
         storm.register("lists_kept", help, metrics.kept.clone());
         let help = "Changes that became part of a later one of their service";
         storm.register("changes_coalesced", help, metrics.coalesced.clone());
-        let help = "Bytes a second of watch messages and lists that leave for clients";
+        let help = "Bytes of full lists that wait for their turn";
+        storm.register("lists_waiting_bytes", help, metrics.waiting.clone());
+        let help =
+            "Bytes a second of watch messages and lists that leave for clients, and bytes of lists that wait";
         storm.register("egress_bytes_per_second", help, metrics.egress.clone());
         let help = "How late a task ran, at worst, in the last second, in milliseconds";
         storm.register("scheduling_lag_milliseconds", help, metrics.lag_ms.clone());

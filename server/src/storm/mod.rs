@@ -2,7 +2,10 @@
 //! that name for each consumer that wants a full list.
 
 mod desk;
+mod gate;
 mod metrics;
+pub(crate) mod rehearsal;
 
 pub use desk::{StormDesk, StormStatus};
+pub(crate) use gate::Turn;
 pub use metrics::StormMetrics;

@@ -24,7 +24,7 @@ use super::shown::{Shown, Standing, Standings};
 use super::stream::{Shared, StreamEnd, WatchStream};
 use crate::config::WatchConfig;
 use crate::raft::{AppliedHead, SharedDirectory};
-use crate::storm::StormDesk;
+use crate::storm::{StormDesk, Turn};
 
 /// Revisions handed out in one go, before others get the hub's lock.
 const REVISIONS_PER_ROUND: usize = 256;
@@ -424,6 +424,11 @@ impl WatchHub {
         self.inner.metrics.snapshots.inc();
     }
 
+    /// Waits for the turn of a message with so many bytes of full lists.
+    pub(super) async fn list_turn(&self, bytes: usize) -> Turn<'_> {
+        self.inner.storm.list_turn(bytes).await
+    }
+
     /// Leave to send so many bytes in one message. `None` only if the hub is gone.
     pub(super) async fn large_permit(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let bytes = bytes.min(self.inner.limits.large_bytes_max);
@@ -476,6 +481,23 @@ impl WatchHub {
         }
         let lists = current_state(subscription, self.inner.shown(&directory));
         lists.filter_map(|item| list_of(&item).cloned()).collect()
+    }
+
+    /// Whether a lagging stream has to wait for its turn to get the current state, and for how long.
+    pub(super) fn laggard_waits(&self, stream: &Shared) -> Option<Duration> {
+        let storm = &self.inner.storm;
+        if !storm.engaged() {
+            return None;
+        }
+        let groups: BTreeSet<GroupName> = {
+            let directory = self.inner.directory.read();
+            let backlog = stream.backlog.lock();
+            let targets = backlog.subscriptions.values();
+            let shown = self.inner.shown(&directory);
+            let services = targets.flat_map(|target| shown.services(target));
+            services.map(|service| service.key.group.clone()).collect()
+        };
+        storm.ask(&groups, &stream.consumer(), false)
     }
 
     /// Waits for the moment at which changes that are kept back leave, if there are any: a new subscription

@@ -18,6 +18,8 @@ use super::frame;
 use super::hub::{SubscribeError, Subscription, WatchHub};
 use crate::grpc::convert;
 
+/// A list from this size on goes by itself, and is encoded when its turn has come.
+const LIST_ALONE: usize = 32 << 10;
 /// Bytes that a frame's place in the response costs besides the frame.
 const FRAME_OVERHEAD: usize = 6;
 
@@ -271,6 +273,9 @@ impl WatchStream {
                 return Some(last_word(end).map(|frames| self.message(frames)));
             }
             if self.shared.backlog.lock().lagging() {
+                if self.waited_for_turn().await {
+                    continue;
+                }
                 self.hub.catch_up(&self.shared);
             }
             if self.held.is_none() {
@@ -279,11 +284,16 @@ impl WatchStream {
                     Err(end) => return Some(Err(self.ended_by(end))),
                 }
             }
-            let Some(bytes) = self.held.as_ref().map(Gathered::bytes) else {
+            let Some((bytes, lists)) = self.held.as_ref().map(Gathered::bytes) else {
                 self.shared.wake.notified().await;
                 continue;
             };
             self.take_large_permit(bytes).await;
+            let hub = self.hub.clone();
+            let _turn = match lists {
+                0 => None,
+                lists => Some(hub.list_turn(lists).await),
+            };
             let frames = match self.held.take() {
                 Some(Gathered::Ready { frames, .. }) => Ok(frames),
                 // It is encoded when its turn has come, not while it waits.
@@ -311,6 +321,27 @@ impl WatchStream {
         }
     }
 
+    /// The current state of a laggard is a full list like any other: while those are rationed it comes in its turn.
+    /// Whether there was anything to wait for.
+    async fn waited_for_turn(&self) -> bool {
+        let Some(wait) = self.hub.laggard_waits(&self.shared) else {
+            return false;
+        };
+        let turn = Instant::now() + wait;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(turn) => return true,
+                () = self.shared.closed.cancelled() => return true,
+                // A change, which waits with the others, or the end.
+                () = self.shared.wake.notified() => {
+                    if self.shared.end.lock().is_some() {
+                        return true;
+                    }
+                }
+            }
+        }
+    }
+
     fn ended_by(&mut self, end: StreamEnd) -> StreamEnd {
         self.ended = true;
         end
@@ -320,7 +351,7 @@ impl WatchStream {
     fn gather(&self) -> Result<Option<Gathered>, StreamEnd> {
         let wanted = self.hub.limits().response_bytes;
         let mut frames = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut lists) = (0, 0);
         let mut items = Vec::new();
         while bytes < wanted {
             let any = {
@@ -332,20 +363,38 @@ impl WatchStream {
                 break;
             }
             for item in items.drain(..) {
-                let large = estimate(&item);
-                if large > wanted {
+                let large = self.size(&item);
+                if large > wanted.min(LIST_ALONE) {
                     if frames.is_empty() {
                         return Ok(Some(Gathered::Large { item, bytes: large }));
                     }
                     self.shared.backlog.lock().put_back(item);
-                    return Ok(Some(Gathered::Ready { frames, bytes }));
+                    return Ok(Some(Gathered::Ready { frames, bytes, lists }));
                 }
                 let frame = self.encode(item)?;
                 bytes += frame.len() + FRAME_OVERHEAD;
+                lists += if large > 0 { frame.len() } else { 0 };
                 frames.push(frame);
             }
         }
-        Ok((!frames.is_empty()).then_some(Gathered::Ready { frames, bytes }))
+        Ok((!frames.is_empty()).then_some(Gathered::Ready { frames, bytes, lists }))
+    }
+
+    /// About how many bytes a full list takes; 0 for everything else.
+    fn size(&self, item: &Item) -> usize {
+        match (estimate(item), item) {
+            // Many will want it: it is encoded for all of them, and its size is known.
+            (
+                large,
+                Item::State {
+                    service: Some(service),
+                    ..
+                },
+            ) if large > LIST_ALONE && large <= self.hub.limits().view_cache_bytes / 8 => {
+                self.hub.view(service).len()
+            }
+            (size, _) => size,
+        }
     }
 
     fn encode(&self, item: Item) -> Result<Bytes, StreamEnd> {
@@ -411,18 +460,19 @@ enum Gathered {
     Ready {
         frames: Vec<Bytes>,
         bytes: usize,
+        /// Bytes of small lists in it.
+        lists: usize,
     },
     /// A service so large that leave is asked for before it is encoded.
-    Large {
-        item: Item,
-        bytes: usize,
-    },
+    Large { item: Item, bytes: usize },
 }
 
 impl Gathered {
-    fn bytes(&self) -> usize {
+    /// In all, and of full lists.
+    fn bytes(&self) -> (usize, usize) {
         match self {
-            Self::Ready { bytes, .. } | Self::Large { bytes, .. } => *bytes,
+            Self::Ready { bytes, lists, .. } => (*bytes, *lists),
+            Self::Large { bytes, .. } => (*bytes, *bytes),
         }
     }
 }

@@ -55,7 +55,7 @@ impl Default for JudgeSettings {
             changes_per_s_max: 20_000,
             scheduling_lag_max: Duration::from_millis(200),
             low_percent: 50,
-            engage_after: Duration::from_secs(2),
+            engage_after: Duration::from_millis(500),
             disengage_after: Duration::from_secs(10),
             hold: Duration::from_secs(60),
         }
@@ -170,7 +170,7 @@ impl Judge {
         self.engagement
     }
 
-    /// Takes a reading, whenever there is one: about once a second.
+    /// Takes a reading, whenever there is one: several times a second.
     pub fn read(&mut self, pressure: Pressure, now: Instant) -> Option<Flip> {
         let above = self.settings.first_above(pressure);
         let below = self.settings.all_below(pressure);

@@ -9,14 +9,14 @@
 //! without the cold-start bucket an epoch never belongs to more than the share of all client ids, but for the
 //! luck of the hash; automatic engagement changes at most twice in any [`JudgeSettings::hold`].
 
-mod coalescing;
+mod budget;
 mod cold_start;
 mod judge;
 mod mode;
 mod rotation;
 mod switch;
 
-pub use coalescing::{Coalesce, Coalescing};
+pub use budget::Budget;
 pub use cold_start::ColdStart;
 pub use judge::{Engagement, Flip, Judge, JudgeSettings, Pressure, Reading, Why};
 pub use mode::{Mode, Modes, Record, Scope, Share, ShareError};

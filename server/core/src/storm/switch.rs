@@ -165,9 +165,17 @@ impl StormSwitch {
     /// Whether it is engaged for anything.
     #[must_use]
     pub fn engaged_anywhere(&self) -> bool {
+        self.round_engaged().is_some()
+    }
+
+    /// The longest time in which it serves everyone of some group for which it is engaged now.
+    #[must_use]
+    pub fn round_engaged(&self) -> Option<Duration> {
         std::iter::once(self.modes.cluster())
             .chain(self.modes.groups().map(|(_, record)| record))
-            .any(|record| self.engaged_by(record).is_some())
+            .filter_map(|record| self.engaged_by(record))
+            .map(|share| self.round(share))
+            .max()
     }
 
     /// In how much time everyone who asks is served while it is engaged with this share.

@@ -1,6 +1,5 @@
 //! The storm switch: what it promises, and transcripts.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
@@ -8,8 +7,8 @@ use proptest::prelude::*;
 use rollcall_core::directory::{Command, Directory, Limits, Refusal};
 use rollcall_core::ids::{GroupName, Revision};
 use rollcall_core::storm::{
-    Admission, Coalesce, Coalescing, ColdStart, Consumer, Judge, JudgeSettings, Mode, Modes, Pace, Pressure,
-    Record, Scope, Share, StormSwitch, SwitchSettings,
+    Admission, Budget, ColdStart, Consumer, Judge, JudgeSettings, Mode, Modes, Pace, Pressure, Record, Scope,
+    Share, StormSwitch, SwitchSettings,
 };
 
 use crate::scene::{self, Scene};
@@ -174,45 +173,45 @@ proptest! {
     }
 
     #[test]
-    fn a_change_waits_no_longer_than_allowed_and_none_is_lost(
-        steps in prop::collection::vec((0u8..6, 0u64..120), 1..300),
+    fn what_leaves_keeps_to_the_budget_and_to_its_order(
+        takes in prop::collection::vec((0u64..3_000, 0u64..2_000), 1..200),
     ) {
-        let delay_max = Duration::from_millis(500);
+        let (per_second, tolerance) = (1_000, Duration::from_millis(20));
+        let mut budget = Budget::new(per_second, tolerance);
         let mut now = origin();
-        let mut coalescing: Coalescing<u8, Numbers> = Coalescing::new(4);
-        let mut waiting: BTreeMap<u8, (Instant, Vec<usize>)> = BTreeMap::new();
-        for (number, (key, gap)) in steps.into_iter().enumerate() {
-            // The shell wakes in time.
-            let later = now + Duration::from_millis(gap);
-            while let Some(due) = coalescing.next_due(delay_max).filter(|due| *due <= later) {
-                for (key, numbers) in coalescing.take_due(due, delay_max) {
-                    let (since, expected) = waiting.remove(&key).unwrap();
-                    prop_assert_eq!(due, since + delay_max);
-                    prop_assert_eq!(numbers.0, expected);
-                }
-            }
-            now = later;
-            if let Some((key, numbers)) = coalescing.hold(key, Numbers(vec![number]), now) {
-                prop_assert_eq!(numbers.0, waiting.remove(&key).unwrap().1);
-            }
-            waiting.entry(key).or_insert((now, Vec::new())).1.push(number);
-            prop_assert!(coalescing.len() <= 4);
-            prop_assert_eq!(coalescing.len(), waiting.len());
+        let mut left: Vec<(Instant, u64)> = Vec::new();
+        for (amount, gap) in takes {
+            now += Duration::from_millis(gap);
+            let at = budget.take(amount, now);
+            prop_assert!(at >= now && left.last().is_none_or(|(last, _)| at >= *last));
+            left.push((at, amount));
         }
-        for (key, numbers) in coalescing.take_all() {
-            prop_assert_eq!(numbers.0, waiting.remove(&key).unwrap().1);
+        // In any span, all but the last amount fit the rate and the tolerance.
+        for (first, (from, _)) in left.iter().enumerate() {
+            let mut sum = 0;
+            for (at, amount) in &left[first..] {
+                let span = *at - *from + tolerance + Duration::from_millis(1);
+                let most = u128::from(per_second) * span.as_micros() / 1_000_000;
+                prop_assert!(u128::from(sum) <= most + 1, "{sum} in {span:?}");
+                sum += amount;
+            }
         }
-        prop_assert!(waiting.is_empty() && coalescing.is_empty());
     }
 }
 
-#[derive(Debug)]
-struct Numbers(Vec<usize>);
-
-impl Coalesce for Numbers {
-    fn absorb(&mut self, newer: Self) {
-        self.0.extend(newer.0);
-    }
+#[test]
+fn what_left_without_asking_is_waited_for_a_while() {
+    let now = origin();
+    let second = Duration::from_secs(1);
+    let mut budget = Budget::new(1_000, Duration::ZERO);
+    budget.note(500, second, now);
+    assert_eq!(budget.take(1_000, now), now + second / 2);
+    // What was taken stands, however little may be noted.
+    budget.note(1_000_000, second, now);
+    assert_eq!(budget.take(1, now), now + second * 3 / 2);
+    let later = now + second * 10;
+    budget.note(1_000_000, second, later);
+    assert_eq!(budget.take(1, later), later + second);
 }
 
 #[test]
@@ -342,7 +341,6 @@ fn storm_transcripts() {
 struct StormPlayer {
     switch: StormSwitch,
     modes: Modes,
-    pending: Coalescing<String, Numbers>,
     revision: u64,
     origin: Instant,
     now: Instant,
@@ -357,6 +355,7 @@ impl StormPlayer {
             judge: JudgeSettings {
                 egress_bytes_per_s_max: 1_000_000,
                 changes_per_s_max: 1_000,
+                engage_after: Duration::from_secs(2),
                 ..JudgeSettings::default()
             },
             ..SwitchSettings::default()
@@ -364,7 +363,6 @@ impl StormPlayer {
         Self {
             switch: StormSwitch::new(settings, now),
             modes: Modes::default(),
-            pending: Coalescing::new(2),
             revision: 0,
             origin: now,
             now,
@@ -385,23 +383,6 @@ impl StormPlayer {
                 Pace::AtOnce => "each change at once".into(),
                 Pace::Coalesced { delay_max } => format!("one change a service, at most {delay_max:?} old"),
             },
-            "change" => {
-                let number = usize::try_from(line.number("n").expect("n=")).unwrap();
-                let early = self
-                    .pending
-                    .hold(line.places[0].into(), Numbers(vec![number]), self.now);
-                let early = early.map_or("nothing".into(), |(key, numbers)| {
-                    format!("{key} {:?}", numbers.0)
-                });
-                format!("pending {}, leaves early: {early}", self.pending.len())
-            }
-            "due" => {
-                let mut text = String::new();
-                for (key, numbers) in self.pending.take_due(self.now, Duration::from_millis(500)) {
-                    let _ = writeln!(text, "{key} {:?}", numbers.0);
-                }
-                if text.is_empty() { "nothing".into() } else { text }
-            }
             verb => panic!("unknown verb {verb:?}"),
         }
     }
