@@ -33,6 +33,11 @@ impl Interrupt {
         *self.0.borrow()
     }
 
+    /// Told by the program itself: its sender says true when a part is to end.
+    pub(crate) fn told(by: watch::Receiver<bool>) -> Self {
+        Self(by)
+    }
+
     /// One that never comes.
     #[cfg(test)]
     pub(crate) fn never() -> Self {

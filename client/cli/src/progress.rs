@@ -28,6 +28,14 @@ impl Progress {
         Self::draw(None, doing)
     }
 
+    /// Work that nobody looks at.
+    pub(crate) fn silent() -> Self {
+        Self {
+            bar: ProgressBar::hidden(),
+            done: Arc::new(AtomicU64::new(0)),
+        }
+    }
+
     fn draw(total: Option<u64>, doing: &str) -> Self {
         let bar = match total {
             Some(total) => ProgressBar::new(total),

@@ -92,15 +92,39 @@ impl Ground {
     pub(crate) async fn fill(&self, nodes: usize, metadata: &str) -> Result<(), Failure> {
         let progress = Progress::of((self.services.len() * nodes) as u64, "registering nodes to read");
         for service in &self.services {
-            let entries: Vec<rollcall_client::Entry> = (0..nodes)
-                .map(|index| rollcall_client::Entry::new(service.clone(), node(index, metadata)))
-                .collect();
-            for batch in entries.chunks(100) {
-                self.registry.register_persistent(batch, plain()).await?;
-                progress.add(batch.len() as u64);
-            }
+            self.fill_with(service, nodes, metadata, &progress).await?;
         }
         progress.finish();
+        Ok(())
+    }
+
+    /// The same in one service.
+    pub(crate) async fn fill_one(
+        &self,
+        service: &ServiceKey,
+        nodes: usize,
+        metadata: &str,
+    ) -> Result<(), Failure> {
+        let progress = Progress::of(nodes as u64, "registering nodes to read");
+        self.fill_with(service, nodes, metadata, &progress).await?;
+        progress.finish();
+        Ok(())
+    }
+
+    async fn fill_with(
+        &self,
+        service: &ServiceKey,
+        nodes: usize,
+        metadata: &str,
+        progress: &Progress,
+    ) -> Result<(), Failure> {
+        let entries: Vec<rollcall_client::Entry> = (0..nodes)
+            .map(|index| rollcall_client::Entry::new(service.clone(), node(index, metadata)))
+            .collect();
+        for batch in entries.chunks(100) {
+            self.registry.register_persistent(batch, plain()).await?;
+            progress.add(batch.len() as u64);
+        }
         Ok(())
     }
 

@@ -13,6 +13,7 @@ mod load;
 mod register;
 mod renew;
 mod report;
+mod storm;
 mod stream;
 
 use clap::Subcommand;
@@ -45,6 +46,9 @@ pub(crate) enum BenchCommand {
     /// Watch fan-out: from a write to the last of its watchers
     #[command(after_help = fanout::METHOD)]
     Watch(fanout::WatchBench),
+    /// A stampede of watchers, with the storm switch off, on or auto
+    #[command(after_help = storm::METHOD)]
+    Storm(storm::StormBench),
 }
 
 /// Measures, reports, cleans up.
@@ -58,5 +62,6 @@ pub(crate) async fn run(
         BenchCommand::Renew(bench) => renew::run(context, &bench, interrupt).await,
         BenchCommand::Discover(bench) => discover::run(context, &bench, interrupt).await,
         BenchCommand::Watch(bench) => fanout::run(context, &bench, interrupt).await,
+        BenchCommand::Storm(bench) => storm::run(context, &bench, interrupt).await,
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod group;
 pub(crate) mod man;
 pub(crate) mod member;
 pub(crate) mod node;
+pub(crate) mod rehearsal;
 pub(crate) mod service;
 pub(crate) mod session;
 pub(crate) mod status;

@@ -6,6 +6,7 @@ use rollcall_proto::v1 as wire;
 use serde::Serialize;
 
 use super::Context;
+use super::rehearsal::{self, RehearseStorm};
 use crate::arguments::Reading;
 use crate::exit::Failure;
 use crate::output::record::{Header, Written};
@@ -19,6 +20,8 @@ pub(crate) enum StormCommand {
     Show(ShowStorm),
     /// Set the switch of the cluster or of a group
     Set(SetStorm),
+    /// Predict what the restart of a service or the loss of a zone would make the servers send
+    Rehearse(RehearseStorm),
 }
 
 /// Arguments of `storm show`.
@@ -104,6 +107,7 @@ pub(crate) async fn run(context: &Context, command: StormCommand) -> Result<(), 
     match command {
         StormCommand::Show(show) => show_storm(context, &show).await,
         StormCommand::Set(set) => set_storm(context, set).await,
+        StormCommand::Rehearse(rehearse) => rehearsal::run(context, rehearse).await,
     }
 }
 
