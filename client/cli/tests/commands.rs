@@ -527,20 +527,6 @@ async fn benches_report_and_clean_up() {
         }
         assert!(run["bytes"].as_u64() >= run["peak_bytes_per_s"].as_u64(), "{run}");
     }
-    let storm = rollcall.json(
-        "bench storm --switch off,on --watchers 40 --connections 2 --nodes 20 --sessions 4 --quiet 300ms \
-         --share 50%",
-    );
-    for (run, switch) in [(0, "off"), (1, "on")] {
-        let run = &storm["runs"][run];
-        assert_eq!((&run["switch"], &run["current"], &run["lists"]), (&switch.into(), &40.into(), &40.into()));
-        assert_eq!(run["kept"].as_u64().unwrap() > 0, switch == "on", "{run}");
-        for calls in ["heartbeats", "registrations"] {
-            assert_eq!(run[calls]["failed"], 0, "{run}");
-            assert!(run[calls]["storm_ms"]["count"].as_u64().unwrap() > 0, "{run}");
-        }
-        assert!(run["bytes"].as_u64() >= run["peak_bytes_per_s"].as_u64(), "{run}");
-    }
     let groups = rollcall.json("group list bench");
     assert_eq!(groups["groups"].as_array().unwrap().len(), 0);
     let all = rollcall.ok("group list --no-headers");
