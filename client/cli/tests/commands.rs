@@ -538,3 +538,59 @@ async fn benches_report_and_clean_up() {
             .is_empty()
     });
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_of_mode_ap_take_the_same_commands() {
+    let (_cluster, rollcall) = cluster(1).await;
+    rollcall.ok("group put prod --auto-create");
+    rollcall.ok("group put edge --mode ap --auto-create");
+    let written = rollcall.json("node register edge/feed --address http=10.0.0.1:80 --kind persistent");
+    assert_eq!((&written["mode"], &written["acks"]), (&"ap".into(), &1.into()));
+    let said = rollcall.run("node update edge/feed/10.0.0.1:80 --weight 9");
+    assert!(said.stderr.contains("of server 1"), "{said:?}");
+    rollcall.ok("node override set edge/feed/10.0.0.1:80 --disable --reason disk");
+    let listed = rollcall.json("node list edge/feed");
+    assert_eq!(
+        (&listed["header"]["mode"], &listed["header"]["read_mode"]),
+        (&"ap".into(), &"local".into())
+    );
+    assert_eq!(
+        (&listed["nodes"][0]["weight"], &listed["nodes"][0]["disabled"]),
+        (&9.into(), &true.into())
+    );
+    let groups = rollcall.json("group list");
+    let modes: Vec<_> = (0..2)
+        .map(|at| {
+            (
+                &groups["groups"][at]["group"],
+                &groups["groups"][at]["settings"]["mode"],
+            )
+        })
+        .collect();
+    assert_eq!(
+        modes,
+        [(&"edge".into(), &"ap".into()), (&"prod".into(), &"cp".into())]
+    );
+    assert_eq!(rollcall.json("group show edge")["group"]["nodes"], 1);
+    // The mode stays, whatever else is put; a put does not change it.
+    rollcall.ok("group put edge --services-max 7");
+    assert_eq!(
+        rollcall.json("group show edge")["group"]["settings"]["mode"],
+        "ap"
+    );
+    let refused = rollcall.fails("group put edge --mode cp", 2);
+    assert!(refused.contains("rollcall group set-mode"), "{refused}");
+    let refused = rollcall.fails("node drain edge/feed/10.0.0.1:80 --wait", 2);
+    assert!(
+        refused.contains("each server counts revisions of its own"),
+        "{refused}"
+    );
+    rollcall.fails("service delete edge/feed", 5);
+    rollcall.ok("node deregister edge/feed/10.0.0.1:80");
+    assert!(
+        rollcall.json("node list edge/feed")["nodes"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+    );
+}
