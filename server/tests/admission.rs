@@ -734,6 +734,22 @@ async fn a_token_must_be_known_and_hold_the_scope() {
             .await
             .unwrap_err();
         assert_eq!(status.code(), tonic::Code::Unauthenticated);
+        let mut watch = v1::watch_client::WatchClient::new(stranger.channel.clone());
+        let status = watch
+            .watch(stranger.request(tokio_stream::empty()))
+            .await
+            .unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unauthenticated);
+        let mut sessions = SessionsClient::new(stranger.channel.clone());
+        let request = stranger.request(v1::ListSessionsRequest::default());
+        let status = sessions.list_sessions(request).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unauthenticated);
+        // How the servers do is told to everybody.
+        let mut cluster = v1::cluster_client::ClusterClient::new(stranger.channel.clone());
+        cluster
+            .status(stranger.request(v1::StatusRequest {}))
+            .await
+            .unwrap();
     }
     assert_eq!(ops.nodes("prod/feed", "feed").await, ["10.0.0.1:1", "10.0.0.1:2"]);
 }

@@ -174,6 +174,10 @@ impl Session {
 
     /// Registers a node, or replaces what it says of itself. From then on it is registered again after a loss.
     ///
+    /// A static or persistent node belongs to no session, also if it was registered here: it stays when this one is
+    /// closed or lost. Say its kind in the registration ([`Registration::kind`]) even where the service's default says
+    /// so, or it is taken for a node that somebody else took over.
+    ///
     /// # Errors
     /// Those of [`Self::register_all`].
     pub async fn register(&self, service: &ServiceKey, registration: Registration) -> Result<Written, Error> {
@@ -255,7 +259,8 @@ impl Session {
         Ok(())
     }
 
-    /// Ends the session: its nodes leave in one revision. Writes under way are answered first.
+    /// Ends the session: its nodes leave in one revision, static and persistent ones stay. Writes under way are answered
+    /// first.
     ///
     /// # Errors
     /// [`Error::OutcomeUnknown`] or a transient one, if no server confirmed it within

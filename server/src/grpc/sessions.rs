@@ -240,7 +240,10 @@ impl Sessions for Doors {
         &self,
         request: Request<v1::ListSessionsRequest>,
     ) -> Result<Response<v1::ListSessionsResponse>, Status> {
-        let answer = Doors::list_sessions(self, request.into_inner()).await;
+        let answer = match self.principal(&request) {
+            Ok(_) => Doors::list_sessions(self, request.into_inner()).await,
+            Err(error) => Err(error),
+        };
         self.answer("list_sessions", answer)
     }
 

@@ -34,7 +34,8 @@ impl Watch for Doors {
         self.storm.open_turn().await;
         let peer = request.extensions().get::<Peer>();
         let cut = peer.map_or_else(CancellationToken::new, |peer| peer.cut.clone());
-        let opened = self.reader.check_ready().and_then(|()| {
+        let may_open = self.principal(&request).and_then(|_| self.reader.check_ready());
+        let opened = may_open.and_then(|()| {
             let ap = self.reader.view_write_header(Revision(0));
             self.watches
                 .open(self.reader.identity(), ap, cut)
