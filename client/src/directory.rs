@@ -11,11 +11,16 @@ use rollcall_proto::v1::registry_client::RegistryClient;
 use crate::config::{ReadOptions, WriteOptions};
 use crate::endpoint::Channel;
 use crate::error::{Effect, Error};
-use crate::key::{NodeKey, ServiceKey};
+use crate::key::{NodeKey, RequestId, ServiceKey};
 use crate::node::{Entry, Expected, NodeUpdate, Override, Removal};
 use crate::registry::{Kind, Registry, Written};
 use crate::sign::Sign;
 use crate::view::{Confirmed, Counted, Heard, ServiceView};
+
+/// What a server gives others to be ready for a move, if nothing is said.
+const MOVE_WAIT: Duration = Duration::from_secs(30);
+/// What the rest of a move may take.
+const MOVE_WAIT_MORE: Duration = Duration::from_secs(15);
 
 /// Most keys of one [`Registry::signs`] call.
 pub const SIGNS_MAX: usize = 1000;
@@ -143,6 +148,31 @@ impl Registry {
         })
         .await
         .map(Written::from)
+    }
+
+    /// Moves a group between Raft and gossip while it is in use; the answer tells what both sides had. Servers get
+    /// `wait` to be ready, at most 100 s (zero: 30 s); the call may take some seconds longer.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`]; [`Error::NotMoved`] says what was missing, and the group stays in its mode;
+    /// [`Error::OutcomeUnknown`]: look at its mode.
+    pub async fn set_group_mode(
+        &self,
+        group: &str,
+        mode: v1::GroupMode,
+        wait: Duration,
+    ) -> Result<v1::SetGroupModeResponse, Error> {
+        let timeout = if wait.is_zero() { MOVE_WAIT } else { wait } + MOVE_WAIT_MORE;
+        let order = Kind::Order(RequestId::random());
+        self.call(order, Some(timeout), |channel, _| {
+            let request = v1::SetGroupModeRequest {
+                group: group.into(),
+                mode: mode.into(),
+                timeout_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
+            };
+            async move { self.registry_client(channel).set_group_mode(request).await }
+        })
+        .await
     }
 
     /// Sets the heartbeat-storm switch.

@@ -197,6 +197,12 @@ pub enum Error {
         /// The server's words.
         message: String,
     },
+    /// The group stayed in its mode. Look at what the message names, then ask again.
+    #[error("{message}")]
+    NotMoved {
+        /// The server's words.
+        message: String,
+    },
     /// A membership change is under way, or this one makes no sense. Look at the members, then decide.
     #[error("{message}")]
     Membership {
@@ -332,6 +338,7 @@ impl Error {
             C::AdmissionRefused => Self::AdmissionRefused { subject, message },
             C::Unauthenticated => Self::Unauthenticated { message },
             C::NotPermitted => Self::NotPermitted { subject, message },
+            C::NotMoved => Self::NotMoved { message },
             C::Membership => Self::Membership { message },
             C::Internal | C::Unspecified => Self::without_code(unknown, message, request_id),
         }

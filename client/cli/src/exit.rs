@@ -202,6 +202,7 @@ pub(crate) fn exit_of(code: ErrorCode) -> Exit {
         | ErrorCode::NotOwner
         | ErrorCode::SessionForeign
         | ErrorCode::RequestIdReused
+        | ErrorCode::NotMoved
         | ErrorCode::Membership => Exit::Conflict,
         ErrorCode::OutcomeUnknown => Exit::Unknown,
         ErrorCode::Unspecified
@@ -256,6 +257,7 @@ pub(crate) fn exit_of_client(error: &rollcall_client::Error) -> Exit {
         | E::NotOwner { .. }
         | E::SessionForeign { .. }
         | E::RequestIdReused { .. }
+        | E::NotMoved { .. }
         | E::Membership { .. } => Exit::Conflict,
         E::OutcomeUnknown { .. } | E::DeadlineExceeded { .. } => Exit::Unknown,
         // The list may grow; what this version does not know is a plain failure.

@@ -12,6 +12,7 @@ mod lease;
 mod listener;
 mod metrics;
 mod modes;
+mod moves;
 mod oversize;
 mod read;
 mod registry;

@@ -597,6 +597,7 @@ unary! {
     anyone explain: v1::ExplainRequest => v1::ExplainResponse;
     operator confirm_removal: v1::ConfirmRemovalRequest => v1::WriteResponse;
     operator set_storm: v1::SetStormRequest => v1::WriteResponse;
+    operator set_group_mode: v1::SetGroupModeRequest => v1::SetGroupModeResponse;
     anyone storm: v1::StormRequest => v1::StormResponse;
     operator refused_registrations: v1::RefusedRegistrationsRequest => v1::RefusedRegistrationsResponse;
 }

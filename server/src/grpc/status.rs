@@ -38,6 +38,9 @@ pub(crate) enum DoorError {
     /// Retry after a pause.
     #[error("{problem}")]
     Overloaded { problem: String, retry_after: Duration },
+    /// Look at what it names, then ask again.
+    #[error("{problem}")]
+    NotMoved { problem: String },
     /// Make a call for each of them.
     #[error("group {cp} is in mode cp and group {ap} in mode ap: one call serves one mode")]
     MixedModes { cp: GroupName, ap: GroupName },
@@ -120,6 +123,7 @@ impl From<DoorError> for v1::Error {
                 retry_after_ms: retry_ms(*retry_after),
                 ..error(ErrorCode::Overloaded, &door, "")
             },
+            DoorError::NotMoved { .. } => error(ErrorCode::NotMoved, &door, ""),
             DoorError::MixedModes { ap, .. } => error(ErrorCode::InvalidArgument, &door, ap),
             DoorError::Undecided { session } => error(ErrorCode::Unavailable, &door, session),
             DoorError::Unauthenticated { .. } => error(ErrorCode::Unauthenticated, &door, "authorization"),
@@ -234,7 +238,7 @@ fn code(code: ErrorCode) -> Code {
         ErrorCode::Unauthenticated => Code::Unauthenticated,
         ErrorCode::RevisionMismatch => Code::Aborted,
         ErrorCode::AlreadyExists => Code::AlreadyExists,
-        ErrorCode::NotEmpty | ErrorCode::RequestIdReused | ErrorCode::TooStale | ErrorCode::Membership => {
+        ErrorCode::NotEmpty | ErrorCode::RequestIdReused | ErrorCode::TooStale | ErrorCode::Membership | ErrorCode::NotMoved => {
             Code::FailedPrecondition
         }
         ErrorCode::QuotaExceeded | ErrorCode::Overloaded | ErrorCode::DiskFull => Code::ResourceExhausted,

@@ -1,6 +1,9 @@
 //! `rollcall group`.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand, ValueEnum};
+use rollcall_client::Sign;
 use rollcall_proto::v1 as wire;
 use serde::Serialize;
 
@@ -9,6 +12,7 @@ use super::settings::{Putting, ServiceFlags, UNNAMED_STAY};
 use super::{Context, prefix_of};
 use crate::arguments::{Reading, at_revision};
 use crate::exit::Failure;
+use crate::names::duration;
 use crate::output::record::{Group, Header, Written, map_text};
 use crate::output::table::Table;
 use crate::servers::plain;
@@ -24,6 +28,8 @@ pub(crate) enum GroupCommand {
     Show(ShowGroup),
     /// Show who was not admitted lately: from where, which node, why, how often
     Refused(RefusedArguments),
+    /// Move a group between Raft and gossip while it is in use
+    SetMode(SetMode),
     /// Delete a group that has no services
     Delete(DeleteGroup),
 }
@@ -34,7 +40,7 @@ pub(crate) enum GroupCommand {
 pub(crate) struct PutGroup {
     /// A path of up to 8 segments, such as prod/feed
     group: String,
-    /// How its records are replicated; a new group: cp
+    /// How its nodes are replicated; a new group: cp, one that is there keeps its mode
     #[arg(long)]
     mode: Option<Mode>,
     /// Registrations create services that are missing; --auto-create=false takes it back
@@ -51,12 +57,24 @@ pub(crate) struct PutGroup {
     admission: AdmissionFlags,
 }
 
+/// Arguments of `group set-mode`.
+#[derive(Args, Debug)]
+pub(crate) struct SetMode {
+    /// Its name
+    group: String,
+    /// Where to
+    mode: Mode,
+    /// How long servers may take to be ready before the move is taken back
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    wait: Duration,
+}
+
 /// How a group is replicated.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Mode {
     /// Raft: linearizable writes, a quorum needed
     Cp,
-    /// Gossip: any server writes at any time; refused by servers that do not have it
+    /// Gossip: any server writes at any time, alone if need be
     Ap,
 }
 
@@ -95,6 +113,27 @@ struct GroupsBody {
 }
 
 #[derive(Serialize)]
+struct MovedBody {
+    header: Header,
+    group: String,
+    changed: bool,
+    nodes: u64,
+    services: u64,
+    sign_before: String,
+    sign_after: String,
+    frozen_ms: u64,
+    servers: Vec<ServerBody>,
+}
+
+#[derive(Serialize)]
+struct ServerBody {
+    server: u64,
+    ready: bool,
+    nodes: u64,
+    sign: String,
+}
+
+#[derive(Serialize)]
 struct GroupBody {
     header: Header,
     group: Group,
@@ -106,6 +145,7 @@ pub(crate) async fn run(context: &Context, command: GroupCommand) -> Result<(), 
         GroupCommand::List(list) => list_groups(context, &list).await,
         GroupCommand::Show(show) => show_group(context, &show).await,
         GroupCommand::Refused(asked) => admission::refused(context, &asked).await,
+        GroupCommand::SetMode(set) => set_mode(context, &set).await,
         GroupCommand::Delete(delete) => delete_group(context, &delete).await,
     }
 }
@@ -227,6 +267,57 @@ async fn show_group(context: &Context, show: &ShowGroup) -> Result<(), Failure> 
             ("metadata", map_text(&group.settings.metadata)),
             ("revision", group.revision.to_string()),
             ("sign", group.sign.clone()),
+        ])
+    })
+}
+
+async fn set_mode(context: &Context, set: &SetMode) -> Result<(), Failure> {
+    let mode = match set.mode {
+        Mode::Cp => wire::GroupMode::Cp,
+        Mode::Ap => wire::GroupMode::Ap,
+    };
+    let moved = context
+        .servers
+        .registry()
+        .set_group_mode(&set.group, mode, set.wait)
+        .await?;
+    let sign = |sign: Option<wire::Sign>| sign.map(Sign::from).unwrap_or_default().to_string();
+    let server = |server: wire::ServerMoved| ServerBody {
+        server: server.server,
+        ready: server.ready,
+        nodes: server.nodes,
+        sign: sign(server.sign),
+    };
+    let body = MovedBody {
+        header: moved.header.unwrap_or_default().into(),
+        group: set.group.clone(),
+        changed: moved.changed,
+        nodes: moved.nodes,
+        services: moved.services,
+        sign_before: sign(moved.sign_before),
+        sign_after: sign(moved.sign_after),
+        frozen_ms: moved.frozen_ms,
+        servers: moved.servers.into_iter().map(server).collect(),
+    };
+    context.printer.print(&body, || {
+        if !body.changed {
+            return Table::fields(vec![
+                ("group", body.group.clone()),
+                ("changed", "no, it was there".into()),
+            ]);
+        }
+        let servers = body.servers.iter().map(|server| match server.ready {
+            true => format!("{}: {} nodes, {}", server.server, server.nodes, server.sign),
+            false => format!("{}: was not there", server.server),
+        });
+        Table::fields(vec![
+            ("group", body.group.clone()),
+            ("nodes", body.nodes.to_string()),
+            ("services", body.services.to_string()),
+            ("sign before", body.sign_before.clone()),
+            ("sign after", body.sign_after.clone()),
+            ("took no writes for", format!("{} ms", body.frozen_ms)),
+            ("servers", servers.collect::<Vec<_>>().join("; ")),
         ])
     })
 }
