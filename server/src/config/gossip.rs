@@ -13,7 +13,7 @@ pub struct GossipConfig {
     /// does not.
     pub enabled: bool,
     /// How fast a dead server is noticed: `local` (one machine, about 2 s), `lan` (one datacenter, about 7 s) or
-    /// `wan` (several, about 24 s). Too fast for the network, and healthy servers are suspected.
+    /// `wan` (several, about 20 s). Too fast for the network, and healthy servers are suspected.
     pub preset: GossipPreset,
     /// Whom to ask to be let in, `host:port` each. Empty: the members of the cluster, at their peer host and,
     /// unless `listen.gossip` is set, their peer port.
