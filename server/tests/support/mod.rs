@@ -50,10 +50,15 @@ impl DerefMut for Stage {
 
 /// A cluster of the `rollcalld` that belongs to this test, with the group [`GROUP`].
 pub(crate) async fn cluster(servers: u64) -> Stage {
+    cluster_with(ClusterOptions::servers(servers)).await
+}
+
+/// As [`cluster`], with these options.
+pub(crate) async fn cluster_with(options: ClusterOptions) -> Stage {
     let room = ROOM.acquire().await.unwrap();
     let options = ClusterOptions {
         binary: Some(env!("CARGO_BIN_EXE_rollcalld").into()),
-        ..ClusterOptions::servers(servers)
+        ..options
     };
     let cluster = Cluster::start_with(options).await.unwrap();
     let settings = GroupSettings {
