@@ -16,6 +16,8 @@ if [ -z "${LIBCLANG_PATH:-}" ] && ! compgen -G '/usr/lib/llvm-*/lib/libclang*.so
     && ! compgen -G "/usr/lib/$(uname -m)-linux-gnu/libclang*.so*" >/dev/null; then
     packages+=(libclang-dev)
 fi
+# Tests that cut networks make namespaces; without it they say so and pass.
+command -v ip >/dev/null 2>&1 || packages+=(iproute2)
 # Cargo fetches crates over https.
 [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
 

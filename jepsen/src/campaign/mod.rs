@@ -4,6 +4,7 @@
 //! - [`run`]: runs it.
 //! - [`Findings`]: what came of it.
 
+mod leaders;
 mod options;
 mod run;
 mod stall;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use super::leaders;
 use super::options::{Options, Workload};
 use super::stall::StallWatch;
 use crate::checker::{Finding, Verdict, linear, revisions, sessions, watches};
@@ -27,7 +28,7 @@ const DISK_BYTES: u64 = 256 << 20;
 /// With disks this small the usual reserve would be a large part of them.
 const RESERVE: &str = "storage.reserve_bytes=16777216";
 /// Lines of a server's log that explain its unasked end.
-const LOG_LINES: usize = 15;
+const LOG_LINES: usize = 5;
 
 /// What came of a run.
 #[derive(Debug)]
@@ -66,6 +67,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Findings> {
     let mut cluster = start_cluster(options, net.as_ref()).await?;
     let history = History::start(Some(&options.folder.join("history.jsonl")))?;
     let stalls = StallWatch::start(&history)?;
+    let _leaders = leaders::watch(&cluster.addresses(), &history);
     let mut nemesis = Nemesis::new(net.clone(), history.clone());
     let (possible, impossible) = options
         .kinds
@@ -84,6 +86,11 @@ pub async fn run(options: &Options) -> anyhow::Result<Findings> {
     let plan = schedule(options.seed, options.length, &possible);
     nemesis.run(&plan, &mut cluster).await?;
     tokio::time::sleep(options.length.saturating_sub(history.now())).await;
+    let mut survival = Verdict {
+        checker: "survival and equal state",
+        ..Verdict::default()
+    };
+    recover(&mut cluster, &history, &mut survival).await?;
     let terms = cluster
         .statuses()
         .await
@@ -91,12 +98,6 @@ pub async fn run(options: &Options) -> anyhow::Result<Findings> {
         .map(|(_, status)| status.term)
         .max()
         .unwrap_or(0);
-
-    let mut survival = Verdict {
-        checker: "survival and equal state",
-        ..Verdict::default()
-    };
-    recover(&mut cluster, &history, &mut survival).await?;
     tokio::time::sleep(PEACE).await;
     stop.stop();
     let followed = load.finish(options).await;
@@ -242,13 +243,14 @@ fn judge(
     let mut operations: Vec<Operation> = Vec::new();
     let mut lines: Vec<Heartbeats> = Vec::new();
     let mut faults: Vec<Fault> = Vec::new();
-    let mut notes = Vec::new();
+    let mut broken = Vec::new();
     for record in records {
         match record {
             Record::Operation(operation) => operations.push(operation.clone()),
             Record::Heartbeats(line) => lines.push(line.clone()),
             Record::Fault(fault) => faults.push(fault.clone()),
-            Record::Note(at, what) => notes.push((*at, what.clone())),
+            Record::Broken(at, what) => broken.push((*at, what.clone())),
+            Record::Note(..) => {}
         }
     }
     let mut verdicts = Vec::new();
@@ -259,7 +261,7 @@ fn judge(
     }
     if options.workloads.contains(&Workload::Heartbeats) {
         let mut verdict = sessions::check(&lines, &faults, LATE_MAX, ended);
-        for (at, what) in notes {
+        for (at, what) in broken {
             verdict.findings.push(Finding { what, at });
         }
         verdicts.push(verdict);

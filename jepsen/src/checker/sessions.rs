@@ -22,12 +22,41 @@ struct Life {
     gone: Option<Duration>,
 }
 
-/// Judges a history's sessions. Whoever stopped must be gone within `late_max` after its ttl. What happened while the
-/// session was due excuses lateness: until the end of a fault, and for a full ttl and an election after it.
+/// What makes a session's end late by right.
+struct Excuses<'a> {
+    faults: Vec<&'a Fault>,
+    leaders: Vec<Duration>,
+}
+
+impl Excuses<'_> {
+    /// When a session that stopped is due at the latest: not before the end of a fault that lay on its way, and a full
+    /// ttl and an election after every new leader that came before it was due.
+    fn extend(&self, mut due: Duration, stopped: Duration, ttl: Duration) -> Duration {
+        loop {
+            let fault = |fault: &&&Fault| fault.time <= due && fault.end >= stopped;
+            let faults = self.faults.iter().filter(fault).map(|fault| fault.end + ELECTION);
+            let leader = |leads: &&Duration| **leads <= due + ELECTION && **leads >= stopped;
+            let leaders = self
+                .leaders
+                .iter()
+                .filter(leader)
+                .map(|leads| *leads + ttl + ELECTION);
+            let later = faults.chain(leaders).max().unwrap_or(due);
+            if later <= due {
+                return due;
+            }
+            due = later;
+        }
+    }
+}
+
+/// Judges a history's sessions. Whoever stopped must be gone within `late_max` after its ttl; faults excuse lateness
+/// while they last, and so does every new leader, by the full ttl that it grants.
 #[must_use]
 pub fn check(lines: &[Heartbeats], faults: &[Fault], late_max: Duration, ended: Duration) -> Verdict {
     let mut verdict = Verdict::new("sessions");
     let mut lives: BTreeMap<u64, Life> = BTreeMap::new();
+    let mut leaders = Vec::new();
     for line in lines {
         match line {
             Heartbeats::Open {
@@ -61,18 +90,20 @@ pub fn check(lines: &[Heartbeats], faults: &[Fault], late_max: Duration, ended: 
                 let gone = &mut lives.entry(*session).or_default().gone;
                 *gone = Some(gone.map_or(*time, |known| known.min(*time)));
             }
-            Heartbeats::NoQuorum { .. } => {}
+            Heartbeats::Leads { time, .. } => leaders.push(*time),
         }
     }
     let mut faults: Vec<&Fault> = faults.iter().collect();
     faults.sort_by_key(|fault| fault.time);
+    leaders.sort();
+    let excuses = Excuses { faults, leaders };
     let mut lateness = Vec::new();
     for (session, life) in &lives {
         verdict.judged += life.acknowledged.len();
         judge(
             *session,
             life,
-            &faults,
+            &excuses,
             late_max,
             ended,
             &mut verdict,
@@ -94,7 +125,7 @@ pub fn check(lines: &[Heartbeats], faults: &[Fault], late_max: Duration, ended: 
 fn judge(
     session: u64,
     life: &Life,
-    faults: &[&Fault],
+    excuses: &Excuses<'_>,
     late_max: Duration,
     ended: Duration,
     verdict: &mut Verdict,
@@ -124,12 +155,7 @@ fn judge(
         }
     }
     let Some(stopped) = life.stopped else { return };
-    let mut due = life.last_possible.max(stopped) + life.ttl;
-    for fault in faults {
-        if fault.time <= due && fault.end >= stopped {
-            due = due.max(fault.end + life.ttl + ELECTION);
-        }
-    }
+    let due = excuses.extend(life.last_possible.max(stopped) + life.ttl, stopped, life.ttl);
     match life.gone {
         Some(gone) => {
             let late = gone.saturating_sub(due);
@@ -228,16 +254,29 @@ mod tests {
         let fault = Fault {
             what: "x".into(),
             time: s(1),
-            end: s(3),
+            end: s(2),
+        };
+        let leads = |time| Heartbeats::Leads {
+            server: 1,
+            term: 2,
+            time: s(time),
         };
         let excused = check(
-            &[open(1), stop(1, 0), gone(1, 8)],
+            &[open(1), stop(1, 0), leads(3), gone(1, 9)],
             std::slice::from_ref(&fault),
             LATE,
             s(20),
         );
         assert!(excused.is_good(), "{excused:?}");
-        let late = check(&[open(1), stop(1, 0), gone(1, 10)], &[fault], LATE, s(20));
+        let late = check(
+            &[open(1), stop(1, 0), leads(3), gone(1, 10)],
+            &[fault],
+            LATE,
+            s(20),
+        );
+        assert_eq!(late.findings.len(), 1, "{late:?}");
+        // A leader that came when it was overdue anyway excuses nothing.
+        let late = check(&[open(1), stop(1, 0), leads(6), gone(1, 11)], &[], LATE, s(20));
         assert_eq!(late.findings.len(), 1, "{late:?}");
         let undead = check(&[open(1), gone(1, 5), beat(1, 6, Some(true))], &[], LATE, s(20));
         assert_eq!(undead.findings.len(), 1, "{undead:?}");

@@ -45,12 +45,14 @@ pub enum Heartbeats {
         /// When the word arrived.
         time: Duration,
     },
-    /// No server led between these moments, as far as the harness knows.
-    NoQuorum {
-        /// From.
+    /// A server was first seen to lead in this term: it grants everybody a full ttl and an election timeout.
+    Leads {
+        /// Which server.
+        server: u64,
+        /// In which term.
+        term: u64,
+        /// When it was seen.
         time: Duration,
-        /// To.
-        end: Duration,
     },
 }
 
@@ -58,7 +60,7 @@ impl Heartbeats {
     pub(super) fn time(&self) -> Duration {
         match self {
             Self::Open { sent, .. } | Self::Beat { sent, .. } => *sent,
-            Self::Stop { time, .. } | Self::Gone { time, .. } | Self::NoQuorum { time, .. } => *time,
+            Self::Stop { time, .. } | Self::Gone { time, .. } | Self::Leads { time, .. } => *time,
         }
     }
 
@@ -87,8 +89,8 @@ impl Heartbeats {
             Self::Gone { session, node, time } => json!({
                 "type": "session", "ev": "gone", "id": session, "node": node, "time": ms(*time), "end": ms(*time),
             }),
-            Self::NoQuorum { time, end } => {
-                json!({ "type": "session", "ev": "noquorum", "time": ms(*time), "end": ms(*end) })
+            Self::Leads { server, term, time } => {
+                json!({ "type": "leader", "server": server, "term": term, "time": ms(*time) })
             }
         }
     }

@@ -35,6 +35,8 @@ pub enum Record {
     Heartbeats(Heartbeats),
     /// A fault, written down when it has ended.
     Fault(Fault),
+    /// A promise that was seen broken on the spot.
+    Broken(Duration, String),
     /// Anything else that a reader of the history may want to know.
     Note(Duration, String),
 }
@@ -143,6 +145,9 @@ fn line(record: &Record) -> Value {
         Record::Fault(fault) => json!({
             "type": "fault", "what": fault.what, "time": milliseconds(fault.time), "end": milliseconds(fault.end),
         }),
+        Record::Broken(time, what) => {
+            json!({ "type": "broken", "what": what, "time": milliseconds(*time) })
+        }
         Record::Note(time, what) => json!({ "type": "note", "what": what, "time": milliseconds(*time) }),
     }
 }
@@ -155,7 +160,7 @@ impl Record {
             Self::Operation(operation) => operation.time,
             Self::Heartbeats(heartbeats) => heartbeats.time(),
             Self::Fault(fault) => fault.time,
-            Self::Note(time, _) => *time,
+            Self::Broken(time, _) | Self::Note(time, _) => *time,
         }
     }
 }

@@ -30,6 +30,7 @@ pub use clock::WallClock;
 pub use cluster::{Cluster, ClusterOptions};
 pub use disk::SmallDisk;
 pub use process::Process;
+pub(crate) use server::status_of;
 pub use server::{CLIENT_PORT, Endpoints, HTTP_PORT, PEER_PORT, Server};
 pub use timeline::{Event, Timeline};
 pub use wait::{NotInTime, WAIT_MAX, eventually};

@@ -316,7 +316,7 @@ impl Server {
 }
 
 /// Asks the server at `address` (`host:port`) for its status, on a connection of its own.
-pub(super) async fn status_of(address: &str) -> anyhow::Result<StatusResponse> {
+pub(crate) async fn status_of(address: &str) -> anyhow::Result<StatusResponse> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(ASK_MAX)
         .timeout(ASK_MAX);

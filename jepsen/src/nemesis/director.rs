@@ -110,9 +110,23 @@ impl Nemesis {
             }
             Remedy::Resume(id) => cluster.server(*id).resume(),
             Remedy::Start(id) => cluster.server(*id).start(),
-            Remedy::Free(id) => cluster.server(*id).disk().map_or(Ok(()), SmallDisk::free),
+            Remedy::Free(id) => self.free(*id, cluster),
             Remedy::SetClock(id) => cluster.server(*id).clock().map_or(Ok(()), |clock| clock.set(0)),
         }
+    }
+
+    /// A server that found no room when it was started may have said so and ended: whoever watches over it starts it
+    /// again when there is room. One that was killed, or died of a signal, is not started here.
+    fn free(&self, id: u64, cluster: &mut Cluster) -> anyhow::Result<()> {
+        let server = cluster.server(id);
+        server.disk().map_or(Ok(()), SmallDisk::free)?;
+        let ended = server.process().and_then(|process| process.exit_status());
+        if let Some(code) = ended.and_then(|status| status.code()) {
+            self.history
+                .note(format!("server {id} had ended with code {code} on a full disk"));
+            server.start()?;
+        }
+        Ok(())
     }
 
     async fn begin(&mut self, planned: &Planned, cluster: &mut Cluster) -> anyhow::Result<()> {

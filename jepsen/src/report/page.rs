@@ -36,7 +36,7 @@ pub fn page(options: &Options, findings: &Findings) -> String {
         match record {
             Record::Operation(operation) => operations.push(operation),
             Record::Fault(fault) => faults.push(fault.clone()),
-            Record::Heartbeats(_) | Record::Note(..) => {}
+            Record::Heartbeats(_) | Record::Broken(..) | Record::Note(..) => {}
         }
     }
     faults.sort_by_key(|fault| fault.time);

@@ -203,9 +203,8 @@ async fn watch(shared: Arc<Shared>, first: usize) {
                     }
                     Ok(None) => {}
                     Err(broken) => {
-                        shared
-                            .history
-                            .note(format!("a watch of {address} broke a promise: {broken:#}"));
+                        let what = format!("a watch of {address} broke a promise: {broken:#}");
+                        shared.history.record(Record::Broken(shared.history.now(), what));
                         mirror = Mirror::default();
                         break;
                     }
