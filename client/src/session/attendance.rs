@@ -181,6 +181,8 @@ pub(super) struct Attendance {
     tried: usize,
     pause: Backoff,
     preferred: Vec<String>,
+    /// Nodes that a server did not name as ours, but had when they were to be registered again.
+    doubted: BTreeSet<NodeKey>,
     last_error: Option<Error>,
     ended: bool,
 }
@@ -212,6 +214,7 @@ impl Attendance {
             tried: 0,
             pause: Backoff::new(Duration::from_millis(50), Duration::from_secs(2)),
             preferred: Vec::new(),
+            doubted: BTreeSet::new(),
             last_error: None,
             ended: false,
         }
@@ -464,7 +467,15 @@ impl Attendance {
         let mut owned: BTreeSet<NodeKey> = attached.nodes.into_iter().map(NodeKey::from).collect();
         // Those that are being registered again are not there yet for that reason alone.
         owned.extend(self.restoring_nodes());
-        let Unowned { taken, missing } = self.shared.roll.lock().reconcile(&owned, revision);
+        let doubted = std::mem::take(&mut self.doubted);
+        let Unowned { mut taken, missing } = self.shared.roll.lock().reconcile(&owned, revision);
+        let (gone, missing): (Vec<Entry>, Vec<Entry>) = missing
+            .into_iter()
+            .partition(|entry| doubted.contains(&entry.key()));
+        for key in gone.iter().map(Entry::key) {
+            self.shared.roll.lock().strike(&key);
+            taken.push(key);
+        }
         if !taken.is_empty() {
             self.tell(SessionEvent::NodesTaken { nodes: taken });
         }
@@ -960,16 +971,18 @@ impl Attendance {
             let Some(node) = entries.first().map(Entry::key) else {
                 return;
             };
-            self.shared.roll.lock().strike(&node);
-            if matches!(error, Error::AlreadyExists { .. }) {
-                self.tell(SessionEvent::NodesTaken { nodes: vec![node] });
-            } else {
-                tracing::warn!(%node, %error, "a node could not be registered again");
-                self.tell(SessionEvent::NodeRefused {
-                    node,
-                    error: Arc::new(error),
-                });
+            if let (Error::AlreadyExists { .. }, Link::Up(up)) = (&error, &self.link) {
+                // Somebody's, perhaps ours after all: the server says whose when it is asked what we own.
+                self.preferred = vec![up.endpoint.address.clone()];
+                self.doubted.insert(node);
+                return self.detach("a node that was missing is there");
             }
+            tracing::warn!(%node, %error, "a node could not be registered again");
+            self.shared.roll.lock().strike(&node);
+            self.tell(SessionEvent::NodeRefused {
+                node,
+                error: Arc::new(error),
+            });
         }
         if self.is_restoring() {
             return;

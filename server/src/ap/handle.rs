@@ -308,6 +308,12 @@ impl Ap {
             .collect()
     }
 
+    /// How long ago this server last agreed with another on every group; `None`: never since its start. Costs a look.
+    #[must_use]
+    pub fn agreed(&self) -> Option<std::time::Duration> {
+        self.inner.agreed_at.lock().map(|at| at.elapsed())
+    }
+
     /// How AP groups stand here.
     #[must_use]
     pub fn status(&self) -> ApStatus {

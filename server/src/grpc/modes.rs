@@ -269,7 +269,7 @@ impl Reader {
         if self.consensus().members().len() == 1 {
             return 0;
         }
-        self.ap().status().agreed.map_or(AGE_UNKNOWN, milliseconds)
+        self.ap().agreed().map_or(AGE_UNKNOWN, milliseconds)
     }
 
     /// One service, as fresh as asked, and what the answer says of itself.
@@ -359,14 +359,18 @@ impl Reader {
         {
             return (groups, self.header(grounds, revision));
         }
-        let view = self.ap().view().read();
-        for group in groups.iter_mut().filter(|group| in_view(group)) {
-            if let Some(content) = view.group(&group.definition.name) {
-                group.content = content.clone();
+        // The lock is left before the header is made: what that asks for has locks of its own.
+        let view_revision = {
+            let view = self.ap().view().read();
+            for group in groups.iter_mut().filter(|group| in_view(group)) {
+                if let Some(content) = view.group(&group.definition.name) {
+                    group.content = content.clone();
+                }
             }
-        }
+            view.revision()
+        };
         let header = match part {
-            Part::View => self.view_header(view.revision()),
+            Part::View => self.view_header(view_revision),
             Part::Both(grounds) => ResponseHeader {
                 epoch: self.ap().epoch(),
                 ..self.header(grounds, revision)

@@ -10,9 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use rollcall_core::ap::{SessionSeed, Standing};
-use rollcall_core::directory::Refusal;
 use rollcall_core::ids::{NodeKey, SessionId};
 use rollcall_proto::v1;
 use tokio::time::Instant;
@@ -31,8 +29,6 @@ const RECORDS_ALONE: u64 = 1 << 63;
 const ALONE_AFTER_MAX: Duration = Duration::from_secs(1);
 /// The same as a part of the ttl.
 const ALONE_AFTER_PART: u32 = 8;
-/// How long a claim may take.
-const CLAIM_WAIT: Duration = Duration::from_secs(5);
 /// Pause before asking again about a session whose lapse or revival is being written.
 const UNDECIDED_PAUSE: Duration = Duration::from_millis(50);
 /// How often at most.
@@ -186,7 +182,7 @@ pub(crate) async fn renew(doors: &Doors, speakers: &[Arc<Speaker>]) -> Result<Re
     );
     // Whatever kept the leader's word away: these do without it.
     let either = either.ok().and_then(Result::ok).unwrap_or_default();
-    let words = [here?, Word::of(either), log];
+    let words = [here, Word::of(either), log];
     let mut outcome = RenewOutcome::default();
     for session in speakers.iter().map(|speaker| speaker.id()) {
         if words.iter().any(|word| word.dead.contains(&session)) {
@@ -206,15 +202,14 @@ async fn renew_within(doors: &Doors, sessions: Vec<SessionId>, patience: Duratio
     }
 }
 
-/// This server's word. Those for which it does not vouch yet, or no more, it claims.
-async fn renew_here(reader: &Reader, speakers: &[&Arc<Speaker>]) -> Result<Word, v1::Error> {
-    let ap = reader.ap();
+/// This server's word. For those that another server holds it vouches from now on: they have no word until that is
+/// written.
+async fn renew_here(reader: &Reader, speakers: &[&Arc<Speaker>]) -> Word {
     let mut waiting: Vec<SessionId> = speakers.iter().map(|speaker| speaker.id()).collect();
     let mut word = Word::default();
     for turn in 0..UNDECIDED_TURNS {
-        let verdict = ap.renew(&waiting);
-        let strange: BTreeSet<SessionId> = verdict.not_found.into_iter().collect();
-        word.dead.extend(claim(reader, speakers, &strange).await?);
+        let verdict = reader.ap().renew(&waiting);
+        word.dead.extend(verdict.not_found);
         waiting = verdict.undecided;
         if waiting.is_empty() {
             break;
@@ -224,27 +219,5 @@ async fn renew_here(reader: &Reader, speakers: &[&Arc<Speaker>]) -> Result<Word,
         }
     }
     word.open.extend(waiting);
-    Ok(word)
-}
-
-/// From now on this server vouches for these; those that are dead come back.
-async fn claim(
-    reader: &Reader,
-    speakers: &[&Arc<Speaker>],
-    sessions: &BTreeSet<SessionId>,
-) -> Result<Vec<SessionId>, v1::Error> {
-    let deadline = Instant::now() + CLAIM_WAIT;
-    let strange = speakers.iter().filter(|speaker| sessions.contains(&speaker.id()));
-    let claims = strange.map(|speaker| async move {
-        match speaker.introduce(reader, deadline).await {
-            Ok(()) => Ok(None),
-            Err(ProposeError::Refused(Refusal::SessionNotFound { session })) => Ok(Some(session)),
-            Err(failure) => Err(status::of_propose(&failure)),
-        }
-    });
-    let dead = join_all(claims)
-        .await
-        .into_iter()
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(dead.into_iter().flatten().collect())
+    word
 }
