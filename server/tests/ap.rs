@@ -385,6 +385,37 @@ async fn the_last_server_goes_on_alone_and_what_it_took_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_restarts_alone_serves_what_it_has() {
+    let mut cluster = stage(3).await;
+    let addresses = cluster.addresses();
+    let first = only(&addresses[0]);
+    let session = first
+        .open_session(SessionOptions::ttl(Duration::from_secs(60)))
+        .await
+        .unwrap();
+    for id in ["a", "b"] {
+        session.register(&service(), node(id)).await.unwrap();
+    }
+    wait_everywhere(&cluster, &addresses, &ids(["a", "b"])).await;
+    for id in [1, 2, 3] {
+        cluster.server(id).kill9().await.unwrap();
+    }
+    cluster.server(1).start().unwrap();
+    wait_everywhere(&cluster, &addresses[..1], &ids(["a", "b"])).await;
+    let options = WriteOptions {
+        timeout: Some(WAIT_MAX),
+        ..WriteOptions::default()
+    };
+    let entry = Entry::new(service(), node("c"));
+    session.register_all(vec![entry], options).await.unwrap();
+    for id in [2, 3] {
+        cluster.server(id).start().unwrap();
+    }
+    cluster.wait_ready(WAIT_MAX).await.unwrap();
+    wait_everywhere(&cluster, &addresses, &ids(["a", "b", "c"])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_may_have_nodes_of_both_kinds_and_takes_them_along() {
     let mut cluster = stage(3).await;
     let addresses = cluster.addresses();
