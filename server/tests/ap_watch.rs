@@ -168,9 +168,8 @@ impl Told {
             }
             // At first it does not exist yet.
             WatchEvent::Gone { view } => {
-                if self.told.remove(&view.key).is_some() {
-                    self.losses.push(view.key.to_string());
-                }
+                let before = self.told.remove(&view.key);
+                self.losses.extend(before.map(|before| before.key.to_string()));
             }
             WatchEvent::Live { server, .. } => {
                 self.lives += 1;
@@ -272,6 +271,9 @@ async fn a_prefix_spans_both_modes_also_when_its_server_is_killed() {
     }
     assert_eq!(consumer.look(|told| told.lives), 1, "live once both modes are");
     let epoch = consumer.view(&ap).unwrap().epoch;
+    // What is on one disk alone goes with it, for a while.
+    let everywhere = writer.wait_converged(std::slice::from_ref(&ap), 0, SOON).await;
+    assert!(everywhere.unwrap().agrees());
     let served_by = consumer.look(|told| told.server);
     cluster.server(served_by).kill9().await.unwrap();
     let others = (1..).zip(&addresses).filter(|(id, _)| *id != served_by);
@@ -291,6 +293,43 @@ async fn a_prefix_spans_both_modes_also_when_its_server_is_killed() {
     // A group of the other test's kind is none of its business.
     register(&writer, &ServiceKey::new(GROUP, "other"), "x").await;
     assert!(consumer.look(|told| told.views.iter().all(|view| view.key == ap || view.key == cp)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_changes_its_mode_takes_its_watchers_along() {
+    let cluster = stage(3).await;
+    let addresses = cluster.addresses();
+    let mut consumers = Vec::new();
+    for first in 0..3 {
+        consumers.push(Consumer::start(&addresses, first, service()).await);
+        consumers.push(Consumer::start(&addresses, first, WatchTarget::group("")).await);
+    }
+    let writer = registry(&addresses, 0);
+    let mut all = BTreeSet::new();
+    for n in 0..10 {
+        let id = format!("n{n}");
+        register(&writer, &service(), &id).await;
+        all.insert(id);
+    }
+    for consumer in &consumers {
+        consumer.wait_for(&service(), &all).await;
+    }
+    for (turn, mode) in [GroupMode::Cp, GroupMode::Ap].into_iter().enumerate() {
+        writer.set_group_mode(EDGE, mode, Duration::ZERO).await.unwrap();
+        let id = format!("moved-{turn}");
+        register(&writer, &service(), &id).await;
+        all.insert(id);
+        for consumer in &consumers {
+            assert_eq!(consumer.wait_for(&service(), &all).await.mode, mode);
+        }
+    }
+    for consumer in &consumers {
+        consumer.look(|told| {
+            assert!(told.losses.is_empty(), "nobody left: {:?}", told.losses);
+            assert!(told.disorder.is_empty(), "{:?}", told.disorder);
+            assert_eq!(told.interruptions, 0, "the streams went on");
+        });
+    }
 }
 
 /// A subscription, frame by frame.

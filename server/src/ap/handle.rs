@@ -126,6 +126,13 @@ impl Ap {
         self.inner.defined.load(Ordering::Acquire) && self.inner.is_sure()
     }
 
+    /// Whether this life of the server has agreed with another one on every group: until then it may lack what
+    /// happened while it was down.
+    #[must_use]
+    pub fn has_agreed(&self) -> bool {
+        self.inner.agreed_at.lock().is_some()
+    }
+
     /// Has a request applied to the view and written to disk; with 2 `acks` to another live server's as well, if
     /// one answers in time (see [`Acknowledged::acks`]). Needs no quorum.
     ///

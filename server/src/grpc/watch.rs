@@ -213,16 +213,21 @@ impl Asking {
         }
     }
 
-    /// Where to follow it. Waits, within a bound, until the AP groups among it may be shown and are there.
+    /// Where to follow it. Waits, within a bound, until the AP groups among it may be shown and are there; and until a
+    /// server that has just been started has compared what it has with another one, so that nobody who comes from
+    /// there is told what was so before. If there is no other to be asked, what it has counts.
     async fn parts(&mut self, wish: &Wish, patience: Instant) -> Result<Parts, v1::Error> {
         loop {
             let (parts, groups) = self.doors.parts(wish);
-            let Err(unready) = self.doors.check_shown(&groups) else {
-                return Ok(parts);
-            };
-            if Instant::now() >= patience {
-                self.patience_ends.get_or_insert(Instant::now());
-                return Err(unready);
+            let shown = self.doors.check_shown(&groups);
+            let over = Instant::now() >= patience;
+            match shown {
+                Ok(()) if groups.is_empty() || self.doors.is_compared() => return Ok(parts),
+                Ok(()) | Err(_) if !over => {}
+                shown => {
+                    self.patience_ends.get_or_insert(Instant::now());
+                    return shown.map(|()| parts);
+                }
             }
             tokio::time::sleep(AP_LOOK).await;
         }
@@ -332,6 +337,11 @@ impl Doors {
                 (parts, groups)
             }
         }
+    }
+
+    /// Whether what this server has of AP groups was compared with another server's since it was started.
+    fn is_compared(&self) -> bool {
+        self.reader.ap().has_agreed() || self.reader.consensus().members().len() == 1
     }
 
     /// Whether these AP groups may be shown, and are there to be shown: what is not there yet is not gone.

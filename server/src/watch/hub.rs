@@ -756,9 +756,9 @@ impl Inner {
     }
 
     fn regroup_all(&self, state: &mut State, changes: &RevisionChanges, standings: &Standings) {
-        for (group, _) in &changes.groups {
+        for (group, put) in &changes.groups {
             if let Some(standing) = standings.of(group) {
-                self.regroup(state, group, standing, changes.revision);
+                self.regroup(state, group, standing, (changes.revision, *put));
             }
         }
     }
@@ -766,9 +766,24 @@ impl Inner {
     /// A group's settings were put, or it is gone. If it is for the other hub to tell of it now, or for this one,
     /// those who follow it subscribe again: they move with the sign of what they hold, and an equal one brings
     /// nothing.
-    fn regroup(&self, state: &mut State, group: &GroupName, now: Standing, at: Revision) {
+    fn regroup(&self, state: &mut State, group: &GroupName, now: Standing, (at, put): (Revision, bool)) {
         let hidden = self.hidden();
         let before = hidden.contains(group);
+        let mut now = now;
+        if now.settled > at {
+            // It changed again since. Until then it is taken for what it was, and one that is new to a view for
+            // hidden: if it comes from the other mode, what happens to it meanwhile is not to be told.
+            let new = now.created.is_some_and(|created| created >= at);
+            now.hidden = match (new, self.mode) {
+                (true, GroupMode::Cp) => now.hidden,
+                (true, GroupMode::Ap) => true,
+                (false, _) => before,
+            };
+            now.followed = true;
+        } else if put && now.created.is_none() {
+            // It went since. Out of a view groups go when they have moved, and that nodes go with them is not to be told.
+            now.hidden = self.mode == GroupMode::Ap || before;
+        }
         if now.hidden != before {
             let mut hidden = BTreeSet::clone(&hidden);
             if now.hidden {
@@ -781,7 +796,7 @@ impl Inner {
         // Of a group that is new, or gone, nobody has been told anything that another hub would have to go on with.
         let known = match now.created {
             Some(created) => before || created < at,
-            None => false,
+            None => put,
         };
         let moved = (now.hidden != before && known).then(|| group.clone());
         if moved.is_some() || !now.followed {

@@ -83,6 +83,7 @@ impl<'a> Shown<'a> {
                 hidden: self.hides(name),
                 followed: self.follows(name),
                 created: group.map(|group| group.created),
+                settled: group.map_or(Revision(0), |group| group.settings_modified),
             };
             (name.clone(), standing)
         };
@@ -98,6 +99,8 @@ pub(crate) struct Standing {
     pub(crate) followed: bool,
     /// When it was created; `None`: it does not exist.
     pub(crate) created: Option<Revision>,
+    /// Since when it stands like this: of its mode before, nothing is known.
+    pub(crate) settled: Revision,
 }
 
 /// How some groups stand.

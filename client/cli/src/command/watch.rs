@@ -22,7 +22,8 @@ use crate::output::record::{Node, map_text};
 #[command(after_help = "\
 group/service is one service; with a slash at the end, or without any slash, it is a prefix of groups; / is
 everything. Lines: = a service as a whole, + a node is new, ~ a node changed, - a node is gone, x the service
-is gone, ! what its removal guard says now. Runs until Ctrl-C, through losses of servers; the first connection must be made within --timeout.
+is gone, ! what its removal guard says now. A revision with (ap) counts the steps of one server and starts anew at
+another. Runs until Ctrl-C, through losses of servers; the first connection must be made within --timeout.
 With -o json, one JSON document a line.")]
 pub(crate) struct WatchArguments {
     /// What to watch
@@ -51,7 +52,12 @@ enum EventKind {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Event {
     time: String,
+    /// In mode ap: of the one server that the watch is at, in its epoch.
     revision: u64,
+    /// How the group is replicated; null: not known.
+    mode: Option<&'static str>,
+    /// In mode ap: the life of the server that counts the revision; else 0.
+    epoch: u64,
     group: String,
     service: String,
     event: EventKind,
@@ -314,6 +320,12 @@ fn event_of(view: &ServiceView, event: EventKind, lagged: bool, difference: Diff
     Event {
         time: now(),
         revision: view.revision,
+        mode: match view.mode {
+            wire::GroupMode::Unspecified => None,
+            wire::GroupMode::Cp => Some("cp"),
+            wire::GroupMode::Ap => Some("ap"),
+        },
+        epoch: view.epoch,
         group: view.key.group.to_string(),
         service: view.key.service.to_string(),
         event,
@@ -336,8 +348,12 @@ fn lines(event: &Event, wide: bool, colors: bool) -> String {
             text
         }
     };
+    let mode = match event.mode {
+        Some("ap") => "(ap)",
+        _ => "",
+    };
     let head = format!(
-        "{} {} {}/{}",
+        "{} {}{mode} {}/{}",
         event.time, event.revision, event.group, event.service
     );
     let guard = || {
@@ -465,6 +481,8 @@ mod tests {
         Event {
             time: "T".into(),
             revision: 7,
+            mode: Some("cp"),
+            epoch: 0,
             group: "prod".into(),
             service: "feed".into(),
             event,
