@@ -51,16 +51,21 @@ pub(super) fn verify_here(
     session: SessionId,
     secret: &[u8; 16],
 ) -> Option<Result<SessionSeed, v1::Error>> {
-    let seed = in_log(reader, session).or_else(|| by_records(reader, session))?;
-    Some(if equal(&seed.secret_digest, &digest(secret)) {
+    let ready = reader.check_ready().is_ok();
+    let known = ready.then(|| in_log(reader, session)).flatten();
+    let seed = known.or_else(|| by_records(reader, session))?;
+    Some(judge(seed, secret))
+}
+
+fn judge(seed: SessionSeed, secret: &[u8; 16]) -> Result<SessionSeed, v1::Error> {
+    if equal(&seed.secret_digest, &digest(secret)) {
         Ok(seed)
     } else {
-        Err(DoorError::WrongSecret { session }.into())
-    })
+        Err(DoorError::WrongSecret { session: seed.id }.into())
+    }
 }
 
 fn in_log(reader: &Reader, session: SessionId) -> Option<SessionSeed> {
-    reader.check_ready().ok()?;
     let directory = reader.consensus().directory().read();
     let known = directory.session(session)?;
     Some(SessionSeed {
@@ -104,8 +109,11 @@ pub(super) async fn verify(
             .await;
         confirmed.map_err(|failure| status::of_read(&failure))?;
     }
-    verify_here(reader, session, secret)
-        .unwrap_or_else(|| Err(of_refusal(&Refusal::SessionNotFound { session })))
+    // What was confirmed may be read, also if this server has yet to be called ready.
+    match in_log(reader, session).or_else(|| by_records(reader, session)) {
+        Some(seed) => judge(seed, secret),
+        None => Err(of_refusal(&Refusal::SessionNotFound { session })),
+    }
 }
 
 /// Waits a moment for a session's record to come from the server that has it.
