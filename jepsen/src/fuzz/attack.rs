@@ -1,7 +1,7 @@
 //! Throws packets and watches.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -87,8 +87,9 @@ struct Aim<'a> {
 /// A target cannot be reached at the beginning, or the workload cannot be started.
 pub async fn attack(plan: &Plan, targets: &[Target], relays: &[Relay]) -> anyhow::Result<Report> {
     let mut random = StdRng::seed_from_u64(plan.seed);
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    let sink = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let own = facing(targets.first().context("no target")?.gossip).await?;
+    let socket = UdpSocket::bind((own, 0)).await?;
+    let sink = UdpSocket::bind((own, 0)).await?;
     let armory = Armory::new(&plan.cluster, plan.key, sink.local_addr()?, &mut random);
     let mut aims = Vec::new();
     for (index, target) in targets.iter().enumerate() {
@@ -108,6 +109,7 @@ pub async fn attack(plan: &Plan, targets: &[Target], relays: &[Relay]) -> anyhow
         answers: Vec::new(),
         tally: Tally::default(),
         aimed_at: 0,
+        due: 0.0,
     };
     let begun = Instant::now();
     let mut volleys = tokio::time::interval(VOLLEY_EVERY);
@@ -122,7 +124,7 @@ pub async fn attack(plan: &Plan, targets: &[Target], relays: &[Relay]) -> anyhow
             look(&mut aims, &mut sightings, &gun.answers).await;
         }
     }
-    let healed_after = match plan.insider {
+    let healed = match plan.insider {
         true => Some(heal(&aims, &sightings).await),
         false => None,
     };
@@ -139,7 +141,7 @@ pub async fn attack(plan: &Plan, targets: &[Target], relays: &[Relay]) -> anyhow
         beats,
         writes,
         sessions: [met.lost, met.broken],
-        healed_after: healed_after.and_then(Result::ok),
+        healed_after: healed.as_ref().and_then(|healed| healed.as_ref().ok().copied()),
         ..Report::default()
     };
     for aim in &aims {
@@ -147,8 +149,22 @@ pub async fn attack(plan: &Plan, targets: &[Target], relays: &[Relay]) -> anyhow
         report.servers.push(server);
         report.broken.extend(broken);
     }
+    if let Some(Err(seen)) = healed {
+        report.broken.push(seen);
+    }
     judge(&mut report, plan, &sightings, met.first);
     Ok(report)
+}
+
+/// The address of this machine that a target answers to.
+async fn facing(target: SocketAddr) -> std::io::Result<IpAddr> {
+    let any: IpAddr = match target {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(target).await?;
+    Ok(socket.local_addr()?.ip())
 }
 
 async fn aim<'a>(target: &'a Target, relay: Option<&'a Relay>) -> anyhow::Result<Aim<'a>> {
@@ -205,12 +221,15 @@ struct Gun<'a> {
     answers: Vec<Vec<u8>>,
     tally: Tally,
     aimed_at: usize,
+    /// Packets that may leave by now, and parts of one.
+    due: f64,
 }
 
 impl Gun<'_> {
     async fn fire(&mut self, aims: &mut [Aim<'_>], random: &mut StdRng) {
-        let volley = f64::from(self.plan.rate) * VOLLEY_EVERY.as_secs_f64();
-        for _ in 0..(volley as u32).max(1) {
+        self.due += f64::from(self.plan.rate) * VOLLEY_EVERY.as_secs_f64();
+        while self.due >= 1.0 {
+            self.due -= 1.0;
             self.aimed_at = (self.aimed_at + 1) % aims.len();
             let aim = &mut aims[self.aimed_at];
             let forge = self.plan.insider && rand::Rng::random_bool(random, 0.3);
@@ -250,8 +269,9 @@ async fn look(aims: &mut [Aim<'_>], sightings: &mut Sightings, answers: &[Vec<u8
         let answer = witness::members_through(aim.channel.clone()).await;
         sightings.look(&aim.target.client, &answer);
         if let Ok(members) = &answer
-            && let Ok(known) = others(members)
+            && let Ok(mut known) = others(members)
         {
+            known.retain(|(who, _)| sightings.is_known(who.server));
             aim.mark.others = known;
             if let Some(own) = members.iter().find(|member| member.own)
                 && let Ok(own) = who(own)
@@ -288,7 +308,18 @@ async fn heal(aims: &[Aim<'_>], sightings: &Sightings) -> Result<Duration, Strin
         }
         Some(since.elapsed())
     });
-    healed.await.map_err(|late| late.to_string())
+    match healed.await {
+        Ok(after) => Ok(after),
+        Err(late) => {
+            let mut seen = late.to_string();
+            for aim in aims {
+                let members = witness::members_through(aim.channel.clone()).await;
+                let views = witness::in_words(&members);
+                seen.push_str(&format!("\n  {} sees {views}", aim.target.client));
+            }
+            Err(seen)
+        }
+    }
 }
 
 async fn judge_server(aim: &Aim<'_>, plan: &Plan) -> (ServerReport, Vec<String>) {

@@ -203,12 +203,12 @@ impl Armory {
                 (bytes, reasons)
             }
             Class::WrongCluster => {
-                let inside = self.from_stranger(mark, Message::Announce, &[], random);
+                let inside = self.by_stranger(mark, Message::Announce, &[], random);
                 (self.other_cluster.seal(&inside, random), vec!["cluster"])
             }
             Class::Unauthenticated => self.unauthenticated(mark, random),
             Class::WrongVersion => {
-                let inside = self.from_stranger(mark, Message::Ping, &[], random);
+                let inside = self.by_stranger(mark, Message::Ping, &[], random);
                 let mut bytes = self.wire.seal(&inside, random);
                 let at = random.random_range(3..=4);
                 bytes[at] = random.random_range(2..=255);
@@ -216,11 +216,9 @@ impl Armory {
             }
             Class::Malformed => self.malformed(mark, random),
             Class::Stranger => {
-                let message = *STRANGERS_SAY
-                    .choose(random)
-                    .unwrap_or(&Message::Ping);
+                let message = *STRANGERS_SAY.choose(random).unwrap_or(&Message::Ping);
                 let updates = about(mark, 0, Said::Suspect);
-                let inside = self.from_stranger(mark, message, &updates, random);
+                let inside = self.by_stranger(mark, message, &updates, random);
                 (self.wire.seal(&inside, random), vec!["unverified"])
             }
             Class::FarFuture => self.far_future(mark, random),
@@ -280,7 +278,7 @@ impl Armory {
     fn unauthenticated(&self, mark: &Mark, random: &mut StdRng) -> (Vec<u8>, Vec<&'static str>) {
         let inside = match mark.others.choose(random) {
             Some((member, _)) => self.swim(*member, 0, mark, Message::Ping, Vec::new(), random),
-            None => self.from_stranger(mark, Message::Ping, &[], random),
+            None => self.by_stranger(mark, Message::Ping, &[], random),
         };
         match (self.wire.is_sealed(), random.random::<bool>()) {
             (true, true) => (self.other_key.seal(&inside, random), vec!["key"]),
@@ -300,7 +298,7 @@ impl Armory {
             let bytes = self.wire.seal_body(body, random);
             return (bytes, vec!["malformed", "cut_short"]);
         }
-        let mut inside = self.from_stranger(mark, Message::Gossip, &about(mark, 1, Said::Alive), random);
+        let mut inside = self.by_stranger(mark, Message::Gossip, &about(mark, 1, Said::Alive), random);
         match random.random_range(0..3) {
             0 => inside
                 .payload
@@ -320,7 +318,7 @@ impl Armory {
             0 => {
                 let mut updates = about(mark, 0, Said::Alive);
                 updates.iter_mut().for_each(|(who, ..)| who.epoch = beyond);
-                let inside = self.from_stranger(mark, Message::Gossip, &updates, random);
+                let inside = self.by_stranger(mark, Message::Gossip, &updates, random);
                 let reason = if updates.is_empty() {
                     "unverified"
                 } else {
@@ -338,7 +336,7 @@ impl Armory {
             }
             _ => {
                 let updates = about(mark, u16::MAX, Said::Suspect);
-                let inside = self.from_stranger(mark, Message::Gossip, &updates, random);
+                let inside = self.by_stranger(mark, Message::Gossip, &updates, random);
                 (inside, "unverified")
             }
         };
@@ -393,7 +391,7 @@ impl Armory {
         }
     }
 
-    fn from_stranger(
+    fn by_stranger(
         &self,
         mark: &Mark,
         message: Message,

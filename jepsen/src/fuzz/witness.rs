@@ -38,6 +38,24 @@ pub(super) fn is_alive(member: &GossipMember) -> bool {
     member.state() == GossipState::Alive
 }
 
+/// A view, for people: who is how, in which life. Members that are down are counted beyond a few.
+pub(super) fn in_words(view: &anyhow::Result<Vec<GossipMember>>) -> String {
+    match view {
+        Ok(members) => {
+            let told = members.iter().take(8).map(|member| {
+                let state = member.state().as_str_name().trim_start_matches("GOSSIP_STATE_");
+                format!(
+                    "{} {state} epoch {} at {}",
+                    member.server, member.epoch, member.address
+                )
+            });
+            let told: Vec<String> = told.collect();
+            format!("{} and {} more", told.join(", "), members.len().saturating_sub(8))
+        }
+        Err(error) => format!("nothing: {error:#}"),
+    }
+}
+
 /// The counters that matter here, of one moment.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Counters {
@@ -195,15 +213,18 @@ impl Sightings {
         }
     }
 
-    /// Whether exactly those of the beginning are alive in an answer.
+    /// Whether it was there at the beginning.
+    pub(super) fn is_known(&self, server: u64) -> bool {
+        self.baseline.contains_key(&server)
+    }
+
+    /// Whether all of the beginning are alive in an answer. Strangers may be alive as well, until it is their turn to
+    /// be probed.
     pub(super) fn is_healed(&self, members: &[GossipMember]) -> bool {
         let own = members
             .iter()
-            .filter(|member| self.baseline.contains_key(&member.server) && is_alive(member));
-        let strangers = members
-            .iter()
-            .filter(|member| !self.baseline.contains_key(&member.server) && is_alive(member));
-        own.count() == self.baseline.len() && strangers.count() == 0
+            .filter(|member| self.is_known(member.server) && is_alive(member));
+        own.count() == self.baseline.len()
     }
 
     fn note(&mut self, what: impl FnOnce() -> String) {

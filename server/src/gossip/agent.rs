@@ -1,5 +1,6 @@
 //! The task that owns the socket: packets in, the core, packets out.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -201,6 +202,7 @@ impl Gossip {
                 timing,
                 alarmed_at: None,
                 counted_at: Instant::now(),
+                shown: BTreeSet::new(),
             };
             agent.run(options.seeds, ipv4, stop).await;
         });
@@ -282,6 +284,8 @@ struct Agent {
     timing: Timing,
     alarmed_at: Option<Instant>,
     counted_at: Instant,
+    /// The members that metrics show.
+    shown: BTreeSet<ServerId>,
 }
 
 impl Agent {
@@ -486,6 +490,29 @@ impl Agent {
                 .get_or_create(&StateLabel { state: state.name() });
             gauge.set(i64::try_from(others + own).unwrap_or(i64::MAX));
         }
+        for gone in self.shown.extract_if(.., |shown| {
+            members.iter().all(|view| view.identity.server != *shown)
+        }) {
+            self.metrics.hide_member(gone.0);
+        }
+        for view in &members {
+            let MemberView {
+                identity,
+                state,
+                incarnation,
+                ..
+            } = *view;
+            self.shown.insert(identity.server);
+            self.metrics
+                .show_member(identity.server.0, state, identity.epoch, incarnation);
+        }
+        let own = match self.swim.is_displaced() {
+            true => MemberState::Down,
+            false => MemberState::Alive,
+        };
+        let incarnation = self.swim.incarnation();
+        self.metrics
+            .show_member(identity.server.0, own, identity.epoch, incarnation);
         self.metrics
             .epoch
             .set(i64::try_from(identity.epoch).unwrap_or(i64::MAX));
