@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use rollcall_jepsen::campaign::{Options, Workload, run};
 use rollcall_jepsen::nemesis::Kind;
+use rollcall_jepsen::net::Net;
 use rollcall_jepsen::report::page;
+use rollcall_proto::v1::ReadMode;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_short_run_under_overlapping_faults_violates_nothing() {
@@ -18,6 +20,7 @@ async fn a_short_run_under_overlapping_faults_violates_nothing() {
         servers: 3,
         workloads: Workload::ALL.to_vec(),
         kinds,
+        reads: ReadMode::Linearizable,
         clients: 6,
         ttl: Duration::from_secs(4),
         folder: folder.path().into(),
@@ -43,4 +46,39 @@ async fn a_short_run_under_overlapping_faults_violates_nothing() {
     );
     let html = page(&options, &findings);
     assert!(html.contains("no violation") && html.contains("class=\"fault\""));
+}
+
+/// What the judges are there for: a server that is cut off answers local reads, and they are old.
+#[tokio::test(flavor = "multi_thread")]
+async fn local_reads_under_partitions_are_found_out() {
+    // Only to say why it is skipped.
+    let Some(_) = Net::start_or_skip(1, 1) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options {
+        seed: 9,
+        length: Duration::from_secs(15),
+        servers: 3,
+        workloads: vec![Workload::Registers],
+        kinds: vec![Kind::Single, Kind::Halves],
+        reads: ReadMode::Local,
+        clients: 6,
+        ttl: Duration::from_secs(4),
+        folder: folder.path().into(),
+        binary: None,
+    };
+    let findings = run(&options).await.unwrap();
+    let found = |checker| {
+        findings
+            .verdicts
+            .iter()
+            .any(|of| of.checker == checker && !of.findings.is_empty())
+    };
+    assert!(found("linearizable registers"), "{:#?}", findings.verdicts);
+    assert!(found("revisions in real time"), "{:#?}", findings.verdicts);
+    let equal = findings
+        .verdicts
+        .iter()
+        .find(|of| of.checker == "survival and equal state")
+        .unwrap();
+    assert!(equal.is_good(), "{equal:?}");
 }

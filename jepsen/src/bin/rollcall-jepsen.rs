@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 use rollcall_jepsen::campaign::{Findings, Options, Workload, run};
 use rollcall_jepsen::nemesis::Kind;
 use rollcall_jepsen::report::page;
+use rollcall_proto::v1::ReadMode;
 
 /// Judges Rollcall from outside: real servers, real faults, histories, and checkers that can fail.
 #[derive(Debug, Parser)]
@@ -45,6 +46,9 @@ struct LabArguments {
     /// no-gossip, loss, delay, mangle, narrow, pause, kill, kill-all, full-disk, clock.
     #[arg(long, default_value = "all")]
     nemesis: String,
+    /// How registers are read: linearizable, leased, or local, under which the judges should find something.
+    #[arg(long, default_value = "linearizable", value_parser = read_mode)]
+    reads: ReadMode,
     /// Clients of each workload.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=200))]
     clients: u64,
@@ -70,6 +74,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         servers: arguments.servers,
         workloads: names(&arguments.workload, &Workload::ALL)?,
         kinds: names(&arguments.nemesis, &Kind::ALL)?,
+        reads: arguments.reads,
         clients: arguments.clients,
         ttl: Duration::from_secs(arguments.ttl),
         folder: arguments.out,
@@ -87,6 +92,15 @@ async fn main() -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+fn read_mode(name: &str) -> Result<ReadMode, String> {
+    match name {
+        "linearizable" => Ok(ReadMode::Linearizable),
+        "leased" => Ok(ReadMode::Leased),
+        "local" => Ok(ReadMode::Local),
+        _ => Err("there are: linearizable, leased, local".into()),
+    }
 }
 
 /// From the machine's randomness, by the seeds of the standard library's hashers.

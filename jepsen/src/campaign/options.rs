@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use rollcall_proto::v1::ReadMode;
+
 use crate::nemesis::Kind;
 
 /// A workload.
@@ -56,6 +58,9 @@ pub struct Options {
     pub workloads: Vec<Workload>,
     /// What is done to it.
     pub kinds: Vec<Kind>,
+    /// How registers are read. Linearizable and leased reads must satisfy the judges; local ones under faults do not,
+    /// which shows that the judges see.
+    pub reads: ReadMode,
     /// Clients of each workload.
     pub clients: u64,
     /// Of the sessions.
@@ -64,4 +69,34 @@ pub struct Options {
     pub folder: PathBuf,
     /// The server program; `None`: [`crate::lab::binary::rollcalld`].
     pub binary: Option<PathBuf>,
+}
+
+impl Options {
+    /// The command that runs the same schedule again.
+    #[must_use]
+    pub fn command_line(&self) -> String {
+        let list = |names: Vec<&str>| {
+            if names.is_empty() {
+                "none".to_owned()
+            } else {
+                names.join(",")
+            }
+        };
+        let reads = match self.reads {
+            ReadMode::Leased => "leased",
+            ReadMode::Local => "local",
+            ReadMode::Linearizable | ReadMode::Unspecified => "linearizable",
+        };
+        format!(
+            "rollcall-jepsen lab --seed {} --seconds {} --servers {} --clients {} --ttl {} --reads {reads} --workload {} \
+             --nemesis {}",
+            self.seed,
+            self.length.as_secs(),
+            self.servers,
+            self.clients,
+            self.ttl.as_secs(),
+            list(self.workloads.iter().map(|of| of.name()).collect()),
+            list(self.kinds.iter().map(|of| of.name()).collect()),
+        )
+    }
 }

@@ -171,7 +171,7 @@ impl Load {
         }
         let has = |workload| options.workloads.contains(&workload);
         let (seed, clients) = (options.seed, options.clients);
-        let registers = || Registers::start(&addresses, history, stop, seed, clients);
+        let registers = || Registers::start(&addresses, history, stop, options.reads, seed, clients);
         let fleet = || Fleet::start(&addresses, history, stop, seed, clients * 3, options.ttl);
         let followers = || Followers::start(&addresses, stop, seed, clients.div_ceil(2));
         Ok(Self {

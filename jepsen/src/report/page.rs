@@ -57,17 +57,11 @@ pub fn page(options: &Options, findings: &Findings) -> String {
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" \
          content=\"width=device-width\"><title>Rollcall under faults, seed {seed}</title><style>{STYLE}</style>\n\
          <h1>Rollcall under faults: {outcome}</h1>\n<p>Seed <code>{seed}</code>, {servers} servers, {seconds} s of \
-         faults, workloads {workloads}. Again: <code>rollcall-jepsen lab --seed {seed} --seconds {seconds} --servers \
-         {servers}</code></p>\n",
+         faults. Again: <code>{again}</code></p>\n",
         seed = options.seed,
         servers = options.servers,
         seconds = options.length.as_secs(),
-        workloads = options
-            .workloads
-            .iter()
-            .map(|of| of.name())
-            .collect::<Vec<_>>()
-            .join(", "),
+        again = escape(&options.command_line()),
         outcome = outcome(findings.is_good()),
     );
     verdicts(&findings.verdicts, &mut html);

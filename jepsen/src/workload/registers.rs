@@ -40,6 +40,7 @@ struct Shared {
     addresses: Vec<String>,
     history: History,
     stop: Stop,
+    reads: ReadMode,
     processes: AtomicU64,
     values: AtomicU64,
     open: Mutex<Open>,
@@ -62,7 +63,14 @@ pub struct Registers {
 impl Registers {
     /// Starts `clients` of them. The group [`GROUP`] must be there.
     #[must_use]
-    pub fn start(addresses: &[String], history: &History, stop: &Stop, seed: u64, clients: u64) -> Self {
+    pub fn start(
+        addresses: &[String],
+        history: &History,
+        stop: &Stop,
+        reads: ReadMode,
+        seed: u64,
+        clients: u64,
+    ) -> Self {
         let open = Open {
             registers: (0..OPEN as u64).map(|register| (register, 0)).collect(),
             next: OPEN as u64,
@@ -71,6 +79,7 @@ impl Registers {
             addresses: addresses.to_vec(),
             history: history.clone(),
             stop: stop.clone(),
+            reads,
             processes: AtomicU64::new(0),
             values: AtomicU64::new(1),
             open: Mutex::new(open),
@@ -168,7 +177,7 @@ impl Client {
         let request = QueryRequest {
             key: Some(key(register)),
             read: Some(ReadOptions {
-                mode: ReadMode::Linearizable.into(),
+                mode: self.shared.reads.into(),
                 ..ReadOptions::default()
             }),
             ..QueryRequest::default()
