@@ -274,6 +274,53 @@ async fn what_one_server_writes_all_list_and_the_service_is_defined_for_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_gossip_the_logs_are_polled() {
+    let cluster = Cluster::start(3, |config| config.gossip.enabled = false).await;
+    for (server, id) in [(1, "a"), (2, "b"), (3, "c")] {
+        write(cluster.ap(server), register(None, id)).await;
+    }
+    cluster.wait_listed(&["a", "b", "c"]).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_a_damaged_record_does_not_start_and_says_which() {
+    let mut cluster = Cluster::start(1, |_| {}).await;
+    write(cluster.ap(1), register(None, "a")).await;
+    cluster.end(1).await;
+    let config = cluster.site(1).config.clone();
+    let flip_last_bit = || {
+        let options = rocksdb::Options::default();
+        let families = ["default", "log", "meta", "rows"];
+        let path = config.storage.data.join("log");
+        let db = rocksdb::DB::open_cf(&options, path, families).expect("the server is closed");
+        let family = db.cf_handle("rows").expect("it was opened");
+        let rows = db.iterator_cf(&family, rocksdb::IteratorMode::End);
+        let (key, mut row) = rows
+            .map(|row| row.expect("it can be read"))
+            .next()
+            .expect("there is a record");
+        let last = row.len() - 1;
+        row[last] ^= 1;
+        db.put_cf(&family, &key, &row).expect("it can be written");
+        row.last().copied()
+    };
+    let spoilt = flip_last_bit();
+    let refused = Server::start(config.clone(), Preset::None).await;
+    let problem = refused.err().expect("it is refused").to_string();
+    assert!(
+        problem.starts_with("RC-302") && problem.contains("feed") && problem.contains("checksum"),
+        "{problem}"
+    );
+    // Nothing was changed: once repaired it starts.
+    assert_eq!(flip_last_bit().map(|last| last ^ 1), spoilt);
+    cluster.begin(1).await;
+    cluster.wait_ready().await;
+    assert_eq!(listed(cluster.ap(1)), ["a"]);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_write_for_two_disks_says_on_how_many_it_is() {
     let mut cluster = Cluster::start(2, |_| {}).await;
     let session = open(cluster.ap(1)).await;

@@ -50,6 +50,12 @@ pub(super) enum Job {
     Say { word: Word, done: Done<()> },
     /// This server vouches for sessions.
     Claim { seeds: Vec<SessionSeed>, done: Done<()> },
+    /// What a server left that is gone.
+    TakeOver {
+        from: ServerId,
+        seeds: Vec<SessionSeed>,
+        done: Done<usize>,
+    },
     /// Records of others.
     Hear {
         records: Vec<Record>,
@@ -175,6 +181,10 @@ fn carry_out(desk: &mut Desk, work: &mut Work<'_>, job: Job) -> Option<Finish> {
             work.rows.sync = true;
             let claimed = desk.claim(work, seeds);
             Some(finish(done, claimed.map_err(ProposeError::from)))
+        }
+        Job::TakeOver { from, seeds, done } => {
+            let taken = desk.take_over(work, from, seeds);
+            Some(finish(done, Ok(taken)))
         }
         Job::Hear {
             records,

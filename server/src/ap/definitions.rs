@@ -23,6 +23,10 @@ use crate::raft::{AppliedHead, ProposeError};
 const COMMANDS_MAX: usize = 256;
 /// What could not be followed is tried again this often: a group that still has nodes here cannot go.
 const RETRY: Duration = Duration::from_secs(5);
+/// While a group moves.
+const UNSETTLED: Duration = Duration::from_millis(250);
+/// Until the definitions on this server's disk are in the view.
+const UNDEFINED: Duration = Duration::from_millis(50);
 /// How often this server looks for services that the replicated directory does not have.
 const PROPOSE_EVERY: Duration = Duration::from_secs(5);
 /// Most of them proposed in one go; the rest waits for the next look.
@@ -239,17 +243,17 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
     let mut applied = inner.consensus.applied_head();
     let mut seen: Option<Revision> = None;
     let mut undone = false;
+    let mut settled_at = None;
     loop {
         // Asked first: what was applied by then is followed below.
-        let complete = is_complete(&inner);
+        let complete = inner.defined.load(Ordering::Acquire) || is_complete(&inner);
         _ = applied.borrow_and_update();
-        let (commands, revision) = {
+        let (commands, regrouped, revision) = {
             let raft = inner.consensus.directory().read();
             let view = inner.view.read();
-            (
-                differences_since(seen.filter(|_| !undone), &raft, &view),
-                raft.revision(),
-            )
+            let touched = touched_since(seen.filter(|_| !undone), &raft, &view);
+            let commands = differences(&raft, &view, &touched);
+            (commands, !touched.groups.is_empty(), raft.revision())
         };
         undone = false;
         for commands in commands.chunks(COMMANDS_MAX) {
@@ -259,18 +263,23 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
                 Err(_) => return,
             }
         }
-        if !settle_moves(&inner).await {
-            return;
+        // Looking through all groups is for when one of them changed, and for now and then.
+        if regrouped || settled_at.is_none_or(|at: Instant| at.elapsed() >= RETRY) {
+            settled_at = match settle_moves(&inner).await {
+                None => return,
+                Some(Settled::Yes) => Some(Instant::now()),
+                Some(Settled::NotYet) => None,
+            };
         }
         seen = Some(revision);
         if complete && !inner.defined.swap(true, Ordering::AcqRel) {
             let groups = inner.view.read().totals().groups;
             tracing::info!(groups, "AP groups: defined");
         }
-        let pause = match (undone, inner.defined.load(Ordering::Acquire)) {
-            (false, true) => Duration::MAX,
-            (true, true) => RETRY,
-            (_, false) => Duration::from_millis(50),
+        let pause = match inner.defined.load(Ordering::Acquire) {
+            true if settled_at.is_some() => RETRY,
+            true => UNSETTLED,
+            false => UNDEFINED,
         };
         tokio::select! {
             () = stop.cancelled() => return,
@@ -281,17 +290,27 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
     }
 }
 
-/// Takes over groups that come, and forgets those that went. `false`: the committing task is gone.
-async fn settle_moves(inner: &Inner) -> bool {
+/// Whether every group is where it belongs.
+enum Settled {
+    Yes,
+    /// Something was done, or is to be done again.
+    NotYet,
+}
+
+/// Takes over groups that come, and forgets those that went. `None`: the committing task is gone.
+async fn settle_moves(inner: &Inner) -> Option<Settled> {
     let recorded: Vec<String> = {
         let digests = inner.desk.lock().replica.group_digests();
         digests.into_iter().map(|(name, _)| name).collect()
     };
     let (raft, coming, gone) = {
-        let raft = inner.consensus.directory().read().clone();
+        let raft = inner.consensus.directory().read();
         let view = inner.view.read();
         let (coming, gone) = (to_adopt(&raft, &view), to_forget(&raft, &view, &recorded));
-        (raft, coming, gone)
+        if coming.is_empty() && gone.is_empty() {
+            return Some(Settled::Yes);
+        }
+        (raft.clone(), coming, gone)
     };
     for (group, stamp_ms) in coming {
         let from = Box::new(raft.clone());
@@ -301,29 +320,23 @@ async fn settle_moves(inner: &Inner) -> bool {
             stamp_ms,
             done,
         });
-        if adopted.await.is_err() {
-            return false;
-        }
+        adopted.await.ok()?;
     }
     for group in gone {
-        if inner.perform(|done| Job::Forget { group, done }).await.is_err() {
-            return false;
-        }
+        inner.perform(|done| Job::Forget { group, done }).await.ok()?;
     }
-    true
+    Some(Settled::NotYet)
 }
 
-fn differences_since(seen: Option<Revision>, raft: &Directory, view: &Directory) -> Vec<Command> {
-    let changes = seen.map(|seen| raft.changes().range(seen, usize::MAX));
-    let touched = match changes {
+fn touched_since(seen: Option<Revision>, raft: &Directory, view: &Directory) -> Touched {
+    match seen.map(|seen| raft.changes().range(seen, usize::MAX)) {
         Some(Ok(changes)) => {
             let mut touched = Touched::default();
             changes.iter().for_each(|changes| touched.note(changes));
             touched
         }
         Some(Err(_)) | None => Touched::all(raft, view),
-    };
-    differences(raft, view, &touched)
+    }
 }
 
 /// Whether the replicated directory holds all that this server's disk knows of it. Needs no quorum.

@@ -85,6 +85,8 @@ pub(super) struct Desk {
     holders: BTreeSet<ServerId>,
     /// Sessions held here that were heard in this life of the server.
     heard: BTreeSet<SessionId>,
+    /// Sessions taken over from servers that went, as long as nobody heard them.
+    taken_over: BTreeMap<SessionId, ServerId>,
     /// Sessions held elsewhere that were heard here: to be claimed.
     claims: BTreeSet<SessionId>,
     /// The batch of writes under way, or the last one.
@@ -126,6 +128,7 @@ impl Desk {
             set_aside: found.records,
             holders: BTreeSet::new(),
             heard: BTreeSet::new(),
+            taken_over: BTreeMap::new(),
             claims: BTreeSet::new(),
             batch: 0,
         };
@@ -219,6 +222,41 @@ impl Desk {
         }
         self.keep(work, &stored);
         refused
+    }
+
+    /// Takes over sessions that a server left, as far as they are still its own.
+    pub(super) fn take_over(
+        &mut self,
+        work: &mut Work<'_>,
+        from: ServerId,
+        seeds: Vec<SessionSeed>,
+    ) -> usize {
+        let still_left = |seed: &SessionSeed| {
+            let session = self.replica.session(seed.id);
+            session.is_some_and(|session| session.holder == from && session.standing == Standing::Held)
+        };
+        let seeds: Vec<SessionSeed> = seeds.into_iter().filter(still_left).collect();
+        let ids: Vec<SessionId> = seeds.iter().map(|seed| seed.id).collect();
+        if let Err(refusal) = self.claim(work, seeds) {
+            tracing::debug!(%refusal, "a session was not taken over");
+        }
+        self.taken_over.extend(ids.iter().map(|id| (*id, from)));
+        ids.len()
+    }
+
+    /// A server is back whose sessions were taken over here. It may have heard them all the time: those that were
+    /// not heard here get their full ttl again, in which it can say so.
+    pub(super) fn regrant(&mut self, from: ServerId, view: &Directory, now: Instant) -> usize {
+        let taken = self.taken_over.extract_if(.., |_, holder| *holder == from);
+        let ids: Vec<SessionId> = taken.map(|(id, _)| id).collect();
+        self.office.catch_up(view, now);
+        for id in &ids {
+            if self.office.is_counting(*id) {
+                self.office.give_up(*id);
+                self.office.take_on(*id, view, FULL_TTL, now);
+            }
+        }
+        ids.len()
     }
 
     /// Records from another server. `followed`: with them its log is followed so far, if all are taken.
@@ -385,6 +423,7 @@ impl Desk {
                     self.office.take_on(*id, work.view, FULL_TTL, now);
                 } else {
                     self.heard.remove(id);
+                    self.taken_over.remove(id);
                     self.office.give_up(*id);
                 }
             }
@@ -414,7 +453,10 @@ impl Desk {
         }
         self.office.catch_up(view, now);
         let of_held = self.office.renew(self.server, &held, view, now);
-        self.heard.extend(held);
+        for id in held {
+            self.taken_over.remove(&id);
+            self.heard.insert(id);
+        }
         verdict.not_found.extend(of_held.not_found);
         verdict.undecided.extend(of_held.undecided);
         verdict

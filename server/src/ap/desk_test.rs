@@ -290,6 +290,33 @@ fn stored(record: Record) -> rollcall_core::ap::Stored {
     }
 }
 
+/// The holder was cut off and is back. It hears its client at its next heartbeat, so the successor waits for that.
+#[test]
+fn a_holder_that_is_back_has_a_full_ttl_to_say_that_it_heard_its_client() {
+    let (mut holder, mut successor) = (Site::new(1), Site::new(2));
+    holder.claim();
+    holder.register();
+    successor.hear(&holder);
+    let seeds = successor.desk.left_by(ServerId(1), |_| true);
+    let taken = successor.work(|desk, work| desk.take_over(work, ServerId(1), seeds.clone()));
+    assert_eq!(
+        (taken, successor.standing()),
+        (1, (ServerId(2), 2, Standing::Held))
+    );
+    assert_eq!(successor.desk.left_by(ServerId(1), |_| true), []);
+    successor.pass(TTL - TICK * 2);
+    let (view, now) = (successor.view.clone(), successor.now.instant);
+    assert_eq!(successor.desk.regrant(ServerId(1), &view, now), 1);
+    assert_eq!(successor.desk.regrant(ServerId(1), &view, now), 0, "once");
+    successor.pass(TTL - TICK * 2);
+    assert!(successor.lists());
+    // What has moved meanwhile is not taken over.
+    let again = successor.work(|desk, work| desk.take_over(work, ServerId(1), seeds));
+    assert_eq!(again, 0);
+    successor.pass(TICK * 4);
+    assert!(!successor.lists());
+}
+
 #[test]
 fn a_restarted_server_grants_a_full_ttl_to_what_it_held() {
     let mut before = Site::new(1);

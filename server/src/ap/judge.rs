@@ -4,7 +4,8 @@
 //! It is the same office as a leader's; its words are applied to the view instead of being proposed. Sessions of a
 //! server that was declared down wait a moment for their clients, which come to other servers and are claimed there.
 //! Then the successor, by highest rendezvous hash among the members that are there, claims the rest and gives each its
-//! full ttl. If the holder is back, or was never away, it claims them again as it hears them.
+//! full ttl. If the holder is back, or was never away, it claims them again as it hears them, and is given a full ttl for
+//! that.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -104,7 +105,13 @@ async fn take_over(inner: Arc<Inner>) {
         }
         let now = Instant::now();
         let gone = servers_gone(&inner, now);
-        looked_at.retain(|server, _| gone.contains(server));
+        looked_at.retain(|server, _| {
+            let is_back = !gone.contains(server);
+            if is_back {
+                welcome(&inner, *server, now);
+            }
+            !is_back
+        });
         for server in gone {
             let looked = looked_at.get(&server);
             if looked.is_some_and(|looked| now - *looked < GONE_AGAIN) {
@@ -118,12 +125,28 @@ async fn take_over(inner: Arc<Inner>) {
                     sessions = seeds.len(),
                     "sessions of a server that is down"
                 );
-                inner.metrics.sessions_taken_over.inc_by(seeds.len() as u64);
             }
             for seeds in seeds.chunks(CLAIMS_MAX) {
-                claim(inner.clone(), seeds.to_vec()).await;
+                let (from, seeds) = (server, seeds.to_vec());
+                let taken = inner.perform(|done| Job::TakeOver { from, seeds, done }).await;
+                let taken = taken.unwrap_or_default() as u64;
+                inner.metrics.sessions_taken_over.inc_by(taken);
             }
         }
+    }
+}
+
+/// A server is back that was gone.
+fn welcome(inner: &Inner, server: ServerId, now: Instant) {
+    let mut desk = inner.desk.lock();
+    let view = inner.view.read();
+    let sessions = desk.regrant(server, &view, now);
+    if sessions > 0 {
+        tracing::info!(
+            from = server.0,
+            sessions,
+            "a server is back whose sessions were taken over"
+        );
     }
 }
 
