@@ -229,7 +229,11 @@ impl Server {
         let mut tasks = vec![
             tokio::spawn(hub.run(consensus.applied_head(), stop.clone())),
             tokio::spawn(ap_hub.run(ap.applied_head(), stop.clone())),
-            tokio::spawn(guard.clone().follow(ap.view().clone(), ap.applied_head(), stop.clone())),
+            tokio::spawn(
+                guard
+                    .clone()
+                    .follow(ap.view().clone(), ap.applied_head(), stop.clone()),
+            ),
             tokio::spawn(guard.follow(directory.clone(), consensus.applied_head(), stop.clone())),
             tokio::spawn(storm.run(directory, consensus.applied_head(), stop.clone())),
             tokio::spawn(serve_pages(

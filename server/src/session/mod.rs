@@ -9,5 +9,5 @@ mod holder;
 mod office;
 
 pub use authority::{Authority, AuthoritySettings};
-pub(crate) use office::{Office, TICK, Word};
 pub use holder::{HeldSession, Holder, RenewError, RenewOutcome};
+pub(crate) use office::{Office, TICK, Word};
