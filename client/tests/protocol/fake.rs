@@ -444,6 +444,13 @@ impl v1::registry_server::Registry for Core {
         Err(Status::unimplemented("not asked for here"))
     }
 
+    async fn set_group_mode(
+        &self,
+        _: Request<v1::SetGroupModeRequest>,
+    ) -> Result<Response<v1::SetGroupModeResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
     async fn refused_registrations(
         &self,
         _: Request<v1::RefusedRegistrationsRequest>,

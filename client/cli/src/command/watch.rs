@@ -598,8 +598,8 @@ mod tests {
         let json = serde_json::to_string(&event(EventKind::Gone, Difference::default())).unwrap();
         assert_eq!(
             json,
-            "{\"time\":\"T\",\"revision\":7,\"group\":\"prod\",\"service\":\"feed\",\"event\":\"gone\",\
-             \"lagged\":false,\"nodes\":1,\"sign\":\"\",\"added\":[],\"changed\":[],\"removed\":[],\
+            "{\"time\":\"T\",\"revision\":7,\"mode\":\"cp\",\"epoch\":0,\"group\":\"prod\",\"service\":\"feed\",\
+             \"event\":\"gone\",\"lagged\":false,\"nodes\":1,\"sign\":\"\",\"added\":[],\"changed\":[],\"removed\":[],\
              \"guard\":null}"
         );
     }
