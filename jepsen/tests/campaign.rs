@@ -23,6 +23,7 @@ async fn a_short_run_under_overlapping_faults_violates_nothing() {
         reads: ReadMode::Linearizable,
         clients: 6,
         ttl: Duration::from_secs(4),
+        keep: true,
         folder: folder.path().into(),
         binary: None,
     };
@@ -63,6 +64,7 @@ async fn local_reads_under_partitions_are_found_out() {
         reads: ReadMode::Local,
         clients: 6,
         ttl: Duration::from_secs(4),
+        keep: false,
         folder: folder.path().into(),
         binary: None,
     };

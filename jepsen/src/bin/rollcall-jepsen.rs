@@ -77,6 +77,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         reads: arguments.reads,
         clients: arguments.clients,
         ttl: Duration::from_secs(arguments.ttl),
+        keep: true,
         folder: arguments.out,
         binary: arguments.server,
     };

@@ -65,6 +65,8 @@ pub struct Options {
     pub clients: u64,
     /// Of the sessions.
     pub ttl: Duration,
+    /// Whether the servers' data and logs are kept when something was found.
+    pub keep: bool,
     /// Where the history goes.
     pub folder: PathBuf,
     /// The server program; `None`: [`crate::lab::binary::rollcalld`].

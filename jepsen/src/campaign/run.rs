@@ -120,7 +120,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Findings> {
     let mut verdicts = judge(options, &records, followed, history.now(), &mut figures);
     verdicts.push(survival);
     figures.extend(kinds_done(&plan));
-    if !verdicts.iter().all(Verdict::is_good) {
+    if options.keep && !verdicts.iter().all(Verdict::is_good) {
         let kept = cluster.keep_folder();
         figures.push(format!(
             "the servers' data and logs are kept in {}",

@@ -108,6 +108,8 @@ impl Nemesis {
                 }
                 Ok(())
             }
+            // One that died meanwhile stays dead, to be found at the end.
+            Remedy::Resume(id) if !cluster.server(*id).is_running() => Ok(()),
             Remedy::Resume(id) => cluster.server(*id).resume(),
             Remedy::Start(id) => cluster.server(*id).start(),
             Remedy::Free(id) => self.free(*id, cluster),
@@ -145,7 +147,8 @@ impl Nemesis {
         self.active.push(Active {
             what,
             began,
-            until: began + (planned.end - planned.begin),
+            // As planned, however late it began: what must not overlap was planned not to.
+            until: planned.end,
             remedy,
         });
         Ok(())
@@ -296,8 +299,16 @@ async fn strike(
     ids: &[u64],
     random: &mut Seeded,
 ) -> anyhow::Result<(String, Vec<Remedy>)> {
-    let first = ids.first().copied().unwrap_or(1);
     let name = kind.name();
+    // One that ended by itself is not there to be struck.
+    let alive: Vec<u64> = ids
+        .iter()
+        .copied()
+        .filter(|id| cluster.server(*id).is_running())
+        .collect();
+    let Some(first) = alive.first().copied() else {
+        return Ok((format!("{name}: nobody was left"), Vec::new()));
+    };
     Ok(match kind {
         Kind::Pause => {
             cluster.server(first).pause().await?;
@@ -308,10 +319,10 @@ async fn strike(
             (format!("{name}: {first}"), vec![Remedy::Start(first)])
         }
         Kind::KillAll => {
-            for id in ids {
+            for id in &alive {
                 cluster.server(*id).kill9().await?;
             }
-            (name.into(), ids.iter().map(|id| Remedy::Start(*id)).collect())
+            (name.into(), alive.into_iter().map(Remedy::Start).collect())
         }
         Kind::FullDisk => {
             let bytes = cluster.server(first).disk().map_or(Ok(0), SmallDisk::fill)?;
