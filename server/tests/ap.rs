@@ -357,7 +357,7 @@ async fn the_last_server_goes_on_alone_and_what_it_took_stays() {
     };
     let persistent = Entry::new(cp.clone(), node("c").kind(rollcall_client::NodeKind::Persistent));
     let refused = last
-        .register_persistent(&[persistent.clone()], short)
+        .register_persistent(std::slice::from_ref(&persistent), short)
         .await
         .unwrap_err();
     assert!(
@@ -500,7 +500,12 @@ async fn a_provider_that_falls_silent_leaves_the_ap_group() {
         .await
         .unwrap();
     silent.register(EDGE, "feed", "silent").await.unwrap();
-    wait_everywhere(&cluster, &[address.clone()], &ids(["a", "b", "c", "silent"])).await;
+    wait_everywhere(
+        &cluster,
+        std::slice::from_ref(&address),
+        &ids(["a", "b", "c", "silent"]),
+    )
+    .await;
     wait_everywhere(&cluster, &[address], &ids(["a", "b", "c"])).await;
 }
 
