@@ -238,9 +238,11 @@ fn code(code: ErrorCode) -> Code {
         ErrorCode::Unauthenticated => Code::Unauthenticated,
         ErrorCode::RevisionMismatch => Code::Aborted,
         ErrorCode::AlreadyExists => Code::AlreadyExists,
-        ErrorCode::NotEmpty | ErrorCode::RequestIdReused | ErrorCode::TooStale | ErrorCode::Membership | ErrorCode::NotMoved => {
-            Code::FailedPrecondition
-        }
+        ErrorCode::NotEmpty
+        | ErrorCode::RequestIdReused
+        | ErrorCode::TooStale
+        | ErrorCode::Membership
+        | ErrorCode::NotMoved => Code::FailedPrecondition,
         ErrorCode::QuotaExceeded | ErrorCode::Overloaded | ErrorCode::DiskFull => Code::ResourceExhausted,
         ErrorCode::NotReady | ErrorCode::Unavailable => Code::Unavailable,
         ErrorCode::OutcomeUnknown => Code::DeadlineExceeded,
