@@ -19,8 +19,8 @@ use support::{GROUP, Stage, cluster, registry};
 
 const EDGE: &str = "edge";
 /// How soon everything is to be everywhere.
-const SOON: Duration = Duration::from_secs(10);
-const TTL: Duration = Duration::from_secs(4);
+const SOON: Duration = WAIT_MAX;
+const TTL: Duration = Duration::from_secs(6);
 
 /// A cluster with an AP group beside the CP group of every test.
 async fn stage(servers: u64) -> Stage {

@@ -6,7 +6,6 @@ use rollcall_jepsen::lab::Cluster;
 use support::Rollcall;
 
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::unwrap_used, reason = "a test ends where its cluster does")]
 async fn a_list_is_put_shown_kept_and_taken_away_and_the_refused_are_listed() {
     let cluster = Cluster::start(3).await.unwrap();
     let addresses = cluster.addresses();
