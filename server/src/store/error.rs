@@ -14,6 +14,19 @@ pub enum StoreError {
         /// What the system said.
         source: io::Error,
     },
+    /// Make room, then start again; nothing was lost.
+    #[error(
+        "RC-111: {free} bytes are free under {}, at least {needed} are needed to open the log; make room and start again",
+        path.display()
+    )]
+    NoRoom {
+        /// The data folder.
+        path: PathBuf,
+        /// What is free.
+        free: u64,
+        /// What is needed.
+        needed: u64,
+    },
     /// The folder belongs to someone else: correct the configuration or the path.
     #[error(
         "RC-102: {} belongs to server {found_server} of cluster {found_cluster:?}, but this is server {server} of \

@@ -279,6 +279,7 @@ impl LogStore {
     /// # Errors
     /// The folder cannot be used, or the log is damaged anywhere but at its torn end.
     pub(crate) fn open(folder: &Path, space: Arc<SpaceWatch>) -> Result<OpenedLog, StoreError> {
+        space.check_room_to_open()?;
         let path = folder.join("log");
         let db = open_db(&path)?;
         let found = Found::read(&db, &path)?;

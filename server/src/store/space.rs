@@ -8,8 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::error::StoreError;
+
 /// How long to wait before a write that found no room is tried again.
 pub(crate) const RETRY_FULL: Duration = Duration::from_millis(250);
+
+/// Room for what opening the log may write: the last write-ahead log as a table, a manifest, a lock.
+const OPENING_ROOM: u64 = 16 << 20;
 
 /// Watches the free space under a data folder.
 #[derive(Debug)]
@@ -45,6 +50,25 @@ impl SpaceWatch {
     pub(crate) fn has_room_for(&self, bytes: u64) -> bool {
         let needed = (self.reserve / 2).saturating_add(bytes);
         free_bytes(&self.path).map_or(true, |free| free >= needed)
+    }
+
+    /// RocksDB writes as it opens, and ends the process if it cannot.
+    ///
+    /// # Errors
+    /// There is too little room for that.
+    pub(crate) fn check_room_to_open(&self) -> Result<(), StoreError> {
+        self.check_room(OPENING_ROOM.min(self.reserve / 2))
+    }
+
+    fn check_room(&self, needed: u64) -> Result<(), StoreError> {
+        match free_bytes(&self.path) {
+            Ok(free) if free < needed => Err(StoreError::NoRoom {
+                path: self.path.clone(),
+                free,
+                needed,
+            }),
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// Measures; blocks for as long as the file system takes to say. To be called about once a second. Full
@@ -99,6 +123,17 @@ fn free_bytes(path: &Path) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_room_the_log_is_not_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let watch = SpaceWatch::new(folder.path(), 0);
+        assert!(watch.check_room_to_open().is_ok());
+        let free = free_bytes(folder.path()).unwrap();
+        assert!(watch.check_room(free / 2).is_ok());
+        let refused = watch.check_room(u64::MAX);
+        assert!(refused.is_err_and(|refused| refused.to_string().contains("RC-111")));
+    }
 
     #[test]
     fn an_impossible_reserve_is_full_and_none_is_not() {
