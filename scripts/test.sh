@@ -11,7 +11,8 @@ stages=("$@")
 format() { cargo fmt --all -- --check; }
 lints() { cargo clippy --quiet --locked --workspace --all-targets -- -D warnings; }
 tests() {
-    cargo build --quiet --locked --workspace --bins
+    # The programs that the tests start, with the features that the tests are built with: nothing is built twice.
+    cargo build --quiet --locked --workspace --all-targets
     cargo test --quiet --locked --workspace --all-targets
 }
 doctests() { cargo test --quiet --locked --workspace --doc; }

@@ -7,7 +7,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use rollcall_client::v1::{self, GroupMode, GroupSettings};
-use rollcall_client::{Expected, ServiceKey, Watch, WatchEvent, WatchTarget, WriteOptions};
+use rollcall_client::{Expected, ReadOptions, ServiceKey, Watch, WatchEvent, WatchTarget, WriteOptions};
 use rollcall_jepsen::lab::crowd::Crowd;
 use rollcall_jepsen::lab::reading::local_view;
 use rollcall_jepsen::lab::{WAIT_MAX, eventually};
@@ -26,6 +26,16 @@ async fn stage() -> Stage {
         .put_group(EDGE, settings, Expected::Any, WriteOptions::default())
         .await
         .unwrap();
+    // These tests speak without a client that would ask again.
+    for address in cluster.addresses() {
+        let registry = registry(&[address], 0);
+        eventually("the group at every server", WAIT_MAX, || async {
+            let listed = registry.list_services(EDGE, None, 0, ReadOptions::default());
+            listed.await.ok()
+        })
+        .await
+        .unwrap();
+    }
     cluster
 }
 
