@@ -15,6 +15,12 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
+    #[cfg(feature = "mutants")]
+    if flags.mutants {
+        return list_mutants();
+    }
+    #[cfg(feature = "mutants")]
+    rollcall_core::mutants::plant(flags.mutant);
     let (print, check, preset) = (flags.print_config, flags.check_config, flags.preset());
     let config = match flags.into_config() {
         Ok(config) => config,
@@ -43,6 +49,8 @@ fn main() -> ExitCode {
 async fn run(config: Config, preset: Preset) -> anyhow::Result<()> {
     telemetry::start_logging(&config.log)
         .with_context(|| format!("log.filter is {:?}", config.log.filter))?;
+    #[cfg(feature = "mutants")]
+    warn_of_mutants();
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let server = Server::start(config.clone(), preset).await?;
@@ -62,6 +70,27 @@ async fn run(config: Config, preset: Preset) -> anyhow::Result<()> {
         None => Ok(()),
         Some(reason) => Err(anyhow::anyhow!("replication ended: {reason}")),
     }
+}
+
+/// A line for each: its name, a tab, and what it does wrong.
+#[cfg(feature = "mutants")]
+fn list_mutants() -> ExitCode {
+    for mutant in rollcall_core::mutants::Mutant::ALL {
+        println!("{}\t{}", mutant.name(), mutant.breaks());
+    }
+    ExitCode::SUCCESS
+}
+
+/// A program that can have bugs on purpose says so wherever somebody looks.
+#[cfg(feature = "mutants")]
+fn warn_of_mutants() {
+    let planted = rollcall_core::mutants::chosen().map_or_else(
+        || "none is planted in this process".into(),
+        |mutant| format!("planted: {}, {}", mutant.name(), mutant.breaks()),
+    );
+    let line = format!("THIS SERVER IS BUILT TO HAVE BUGS AND MUST NOT BE RELIED ON; {planted}");
+    eprintln!("rollcalld: {line}");
+    tracing::error!("{line}");
 }
 
 /// One line on standard output, for people and for programs that started this one.

@@ -11,5 +11,6 @@ pub mod ap;
 pub mod directory;
 pub mod guard;
 pub mod ids;
+pub mod mutants;
 pub mod session;
 pub mod storm;

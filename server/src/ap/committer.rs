@@ -7,10 +7,12 @@
 //! After a failed write nobody knows what the disk holds: nothing more is written (RC-107).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rollcall_core::ap::{Record, SessionSeed};
 use rollcall_core::directory::{Command, Directory, Outcome, Request};
 use rollcall_core::ids::{GroupName, ServerId};
+use rollcall_core::mutants::{Mutant, planted};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +30,9 @@ pub(super) const QUEUE_MAX: usize = 4_096;
 const BATCH_JOBS_MAX: usize = 256;
 /// ... or so many bytes.
 const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// How far a mutant's disk is behind what it acknowledged.
+const WRITE_BEHIND: Duration = Duration::from_millis(300);
 
 /// A local write, done.
 #[derive(Debug)]
@@ -91,7 +96,11 @@ type Finish = Box<dyn FnOnce(&Result<(), String>) + Send>;
 pub(super) async fn run(inner: Arc<Inner>, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken) {
     while let Some(Some(first)) = stop.run_until_cancelled(jobs.recv()).await {
         let mut rows = RowBatch::default();
-        let finishes = carry_out_all(&inner, first, &mut jobs, &mut rows);
+        let mut finishes = carry_out_all(&inner, first, &mut jobs, &mut rows);
+        if planted(Mutant::UnstoredAck) {
+            finishes.drain(..).for_each(|finish| finish(&Ok(())));
+            tokio::time::sleep(WRITE_BEHIND).await;
+        }
         let written = match rows.is_empty() {
             true => Ok(()),
             false => inner.consensus.store().write_rows(rows).await,

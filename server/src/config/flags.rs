@@ -13,6 +13,14 @@ use super::{Config, ConfigError, LogFormat, MemberConfig};
 #[derive(Clone, Debug, Default, Parser)]
 #[command(name = "rollcalld", version)]
 pub struct Flags {
+    /// Plants a bug in this server, for those who look for bugs. Never where anybody relies on it.
+    #[cfg(feature = "mutants")]
+    #[arg(long, env = "ROLLCALL_MUTANT", value_name = "NAME")]
+    pub mutant: Option<rollcall_core::mutants::Mutant>,
+    /// Lists the bugs that can be planted, and ends.
+    #[cfg(feature = "mutants")]
+    #[arg(long)]
+    pub mutants: bool,
     /// Runs one server by itself, for development: a data folder of its own, the group `default` with
     /// auto_create on.
     #[arg(long, env = "ROLLCALL_DEV")]

@@ -130,7 +130,14 @@ async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
 }
 
 async fn version() -> impl IntoResponse {
+    #[cfg(not(feature = "mutants"))]
     let version = serde_json::json!({ "name": "rollcalld", "version": env!("CARGO_PKG_VERSION") });
+    #[cfg(feature = "mutants")]
+    let version = serde_json::json!({
+        "name": "rollcalld",
+        "version": env!("CARGO_PKG_VERSION"),
+        "mutant": rollcall_core::mutants::chosen().map_or("none", |mutant| mutant.name()),
+    });
     (
         [(header::CONTENT_TYPE, "application/json")],
         format!("{version}\n"),

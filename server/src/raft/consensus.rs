@@ -15,6 +15,7 @@ use openraft::type_config::alias::WatchReceiverOf;
 use parking_lot::Mutex;
 use rollcall_core::directory::{Directory, Limits, Outcome, Refusal, Request};
 use rollcall_core::ids::{LogIndex, ServerId, SessionId, Term};
+use rollcall_core::mutants::{Mutant, planted};
 use rollcall_proto::v1;
 use rollcall_proto::v1::peer_server::PeerServer;
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -733,6 +734,12 @@ impl Inner {
     }
 
     async fn round(&self, mode: Freshness) -> Round<Confirmed> {
+        if planted(Mutant::StaleRead) {
+            return Ok(Confirmed {
+                term: Term::default(),
+                index: LogIndex::default(),
+            });
+        }
         match self.leads() {
             true => self.leader_rounds.ask(mode).await,
             false => self.remote_rounds.ask(mode).await,

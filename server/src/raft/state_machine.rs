@@ -9,6 +9,7 @@ use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use openraft::{EntryPayload, OptionalSend};
 use rollcall_core::directory::{ChangeLogBounds, Directory, Request};
+use rollcall_core::mutants::{Mutant, every};
 use tokio::sync::watch;
 
 use super::checkpoint::Checkpoints;
@@ -57,7 +58,10 @@ impl StateMachine {
         let mut directory = self.parts.directory.write();
         for (entry, requests) in chunk {
             let at = position(&entry.log_id);
-            let results = requests.iter().map(|request| directory.apply(at, request).result);
+            let results = requests
+                .iter()
+                .filter(|_| !every(Mutant::DivergentApply, 500))
+                .map(|request| directory.apply(at, request).result);
             all.push(BatchResults(results.collect()));
             if let EntryPayload::Membership(membership) = &entry.payload {
                 self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());

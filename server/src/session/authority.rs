@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rollcall_core::directory::{Command, Directory, Request};
 use rollcall_core::ids::{RequestId, ServerId, SessionId, Term};
+use rollcall_core::mutants::{Mutant, planted};
 use rollcall_core::session::Spread;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -124,7 +125,7 @@ impl Authority {
             *held = Some(office);
         }
         let office = held.as_mut()?;
-        if !self.consensus.hears_quorum() {
+        if !self.consensus.hears_quorum() && !planted(Mutant::DeposedExpiry) {
             office.deaf_since.get_or_insert(now);
             return None;
         }
@@ -155,7 +156,7 @@ impl Authority {
 
     /// Says something through the log, and takes note of what became of it.
     async fn say(&self, term: Term, word: Word) {
-        if word.strikes_off() && !self.is_heard(term).await {
+        if word.strikes_off() && !planted(Mutant::DeposedExpiry) && !self.is_heard(term).await {
             self.with_office(term, |office, directory| {
                 office.withdraw(&word, directory, Instant::now())
             });
@@ -182,13 +183,18 @@ impl Authority {
             .lock()
             .as_ref()
             .is_some_and(|office| office.term == term)
+            || planted(Mutant::DeposedExpiry)
         {
             let request = Request {
                 id: RequestId(rand::random()),
                 command: command.clone(),
             };
             let deadline = tokio::time::Instant::now() + PROPOSAL_DEADLINE;
-            match self.consensus.propose_in_term(term, request, deadline).await {
+            let proposed = match planted(Mutant::DeposedExpiry) {
+                true => self.consensus.propose(request, deadline).await,
+                false => self.consensus.propose_in_term(term, request, deadline).await,
+            };
+            match proposed {
                 Ok(outcome) => {
                     tracing::debug!(
                         revision = outcome.revision.0,
@@ -236,7 +242,10 @@ impl LeaderDesk for Authority {
         sessions: Vec<SessionId>,
     ) -> Result<RenewalVerdict, NotLeader> {
         let deadline = tokio::time::Instant::now() + CONFIRM_DEADLINE;
-        let term = self.consensus.confirm_leadership(deadline).await?;
+        let term = match planted(Mutant::DeposedHeartbeat) {
+            true => self.consensus.leadership().borrow().term,
+            false => self.consensus.confirm_leadership(deadline).await?,
+        };
         let now = Instant::now();
         let mut held = self.office.lock();
         let office = held

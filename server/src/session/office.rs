@@ -11,6 +11,7 @@ use rollcall_core::directory::{
     Command, Directory, ExpiryFence, RevisionChanges, RevivalFence, Service, SessionChange,
 };
 use rollcall_core::ids::{NodeKey, Revision, ServerId, ServiceKey, SessionId, Term};
+use rollcall_core::mutants::{Mutant, planted};
 use rollcall_core::session::{Countdown, Pace, Spread};
 
 use crate::raft::{RenewalVerdict, SessionDeadline};
@@ -268,6 +269,10 @@ impl Office {
             }
         }
         for service in directory.guarded_services() {
+            if let (true, Some(window)) = (planted(Mutant::GuardForgets), service.guard_status().window) {
+                self.windows
+                    .start((service.key.clone(), window), Duration::ZERO, now);
+            }
             self.watch_guard(service, directory, now);
         }
     }
@@ -323,13 +328,13 @@ impl Office {
                 }
                 continue;
             };
-            if self.expiring.contains(&session) {
+            if self.expiring.contains(&session) && !planted(Mutant::LateHeartbeat) {
                 verdict.undecided.push(session);
             } else if found.lapsed.is_some() {
                 self.returning.entry(session).or_insert(Returning::Heard);
                 verdict.undecided.push(session);
             } else {
-                if self.sessions.renew(&session, now).is_err() {
+                if !planted(Mutant::UnrecordedHeartbeat) && self.sessions.renew(&session, now).is_err() {
                     self.sessions.start(session, ttl(found.ttl_ms), now);
                 }
                 self.holders.insert(session, from);
@@ -515,6 +520,7 @@ mod tests {
         Address, Expected, GroupSettings, Labels, Limits, NodeState, RegisterNode, Registration, Request,
     };
     use rollcall_core::ids::{LogIndex, LogPosition, RequestId};
+    use rollcall_core::mutants::{Mutant, planted};
 
     use super::*;
 

@@ -20,6 +20,7 @@ use parking_lot::{Mutex, RwLock};
 use rocksdb::{
     ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Direction, IteratorMode, Options,
 };
+use rollcall_core::mutants::{Mutant, planted};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::error::StoreError;
@@ -486,6 +487,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         *self.shared.vote.lock() = Some(*vote);
+        if planted(Mutant::ForgetVote) {
+            return Ok(());
+        }
         let vote = *vote;
         self.submit_and_wait(|done| Op::Vote { vote, done }).await
     }
@@ -598,7 +602,12 @@ impl Found {
         let vote = value(KEY_VOTE)?
             .map(|bytes| wire::decode_vote(bytes).map_err(|error| damaged(format!("its vote: {error}"))))
             .transpose()?;
-        let last = check_entries(db, purged).map_err(damaged)?;
+        let last = match check_entries(db, purged).map_err(damaged)? {
+            Some(last) if planted(Mutant::ForgetTail) => {
+                Some(LogId::new(last.leader_id, last.index.saturating_sub(5))).max(purged)
+            }
+            last => last,
+        };
         Ok(Self {
             vote,
             purged,

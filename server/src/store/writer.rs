@@ -14,6 +14,7 @@ use std::time::Duration;
 use openraft::storage::IOFlushed;
 use parking_lot::Mutex;
 use rocksdb::{DB, WriteBatch, WriteOptions};
+use rollcall_core::mutants::{Mutant, planted};
 use tokio::sync::{mpsc, oneshot};
 
 use super::log::{CF_LOG, CF_META, KEY_COMMITTED, KEY_PURGED, KEY_VOTE, Shared};
@@ -76,6 +77,7 @@ impl Op {
 
     fn must_sync(&self) -> bool {
         match self {
+            _ if planted(Mutant::SkipFsync) => false,
             Self::Append { .. } | Self::Vote { .. } | Self::Truncate { .. } => true,
             Self::Rows { rows, .. } => rows.sync,
             Self::Purge { .. } | Self::Close { .. } => false,

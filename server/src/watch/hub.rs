@@ -9,6 +9,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use rollcall_core::directory::{Directory, GroupMode, RevisionChanges, Service, Sign};
 use rollcall_core::ids::{GroupName, Revision, ServiceKey};
+use rollcall_core::mutants::{Mutant, every, planted};
 use rollcall_proto::v1;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -715,6 +716,9 @@ impl Inner {
 
     /// Hands one change to the streams that follow its service.
     fn offer_one(&self, state: &mut State, key: &ServiceKey, place: Place, encode: impl Fn() -> Bytes) {
+        if every(Mutant::DropEvent, 50) {
+            return;
+        }
         let State {
             registrations, woken, ..
         } = state;
@@ -862,7 +866,9 @@ impl Inner {
             let changes = if unchanged {
                 Vec::new()
             } else {
-                log.range(subscription.after, usize::MAX).ok()?
+                let late = u64::from(planted(Mutant::ResumeOffByOne));
+                log.range(Revision(subscription.after.0 + late), usize::MAX)
+                    .ok()?
             };
             (changes, head)
         };

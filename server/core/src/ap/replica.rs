@@ -12,6 +12,7 @@ use super::stamp::{Clock, Stamp};
 use super::table::{self, Bucket, Range, Table};
 use crate::directory::{Applied, Command, Directory, Refusal, Request, RevisionChanges, ServiceFate};
 use crate::ids::{LogIndex, LogPosition, RequestId, ServerId, SessionId, Term};
+use crate::mutants::{Mutant, planted};
 
 /// The term of everything that is applied to a view: nobody else writes to it, so there is only one.
 pub const VIEW_TERM: Term = Term(1);
@@ -208,7 +209,9 @@ impl Replica {
     }
 
     pub(super) fn merge_one(&mut self, record: Record, moved: &mut Moved) -> Option<Stored> {
-        let record = match self.table.of(&record.key) {
+        let known = self.table.of(&record.key);
+        let record = match known {
+            Some(known) if planted(Mutant::Resurrect) && known.is_dead() && !record.is_dead() => record,
             None => record,
             Some(known) => {
                 let after = known.merged(&record);

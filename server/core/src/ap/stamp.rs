@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::ServerId;
+use crate::mutants::{Mutant, planted};
 
 /// The moment of a write by a hybrid logical clock. Totally ordered; no server gives one out twice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -36,7 +37,7 @@ impl Clock {
 
     /// The stamp of a write at `now_ms` by the wall clock, which may go back.
     pub fn stamp(&mut self, now_ms: u64) -> Stamp {
-        if now_ms > self.millis {
+        if now_ms > self.millis || planted(Mutant::WallClockWins) {
             (self.millis, self.counter) = (now_ms, 0);
         } else if let Some(counter) = self.counter.checked_add(1) {
             self.counter = counter;

@@ -10,6 +10,7 @@ use super::outcome::{Applied, Outcome, Refusal};
 use super::requests::Remembered;
 use super::state::Directory;
 use crate::ids::LogPosition;
+use crate::mutants::{Mutant, planted};
 
 impl Directory {
     /// Applies a committed request that stands at `at` in the log (several requests of one entry share a
@@ -51,8 +52,10 @@ impl Directory {
             outcome: outcome.clone(),
         };
         let requests_max = self.limits.requests_max as usize;
-        self.requests
-            .remember(request.id, remembered, requests_max, &mut self.digest);
+        if !planted(Mutant::ForgetRequests) {
+            self.requests
+                .remember(request.id, remembered, requests_max, &mut self.digest);
+        }
         Applied {
             result: Ok(outcome),
             changes,

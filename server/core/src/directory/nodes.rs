@@ -10,6 +10,7 @@ use super::rules;
 use super::state::Directory;
 use super::tombstone::Tombstones;
 use crate::ids::{GroupName, Incarnation, LogPosition, NodeId, NodeKey, ServiceKey, SessionId};
+use crate::mutants::{Mutant, planted};
 
 /// What a batch of registrations will write, service by service.
 #[derive(Default)]
@@ -193,7 +194,10 @@ impl Directory {
         Ok(())
     }
 
-    fn write_registrations(&mut self, draft: &mut Draft, key: &ServiceKey, plan: ServicePlan) {
+    fn write_registrations(&mut self, draft: &mut Draft, key: &ServiceKey, mut plan: ServicePlan) {
+        if planted(Mutant::PartialBatch) {
+            plan.puts.truncate(plan.puts.len().div_ceil(2));
+        }
         if let Some(settings) = &plan.create {
             self.create_service(draft, key, settings);
         }
@@ -229,7 +233,7 @@ impl Directory {
         if from == to {
             return;
         }
-        if let Some(from) = from {
+        if let Some(from) = from.filter(|_| !planted(Mutant::TakeoverForgotten)) {
             self.sessions.take_node(from, &key);
             self.end_if_spent(draft, from);
         }

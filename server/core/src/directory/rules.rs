@@ -9,6 +9,7 @@ use super::record::{GroupSettings, Labels, NodeState, Override, Registration, Se
 use crate::admission::{self, AdmissionList};
 use crate::guard::GuardSettings;
 use crate::ids::Revision;
+use crate::mutants::{Mutant, planted};
 
 pub(super) fn registration(limits: &Limits, registration: &Registration) -> Result<(), Refusal> {
     addresses(limits, registration)?;
@@ -73,6 +74,7 @@ pub(super) fn expected_node(
     missing: impl Fn() -> Refusal,
 ) -> Result<(), Refusal> {
     match (expected, current) {
+        _ if planted(Mutant::IgnoreExpected) => Ok(()),
         (Expected::Any, _) | (Expected::Absent, None) => Ok(()),
         (Expected::Absent, Some(current)) => Err(Refusal::AlreadyExists {
             subject: subject(),

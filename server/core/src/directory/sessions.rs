@@ -10,6 +10,7 @@ use super::record::Session;
 use super::rules;
 use super::state::Directory;
 use crate::ids::{LogPosition, NodeId, ServiceKey, SessionId, Term};
+use crate::mutants::{Mutant, planted};
 
 impl Directory {
     pub(super) fn on_open_session(
@@ -74,7 +75,7 @@ impl Directory {
         rules::batch_or_none(&self.limits, "following", following.len())?;
         let stands = |fence: &&ExpiryFence| {
             let session = self.session(fence.session);
-            at.term == term
+            (at.term == term || planted(Mutant::DeposedExpiry))
                 && session.is_some_and(|session| {
                     session.last_renewal == fence.last_renewal && session.lapsed.is_none()
                 })

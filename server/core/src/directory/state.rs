@@ -22,6 +22,7 @@ use super::tombstone::{Tombstone, Tombstones};
 use super::view::NodeView;
 use crate::guard::{Ending, GuardSettings, HoldReason, Ledger, Verdict};
 use crate::ids::{GroupName, Incarnation, NodeId, NodeKey, Revision, ServiceKey, SessionId};
+use crate::mutants::{Mutant, planted};
 use crate::storm::Modes;
 
 /// The replicated state: who offers what, as of which revision.
@@ -251,7 +252,7 @@ impl Directory {
     /// A group whose nodes are written here.
     pub(super) fn require_writable_group(&self, name: &GroupName) -> Result<&Arc<Group>, Refusal> {
         let group = self.require_group(name)?;
-        if group.moving.is_some() {
+        if group.moving.is_some() && !planted(Mutant::UnfrozenMove) {
             Err(moving_refusal(name))
         } else if group.settings.mode == self.serving {
             Ok(group)

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::settings::GuardSettings;
 use crate::ids::Revision;
+use crate::mutants::{Mutant, planted};
 
 /// What the ledger knows of a node's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -297,7 +298,8 @@ impl Ledger {
         // The leader counted what follows a moment ago; some may have left by their own word meanwhile.
         let lapsed = lapsed.saturating_add(following).min(self.living());
         let removed = self.window.map_or(0, |window| window.removed);
-        if removed.saturating_add(lapsed) > settings.allowed(self.baseline()) {
+        let over = removed.saturating_add(lapsed) > settings.allowed(self.baseline());
+        if over && !planted(Mutant::GuardWithoutShare) {
             Verdict::Hold(HoldReason::Share)
         } else if settings.keep_last && lapsed >= self.living() {
             Verdict::Hold(HoldReason::LastNode)
