@@ -111,11 +111,15 @@ impl Replica {
             index: LogIndex(self.applied),
         };
         let applied = view.apply(at, request);
-        let stored = match &applied.changes {
+        let mut stored = match &applied.changes {
             Some(changes) => self.write_down(view, now_ms, &request.command, changes),
             None => Vec::new(),
         };
         let mut moved = heard_again(&stored);
+        if applied.result.as_ref().is_ok_and(|outcome| !outcome.repeated) {
+            let again = self.say_again(now_ms, &request.command, &stored, &mut moved);
+            stored.extend(again);
+        }
         for service in applied.changes.iter().flat_map(|changes| &changes.services) {
             if service.fate == ServiceFate::Created {
                 moved.overrides.extend(self.table.overrides_of(&service.key));

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::record::{Key, NodeValue, Standing, Stored, Value};
 use super::replica::Replica;
+use super::shown::Moved;
 use super::table;
 use crate::directory::{
     Command, Directory, NodeChange, Override, RemovalCause, RevisionChanges, SessionChange,
@@ -47,6 +48,54 @@ impl Replica {
             .chain(values)
             .map(|(key, value)| self.own(key, value, stamp))
             .collect()
+    }
+
+    /// What a command says of nodes and the view shows already, written anew with a stamp of now. Others may have
+    /// written meanwhile what has not come here: this is the later word, and has to win. So a node that is not known
+    /// here gets a tombstone, too, when it is deregistered.
+    pub(super) fn say_again(
+        &mut self,
+        now_ms: u64,
+        command: &Command,
+        written: &[Stored],
+        moved: &mut Moved,
+    ) -> Vec<Stored> {
+        let keys: Vec<NodeKey> = match command {
+            Command::Register { nodes, .. } => nodes
+                .iter()
+                .map(|node| NodeKey {
+                    service: node.key.clone(),
+                    node: node.registration.id.clone(),
+                })
+                .collect(),
+            Command::Deregister { nodes, .. } => nodes.iter().map(|node| node.key.clone()).collect(),
+            _ => Vec::new(),
+        };
+        let said: BTreeSet<&Key> = written.iter().map(|stored| &stored.record.key).collect();
+        let mut again = Vec::new();
+        for key in keys.into_iter().map(Key::Node).filter(|key| !said.contains(key)) {
+            let known = self.table.of(&key);
+            let value = match command {
+                Command::Deregister { .. } => Some(Value::Node(None)),
+                _ => known
+                    .filter(|record| !record.is_dead())
+                    .map(|record| record.value.clone()),
+            };
+            // One that is not listed may hang on a session that has lapsed.
+            if matches!(value, Some(Value::Node(None))) {
+                moved
+                    .sessions
+                    .extend(known.and_then(|record| table::session_of(record)));
+                moved.note(&key);
+            }
+            again.extend(value.map(|value| (key, value)));
+        }
+        if again.is_empty() {
+            return Vec::new();
+        }
+        let stamp = self.clock.stamp(now_ms);
+        let own = |(key, value)| self.own(key, value, stamp);
+        again.into_iter().map(own).collect()
     }
 
     fn node_value(&self, key: &Key, change: &NodeChange) -> Option<Value> {

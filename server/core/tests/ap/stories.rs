@@ -301,3 +301,30 @@ fn a_group_that_is_defined_late_shows_what_was_heard_before() {
     servers[1].define("late");
     assert_eq!(servers[1].state("late/feed/a:1"), Some(NodeState::Up));
 }
+
+/// The later word wins also if it changes nothing where it was said, because what came before it has not come there.
+#[test]
+fn words_that_change_nothing_where_they_are_said_win_over_earlier_ones_from_elsewhere() {
+    let mut servers = three();
+    servers[0].claim(1).unwrap();
+    servers[0].register(1, "prod/feed/a:1").unwrap();
+    servers[0].register(1, "prod/feed/b:1").unwrap();
+    settle(&mut servers);
+    let later = |servers: &mut [Server]| servers.iter_mut().for_each(|server| server.now_ms += 1);
+    // Nobody has heard anything of what follows. A node is deregistered at one server, then registered as it was.
+    later(&mut servers);
+    servers[1].deregister("prod/feed/a:1").unwrap();
+    later(&mut servers);
+    assert!(!servers[0].register(1, "prod/feed/a:1").unwrap().changed);
+    // Another is registered at one server, then deregistered where nobody knows it.
+    servers[0].register(1, "prod/feed/c:1").unwrap();
+    later(&mut servers);
+    assert!(!servers[2].deregister("prod/feed/c:1").unwrap().changed);
+    settle(&mut servers);
+    assert_same(&servers);
+    for server in &servers {
+        assert_eq!(server.state("prod/feed/a:1"), Some(NodeState::Up));
+        assert_eq!(server.state("prod/feed/b:1"), Some(NodeState::Up));
+        assert_eq!(server.state("prod/feed/c:1"), None);
+    }
+}
