@@ -14,6 +14,7 @@ use super::driver::{drive_calls, gather};
 use super::ground::{Ground, filler, metadata_bytes};
 use super::load::{Load, positive};
 use super::report::{Report, Tally};
+use super::server_process::{Meter, ServerProcesses};
 use crate::arguments::{ReadMode, Reading};
 use crate::command::Context;
 use crate::exit::{Failure, Nature, failure_of};
@@ -39,6 +40,8 @@ pub(crate) struct DiscoverBench {
     known_sign: bool,
     #[command(flatten)]
     reading: Reading,
+    #[command(flatten)]
+    servers: ServerProcesses,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -59,6 +62,7 @@ pub(crate) async fn run(
     bench: &DiscoverBench,
     interrupt: Interrupt,
 ) -> Result<(), Failure> {
+    let mut meter = bench.servers.meter()?;
     let ground = Ground::lay(context, bench.services, bench.nodes).await?;
     let settings = Settings {
         connections: bench.load.connections,
@@ -75,15 +79,18 @@ pub(crate) async fn run(
         },
         group: ground.group().to_owned(),
     };
-    let measured = measure(context, bench, &ground, interrupt).await;
+    let measured = measure(context, bench, &ground, &mut meter, interrupt).await;
     ground.clear_up().await;
-    Report::new("discover", bench.load.is_open(), "nodes", settings, &measured?).print(&context.printer)
+    Report::new("discover", bench.load.is_open(), "nodes", settings, &measured?)
+        .with_servers(&meter)
+        .print(&context.printer)
 }
 
 async fn measure(
     context: &Context,
     bench: &DiscoverBench,
     ground: &Ground,
+    meter: &mut Meter,
     mut interrupt: Interrupt,
 ) -> Result<Tally, Failure> {
     let timeout = context.servers.timeout();
@@ -100,6 +107,7 @@ async fn measure(
         channels.push(connect(&addresses[index % addresses.len()], timeout).await?);
     }
     let progress = bench.load.progress("asking");
+    meter.begin()?;
     let start = Instant::now();
     let tasks = channels.into_iter().enumerate().map(|(index, channel)| {
         let lane = bench.load.lane(index, lanes, start, timeout);
@@ -113,6 +121,7 @@ async fn measure(
         })
     });
     let (tally, _) = gather(tasks.collect()).await?;
+    meter.end()?;
     progress.finish();
     Ok(tally)
 }

@@ -31,6 +31,7 @@ use super::ground::{FILLER_KEY, Ground, filler, metadata_bytes};
 use super::lane::{Lane, Pace};
 use super::load::{positive, rate};
 use super::report::{Percentiles, Tally, errors_text, histogram, per_second, percentiles_text, record};
+use super::server_process::{Meter, ServerProcesses, Spent};
 use super::stream::{SessionStream, written};
 use crate::command::Context;
 use crate::exit::{Failure, Nature, failure_of};
@@ -70,6 +71,8 @@ pub(crate) struct WatchBench {
     /// Bytes of metadata of the node that changes
     #[arg(long, value_name = "BYTES", default_value_t = 128, value_parser = metadata_bytes)]
     metadata_bytes: usize,
+    #[command(flatten)]
+    servers: ServerProcesses,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -104,6 +107,9 @@ struct FanoutReport {
     last_watcher_from_answer_ms: Percentiles,
     /// A change's sending (or due time) to a watcher; one value a delivery.
     each_watcher_from_send_ms: Percentiles,
+    /// What the servers spent on it, if their processes were named; a call is a change, an item a delivery.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    servers: Option<Spent>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -238,12 +244,13 @@ impl Board {
 }
 
 pub(crate) async fn run(context: &Context, bench: &WatchBench, interrupt: Interrupt) -> Result<(), Failure> {
+    let mut meter = bench.servers.meter()?;
     let ground = Ground::lay(context, 1, 1).await?;
-    let measured = measure(context, bench, &ground, interrupt).await;
+    let measured = measure(context, bench, &ground, &mut meter, interrupt).await;
     let group = ground.group().to_owned();
     ground.clear_up().await;
     let measured = measured?;
-    let report = report(bench, group, &measured);
+    let report = report(bench, group, &measured, &meter);
     context.printer.print(&report, || table(&report))?;
     if report.changes.complete == 0 {
         return Err(Failure::failed(format!(
@@ -265,6 +272,7 @@ async fn measure(
     context: &Context,
     bench: &WatchBench,
     ground: &Ground,
+    meter: &mut Meter,
     mut interrupt: Interrupt,
 ) -> Result<Measured, Failure> {
     let timeout = context.servers.timeout();
@@ -280,7 +288,7 @@ async fn measure(
     let opening = Progress::counting("opening the writer's session");
     let mut stream = SessionStream::open(connect(address, timeout).await?, 1, timeout, &opening).await?;
     opening.finish();
-    let measured = measure_with(context, bench, service, &mut stream, &mut interrupt).await;
+    let measured = measure_with(context, bench, service, &mut stream, meter, &mut interrupt).await;
     if let Err(failure) = stream.close(timeout).await {
         eprintln!("{failure}");
     }
@@ -293,6 +301,7 @@ async fn measure_with(
     bench: &WatchBench,
     service: &ServiceKey,
     stream: &mut SessionStream,
+    meter: &mut Meter,
     interrupt: &mut Interrupt,
 ) -> Result<Measured, Failure> {
     let timeout = context.servers.timeout();
@@ -306,6 +315,7 @@ async fn measure_with(
         () = interrupt.requested() => return Err(Failure::failed("interrupted while watchers were being started")),
     };
     let progress = Progress::of(bench.changes as u64, "changing");
+    meter.begin()?;
     let start = Instant::now();
     writer.board = Some(Arc::clone(&board));
     let tally = match bench.rate {
@@ -344,6 +354,7 @@ async fn measure_with(
         () = interrupt.requested() => {}
     }
     let elapsed = start.elapsed();
+    meter.end()?;
     progress.finish();
     for stop in stops {
         // A watcher task that has ended needs no stop.
@@ -663,7 +674,7 @@ fn change_of(node: &wire::Node) -> Option<u64> {
     node.metadata.get(CHANGE_KEY)?.parse().ok()
 }
 
-fn report(bench: &WatchBench, group: String, measured: &Measured) -> FanoutReport {
+fn report(bench: &WatchBench, group: String, measured: &Measured, meter: &Meter) -> FanoutReport {
     let Measured {
         board,
         tally,
@@ -700,6 +711,7 @@ fn report(bench: &WatchBench, group: String, measured: &Measured) -> FanoutRepor
         last_watcher_from_send_ms: (&from_send).into(),
         last_watcher_from_answer_ms: (&from_answer).into(),
         each_watcher_from_send_ms: each.into(),
+        servers: meter.spent(board.complete.load(Ordering::Acquire) as u64, each.len()),
     }
 }
 
@@ -758,6 +770,9 @@ fn table(report: &FanoutReport) -> Table {
         "each watcher, from send",
         percentiles_text(&report.each_watcher_from_send_ms),
     ));
+    if let Some(spent) = &report.servers {
+        fields.push(("servers", spent.text("deliveries")));
+    }
     Table::fields(fields)
 }
 

@@ -13,6 +13,7 @@ mod load;
 mod register;
 mod renew;
 mod report;
+mod server_process;
 mod storm;
 mod stream;
 

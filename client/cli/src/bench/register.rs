@@ -18,6 +18,7 @@ use super::ground::{FILLER_KEY, Ground, filler, metadata_bytes};
 use super::lane::Lane;
 use super::load::{Load, positive};
 use super::report::{Report, Tally};
+use super::server_process::{Meter, ServerProcesses};
 use super::stream::{SessionStream, written};
 use crate::command::Context;
 use crate::exit::{Failure, Nature, failure_of};
@@ -50,6 +51,8 @@ pub(crate) struct RegisterBench {
     /// A unary call for each write, instead of the session stream
     #[arg(long)]
     unary: bool,
+    #[command(flatten)]
+    servers: ServerProcesses,
 }
 
 /// Nodes of one call, within the servers' bound.
@@ -82,6 +85,7 @@ pub(crate) async fn run(
 ) -> Result<(), Failure> {
     // The shares of the connections are rounded up, and shares go unevenly to services.
     let room = (bench.nodes / bench.services + 1) * 2 + bench.load.connections * bench.batch + BATCH_MAX;
+    let mut meter = bench.servers.meter()?;
     let ground = Ground::lay(context, bench.services, room).await?;
     let settings = Settings {
         connections: bench.load.connections,
@@ -94,15 +98,18 @@ pub(crate) async fn run(
         transport: if bench.unary { "unary" } else { "stream" },
         group: ground.group().to_owned(),
     };
-    let measured = measure(context, bench, &ground, interrupt).await;
+    let measured = measure(context, bench, &ground, &mut meter, interrupt).await;
     ground.clear_up().await;
-    Report::new("register", bench.load.is_open(), "nodes", settings, &measured?).print(&context.printer)
+    Report::new("register", bench.load.is_open(), "nodes", settings, &measured?)
+        .with_servers(&meter)
+        .print(&context.printer)
 }
 
 async fn measure(
     context: &Context,
     bench: &RegisterBench,
     ground: &Ground,
+    meter: &mut Meter,
     interrupt: Interrupt,
 ) -> Result<Tally, Failure> {
     let timeout = context.servers.timeout();
@@ -119,6 +126,7 @@ async fn measure(
     }
     opening.finish();
     let progress = bench.load.progress("registering");
+    meter.begin()?;
     let start = Instant::now();
     let mut tasks = Vec::with_capacity(lanes);
     for (index, (channel, stream)) in streams.into_iter().enumerate() {
@@ -134,6 +142,7 @@ async fn measure(
         }));
     }
     let (tally, streams) = gather(tasks).await?;
+    meter.end()?;
     progress.finish();
     for stream in streams {
         if let Err(failure) = stream.close(timeout).await {

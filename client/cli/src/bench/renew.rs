@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::driver::{StreamLoad, drive_stream, gather};
 use super::load::{Load, positive};
 use super::report::{Report, Tally};
+use super::server_process::{Meter, ServerProcesses};
 use super::stream::{SessionStream, unexpected};
 use crate::command::Context;
 use crate::exit::Failure;
@@ -28,6 +29,8 @@ pub(crate) struct RenewBench {
     /// Sessions that one heartbeat renews
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = positive)]
     batch: usize,
+    #[command(flatten)]
+    servers: ServerProcesses,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -47,11 +50,19 @@ pub(crate) async fn run(context: &Context, bench: &RenewBench, interrupt: Interr
         sessions: bench.sessions,
         batch: bench.batch,
     };
-    let tally = measure(context, bench, interrupt).await?;
-    Report::new("renew", bench.load.is_open(), "sessions", settings, &tally).print(&context.printer)
+    let mut meter = bench.servers.meter()?;
+    let tally = measure(context, bench, &mut meter, interrupt).await?;
+    Report::new("renew", bench.load.is_open(), "sessions", settings, &tally)
+        .with_servers(&meter)
+        .print(&context.printer)
 }
 
-async fn measure(context: &Context, bench: &RenewBench, mut interrupt: Interrupt) -> Result<Tally, Failure> {
+async fn measure(
+    context: &Context,
+    bench: &RenewBench,
+    meter: &mut Meter,
+    mut interrupt: Interrupt,
+) -> Result<Tally, Failure> {
     let timeout = context.servers.timeout();
     let lanes = bench.load.connections.min(bench.sessions);
     let opening = Progress::of(bench.sessions as u64, "opening sessions");
@@ -68,6 +79,7 @@ async fn measure(context: &Context, bench: &RenewBench, mut interrupt: Interrupt
     };
     opening.finish();
     let progress = bench.load.progress("renewing");
+    meter.begin()?;
     let start = Instant::now();
     let mut tasks = Vec::with_capacity(lanes);
     for (index, mut stream) in streams.into_iter().enumerate() {
@@ -84,6 +96,7 @@ async fn measure(context: &Context, bench: &RenewBench, mut interrupt: Interrupt
         }));
     }
     let (tally, streams) = gather(tasks).await?;
+    meter.end()?;
     progress.finish();
     let closing = streams.into_iter().map(|stream| stream.close(timeout));
     for closed in futures_util::future::join_all(closing).await {

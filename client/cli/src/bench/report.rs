@@ -6,6 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use super::server_process::{Meter, Spent};
 use crate::exit::Failure;
 use crate::output::Printer;
 use crate::output::table::Table;
@@ -174,6 +175,9 @@ pub(crate) struct Report<S: Serialize> {
     pub(crate) latency_ms: Percentiles,
     /// From when a call was sent.
     pub(crate) service_ms: Percentiles,
+    /// What the servers spent on it, if their processes were named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) servers: Option<Spent>,
 }
 
 impl<S: Serialize> Report<S> {
@@ -207,7 +211,14 @@ impl<S: Serialize> Report<S> {
             errors: tally.errors.clone(),
             latency_ms: (&tally.latency).into(),
             service_ms: (&tally.service).into(),
+            servers: None,
         }
+    }
+
+    /// The same with what the servers spent.
+    pub(crate) fn with_servers(self, meter: &Meter) -> Self {
+        let servers = meter.spent(self.calls.answered, self.items);
+        Self { servers, ..self }
     }
 
     /// On stdout. A bench of which no call was answered has failed, and so has
@@ -260,6 +271,9 @@ impl<S: Serialize> Report<S> {
         fields.push(("latency", percentiles_text(&self.latency_ms)));
         if self.r#loop == "open" {
             fields.push(("service", percentiles_text(&self.service_ms)));
+        }
+        if let Some(spent) = &self.servers {
+            fields.push(("servers", spent.text(self.item)));
         }
         Table::fields(fields)
     }
