@@ -147,7 +147,7 @@ fn node(number: usize) -> anyhow::Result<RegisterNode> {
         addresses: vec![address],
         weight: 100,
         labels: [("zone".into(), "a".into()), ("version".into(), "1.2.3".into())].into(),
-        metadata: BTreeMap::new(),
+        metadata: Default::default(),
         kind: None,
         state: NodeState::Up,
     };

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Measures Rollcall against etcd, ZooKeeper and r-nacos on this machine, and renews benches/README.md and its plots.
+#   scripts/bench.sh                         everything in the table
+#   scripts/bench.sh --scale quick           to see that it works; writes no report
+#   scripts/bench.sh --only watch,etcd,rollcall   these workloads, these products; writes no report
+# More with --help; arguments go to `rollcall-compare compare`.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+target="${CARGO_TARGET_DIR:-target}"
+scripts/setup.sh
+scripts/bench-peers.sh
+bins=(-p rollcall-benches --bin rollcall-compare)
+case " $* " in
+    *" --rollcalld "* | *" --rollcalld="*) ;;
+    *) bins+=(-p rollcall-server --bin rollcalld) ;;
+esac
+cargo build --quiet --locked --release "${bins[@]}"
+
+report=(--report benches)
+case " $* " in
+    *" --only"* | *" quick "* | *"=quick "* | *" --report"*) report=() ;;
+esac
+exec "$target/release/rollcall-compare" compare --peers "$target/peers" --data "$target/bench-data" \
+    --rollcalld "$target/release/rollcalld" --results "$target/bench.json" "${report[@]}" "$@"
