@@ -1,11 +1,10 @@
 //! Desks of several servers, without network, disk or time of their own.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rollcall_core::ap::{Key, Record, SessionSeed, Standing};
 use rollcall_core::directory::{
-    Address, Command, Directory, Expected, GroupMode, GroupSettings, Limits, NodeKind, NodeState,
+    Address, Command, Directory, Expected, GroupMode, GroupSettings, Labels, Limits, NodeKind, NodeState,
     RegisterNode, Registration, Request, ServiceSettings,
 };
 use rollcall_core::guard::GuardSettings;
@@ -115,8 +114,8 @@ impl Site {
                 port: 80,
             }],
             weight: 100,
-            labels: BTreeMap::new(),
-            metadata: BTreeMap::new(),
+            labels: Labels::new(),
+            metadata: Labels::new(),
             kind: Some(NodeKind::Ephemeral),
             state: NodeState::Up,
         };

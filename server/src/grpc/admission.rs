@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use rollcall_core::admission::{NotAdmitted, Rule};
 use rollcall_core::directory::{Group, RegisterNode};
-use rollcall_core::ids::{Environment, NodeKey, SessionId};
+use rollcall_core::ids::{Environment, GroupName, NodeKey, SessionId};
 use rollcall_proto::v1;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
@@ -90,14 +90,19 @@ impl Doors {
         let mut groups: Vec<Arc<Group>> = Vec::new();
         {
             let directory = self.reader.consensus().directory().read();
+            let mut last: Option<&GroupName> = None;
             for node in nodes {
                 let name = &node.key.group;
-                if !groups.iter().any(|group| group.name == *name) {
-                    groups.push(directory.group(name)?.clone());
+                if last.replace(name) == Some(name) || groups.iter().any(|group| group.name == *name) {
+                    continue;
+                }
+                // Kept only if it has a list: a group that somebody holds is copied by the next write.
+                let group = directory.group(name)?;
+                if !group.settings.admission.is_empty() {
+                    groups.push(group.clone());
                 }
             }
         }
-        groups.retain(|group| !group.settings.admission.is_empty());
         if groups.is_empty() {
             return Some(Ok(()));
         }
@@ -116,11 +121,7 @@ impl Doors {
         node: &RegisterNode,
     ) -> Result<(), v1::Error> {
         let list = &group.settings.admission;
-        let labelled = node
-            .registration
-            .labels
-            .get(ENVIRONMENT_LABEL)
-            .map(String::as_str);
+        let labelled = node.registration.labels.get(ENVIRONMENT_LABEL);
         let Err(reason) = list.check(&by.candidate(labelled)) else {
             return Ok(());
         };

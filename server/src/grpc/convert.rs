@@ -93,8 +93,8 @@ pub(crate) fn node(view: NodeView<'_>) -> v1::Node {
         id: registration.id.as_str().into(),
         addresses: addresses(&registration.addresses),
         weight: view.weight().into(),
-        labels: view.labels().into_owned(),
-        metadata: registration.metadata.clone(),
+        labels: (&*view.labels()).into(),
+        metadata: (&registration.metadata).into(),
         kind: node_kind(*kind).into(),
         state: node_state(*state).into(),
         disabled: view.disabled(),
@@ -112,8 +112,8 @@ pub(crate) fn registration(registration: &Registration) -> v1::Registration {
         id: registration.id.as_str().into(),
         addresses: addresses(&registration.addresses),
         weight: Some(registration.weight.into()),
-        labels: registration.labels.clone(),
-        metadata: registration.metadata.clone(),
+        labels: (&registration.labels).into(),
+        metadata: (&registration.metadata).into(),
         kind: registration
             .kind
             .map_or(v1::NodeKind::Unspecified, node_kind)
@@ -126,7 +126,7 @@ pub(crate) fn node_override(over: &Override) -> v1::Override {
     v1::Override {
         disabled: over.disabled,
         weight: over.weight.map(u32::from),
-        labels: over.labels.clone(),
+        labels: (&over.labels).into(),
         reason: over.reason.clone(),
         author: over.author.clone(),
         ttl_ms: over.ttl_ms,
@@ -137,7 +137,7 @@ pub(crate) fn node_override(over: &Override) -> v1::Override {
 pub(crate) fn service_settings(settings: &ServiceSettings) -> v1::ServiceSettings {
     v1::ServiceSettings {
         default_kind: node_kind(settings.default_kind).into(),
-        metadata: settings.metadata.clone(),
+        metadata: (&settings.metadata).into(),
         nodes_max: settings.nodes_max,
         guard: guard_settings(&settings.guard),
     }
@@ -172,7 +172,7 @@ fn group_settings(settings: &GroupSettings) -> v1::GroupSettings {
         auto_create: settings.auto_create,
         defaults: Some(service_settings(&settings.defaults)),
         services_max: settings.services_max,
-        metadata: settings.metadata.clone(),
+        metadata: (&settings.metadata).into(),
         admission: admission_list(&settings.admission),
     }
 }
@@ -463,8 +463,8 @@ pub(crate) fn registration_from(registration: v1::Registration) -> Result<Regist
         weight: registration
             .weight
             .map_or(Ok(WEIGHT_DEFAULT), |w| weight_from("registration.weight", w))?,
-        labels: registration.labels,
-        metadata: registration.metadata,
+        labels: registration.labels.into(),
+        metadata: registration.metadata.into(),
         kind: kind_from("registration.kind", registration.kind)?,
         state: state_from("registration.state", registration.state)?.unwrap_or_default(),
     })
@@ -557,7 +557,7 @@ pub(crate) fn override_from(over: v1::Override) -> Result<Override, Refusal> {
             .weight
             .map(|weight| weight_from("override.weight", weight))
             .transpose()?,
-        labels: over.labels,
+        labels: over.labels.into(),
         reason: over.reason,
         author: over.author,
         ttl_ms: over.ttl_ms,
@@ -568,7 +568,7 @@ pub(crate) fn override_from(over: v1::Override) -> Result<Override, Refusal> {
 pub(crate) fn service_settings_from(settings: v1::ServiceSettings) -> Result<ServiceSettings, Refusal> {
     Ok(ServiceSettings {
         default_kind: kind_from("settings.default_kind", settings.default_kind)?.unwrap_or_default(),
-        metadata: settings.metadata,
+        metadata: settings.metadata.into(),
         nodes_max: settings.nodes_max,
         guard: guard_settings_from(settings.guard.unwrap_or_default()),
     })
@@ -597,7 +597,7 @@ pub(crate) fn group_settings_from(settings: v1::GroupSettings) -> Result<GroupSe
             .defaults
             .map_or_else(|| Ok(ServiceSettings::default()), service_settings_from)?,
         services_max: settings.services_max,
-        metadata: settings.metadata,
+        metadata: settings.metadata.into(),
         admission: admission_list_from(settings.admission.unwrap_or_default())?,
     })
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use openraft::{EntryPayload, OptionalSend};
-use rollcall_core::directory::{ChangeLogBounds, Directory, Request};
+use rollcall_core::directory::{ChangeLogBounds, Directory, LoggedRequest};
 use rollcall_core::mutants::{Mutant, every};
 use tokio::sync::watch;
 
@@ -53,7 +53,7 @@ impl StateMachine {
         }
     }
 
-    fn apply_chunk(&mut self, chunk: &[(Entry, Vec<Request>)]) -> Vec<BatchResults> {
+    fn apply_chunk(&mut self, chunk: &[(Entry, Vec<LoggedRequest>)]) -> Vec<BatchResults> {
         let mut all = Vec::with_capacity(chunk.len());
         let mut directory = self.parts.directory.write();
         for (entry, requests) in chunk {
@@ -61,7 +61,7 @@ impl StateMachine {
             let results = requests
                 .iter()
                 .filter(|_| !every(Mutant::DivergentApply, 500))
-                .map(|request| directory.apply(at, request).result);
+                .map(|request| directory.apply_logged(at, request).result);
             all.push(BatchResults(results.collect()));
             if let EntryPayload::Membership(membership) = &entry.payload {
                 self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
@@ -85,11 +85,11 @@ impl StateMachine {
 
 /// Requests were checked when they were proposed, so one that cannot be read comes from a newer server, or
 /// memory is damaged. Guessing would part this replica from the others.
-fn requests_of(entry: &Entry) -> io::Result<Vec<Request>> {
+fn requests_of(entry: &Entry) -> io::Result<Vec<LoggedRequest>> {
     let EntryPayload::Normal(batch) = &entry.payload else {
         return Ok(Vec::new());
     };
-    let read = |bytes: Bytes| Request::decode(&bytes);
+    let read = |bytes: Bytes| LoggedRequest::decode(&bytes);
     Batch::requests(batch).map(read).collect::<Result<_, _>>().map_err(|error| {
         io::Error::other(format!(
             "RC-113: log entry {} holds a request that this version cannot read ({error}); install the newer version",

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use futures_util::FutureExt;
 use prost::Message;
 use rollcall_core::directory::{
-    Address, ChangeLogBounds, Command, DeregisterNode, Expected, ExpiryFence, GroupSettings, Limits,
+    Address, ChangeLogBounds, Command, DeregisterNode, Expected, ExpiryFence, GroupSettings, Labels, Limits,
     NodeKind, NodeState, RegisterNode, Registration, Request, RevivalFence,
 };
 use rollcall_core::ids::{LogIndex, LogPosition, NodeKey, RequestId, SessionId, Term};
@@ -111,8 +111,8 @@ impl World {
                 port: 80,
             }],
             weight,
-            labels: BTreeMap::new(),
-            metadata: BTreeMap::new(),
+            labels: Labels::new(),
+            metadata: Labels::new(),
             kind: Some(kind),
             state: NodeState::Up,
         };

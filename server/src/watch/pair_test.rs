@@ -6,8 +6,8 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use prost::Message;
 use rollcall_core::directory::{
-    Address, ChangeLogBounds, Command, Directory, Expected, GroupSettings, Limits, NodeKind, NodeState,
-    RegisterNode, Registration, Request, Sign,
+    Address, ChangeLogBounds, Command, Directory, Expected, GroupSettings, Labels, Limits, NodeKind,
+    NodeState, RegisterNode, Registration, Request, Sign,
 };
 use rollcall_core::ids::{GroupName, LogIndex, LogPosition, RequestId, Term};
 use rollcall_proto::v1::watch_frame::Frame;
@@ -124,8 +124,8 @@ impl World {
                 port: 80,
             }],
             weight: 1,
-            labels: BTreeMap::new(),
-            metadata: BTreeMap::new(),
+            labels: Labels::new(),
+            metadata: Labels::new(),
             kind: Some(NodeKind::Persistent),
             state: NodeState::Up,
         };
@@ -385,7 +385,7 @@ async fn a_prefix_spans_both_modes_and_each_message_says_what_its_revisions_coun
     world.put(Ap, &other, "n2");
     world.put(Cp, &one, "n2");
     let settings = Some(rollcall_core::directory::ServiceSettings {
-        metadata: BTreeMap::from([("owner".into(), "me".into())]),
+        metadata: Labels::from([("owner".into(), "me".into())]),
         ..rollcall_core::directory::ServiceSettings::default()
     });
     world.apply(

@@ -1,8 +1,6 @@
 //! Applying one committed request.
 
-use xxhash_rust::xxh3::xxh3_128;
-
-use super::codec;
+use super::codec::{self, LoggedRequest};
 use super::command::{Command, Request};
 use super::draft::Effect;
 use super::limits::Limits;
@@ -19,7 +17,15 @@ impl Directory {
     /// A refused request changed nothing. A request whose id was applied before, and is still remembered, is
     /// answered as it was then and changes nothing.
     pub fn apply(&mut self, at: LogPosition, request: &Request) -> Applied {
-        let fingerprint = xxh3_128(&codec::encode_command(&request.command));
+        self.apply_once(at, request, codec::fingerprint(&request.command))
+    }
+
+    /// The same for a request as it came out of the log.
+    pub fn apply_logged(&mut self, at: LogPosition, logged: &LoggedRequest) -> Applied {
+        self.apply_once(at, &logged.request, logged.fingerprint)
+    }
+
+    fn apply_once(&mut self, at: LogPosition, request: &Request, fingerprint: u128) -> Applied {
         if let Some(result) = self.requests.recall(request.id, fingerprint) {
             return Applied {
                 result,

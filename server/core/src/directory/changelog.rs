@@ -6,8 +6,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::labels::Labels;
 use super::outcome::{NodeChange, RevisionChanges};
-use super::record::{Labels, Node, Override};
+use super::record::{Node, Override};
 use crate::ids::Revision;
 
 /// How much a change log keeps. A matter of this server alone: replicas may differ in it.
@@ -182,6 +183,6 @@ fn override_weight(over: &Override) -> usize {
 fn labels_weight(labels: &Labels) -> usize {
     labels
         .iter()
-        .map(|(key, value)| 64 + key.len() + value.len())
+        .map(|(key, value)| 8 + key.len() + value.len())
         .sum()
 }

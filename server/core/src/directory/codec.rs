@@ -6,12 +6,16 @@
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::command::{Command, Request};
 use super::outcome::{Outcome, Refusal};
+use crate::ids::RequestId;
 
 /// The format this version writes, and the only one it reads.
 pub const FORMAT: u8 = 1;
+/// Room to begin an encoding with: enough for most.
+const ROOM: usize = 512;
 
 /// Bytes that are no request, outcome or refusal of this version.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -63,35 +67,85 @@ pub(crate) fn decode_value<T: DeserializeOwned>(what: &'static str, bytes: &[u8]
 }
 
 fn encode(value: &impl Serialize) -> Bytes {
-    let bytes = postcard::to_extend(value, vec![FORMAT]).expect("plain records always encode");
+    let mut bytes = Vec::with_capacity(ROOM);
+    bytes.push(FORMAT);
+    let bytes = postcard::to_extend(value, bytes).expect("plain records always encode");
     Bytes::from(bytes)
 }
 
 fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, DecodeError> {
-    let Some((format, body)) = bytes.split_first() else {
-        return Err(DecodeError::Empty { what });
-    };
-    if *format != FORMAT {
-        return Err(DecodeError::UnknownFormat { what, found: *format });
+    let (value, rest) = postcard::take_from_bytes(body_of(what, bytes)?).map_err(malformed(what, bytes))?;
+    check_end(what, bytes, rest)?;
+    Ok(value)
+}
+
+fn body_of<'a>(what: &'static str, bytes: &'a [u8]) -> Result<&'a [u8], DecodeError> {
+    match bytes.split_first() {
+        None => Err(DecodeError::Empty { what }),
+        Some((&FORMAT, body)) => Ok(body),
+        Some((found, _)) => Err(DecodeError::UnknownFormat { what, found: *found }),
     }
-    match postcard::take_from_bytes(body) {
-        Ok((value, [])) => Ok(value),
-        Ok((_, rest)) => Err(DecodeError::TrailingBytes {
+}
+
+fn malformed(what: &'static str, bytes: &[u8]) -> impl Fn(postcard::Error) -> DecodeError {
+    let bytes = bytes.len();
+    move |error| DecodeError::Malformed {
+        what,
+        bytes,
+        problem: error.to_string(),
+    }
+}
+
+fn check_end(what: &'static str, bytes: &[u8], rest: &[u8]) -> Result<(), DecodeError> {
+    match rest.len() {
+        0 => Ok(()),
+        trailing => Err(DecodeError::TrailingBytes {
             what,
             bytes: bytes.len(),
-            trailing: rest.len(),
-        }),
-        Err(error) => Err(DecodeError::Malformed {
-            what,
-            bytes: bytes.len(),
-            problem: error.to_string(),
+            trailing,
         }),
     }
 }
 
-/// What a request's fingerprint is taken of.
-pub(super) fn encode_command(command: &Command) -> Vec<u8> {
-    postcard::to_extend(command, Vec::with_capacity(256)).expect("plain records always encode")
+/// Tells a command from another one under the same request id: the hash of its encoding.
+pub(super) fn fingerprint(command: &Command) -> u128 {
+    let bytes = postcard::to_extend(command, Vec::with_capacity(ROOM)).expect("plain records always encode");
+    xxh3_128(&bytes)
+}
+
+/// A request as it came out of the log, with its fingerprint: the command's encoding is the end of the request's,
+/// so that it need not be made again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoggedRequest {
+    pub(super) request: Request,
+    pub(super) fingerprint: u128,
+}
+
+impl LoggedRequest {
+    /// Reads what [`Request::encode`] wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError`] says whether the bytes are damaged or of another version.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        const WHAT: &str = "request";
+        let body = body_of(WHAT, bytes)?;
+        let (id, command): (RequestId, &[u8]) =
+            postcard::take_from_bytes(body).map_err(malformed(WHAT, bytes))?;
+        let fingerprint = xxh3_128(command);
+        let (command, rest) = postcard::take_from_bytes(command).map_err(malformed(WHAT, bytes))?;
+        check_end(WHAT, bytes, rest)?;
+        Ok(Self {
+            request: Request { id, command },
+            fingerprint,
+        })
+    }
+
+    /// The request.
+    #[must_use]
+    pub fn request(&self) -> &Request {
+        &self.request
+    }
 }
 
 macro_rules! coded {
@@ -118,3 +172,36 @@ macro_rules! coded {
 coded!(Request, "request");
 coded!(Outcome, "outcome");
 coded!(Refusal, "refusal");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::SessionId;
+
+    #[test]
+    fn a_logged_request_is_the_request_and_has_the_fingerprint_of_its_command() {
+        let command = Command::CloseSession {
+            session: SessionId(300),
+        };
+        let request = Request {
+            id: RequestId(u128::MAX - 7),
+            command,
+        };
+        let bytes = request.encode();
+        let logged = LoggedRequest::decode(&bytes).unwrap();
+        assert_eq!(logged.request, request);
+        assert_eq!(logged.fingerprint, fingerprint(&request.command));
+        for length in 0..bytes.len() {
+            let (logged, plain) = (
+                LoggedRequest::decode(&bytes[..length]),
+                Request::decode(&bytes[..length]),
+            );
+            assert_eq!(logged.unwrap_err(), plain.unwrap_err(), "cut at {length}");
+        }
+        let longer = [&bytes[..], &[0]].concat();
+        assert_eq!(
+            LoggedRequest::decode(&longer).unwrap_err(),
+            Request::decode(&longer).unwrap_err()
+        );
+    }
+}

@@ -14,6 +14,7 @@ mod fields;
 mod groups;
 mod guards;
 mod imposed;
+mod labels;
 mod limits;
 mod moves;
 mod nodes;
@@ -33,7 +34,7 @@ mod tombstone;
 mod view;
 
 pub use changelog::{BelowFloor, ChangeLog, ChangeLogBounds};
-pub use codec::{DecodeError, FORMAT};
+pub use codec::{DecodeError, FORMAT, LoggedRequest};
 pub(crate) use codec::{decode_value, encode_value};
 pub use command::{
     AdoptedNode, AdoptedSession, Command, DeregisterNode, Expected, ExpiryFence, RegisterNode, Request,
@@ -41,13 +42,14 @@ pub use command::{
 };
 pub use fields::{GroupField, ServiceField};
 pub(crate) use imposed::{ImposedNode, ImposedSession, Imposition, Listed};
+pub use labels::Labels;
 pub use limits::Limits;
 pub use outcome::{
     Applied, GuardChange, GuardEvent, NodeChange, Outcome, Refusal, RemovalCause, RevisionChanges,
     ServiceChange, ServiceFate, SessionChange,
 };
 pub use record::{
-    Address, Group, GroupMode, GroupSettings, Labels, Move, Node, NodeKind, NodeState, Override,
+    Address, Group, GroupMode, GroupSettings, Move, Node, NodeKind, NodeState, Override,
     Registration, Service, ServiceSettings, Session, WEIGHT_DEFAULT,
 };
 pub use sign::Sign;

@@ -304,8 +304,8 @@ impl Directory {
         if session.is_some() || before.state != NodeState::Suspect {
             node.state = node.registration.state;
         }
-        merge(&mut node.registration.labels, labels);
-        merge(&mut node.registration.metadata, metadata);
+        node.registration.labels.merge(labels);
+        node.registration.metadata.merge(metadata);
         if node == **before {
             return Ok(None);
         }
@@ -411,13 +411,4 @@ fn check_twice<'a>(
         ));
     }
     Ok(())
-}
-
-fn merge(labels: &mut BTreeMap<String, String>, changes: &BTreeMap<String, Option<String>>) {
-    for (key, value) in changes {
-        match value {
-            Some(value) => labels.insert(key.clone(), value.clone()),
-            None => labels.remove(key),
-        };
-    }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::labels::Labels;
 use super::sign::Sign;
 use super::tombstone::Tombstones;
 use crate::admission::AdmissionList;
@@ -15,9 +16,6 @@ use crate::ids::{
 
 /// Weight of a node that names none.
 pub const WEIGHT_DEFAULT: u16 = 100;
-
-/// Free text by name, in the order of the names.
-pub type Labels = BTreeMap<String, String>;
 
 /// How a group is replicated (design section 5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::command::Expected;
+use super::labels::Labels;
 use super::limits::Limits;
 use super::outcome::Refusal;
-use super::record::{GroupSettings, Labels, NodeState, Override, Registration, ServiceSettings};
+use super::record::{GroupSettings, NodeState, Override, Registration, ServiceSettings};
 use crate::admission::{self, AdmissionList};
 use crate::guard::GuardSettings;
 use crate::ids::Revision;
@@ -192,7 +193,7 @@ fn labels(limits: &Limits, field: &str, labels: &Labels) -> Result<(), Refusal> 
 fn metadata(limits: &Limits, field: &str, metadata: &Labels) -> Result<(), Refusal> {
     let bytes = metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
     at_most(field, bytes, limits.metadata_bytes_max)?;
-    metadata.keys().try_for_each(|name| key(limits, field, name))
+    metadata.iter().try_for_each(|(name, _)| key(limits, field, name))
 }
 
 fn key(limits: &Limits, field: &str, key: &str) -> Result<(), Refusal> {

@@ -9,7 +9,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::record::{Labels, NodeKind, NodeState};
+use super::labels::Labels;
+use super::record::{NodeKind, NodeState};
 use super::view::NodeView;
 use crate::ids::ServiceName;
 

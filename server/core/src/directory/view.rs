@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use super::record::{Labels, Node, Override, Service};
+use super::labels::Labels;
+use super::record::{Node, Override, Service};
 use crate::ids::NodeId;
 
 /// A node with its override, merged as it is read.
@@ -44,7 +45,7 @@ impl<'a> NodeView<'a> {
                 labels.extend(
                     over.labels
                         .iter()
-                        .map(|(key, value)| (key.clone(), value.clone())),
+                        .map(|(key, value)| (key.to_owned(), value.to_owned())),
                 );
                 Cow::Owned(labels)
             }

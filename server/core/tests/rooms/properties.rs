@@ -78,7 +78,7 @@ fn register_node() -> impl Strategy<Value = RegisterNode> {
     (node(), 0u16..2, labels(), kind, state(), expected()).prop_map(
         |(key, weight, labels, kind, state, expected)| {
             let mut registration = scene::registration(key.node.as_str());
-            (registration.weight, registration.labels) = (weight, labels);
+            (registration.weight, registration.labels) = (weight, labels.into());
             (registration.kind, registration.state) = (kind, state);
             RegisterNode {
                 key: key.service,

@@ -1,0 +1,344 @@
+//! Free text by name. Labels and metadata are most of what a node takes up, so they lie in one piece, and copies
+//! share it.
+//!
+//! The piece is text: key and value of each entry in the order of the keys, each behind its length. A length is
+//! written in digits of six bits, lowest first, as ASCII; one that is followed by another has the bit above set.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::de::{MapAccess, Visitor};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+const DIGIT_BITS: u32 = 6;
+const MORE: u8 = 1 << DIGIT_BITS;
+
+/// Free text by name, in the order of the names. Cheap to clone.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub struct Labels {
+    /// `None`: there are none.
+    packed: Option<Arc<str>>,
+}
+
+impl Labels {
+    /// None.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.packed.is_none()
+    }
+
+    /// How many there are. Walks them.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.iter().count()
+    }
+
+    /// The value of a key. Walks them: there are few.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.iter()
+            .find(|(known, _)| *known == key)
+            .map(|(_, value)| value)
+    }
+
+    /// Keys and values, in the order of the keys.
+    #[must_use]
+    pub fn iter(&self) -> Iter<'_> {
+        Iter {
+            rest: self.packed.as_deref().unwrap_or_default(),
+        }
+    }
+
+    /// Sets a value; the one before.
+    pub fn insert(&mut self, key: String, value: String) -> Option<String> {
+        self.change(|entries| entries.insert(key, value))
+    }
+
+    /// Takes a key away; its value.
+    pub fn remove(&mut self, key: &str) -> Option<String> {
+        self.change(|entries| entries.remove(key))
+    }
+
+    /// Sets and takes away what is named.
+    pub fn merge(&mut self, changes: &BTreeMap<String, Option<String>>) {
+        if changes.is_empty() {
+            return;
+        }
+        self.change(|entries| {
+            for (key, value) in changes {
+                match value {
+                    Some(value) => entries.insert(key.clone(), value.clone()),
+                    None => entries.remove(key),
+                };
+            }
+        });
+    }
+
+    fn change<T>(&mut self, change: impl FnOnce(&mut BTreeMap<String, String>) -> T) -> T {
+        let mut entries = BTreeMap::from(&*self);
+        let result = change(&mut entries);
+        *self = entries.into();
+        result
+    }
+
+    /// Of entries in the order of their keys, each key once.
+    fn pack<'a>(entries: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> Self {
+        let size = entries
+            .clone()
+            .map(|(key, value)| key.len() + value.len() + 4)
+            .sum();
+        let mut packed = String::with_capacity(size);
+        for (key, value) in entries {
+            put(&mut packed, key);
+            put(&mut packed, value);
+        }
+        Self {
+            packed: (!packed.is_empty()).then(|| packed.into()),
+        }
+    }
+}
+
+fn put(packed: &mut String, text: &str) {
+    let mut length = text.len();
+    loop {
+        let digit = (length & usize::from(MORE - 1)) as u8;
+        length >>= DIGIT_BITS;
+        let more = if length > 0 { MORE } else { 0 };
+        packed.push(char::from(digit | more));
+        if length == 0 {
+            break;
+        }
+    }
+    packed.push_str(text);
+}
+
+/// Keys and values of [`Labels`].
+#[derive(Clone, Debug)]
+pub struct Iter<'a> {
+    rest: &'a str,
+}
+
+impl<'a> Iter<'a> {
+    fn take(&mut self) -> Option<&'a str> {
+        let (mut length, mut shift, mut digits) = (0_usize, 0, 0);
+        for byte in self.rest.bytes() {
+            digits += 1;
+            length |= usize::from(byte & (MORE - 1)) << shift;
+            shift += DIGIT_BITS;
+            if byte & MORE == 0 {
+                break;
+            }
+        }
+        let text = self.rest.get(digits..digits + length).filter(|_| digits > 0)?;
+        self.rest = &self.rest[digits + length..];
+        Some(text)
+    }
+}
+
+impl<'a> Iterator for Iter<'a> {
+    type Item = (&'a str, &'a str);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        Some((self.take()?, self.take()?))
+    }
+}
+
+impl<'a> IntoIterator for &'a Labels {
+    type Item = (&'a str, &'a str);
+    type IntoIter = Iter<'a>;
+
+    fn into_iter(self) -> Iter<'a> {
+        self.iter()
+    }
+}
+
+impl From<BTreeMap<String, String>> for Labels {
+    fn from(entries: BTreeMap<String, String>) -> Self {
+        Self::pack(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())))
+    }
+}
+
+impl From<&Labels> for BTreeMap<String, String> {
+    fn from(labels: &Labels) -> Self {
+        labels
+            .iter()
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect()
+    }
+}
+
+impl<const N: usize> From<[(String, String); N]> for Labels {
+    fn from(entries: [(String, String); N]) -> Self {
+        BTreeMap::from(entries).into()
+    }
+}
+
+impl FromIterator<(String, String)> for Labels {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(entries: I) -> Self {
+        entries.into_iter().collect::<BTreeMap<_, _>>().into()
+    }
+}
+
+impl Extend<(String, String)> for Labels {
+    fn extend<I: IntoIterator<Item = (String, String)>>(&mut self, more: I) {
+        self.change(|entries| entries.extend(more));
+    }
+}
+
+impl fmt::Debug for Labels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self).finish()
+    }
+}
+
+impl Serialize for Labels {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.len()))?;
+        for (key, value) in self {
+            map.serialize_entry(key, value)?;
+        }
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Labels {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(LabelsVisitor)
+    }
+}
+
+struct LabelsVisitor;
+
+impl<'de> Visitor<'de> for LabelsVisitor {
+    type Value = Labels;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("text by name")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Labels, A::Error> {
+        let mut entries: Vec<(Text<'de>, Text<'de>)> = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
+        }
+        let ordered = entries.is_sorted_by(|(one, _), (next, _)| one.0 < next.0);
+        if !ordered {
+            // As in any map, of two with one key the last counts.
+            let entries = entries.into_iter();
+            return Ok(entries
+                .map(|(key, value)| (key.0.into(), value.0.into()))
+                .collect());
+        }
+        Ok(Labels::pack(
+            entries.iter().map(|(key, value)| (&*key.0, &*value.0)),
+        ))
+    }
+}
+
+/// Text, from where it lies if it can be borrowed.
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+struct TextVisitor;
+
+impl<'de> Visitor<'de> for TextVisitor {
+    type Value = Text<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("text")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Text(text.into()))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Text(text.to_owned().into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(entries: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let entry = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        entries.iter().map(entry).collect()
+    }
+
+    fn samples() -> Vec<BTreeMap<String, String>> {
+        let long = "v".repeat(5_000);
+        vec![
+            map(&[]),
+            map(&[("", "")]),
+            map(&[("zone", "a")]),
+            map(&[("b", ""), ("a", "zwölf"), ("übrig", "\u{1F600}")]),
+            map(&[("sixty-three", &"x".repeat(63)), ("sixty-four", &"x".repeat(64))]),
+            map(&[("long", &long), ("longer", &long.repeat(60))]),
+        ]
+    }
+
+    #[test]
+    fn they_are_the_map_they_were_made_of() {
+        for sample in samples() {
+            let labels = Labels::from(sample.clone());
+            assert_eq!(BTreeMap::from(&labels), sample);
+            assert_eq!(
+                (labels.len(), labels.is_empty()),
+                (sample.len(), sample.is_empty())
+            );
+            for (key, value) in &sample {
+                assert_eq!(labels.get(key), Some(value.as_str()));
+            }
+            assert_eq!(labels.get("missing"), None);
+        }
+    }
+
+    #[test]
+    fn their_encoding_is_that_of_a_map() {
+        for sample in samples() {
+            let labels = Labels::from(sample.clone());
+            let bytes = postcard::to_allocvec(&sample).unwrap();
+            assert_eq!(postcard::to_allocvec(&labels).unwrap(), bytes);
+            assert_eq!(postcard::from_bytes::<Labels>(&bytes).unwrap(), labels);
+        }
+    }
+
+    #[test]
+    fn entries_out_of_order_are_put_in_order_and_the_last_of_two_counts() {
+        let entries = [("b", "1"), ("a", "2"), ("b", "3")];
+        let bytes = postcard::to_allocvec(&entries[..]).unwrap();
+        let labels: Labels = postcard::from_bytes(&bytes).unwrap();
+        assert_eq!(labels.iter().collect::<Vec<_>>(), [("a", "2"), ("b", "3")]);
+    }
+
+    #[test]
+    fn changes_are_those_of_a_map() {
+        let mut labels = Labels::from(map(&[("a", "1"), ("b", "2")]));
+        assert_eq!(labels.insert("c".into(), "3".into()), None);
+        assert_eq!(labels.remove("a"), Some("1".into()));
+        labels.merge(&BTreeMap::from([
+            ("b".into(), None),
+            ("d".into(), Some("4".into())),
+        ]));
+        assert_eq!(labels, Labels::from(map(&[("c", "3"), ("d", "4")])));
+        labels.extend(map(&[("c", "5")]));
+        assert_eq!(labels.get("c"), Some("5"));
+        labels.merge(&BTreeMap::from([("c".into(), None), ("d".into(), None)]));
+        assert_eq!(labels, Labels::new());
+    }
+}
