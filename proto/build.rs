@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // tell from the typed field of the published definition (see src/shared.rs).
         .extern_path(".rollcall.v1.WatchResponse", "crate::shared::WatchResponse")
         .extern_path(".rollcall.v1.QueryResponse", "crate::shared::QueryResponse")
+        .codec_path("crate::codec::LeanCodec")
         .compile_fds(descriptors)?;
     Ok(())
 }

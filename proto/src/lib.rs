@@ -8,6 +8,7 @@ pub mod v1 {
     pub use crate::shared::{QueryResponse, WatchResponse};
 }
 
+pub mod codec;
 pub mod shared;
 
 /// The compiled file descriptors, for reflection and breaking-change checks.
