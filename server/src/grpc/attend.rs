@@ -6,12 +6,15 @@
 //! after it was opened on, or attached to, this very stream.
 
 use std::collections::BTreeMap;
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use futures_util::Stream;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use futures_util::{FutureExt, Stream};
+use prometheus_client::metrics::counter::Counter;
 use rollcall_core::directory::{Command, Refusal, RegisterNode};
 use rollcall_core::ids::{NodeKey, SessionId};
 use rollcall_proto::v1::{self, session_request::Request, session_response::Response};
@@ -22,19 +25,24 @@ use tonic::{Status, Streaming};
 use super::convert::{self, bounded};
 use super::doors::Doors;
 use super::lease;
+use super::metrics::StreamCalls;
 use super::oversize::of_transport;
 use super::sessions;
 use super::speaker::{self, Speaker, lives_by_records_alone};
 use super::status::{self, DoorError, of_refusal};
 use crate::access::Principal;
-use crate::session::HeldSession;
+use crate::session::{Haste, HeldSession};
 
 /// Most heartbeats of one stream that wait for the leader; beyond it they are refused at once.
 const RENEWALS_MAX: usize = 64;
+/// Whoever sends a heartbeat so soon behind the answer to one waits for each before sending the next.
+const CLOSE_BEHIND: Duration = Duration::from_millis(20);
 /// Most answers that wait for the client to read them.
 const ANSWERS_MAX: usize = 64;
 /// How long a closing server works on what it has taken in.
 const CLOSING_GRACE: Duration = Duration::from_secs(1);
+/// How many events of a busy stream are dealt with between two looks at whether it is to end.
+const TURNS_BETWEEN_LOOKS: u64 = 64;
 /// A session's share of the time over which sessions leave a closing server.
 const SLOT: Duration = Duration::from_millis(2);
 
@@ -75,7 +83,26 @@ struct Done {
     effect: Effect,
 }
 
-type Work = Pin<Box<dyn Future<Output = Done> + Send>>;
+/// A request under way.
+struct Work {
+    call: u64,
+    kind: Kind,
+    task: Task,
+}
+
+impl Future for Work {
+    type Output = Done;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
+        let (answer, effect) = std::task::ready!(self.task.as_mut().poll(cx));
+        Poll::Ready(Done {
+            call: self.call,
+            kind: self.kind,
+            answer,
+            effect,
+        })
+    }
+}
 
 /// Serves a stream; the answers.
 pub(super) fn attend(
@@ -91,6 +118,7 @@ pub(super) fn attend(
         works: FuturesUnordered::new(),
         writes: 0,
         renewals: 0,
+        renewed_at: None,
         answers,
     };
     tokio::spawn(attendance.run(inbound));
@@ -105,11 +133,24 @@ struct Attendance {
     works: FuturesUnordered<Work>,
     writes: usize,
     renewals: usize,
+    /// When a heartbeat was last answered.
+    renewed_at: Option<Instant>,
     answers: mpsc::Sender<Result<v1::SessionResponse, Status>>,
 }
 
 /// The client no longer reads.
 struct Gone;
+
+/// What happens next on a stream.
+enum Event {
+    Finished(Done),
+    Asked(v1::SessionRequest),
+    /// The client has nothing more to ask.
+    AskedAll,
+    Unreadable(Status),
+    Closing,
+    Gone,
+}
 
 impl Attendance {
     async fn run(mut self, inbound: Streaming<v1::SessionRequest>) {
@@ -120,30 +161,70 @@ impl Attendance {
     }
 
     async fn serve(&mut self, mut inbound: Streaming<v1::SessionRequest>) -> Result<(), Gone> {
-        let closing = self.doors.closing.clone();
-        loop {
-            let reading = self.writes < self.doors.session.in_flight_max;
-            tokio::select! {
-                () = self.answers.closed() => return Err(Gone),
-                () = closing.cancelled() => return self.close().await,
-                Some(done) = self.works.next(), if !self.works.is_empty() => self.finish(done).await?,
-                message = inbound.message(), if reading => match message {
-                    Ok(Some(message)) => self.take(message).await?,
-                    Ok(None) => return self.finish_all().await,
-                    Err(refusal) => {
-                        let refusal = match of_transport(&refusal) {
-                            Some(error) => {
-                                self.doors.metrics.error(&error);
-                                status::status(&error)
-                            }
-                            None => refusal,
-                        };
-                        let _ = self.answers.send(Err(refusal)).await;
-                        return Err(Gone);
-                    }
-                },
+        let (closing, answers) = (self.doors.closing.clone(), self.answers.clone());
+        let mut closing = pin!(closing.cancelled());
+        let mut gone = pin!(answers.closed());
+        for turn in 0_u64.. {
+            // These are shared by all streams, or locked: a busy stream looks at them now and then.
+            let mut ended = |cx: &mut Context<'_>| {
+                if closing.as_mut().poll(cx).is_ready() {
+                    Poll::Ready(Event::Closing)
+                } else {
+                    gone.as_mut().poll(cx).map(|()| Event::Gone)
+                }
+            };
+            let event = poll_fn(|cx| {
+                if turn.is_multiple_of(TURNS_BETWEEN_LOOKS)
+                    && let Poll::Ready(event) = ended(cx)
+                {
+                    return Poll::Ready(event);
+                }
+                match self.poll_work(&mut inbound, cx) {
+                    Poll::Pending => ended(cx),
+                    ready @ Poll::Ready(_) => ready,
+                }
+            });
+            match event.await {
+                Event::Finished(done) => self.finish(done).await?,
+                Event::Asked(message) => self.take(message).await?,
+                Event::AskedAll => return self.finish_all().await,
+                Event::Unreadable(refusal) => {
+                    let refusal = match of_transport(&refusal) {
+                        Some(error) => {
+                            self.doors.metrics.error(&error);
+                            status::status(&error)
+                        }
+                        None => refusal,
+                    };
+                    let _ = self.answers.send(Err(refusal)).await;
+                    return Err(Gone);
+                }
+                Event::Closing => return self.close().await,
+                Event::Gone => return Err(Gone),
             }
         }
+        Err(Gone)
+    }
+
+    /// What is finished goes before what is asked, so that a stream that asks for more than it may gets its answers.
+    fn poll_work(
+        &mut self,
+        inbound: &mut Streaming<v1::SessionRequest>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Event> {
+        if !self.works.is_empty()
+            && let Poll::Ready(Some(done)) = self.works.poll_next_unpin(cx)
+        {
+            return Poll::Ready(Event::Finished(done));
+        }
+        if self.writes >= self.doors.session.in_flight_max {
+            return Poll::Pending;
+        }
+        inbound.poll_next_unpin(cx).map(|asked| match asked {
+            Some(Ok(message)) => Event::Asked(message),
+            Some(Err(refusal)) => Event::Unreadable(refusal),
+            None => Event::AskedAll,
+        })
     }
 
     /// Tells the client to move on, and finishes what was taken in.
@@ -176,7 +257,10 @@ impl Attendance {
     async fn finish(&mut self, done: Done) -> Result<(), Gone> {
         match done.kind {
             Kind::Write => self.writes -= 1,
-            Kind::Renewal => self.renewals -= 1,
+            Kind::Renewal => {
+                self.renewals -= 1;
+                self.renewed_at = Some(Instant::now());
+            }
         }
         match done.effect {
             Effect::Nothing => {}
@@ -208,18 +292,12 @@ impl Attendance {
     async fn take(&mut self, message: v1::SessionRequest) -> Result<(), Gone> {
         let call = message.call;
         match self.begin(message) {
-            Ok((kind, work)) => {
+            Ok((kind, task)) => {
                 match kind {
                     Kind::Write => self.writes += 1,
                     Kind::Renewal => self.renewals += 1,
                 }
-                let work = work.map(move |(answer, effect)| Done {
-                    call,
-                    kind,
-                    answer,
-                    effect,
-                });
-                self.works.push(Box::pin(work));
+                self.works.push(Work { call, kind, task });
                 Ok(())
             }
             Err(error) => self.reply(call, Err(error)).await,
@@ -231,7 +309,7 @@ impl Attendance {
         self.doors.check_size(&message)?;
         let session = message.session;
         let request = convert::required("request", message.request).map_err(|e| of_refusal(&e))?;
-        self.doors.metrics.call(name(&request));
+        counter(&self.doors.metrics.stream_calls, &request).inc();
         match request {
             Request::Renew(renew) => Ok((Kind::Renewal, self.renew(session, renew)?)),
             Request::Open(open) => Ok((Kind::Write, self.open(open)?)),
@@ -302,9 +380,13 @@ impl Attendance {
         sessions.sort_unstable_by_key(|speaker| speaker.id());
         sessions.dedup_by_key(|speaker| speaker.id());
         let doors = self.doors.clone();
+        let began = Instant::now();
+        let haste = match self.renewed_at {
+            Some(at) if began.saturating_duration_since(at) < CLOSE_BEHIND => Haste::AtOnce,
+            Some(_) | None => Haste::None,
+        };
         Ok(Box::pin(async move {
-            let began = Instant::now();
-            let outcome = speaker::renew(&doors, &sessions).await;
+            let outcome = speaker::renew(&doors, &sessions, haste).await;
             doors.metrics.renew_seconds.observe(began.elapsed().as_secs_f64());
             match outcome {
                 Ok(outcome) => {
@@ -436,7 +518,7 @@ type Task = Pin<Box<dyn Future<Output = (Answer, Effect)> + Send>>;
 async fn attached(doors: &Doors, speaker: Arc<Speaker>) -> (Answer, Effect) {
     let seat = Seat::new(doors, speaker.clone());
     let session = speaker.id();
-    match speaker::renew(doors, std::slice::from_ref(&speaker)).await {
+    match speaker::renew(doors, std::slice::from_ref(&speaker), Haste::None).await {
         Ok(outcome) if outcome.renewed.contains(&session) => {
             let reader = &doors.reader;
             let header = if lives_by_records_alone(reader, session) {
@@ -460,14 +542,14 @@ async fn attached(doors: &Doors, speaker: Arc<Speaker>) -> (Answer, Effect) {
     }
 }
 
-fn name(request: &Request) -> &'static str {
+fn counter<'a>(calls: &'a StreamCalls, request: &Request) -> &'a Counter {
     match request {
-        Request::Open(_) => "open",
-        Request::Attach(_) => "attach",
-        Request::Renew(_) => "renew",
-        Request::Register(_) => "register",
-        Request::Deregister(_) => "deregister",
-        Request::Update(_) => "update",
-        Request::Close(_) => "close",
+        Request::Open(_) => &calls.open,
+        Request::Attach(_) => &calls.attach,
+        Request::Renew(_) => &calls.renew,
+        Request::Register(_) => &calls.register,
+        Request::Deregister(_) => &calls.deregister,
+        Request::Update(_) => &calls.update,
+        Request::Close(_) => &calls.close,
     }
 }

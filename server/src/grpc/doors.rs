@@ -1,5 +1,6 @@
 //! All client services on one listener.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -54,9 +55,14 @@ pub struct DoorsParts {
     pub closing: CancellationToken,
 }
 
-/// The client services. Cheap to clone.
+/// The client services. Cheap to clone: every stream and every request under way holds one.
 #[derive(Clone)]
 pub struct Doors {
+    hall: Arc<Hall>,
+}
+
+/// What the services share.
+pub struct Hall {
     pub(super) reader: Reader,
     pub(super) writer: Writer,
     pub(super) holder: Holder,
@@ -75,6 +81,14 @@ pub struct Doors {
     pub(super) started_at: Instant,
 }
 
+impl Deref for Doors {
+    type Target = Hall;
+
+    fn deref(&self) -> &Hall {
+        &self.hall
+    }
+}
+
 impl Doors {
     /// The services of a server.
     #[must_use]
@@ -88,7 +102,7 @@ impl Doors {
             cluster.id,
             limits.read_timeout,
         );
-        Self {
+        let hall = Hall {
             writer: Writer::new(reader.clone(), &limits, parts.metrics.clone()),
             reader,
             holder: parts.holder,
@@ -108,7 +122,8 @@ impl Doors {
             watch: Arc::new(config.watch.clone()),
             closing: parts.closing,
             started_at: Instant::now(),
-        }
+        };
+        Self { hall: Arc::new(hall) }
     }
 
     /// Client addresses of the other servers, in an order of chance.

@@ -31,12 +31,40 @@ pub(crate) struct NotAdmittedLabel {
     pub(crate) verdict: &'static str,
 }
 
+/// Counters of what comes on session streams, looked up once.
+#[derive(Clone, Debug)]
+pub(crate) struct StreamCalls {
+    pub(crate) open: Counter,
+    pub(crate) attach: Counter,
+    pub(crate) renew: Counter,
+    pub(crate) register: Counter,
+    pub(crate) deregister: Counter,
+    pub(crate) update: Counter,
+    pub(crate) close: Counter,
+}
+
+impl StreamCalls {
+    fn of(calls: &Family<CallLabel, Counter>) -> Self {
+        let counter = |call| calls.get_or_create(&CallLabel { call }).clone();
+        Self {
+            open: counter("open"),
+            attach: counter("attach"),
+            renew: counter("renew"),
+            register: counter("register"),
+            deregister: counter("deregister"),
+            update: counter("update"),
+            close: counter("close"),
+        }
+    }
+}
+
 /// What the doors count. Cheap to clone: the counters are shared.
 #[derive(Clone, Debug)]
 pub struct DoorsMetrics {
     pub(crate) connections: Gauge,
     pub(crate) connections_refused: Counter,
     pub(crate) calls: Family<CallLabel, Counter>,
+    pub(crate) stream_calls: StreamCalls,
     pub(crate) errors: Family<ErrorLabel, Counter>,
     pub(crate) write_seconds: Histogram,
     pub(crate) renew_seconds: Histogram,
@@ -49,10 +77,12 @@ impl DoorsMetrics {
     #[must_use]
     pub fn register(registry: &mut Registry) -> Self {
         let buckets = || exponential_buckets(0.000_25, 2.0, 16);
+        let calls = Family::default();
         let metrics = Self {
             connections: Gauge::default(),
             connections_refused: Counter::default(),
-            calls: Family::default(),
+            stream_calls: StreamCalls::of(&calls),
+            calls,
             errors: Family::default(),
             write_seconds: Histogram::new(buckets()),
             renew_seconds: Histogram::new(buckets()),

@@ -202,7 +202,7 @@ impl Reader {
 
     /// Whether the view may be shown, or written to.
     pub(crate) fn check_view_ready(&self) -> Result<(), v1::Error> {
-        let reason = if self.consensus().status().diverged {
+        let reason = if self.consensus().is_diverged() {
             "its state differs from the leader's (RC-110)"
         } else if !self.ap().is_loaded() {
             "it has not loaded its AP groups yet"

@@ -75,8 +75,7 @@ impl Reader {
 
     /// Whether this server's state may be shown at all.
     pub(crate) fn check_ready(&self) -> Result<(), v1::Error> {
-        let status = self.consensus.status();
-        let reason = if status.diverged {
+        let reason = if self.consensus.is_diverged() {
             "its state differs from the leader's (RC-110)"
         } else if !self.consensus.is_loaded() {
             "it has not loaded the directory yet"
@@ -91,6 +90,9 @@ impl Reader {
 
     /// Waits until a revision is applied here; whether it was in time.
     pub(crate) async fn applied(&self, revision: Revision, deadline: Instant) -> bool {
+        if self.consensus.has_applied(revision) {
+            return true;
+        }
         let mut applied = self.consensus.applied_head();
         let reached = applied.wait_for(|head| head.revision >= revision);
         matches!(tokio::time::timeout_at(deadline, reached).await, Ok(Ok(_)))
@@ -109,7 +111,7 @@ impl Reader {
 
     /// What a write's answer says of itself.
     pub(crate) fn write_header(&self, revision: Revision) -> ResponseHeader {
-        let term = self.consensus.leadership().borrow().term;
+        let term = self.consensus.term();
         ResponseHeader {
             revision: revision.0,
             term: term.0,
@@ -169,7 +171,7 @@ impl Reader {
         loop {
             let age_ms = self.consensus.local_age().map_or(AGE_UNKNOWN, milliseconds);
             if max_age_ms == 0 || age_ms <= max_age_ms {
-                let term = self.consensus.leadership().borrow().term;
+                let term = self.consensus.term();
                 return Ok(Grounds {
                     mode: ReadMode::Local,
                     age_ms,

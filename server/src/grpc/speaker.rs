@@ -20,10 +20,10 @@ use super::read::Reader;
 use super::status;
 
 use crate::raft::ProposeError;
-use crate::session::RenewOutcome;
+use crate::session::{Haste, RenewOutcome};
 
 /// Set in the ids of sessions that live by records alone.
-const RECORDS_ALONE: u64 = 1 << 63;
+pub(super) const RECORDS_ALONE: u64 = 1 << 63;
 /// How long the leader may be silent before this server answers alone what it can; shorter for short ttls, so that a
 /// client is answered before it tries another server.
 const ALONE_AFTER_MAX: Duration = Duration::from_secs(1);
@@ -152,7 +152,11 @@ impl Word {
 ///
 /// # Errors
 /// Nothing is known of any of them.
-pub(crate) async fn renew(doors: &Doors, speakers: &[Arc<Speaker>]) -> Result<RenewOutcome, v1::Error> {
+pub(crate) async fn renew(
+    doors: &Doors,
+    speakers: &[Arc<Speaker>],
+    haste: Haste,
+) -> Result<RenewOutcome, v1::Error> {
     let reader = &doors.reader;
     let (mut here, mut either, mut log) = (Vec::new(), Vec::new(), Vec::new());
     for speaker in speakers {
@@ -171,14 +175,14 @@ pub(crate) async fn renew(doors: &Doors, speakers: &[Arc<Speaker>]) -> Result<Re
         }
     }
     if here.is_empty() {
-        return doors.holder.renew(log).await.map_err(status::of_renew);
+        return doors.holder.renew(log, haste).await.map_err(status::of_renew);
     }
     let patience = here.iter().map(|speaker| speaker.alone_after()).min();
     let patience = patience.unwrap_or(ALONE_AFTER_MAX);
     let (here, either, log) = tokio::join!(
         renew_here(reader, &here),
-        tokio::time::timeout(patience, doors.holder.renew(either)),
-        renew_within(doors, log, patience),
+        tokio::time::timeout(patience, doors.holder.renew(either, haste)),
+        renew_within(doors, log, haste, patience),
     );
     // Whatever kept the leader's word away: these do without it.
     let either = either.ok().and_then(Result::ok).unwrap_or_default();
@@ -195,8 +199,8 @@ pub(crate) async fn renew(doors: &Doors, speakers: &[Arc<Speaker>]) -> Result<Re
 }
 
 /// The leader's word, if it comes soon: others on the stream wait for their answer.
-async fn renew_within(doors: &Doors, sessions: Vec<SessionId>, patience: Duration) -> Word {
-    match tokio::time::timeout(patience, doors.holder.renew(sessions.clone())).await {
+async fn renew_within(doors: &Doors, sessions: Vec<SessionId>, haste: Haste, patience: Duration) -> Word {
+    match tokio::time::timeout(patience, doors.holder.renew(sessions.clone(), haste)).await {
         Ok(Ok(outcome)) => Word::of(outcome),
         Ok(Err(_)) | Err(_) => Word::none(sessions),
     }

@@ -14,7 +14,7 @@ use openraft::errors::{InitializeError, RaftError};
 use openraft::type_config::alias::WatchReceiverOf;
 use parking_lot::Mutex;
 use rollcall_core::directory::{Directory, Limits, Outcome, Refusal, Request};
-use rollcall_core::ids::{LogIndex, ServerId, SessionId, Term};
+use rollcall_core::ids::{LogIndex, Revision, ServerId, SessionId, Term};
 use rollcall_core::mutants::{Mutant, planted};
 use rollcall_proto::v1;
 use rollcall_proto::v1::peer_server::PeerServer;
@@ -313,7 +313,7 @@ impl Consensus {
     pub async fn propose(&self, request: Request, deadline: Instant) -> Result<Outcome, ProposeError> {
         let encoded = encode(&request)?;
         drop(request);
-        let mut leadership = self.inner.leadership.subscribe();
+        let mut leadership: Option<watch::Receiver<Leadership>> = None;
         loop {
             let reason = match self.inner.attempt(encoded.clone(), deadline).await {
                 Attempt::NotProposed(reason) => reason,
@@ -323,8 +323,14 @@ impl Consensus {
             if now >= deadline || self.inner.stop.is_cancelled() || self.inner.gate.is_diverged() {
                 return Err(ProposeError::Unavailable { reason });
             }
-            let pause = deadline.min(now + RETRY_PAUSE);
-            let _ = tokio::time::timeout_at(pause, leadership.changed()).await;
+            // The first time it only begins to listen, and looks again at once: most requests never wait here.
+            match &mut leadership {
+                None => leadership = Some(self.inner.leadership.subscribe()),
+                Some(leadership) => {
+                    let pause = deadline.min(now + RETRY_PAUSE);
+                    let _ = tokio::time::timeout_at(pause, leadership.changed()).await;
+                }
+            }
         }
     }
 
@@ -393,10 +399,28 @@ impl Consensus {
                 .is_some_and(|acked| acked.into_inner().elapsed() < inner.options.lease())
     }
 
+    /// Whether the directory stands at this revision or behind it.
+    #[must_use]
+    pub fn has_applied(&self, revision: Revision) -> bool {
+        self.inner.head.borrow().revision >= revision
+    }
+
     /// How far the log is applied; changes after each apply.
     #[must_use]
     pub fn applied_head(&self) -> watch::Receiver<AppliedHead> {
         self.inner.head.clone()
+    }
+
+    /// The term, as far as this server knows.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.inner.leadership.borrow().term
+    }
+
+    /// Whether its state differs from the leader's, so that it must serve nothing.
+    #[must_use]
+    pub fn is_diverged(&self) -> bool {
+        self.inner.gate.is_diverged()
     }
 
     /// Who leads.
@@ -763,6 +787,9 @@ impl Inner {
     }
 
     async fn wait_applied(&self, index: LogIndex, deadline: Instant) -> Result<(), ReadError> {
+        if self.head.borrow().covers(index) {
+            return Ok(());
+        }
         let mut head = self.head.clone();
         match tokio::time::timeout_at(deadline, head.wait_for(|head| head.covers(index))).await {
             Ok(Ok(_)) => Ok(()),

@@ -2,7 +2,8 @@
 //!
 //! Heartbeats gather here and leave in one message per tick, so the leader's cost grows with the number of
 //! servers and not with the number of heartbeats. The message is self-clocked: one is in flight at a time, and
-//! what arrives meanwhile waits for the next.
+//! what arrives meanwhile waits for the next. Between two there is a pause, unless somebody waits for each answer
+//! before saying more: a client at its pace does not mind the pause, and many of them share a message then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::raft::{Consensus, RenewalVerdict};
 
-/// Least time between two reports; a single heartbeat on a quiet server leaves at once.
-const REPORT_SPACING: Duration = Duration::from_millis(5);
+/// Least time between two reports while nobody is in haste; a single heartbeat on a quiet server leaves at once.
+const REPORT_SPACING: Duration = Duration::from_millis(20);
 /// How long a report may take before it is sent again, perhaps to another leader.
 const REPORT_DEADLINE: Duration = Duration::from_secs(1);
 /// Pause after a report that reached no leader, and before asking again about a session whose expiry or revival
@@ -26,6 +27,15 @@ const REPORT_DEADLINE: Duration = Duration::from_secs(1);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Most heartbeats that may wait for the leader here. Beyond it they are refused at once.
 const WAITING_MAX: usize = 65_536;
+
+/// How soon a heartbeat has to be passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Haste {
+    /// It may wait for others.
+    None,
+    /// Its client sends the next one when this one is answered.
+    AtOnce,
+}
 
 /// What became of a heartbeat.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,7 +65,10 @@ pub struct Holder {
 
 struct Shared {
     gathered: Mutex<Gathered>,
+    /// Something waits.
     arrived: Notify,
+    /// It is in haste.
+    hurried: Notify,
     attached: Mutex<BTreeMap<SessionId, u32>>,
     reports: AtomicU64,
     failed_reports: AtomicU64,
@@ -76,6 +89,8 @@ struct Waiting {
     undecided: Vec<SessionId>,
     outcome: RenewOutcome,
     reply: oneshot::Sender<RenewOutcome>,
+    /// The others need not wait for those that are not decided yet: these are left out.
+    impatient: bool,
 }
 
 /// A session attached to a stream of this server; detached when dropped.
@@ -103,6 +118,7 @@ impl Holder {
         let shared = Arc::new(Shared {
             gathered: Mutex::default(),
             arrived: Notify::new(),
+            hurried: Notify::new(),
             attached: Mutex::default(),
             reports: AtomicU64::new(0),
             failed_reports: AtomicU64::new(0),
@@ -141,12 +157,34 @@ impl Holder {
     ///
     /// # Errors
     /// [`RenewError`]: nothing is known; try again, here or at another server.
-    pub async fn renew(&self, sessions: Vec<SessionId>) -> Result<RenewOutcome, RenewError> {
+    pub async fn renew(&self, sessions: Vec<SessionId>, haste: Haste) -> Result<RenewOutcome, RenewError> {
+        self.ask(sessions, haste, false).await
+    }
+
+    /// The same for sessions of clients that know nothing of each other: those whose expiry or revival is under way
+    /// hold up nobody, and are in neither list of the outcome.
+    ///
+    /// # Errors
+    /// As [`Self::renew`].
+    pub async fn renew_decided(
+        &self,
+        sessions: Vec<SessionId>,
+        haste: Haste,
+    ) -> Result<RenewOutcome, RenewError> {
+        self.ask(sessions, haste, true).await
+    }
+
+    async fn ask(
+        &self,
+        sessions: Vec<SessionId>,
+        haste: Haste,
+        impatient: bool,
+    ) -> Result<RenewOutcome, RenewError> {
         if sessions.is_empty() {
             return Ok(RenewOutcome::default());
         }
         let (reply, answer) = oneshot::channel();
-        {
+        let first = {
             let mut gathered = self.shared.gathered.lock();
             if gathered.closed {
                 return Err(RenewError::Closing);
@@ -162,9 +200,16 @@ impl Holder {
                 undecided: sessions,
                 outcome: RenewOutcome::default(),
                 reply,
+                impatient,
             });
+            gathered.waiting.len() == 1
+        };
+        if first {
+            self.shared.arrived.notify_one();
         }
-        self.shared.arrived.notify_one();
+        if haste == Haste::AtOnce {
+            self.shared.hurried.notify_one();
+        }
         answer.await.map_err(|_| RenewError::Closing)
     }
 }
@@ -188,8 +233,13 @@ async fn report_forever(shared: &Shared, consensus: &Consensus) {
             () = tokio::time::sleep_until(again_at.unwrap_or_else(Instant::now)), if again_at.is_some() => {}
         }
         if let Some(earlier) = reported_at {
-            tokio::time::sleep_until(earlier + REPORT_SPACING).await;
+            tokio::select! {
+                () = shared.hurried.notified() => {}
+                () = tokio::time::sleep_until(earlier + REPORT_SPACING) => {}
+            }
         }
+        // Streams that have something to say, and had no turn yet, are heard first.
+        tokio::task::yield_now().await;
         let (waiting, sessions) = shared.gathered.lock().take(Instant::now());
         if sessions.is_empty() {
             continue;
@@ -241,6 +291,14 @@ impl Gathered {
 
 /// Answers the heartbeats whose sessions all have a verdict, and gives back the others.
 fn answer(waiting: Vec<Waiting>, verdict: &RenewalVerdict) -> Vec<Waiting> {
+    if verdict.not_found.is_empty() && verdict.undecided.is_empty() {
+        for mut heartbeat in waiting {
+            heartbeat.outcome.renewed.append(&mut heartbeat.undecided);
+            // A caller that no longer waits has lost nothing: it knows nothing of these sessions.
+            let _ = heartbeat.reply.send(heartbeat.outcome);
+        }
+        return Vec::new();
+    }
     let not_found: BTreeSet<_> = verdict.not_found.iter().copied().collect();
     let undecided: BTreeSet<_> = verdict.undecided.iter().copied().collect();
     let mut unanswered = Vec::new();
@@ -249,13 +307,14 @@ fn answer(waiting: Vec<Waiting>, verdict: &RenewalVerdict) -> Vec<Waiting> {
             if not_found.contains(&session) {
                 heartbeat.outcome.not_found.push(session);
             } else if undecided.contains(&session) {
-                heartbeat.undecided.push(session);
+                if !heartbeat.impatient {
+                    heartbeat.undecided.push(session);
+                }
             } else {
                 heartbeat.outcome.renewed.push(session);
             }
         }
         if heartbeat.undecided.is_empty() {
-            // A caller that no longer waits has lost nothing: it knows nothing of these sessions.
             let _ = heartbeat.reply.send(heartbeat.outcome);
         } else {
             unanswered.push(heartbeat);
@@ -276,6 +335,7 @@ mod tests {
                 undecided,
                 outcome: RenewOutcome::default(),
                 reply,
+                impatient: false,
             },
             answer,
         )
@@ -330,6 +390,25 @@ mod tests {
             RenewOutcome {
                 renewed: ids(&[1]),
                 not_found: ids(&[2, 3])
+            }
+        );
+    }
+
+    #[test]
+    fn who_does_not_wait_for_the_undecided_is_answered_without_them() {
+        let (mut waiting, mut reply) = heartbeat(&[1, 2, 3]);
+        waiting.impatient = true;
+        let verdict = RenewalVerdict {
+            not_found: ids(&[2]),
+            undecided: ids(&[3]),
+        };
+        assert!(answer(vec![waiting], &verdict).is_empty());
+        let outcome = reply.try_recv().expect("answered");
+        assert_eq!(
+            outcome,
+            RenewOutcome {
+                renewed: ids(&[1]),
+                not_found: ids(&[2])
             }
         );
     }

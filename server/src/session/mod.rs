@@ -9,5 +9,5 @@ mod holder;
 mod office;
 
 pub use authority::{Authority, AuthoritySettings};
-pub use holder::{HeldSession, Holder, RenewError, RenewOutcome};
+pub use holder::{Haste, HeldSession, Holder, RenewError, RenewOutcome};
 pub(crate) use office::{Office, TICK, Word};

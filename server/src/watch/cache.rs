@@ -9,7 +9,8 @@ use rollcall_core::ids::{Revision, ServiceKey};
 
 use super::frame;
 
-/// Encoded services. Bounded in bytes; when full, the least recently used go.
+/// Encoded services. Bounded in bytes; when full, those not used for longest go, several at a time, so that a hit
+/// costs no more than the look.
 pub(crate) struct ViewCache {
     bytes_max: usize,
     views: Mutex<Views>,
@@ -18,7 +19,6 @@ pub(crate) struct ViewCache {
 #[derive(Default)]
 struct Views {
     by_key: HashMap<ServiceKey, View>,
-    by_use: BTreeMap<u64, ServiceKey>,
     clock: u64,
     bytes: usize,
 }
@@ -59,9 +59,7 @@ impl Views {
             .get_mut(key)
             .filter(|view| view.modified == modified)?;
         self.clock += 1;
-        self.by_use.remove(&view.used);
         view.used = self.clock;
-        self.by_use.insert(self.clock, key.clone());
         Some(view.bytes.clone())
     }
 
@@ -76,7 +74,6 @@ impl Views {
         self.drop_view(&service.key);
         self.clock += 1;
         self.bytes += bytes.len();
-        self.by_use.insert(self.clock, service.key.clone());
         self.by_key.insert(
             service.key.clone(),
             View {
@@ -85,17 +82,28 @@ impl Views {
                 bytes,
             },
         );
-        while self.bytes > bytes_max {
-            let Some((_, oldest)) = self.by_use.pop_first() else {
+        if self.bytes > bytes_max {
+            self.make_room(bytes_max - bytes_max / 8);
+        }
+    }
+
+    fn make_room(&mut self, bytes_wanted: usize) {
+        let mut by_use: Vec<(u64, ServiceKey)> = self
+            .by_key
+            .iter()
+            .map(|(key, view)| (view.used, key.clone()))
+            .collect();
+        by_use.sort_unstable_by_key(|(used, _)| *used);
+        for (_, oldest) in by_use {
+            if self.bytes <= bytes_wanted {
                 break;
-            };
+            }
             self.drop_view(&oldest);
         }
     }
 
     fn drop_view(&mut self, key: &ServiceKey) {
         if let Some(view) = self.by_key.remove(key) {
-            self.by_use.remove(&view.used);
             self.bytes -= view.bytes.len();
         }
     }
