@@ -145,10 +145,16 @@ impl Ap {
         acks: u32,
         deadline: Instant,
     ) -> Result<Acknowledged, ProposeError> {
-        if matches!(
-            request.command,
-            Command::Register { .. } | Command::SetOverride { .. }
-        ) {
+        let grows = match &request.command {
+            Command::Register { .. } | Command::SetOverride { .. } => true,
+            // What is not known here gets a tombstone, since it may be known elsewhere.
+            Command::Deregister { nodes, .. } => {
+                let desk = self.inner.desk.lock();
+                nodes.iter().any(|node| !desk.replica.knows(&node.key))
+            }
+            _ => false,
+        };
+        if grows {
             self.check_room()?;
         }
         let size = request.encode().len();
@@ -211,7 +217,8 @@ impl Ap {
         Ok(id)
     }
 
-    /// Whether this server may keep more records. What ends something is always taken, and what others tell.
+    /// Whether this server may keep more records. What ends something that is known here is always taken, and what others
+    /// tell.
     fn check_room(&self) -> Result<(), Refusal> {
         let records_max = self.inner.config.records_max;
         if self.inner.desk.lock().replica.len() >= records_max as usize {

@@ -12,6 +12,12 @@ use crate::directory::{
 use crate::ids::{NodeKey, Revision, SessionId};
 
 impl Replica {
+    /// Whether there is a record of this node, if only of its end.
+    #[must_use]
+    pub fn knows(&self, node: &NodeKey) -> bool {
+        self.table.of(&Key::Node(node.clone())).is_some()
+    }
+
     /// What a command changed in the view, as records. What follows from a session's record is not written again.
     pub(super) fn write_down(
         &mut self,
