@@ -75,10 +75,13 @@ async fn run(config: Config, preset: Preset) -> anyhow::Result<()> {
 /// A line for each: its name, a tab, and what it does wrong.
 #[cfg(feature = "mutants")]
 fn list_mutants() -> ExitCode {
-    for mutant in rollcall_core::mutants::Mutant::ALL {
-        println!("{}\t{}", mutant.name(), mutant.breaks());
+    let mut out = std::io::stdout();
+    let mut all = rollcall_core::mutants::Mutant::ALL.iter();
+    let listed = all.try_for_each(|mutant| writeln!(out, "{}\t{}", mutant.name(), mutant.breaks()));
+    match listed {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
     }
-    ExitCode::SUCCESS
 }
 
 /// A program that can have bugs on purpose says so wherever somebody looks.

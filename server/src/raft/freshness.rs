@@ -8,7 +8,6 @@ use openraft::errors::{LinearizableReadError, RaftError};
 use openraft::{LinearizerOption, ReadPolicy};
 use parking_lot::Mutex;
 use rollcall_core::ids::{LogIndex, Term};
-use rollcall_core::mutants::{Mutant, planted};
 use rollcall_proto::v1::ReadIndexRequest;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -33,7 +32,6 @@ pub(super) struct LeaderRounds {
 
 impl LeaderRounds {
     pub(super) fn start(raft: &Raft, lease: Duration, stop: &CancellationToken) -> Self {
-        let lease = lease * if planted(Mutant::EndlessLease) { 40 } else { 1 };
         let start = |option: LinearizerOption| {
             let raft = raft.clone();
             Rounds::start(stop.clone(), move || leader_round(raft.clone(), option.clone()))

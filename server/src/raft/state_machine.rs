@@ -60,7 +60,7 @@ impl StateMachine {
             let at = position(&entry.log_id);
             let results = requests
                 .iter()
-                .filter(|_| !every(Mutant::DivergentApply, 500))
+                .filter(|_| !every(Mutant::DivergentApply, 50))
                 .map(|request| directory.apply_logged(at, request).result);
             all.push(BatchResults(results.collect()));
             if let EntryPayload::Membership(membership) = &entry.payload {
