@@ -18,6 +18,8 @@ if [ -z "${LIBCLANG_PATH:-}" ] && ! compgen -G '/usr/lib/llvm-*/lib/libclang*.so
 fi
 # Tests that cut networks make namespaces; without it they say so and pass.
 command -v ip >/dev/null 2>&1 || packages+=(iproute2)
+# The gate of benches/ counts instructions.
+command -v valgrind >/dev/null 2>&1 || packages+=(valgrind)
 # Cargo fetches crates over https.
 [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
 

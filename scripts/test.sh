@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(format lints tests doctests docs licences)
+[ ${#stages[@]} -gt 0 ] || stages=(format lints tests doctests docs gate licences)
 
 format() { cargo fmt --all -- --check; }
 lints() { cargo clippy --quiet --locked --workspace --all-targets -- -D warnings; }
@@ -17,6 +17,8 @@ tests() {
 }
 doctests() { cargo test --quiet --locked --workspace --doc; }
 docs() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps; }
+# Instruction counts of the hot paths against their budgets.
+gate() { scripts/gate.sh; }
 licences() {
     if cargo deny --version >/dev/null 2>&1; then
         cargo deny --log-level error check
@@ -48,8 +50,8 @@ stage() {
 
 for name in "${stages[@]}"; do
     case $name in
-        format | lints | tests | doctests | docs | licences) ;;
-        *) echo "unknown stage $name; there are: format lints tests doctests docs licences" >&2; exit 2 ;;
+        format | lints | tests | doctests | docs | gate | licences) ;;
+        *) echo "unknown stage $name; there are: format lints tests doctests docs gate licences" >&2; exit 2 ;;
     esac
 done
 setup() { scripts/setup.sh; }

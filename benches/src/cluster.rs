@@ -35,11 +35,11 @@ impl Cluster {
     pub(crate) async fn start(
         product: &Arc<dyn Product>,
         programs: &Programs,
-        ground: &Path,
+        folder: &Path,
         servers: usize,
         ttl: Duration,
     ) -> Result<Self> {
-        let folder = ground.join(format!("{}-{servers}", product.name()));
+        let folder = folder.to_owned();
         if folder.exists() {
             std::fs::remove_dir_all(&folder)?;
         }

@@ -73,7 +73,11 @@ impl Stage<'_> {
         if !self.ground.wants_any(workloads) {
             return;
         }
-        let done = match Cluster::start(self.product, self.programs, self.data, servers, ttl).await {
+        let name = workloads.first().copied().unwrap_or_default();
+        let folder = self
+            .data
+            .join(format!("{}-{servers}-{name}", self.product.name()));
+        let done = match Cluster::start(self.product, self.programs, &folder, servers, ttl).await {
             Ok(mut cluster) => {
                 let done = work(&mut cluster).await;
                 if done.is_ok() {
@@ -85,7 +89,7 @@ impl Stage<'_> {
         };
         if let Err(error) = done {
             let row = Row {
-                workload: workloads.first().copied().unwrap_or_default().to_owned(),
+                workload: name.to_owned(),
                 servers,
                 product: self.product.name().to_owned(),
                 dialect: "failed".to_owned(),
@@ -191,21 +195,23 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// Faults under next to no load.
+    /// Faults under next to no load, each on a cluster of its own.
     async fn calm(&self) {
-        let sizes = &self.ground.sizes;
-        let work = async |cluster: &mut Cluster| {
+        let ttl = self.ground.sizes.short_ttl();
+        let expiries = async |cluster: &mut Cluster| {
             let dialect = cluster.dialect()?;
-            expiry(self.ground, cluster, &dialect).await?;
-            pause(self.ground, cluster, &dialect, Paused::Leader).await?;
-            pause(self.ground, cluster, &dialect, Paused::All).await
+            expiry(self.ground, cluster, &dialect).await
         };
-        self.with(
-            &["expiry", "pause-leader", "pause-all"],
-            3,
-            sizes.short_ttl(),
-            work,
-        )
-        .await;
+        let pauses = |paused| {
+            async move |cluster: &mut Cluster| {
+                let dialect = cluster.dialect()?;
+                pause(self.ground, cluster, &dialect, paused).await
+            }
+        };
+        tokio::join!(
+            self.with(&["expiry"], 3, ttl, expiries),
+            self.with(&["pause-leader"], 3, ttl, pauses(Paused::Leader)),
+            self.with(&["pause-all"], 3, ttl, pauses(Paused::All)),
+        );
     }
 }

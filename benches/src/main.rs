@@ -103,7 +103,7 @@ impl Scale {
             stored: 100_000,
             expiring: 1_000,
             ttl_s: 30,
-            short_ttl_s: 4,
+            short_ttl_s: 10,
         };
         match self {
             Self::Quick => Sizes {
@@ -120,6 +120,7 @@ impl Scale {
                 burst: 50,
                 stored: 5_000,
                 expiring: 100,
+                short_ttl_s: 4,
                 ..standard
             },
             Self::Standard => standard,

@@ -197,6 +197,18 @@ impl ServiceView {
         }
     }
 
+    /// A view with this content, as if a server had just said it: for tests of code that takes views.
+    #[must_use]
+    pub fn given(view: v1::ServiceView) -> Self {
+        let revision = view.revision;
+        Self::from_wire(
+            view,
+            revision,
+            (Arc::from(""), Counted::Cluster),
+            Confirmed::Heard(Heard::now()),
+        )
+    }
+
     /// From the wire. Nodes are sorted here, so that a server's order cannot matter.
     pub(crate) fn from_wire(
         view: v1::ServiceView,

@@ -60,7 +60,9 @@ struct Provider {
 impl Provider {
     async fn live(mut self, ended: Arc<AtomicBool>) -> Result<()> {
         for node in &self.nodes {
-            self.client.register(&self.ticket, std::slice::from_ref(node)).await?;
+            self.client
+                .register(&self.ticket, std::slice::from_ref(node))
+                .await?;
         }
         while !ended.load(Ordering::SeqCst) {
             let renewed = tokio::time::timeout(self.ttl / 4, self.client.renew(&self.ticket)).await;
@@ -161,7 +163,7 @@ async fn once(
     for index in &stopped {
         cluster.server(*index).resume()?;
     }
-    let until = Instant::now() + ttl * 2 + Duration::from_secs(1);
+    let until = Instant::now() + ttl + Duration::from_secs(2);
     while Instant::now() < until {
         look(&*observer, &services, &mut fewest).await;
     }
