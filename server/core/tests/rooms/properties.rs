@@ -118,7 +118,7 @@ fn over() -> impl Strategy<Value = Override> {
         .prop_map(|(disabled, weight, labels, ttl_ms)| Override {
             disabled,
             weight,
-            labels,
+            labels: labels.into(),
             ttl_ms,
             ..Override::default()
         })
