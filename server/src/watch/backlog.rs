@@ -27,14 +27,20 @@ pub(crate) struct Bounds {
     pub(crate) bytes: usize,
 }
 
+/// A change of one service, encoded. All who follow the service share it.
+#[derive(Debug)]
+pub(crate) struct ChangeFrame {
+    pub(crate) key: ServiceKey,
+    pub(crate) frame: Bytes,
+}
+
 /// One thing to be said, in its place.
 #[derive(Debug)]
 pub(crate) enum Item {
-    /// A change, encoded.
+    /// A change.
     Change {
-        key: ServiceKey,
         revision: Revision,
-        frame: Bytes,
+        change: Arc<ChangeFrame>,
     },
     /// A service as of a revision; `None`: it does not exist. Encoded when its turn comes.
     State {
@@ -207,26 +213,25 @@ impl Backlog {
     }
 
     /// Takes in a change. Never refuses, never waits.
-    pub(crate) fn offer(&mut self, key: &ServiceKey, place: Place, frame: &Bytes) -> Offered {
+    pub(crate) fn offer(&mut self, place: Place, change: &Arc<ChangeFrame>) -> Offered {
         if place <= self.offered {
             return Offered::Repeated;
         }
         self.offered = place;
         self.changed = place.revision;
         if self.lagging() {
-            self.owe(key.clone());
+            self.owe(change.key.clone());
             return Offered::Waits;
         }
         let full = self.tally.frames() >= self.bounds.frames;
-        if full || self.tally.bytes() + frame.len() > self.bounds.bytes {
+        if full || self.tally.bytes() + change.frame.len() > self.bounds.bytes {
             self.forget_frames();
-            self.owe(key.clone());
+            self.owe(change.key.clone());
             return Offered::Overflowed;
         }
         self.push(Item::Change {
-            key: key.clone(),
             revision: place.revision,
-            frame: frame.clone(),
+            change: change.clone(),
         });
         Offered::Waits
     }
@@ -234,7 +239,7 @@ impl Backlog {
     /// Says something in its place behind all that waits.
     pub(crate) fn push(&mut self, item: Item) {
         match &item {
-            Item::Change { frame, .. } => self.add(1, frame.len(), 0),
+            Item::Change { change, .. } => self.add(1, change.frame.len(), 0),
             Item::Bookmark(_) => self.add(1, 0, 0),
             Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_) => self.add(0, 0, 1),
             Item::State { .. } => {}
@@ -372,7 +377,7 @@ impl Backlog {
     fn pop(&mut self) -> Option<Item> {
         let item = self.queue.pop_front()?;
         match &item {
-            Item::Change { frame, .. } => self.subtract(1, frame.len(), 0),
+            Item::Change { change, .. } => self.subtract(1, change.frame.len(), 0),
             Item::Bookmark(_) => self.subtract(1, 0, 0),
             Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_) => self.subtract(0, 0, 1),
             Item::State { .. } => {}
@@ -385,7 +390,8 @@ impl Backlog {
         self.subtract(self.frames, self.bytes, 0);
         for item in std::mem::take(&mut self.queue) {
             match item {
-                Item::Change { key, .. } | Item::State { key, .. } => self.owe(key),
+                Item::Change { change, .. } => self.owe(change.key.clone()),
+                Item::State { key, .. } => self.owe(key),
                 Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_) => self.withheld.push(item),
                 Item::Bookmark(_) => {}
             }

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::backlog::{Backlog, Bounds, Item, Offered, Place, Started, Tally};
+use super::backlog::{Backlog, Bounds, ChangeFrame, Item, Offered, Place, Started, Tally};
 use super::cache::{FrameCache, ViewCache};
 use super::frame;
 use super::merged::Merged;
@@ -722,12 +722,17 @@ impl Inner {
         let State {
             registrations, woken, ..
         } = state;
-        let mut frame = None;
+        let mut change = None;
         let mut offered = 0;
         for stream in registrations.streams(key) {
-            let frame = frame.get_or_insert_with(&encode);
+            let change = change.get_or_insert_with(|| {
+                Arc::new(ChangeFrame {
+                    key: key.clone(),
+                    frame: encode(),
+                })
+            });
             let mut backlog = stream.backlog.lock();
-            match backlog.offer(key, place, frame) {
+            match backlog.offer(place, change) {
                 Offered::Repeated => continue,
                 Offered::Overflowed => _ = self.metrics.overflows.inc(),
                 Offered::Waits => {}
@@ -896,10 +901,10 @@ impl Inner {
             if target.covers(&change.key) && !hidden.contains(&change.key.group) {
                 let frame = self.frames.frame(changes, index);
                 replay.bytes += frame.len();
+                let key = change.key.clone();
                 replay.items.push(Item::Change {
-                    key: change.key.clone(),
                     revision: changes.revision,
-                    frame,
+                    change: Arc::new(ChangeFrame { key, frame }),
                 });
             }
         }
@@ -996,9 +1001,9 @@ fn unrepeated(items: Vec<Item>, shown: Shown<'_>, followed: impl Fn(&ServiceKey)
     let mut fresh = Vec::with_capacity(items.len());
     for item in items {
         match item {
-            Item::Change { key, .. } if followed(&key) => {
-                let service = shown.service(&key).cloned();
-                states.insert(key, service);
+            Item::Change { change, .. } if followed(&change.key) => {
+                let service = shown.service(&change.key).cloned();
+                states.insert(change.key.clone(), service);
             }
             other => fresh.push(other),
         }

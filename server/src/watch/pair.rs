@@ -4,6 +4,7 @@
 //! which, since their revisions count different things. Order holds within a hub, never across.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::hub::{Convergence, SubscribeError, Subscription, TooManyStreams, WatchHub};
 use super::registration::Target;
-use super::stream::{StreamEnd, StreamHandle, WatchStream};
+use super::stream::{Shared, StreamEnd, StreamHandle, WatchStream};
 
 /// The hubs of both modes. Cheap to clone.
 #[derive(Clone)]
@@ -223,12 +224,16 @@ impl PairedHandle {
         }
     }
 
-    /// What ended at one hub because a group moved ends at the other: the client asks for it anew.
     fn settle_moves(&self) {
-        for (from, other) in [(&self.cp, &self.ap), (&self.ap, &self.cp)] {
-            let moved = std::mem::take(&mut *from.shared.moved.lock());
-            moved.into_iter().for_each(|id| other.unsubscribe(id));
-        }
+        settle_moves((&self.cp.hub, &self.cp.shared), (&self.ap.hub, &self.ap.shared));
+    }
+}
+
+/// What ended at one hub because a group moved ends at the other: the client asks for it anew.
+fn settle_moves(cp: (&WatchHub, &Arc<Shared>), ap: (&WatchHub, &Arc<Shared>)) {
+    for ((_, from), (hub, other)) in [(cp, ap), (ap, cp)] {
+        let moved = std::mem::take(&mut *from.moved.lock());
+        moved.into_iter().for_each(|id| hub.unsubscribe(other, id));
     }
 }
 
@@ -258,12 +263,11 @@ impl PairedStream {
         }
         self.cp.release();
         self.ap.release();
-        let handle = self.handle();
         let said = tokio::select! {
             said = self.cp.next() => said,
             said = self.ap.next() => said,
         };
-        handle.settle_moves();
+        settle_moves(self.cp.half(), self.ap.half());
         said
     }
 }

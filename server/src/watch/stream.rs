@@ -235,6 +235,11 @@ impl WatchStream {
         &self.shared
     }
 
+    /// Its hub, and what it shares with it.
+    pub(super) fn half(&self) -> (&WatchHub, &Arc<Shared>) {
+        (&self.hub, &self.shared)
+    }
+
     /// Its last word has been said.
     pub(super) fn is_over(&self) -> bool {
         self.ended
@@ -289,10 +294,13 @@ impl WatchStream {
                 continue;
             };
             self.take_large_permit(bytes).await;
-            let hub = self.hub.clone();
+            let hub;
             let _turn = match lists {
                 0 => None,
-                lists => Some(hub.list_turn(lists).await),
+                lists => {
+                    hub = self.hub.clone();
+                    Some(hub.list_turn(lists).await)
+                }
             };
             let frames = match self.held.take() {
                 Some(Gathered::Ready { frames, .. }) => Ok(frames),
@@ -399,7 +407,7 @@ impl WatchStream {
 
     fn encode(&self, item: Item) -> Result<Bytes, StreamEnd> {
         Ok(match item {
-            Item::Change { frame, .. } => frame,
+            Item::Change { change, .. } => change.frame.clone(),
             Item::State {
                 key,
                 service: None,
