@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use futures_util::Stream;
@@ -25,6 +25,12 @@ const GREETING_BYTES: usize = 24;
 /// ... within this time: HTTP/2 begins with as many bytes, and no HTTP/1 request is shorter. Else a stranger
 /// could take every place by dialling and saying nothing.
 const GREETING_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A write from this size on is a part of a large answer, whose other parts and end follow at once: HTTP/2 hands the
+/// frames of an answer over one by one, and a system call for each costs as much as everything else about it.
+const LARGE_WRITE: usize = 4 << 10;
+/// Most that is gathered before it leaves.
+const GATHERED_MAX: usize = 64 << 10;
 
 /// A listen address cannot be used. Nothing was started; stop whoever has it, or choose another.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +56,10 @@ pub(crate) async fn bind(address: SocketAddr, flag: &'static str) -> Result<TcpL
 /// A connection; counted until it is dropped.
 pub(crate) struct Connection {
     stream: TcpStream,
+    /// The beginning of what is to leave together with what follows it.
+    gathered: Vec<u8>,
+    /// It was not tried to send that yet.
+    more_follows: bool,
     open: Gauge,
     cut: CancellationToken,
     cut_comes: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -73,6 +83,29 @@ pub(crate) struct Peer {
     pub(crate) address: Option<IpAddr>,
     /// Ends the connection with everything on it, for a client that hoards memory.
     pub(crate) cut: CancellationToken,
+}
+
+impl Connection {
+    /// Sends what was gathered.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.more_follows = false;
+        let mut sent = 0;
+        let result = loop {
+            if sent == self.gathered.len() {
+                // The room for a large answer is not kept: most connections are quiet most of the time.
+                self.gathered = Vec::new();
+                return Poll::Ready(Ok(()));
+            }
+            match Pin::new(&mut self.stream).poll_write(cx, &self.gathered[sent..]) {
+                Poll::Ready(Ok(0)) => break Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(bytes)) => sent += bytes,
+                Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
+                Poll::Pending => break Poll::Pending,
+            }
+        };
+        self.gathered.drain(..sent);
+        result
+    }
 }
 
 impl Connected for Connection {
@@ -163,6 +196,8 @@ impl Gate {
         let cut_comes = Box::pin(cut.clone().cancelled_owned());
         Some(Connection {
             stream,
+            gathered: Vec::new(),
+            more_follows: false,
             open: self.open.clone(),
             cut,
             cut_comes,
@@ -181,8 +216,9 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.cut_comes.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        // What waits for more to follow leaves now: nothing did.
+        if let Poll::Ready(Err(error)) = self.poll_send(cx) {
+            return Poll::Ready(Err(error));
         }
         let late = |timer: &mut Pin<Box<Sleep>>, cx: &mut Context<'_>| timer.as_mut().poll(cx).is_ready();
         if self.greeting.as_mut().is_some_and(|(_, timer)| late(timer, cx))
@@ -192,6 +228,10 @@ impl AsyncRead for Connection {
         }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        // Who hoards says nothing.
+        if read.is_pending() && self.cut_comes.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         if let Some((said, _)) = &mut self.greeting {
             *said += buf.filled().len() - before;
             if *said >= GREETING_BYTES {
@@ -203,15 +243,22 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if std::mem::take(&mut self.more_follows) {
+            // The caller's task comes again and reads, by which time it has written what there is.
+            cx.waker().wake_by_ref();
+            return Poll::Ready(Ok(()));
+        }
+        ready!(self.poll_send(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 
@@ -220,7 +267,24 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let bytes: usize = bufs.iter().map(|buf| buf.len()).sum();
+        if self.gathered.is_empty() && bytes < LARGE_WRITE {
+            return Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        }
+        if self.gathered.len() >= GATHERED_MAX {
+            ready!(self.poll_send(cx))?;
+        }
+        for buf in bufs {
+            self.gathered.extend_from_slice(buf);
+        }
+        self.more_follows = true;
+        if bytes < LARGE_WRITE {
+            // The end of an answer: should the socket be full, the rest leaves when it is not.
+            if let Poll::Ready(Err(error)) = self.poll_send(cx) {
+                return Poll::Ready(Err(error));
+            }
+        }
+        Poll::Ready(Ok(bytes))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -273,6 +337,58 @@ mod tests {
         assert_eq!(read_some(&mut connection).await.unwrap(), 3);
         let silence = read_some(&mut connection).await;
         assert_eq!(silence.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn the_parts_of_a_large_answer_leave_with_its_end_or_by_themselves() {
+        let (mut connection, mut client) = pair(None).await;
+        client.write_all(&[b'x'; GREETING_BYTES]).await.unwrap();
+        assert_eq!(read_some(&mut connection).await.unwrap(), GREETING_BYTES);
+        let part = [b'p'; LARGE_WRITE];
+        connection.write_all(&part).await.unwrap();
+        connection.flush().await.unwrap();
+        let nothing = tokio::time::timeout(SOON / 5, client.readable()).await;
+        assert!(nothing.is_err(), "the first part waits for the next");
+        connection.write_all(b"end").await.unwrap();
+        let mut answer = vec![0; LARGE_WRITE + 3];
+        client.read_exact(&mut answer).await.unwrap();
+        assert!(answer.starts_with(&part) && answer.ends_with(b"end"));
+
+        connection.write_all(&part).await.unwrap();
+        connection.flush().await.unwrap();
+        // No end follows; whoever serves the connection reads on.
+        let reading = read_some(&mut connection);
+        let arrived = client.read_exact(&mut answer[..LARGE_WRITE]);
+        tokio::select! {
+            _ = reading => panic!("the client has said nothing"),
+            arrived = arrived => assert_eq!(arrived.unwrap(), LARGE_WRITE),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_slow_reader_does_not_take_is_bounded_and_not_lost() {
+        let (mut connection, mut client) = pair(None).await;
+        let part = [b'p'; LARGE_WRITE];
+        let mut written = 0;
+        while tokio::time::timeout(SOON / 5, connection.write_all(&part))
+            .await
+            .is_ok()
+        {
+            written += LARGE_WRITE;
+            assert!(connection.gathered.len() < GATHERED_MAX + LARGE_WRITE);
+        }
+        assert!(
+            tokio::time::timeout(SOON / 5, connection.flush()).await.is_err(),
+            "a full socket is no reason to spin"
+        );
+        let reader = tokio::spawn(async move {
+            let mut all = Vec::new();
+            client.read_to_end(&mut all).await.unwrap();
+            all.len()
+        });
+        connection.shutdown().await.unwrap();
+        drop(connection);
+        assert_eq!(reader.await.unwrap(), written);
     }
 
     #[tokio::test]
