@@ -22,6 +22,8 @@ pub(crate) type Channel = InterceptedService<transport::Channel, Credentials>;
 pub(crate) struct Endpoint {
     pub(crate) address: String,
     pub(crate) channel: Channel,
+    dialler: transport::Endpoint,
+    credentials: Credentials,
     health: Mutex<Health>,
 }
 
@@ -32,6 +34,11 @@ struct Health {
 }
 
 impl Endpoint {
+    /// A connection of its own, for who wants to close it: it ends with the last use of what is returned.
+    pub(crate) fn own_channel(&self) -> Channel {
+        InterceptedService::new(self.dialler.connect_lazy(), self.credentials.clone())
+    }
+
     /// It did not answer.
     pub(crate) fn failed(&self) {
         let mut health = self.health.lock();
@@ -77,7 +84,8 @@ impl Endpoints {
             .servers
             .iter()
             .map(|server| {
-                let channel = InterceptedService::new(channel(server, config)?, credentials.clone());
+                let dialler = dialler(server, config)?;
+                let channel = InterceptedService::new(dialler.connect_lazy(), credentials.clone());
                 let health = Health {
                     aside_until: None,
                     backoff: Backoff::new(config.put_aside_min, config.put_aside_max),
@@ -85,6 +93,8 @@ impl Endpoints {
                 Ok(Arc::new(Endpoint {
                     address: server.clone(),
                     channel,
+                    dialler,
+                    credentials: credentials.clone(),
                     health: Mutex::new(health),
                 }))
             })
@@ -132,7 +142,7 @@ fn authority(address: &str) -> &str {
         .trim_end_matches('/')
 }
 
-fn channel(server: &str, config: &RegistryConfig) -> Result<transport::Channel, Error> {
+fn dialler(server: &str, config: &RegistryConfig) -> Result<transport::Endpoint, Error> {
     let invalid = |problem: String| Error::InvalidArgument {
         subject: "servers".into(),
         message: format!("server address {server:?}: {problem}"),
@@ -155,8 +165,7 @@ fn channel(server: &str, config: &RegistryConfig) -> Result<transport::Channel, 
         .keep_alive_timeout(config.keepalive_timeout)
         .keep_alive_while_idle(true)
         .tcp_nodelay(true)
-        .http2_adaptive_window(true)
-        .connect_lazy())
+        .http2_adaptive_window(true))
 }
 
 #[cfg(test)]

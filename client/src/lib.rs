@@ -82,7 +82,7 @@ pub use registry::{Registry, Written, connect};
 /// The wire contract: settings and summaries that tools read and write are used as they are.
 pub use rollcall_proto::v1;
 pub use session::{
-    Session, SessionEvent, SessionEvents, SessionOptions, SessionStatus, Signal, close_on_signal,
+    Heartbeats, Session, SessionEvent, SessionEvents, SessionOptions, SessionStatus, Signal, close_on_signal,
 };
 pub use sign::Sign;
 pub use view::{ServiceView, Source};

@@ -1,4 +1,5 @@
-//! The wire contract of Rollcall: messages and services generated from `rollcall/v1/*.proto`. No logic.
+//! The wire contract of Rollcall: messages and services generated from `rollcall/v1/*.proto`, and the
+//! datagrams of [`heartbeat`]. No logic.
 
 /// Version 1 of the contract.
 #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
@@ -9,6 +10,7 @@ pub mod v1 {
 }
 
 pub mod codec;
+pub mod heartbeat;
 pub mod shared;
 
 /// The compiled file descriptors, for reflection and breaking-change checks.

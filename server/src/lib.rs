@@ -3,6 +3,7 @@
 pub mod access;
 pub mod ap;
 pub mod config;
+pub mod datagram;
 mod descriptors;
 pub mod gossip;
 pub mod grpc;

@@ -1,7 +1,7 @@
 //! One server: builds the parts, hands out handles, shuts down in reverse order.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket as StdUdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use tonic_health::server::HealthReporter;
 use crate::access::{TokenFileError, Tokens};
 use crate::ap::{Ap, ApOptions};
 use crate::config::{Config, ConfigError, DoorsConfig, MemberConfig, Preset};
+use crate::datagram::{self, Datagrams, DatagramsParts};
 use crate::descriptors;
 use crate::gossip::{self, Gossip, GossipMetrics, GossipOptions, GossipStartError};
 use crate::grpc::{Doors, DoorsParts, Gate, ListenError, bind, connections};
@@ -75,6 +76,8 @@ pub struct Addresses {
     pub peer: SocketAddr,
     /// Gossip (UDP), unless it is off.
     pub gossip: Option<SocketAddr>,
+    /// Heartbeats of clients by datagram (UDP), unless they are off.
+    pub heartbeat: Option<SocketAddr>,
     /// Health, metrics.
     pub http: SocketAddr,
 }
@@ -83,21 +86,32 @@ struct Listeners {
     client: TcpListener,
     peer: TcpListener,
     gossip: Option<UdpSocket>,
+    heartbeat: Option<StdUdpSocket>,
     http: TcpListener,
 }
 
 impl Listeners {
     async fn bind(config: &Config) -> Result<Self, ListenError> {
         let listen = &config.listen;
+        let client = bind(listen.client, "--listen-client").await?;
         let peer = bind(listen.peer, "--listen-peer").await?;
         let gossip = match config.gossip.enabled {
             true => Some(gossip::bind(listen, peer.local_addr().unwrap_or(listen.peer)).await?),
             false => None,
         };
+        let heartbeat = match config.datagram.enabled {
+            true => Some(datagram::bind(
+                listen,
+                &config.datagram,
+                client.local_addr().unwrap_or(listen.client),
+            )?),
+            false => None,
+        };
         Ok(Self {
-            client: bind(listen.client, "--listen-client").await?,
+            client,
             peer,
             gossip,
+            heartbeat,
             http: bind(listen.http, "--listen-http").await?,
         })
     }
@@ -109,6 +123,10 @@ impl Listeners {
             client: bound(&self.client, config.listen.client),
             peer: bound(&self.peer, config.listen.peer),
             gossip: self.gossip.as_ref().and_then(|socket| socket.local_addr().ok()),
+            heartbeat: self
+                .heartbeat
+                .as_ref()
+                .and_then(|socket| socket.local_addr().ok()),
             http: bound(&self.http, config.listen.http),
         }
     }
@@ -216,6 +234,9 @@ impl Server {
                 tokens: tokens.clone(),
                 readiness: readiness.clone(),
                 metrics: metrics.doors,
+                heartbeat: addresses
+                    .heartbeat
+                    .map_or_else(String::new, |bound| datagram::told(&config.listen, bound)),
                 closing: closing.clone(),
             },
         );
@@ -258,6 +279,18 @@ impl Server {
             tokio::spawn(set_up(preset, consensus.clone(), stop.clone())),
             tokio::spawn(tokens.keep_current(stop.clone())),
         ];
+        if let Some(socket) = listeners.heartbeat {
+            let parts = DatagramsParts {
+                socket,
+                doors: doors.clone(),
+                metrics: metrics.datagram,
+            };
+            match Datagrams::start(&config.datagram, parts, &stop) {
+                Ok(listening) => tasks.extend(listening),
+                // Clients are told where they are, and find nobody: they stay on their streams.
+                Err(error) => tracing::error!(%error, "heartbeats by datagram cannot be taken"),
+            }
+        }
         tasks.extend(gossip_task);
         tasks.extend(ap_tasks);
         if let Some(gossip) = gossip.clone() {

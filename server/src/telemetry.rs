@@ -8,6 +8,7 @@ use tracing_subscriber::filter::ParseError;
 
 use crate::ap::{Ap, ApMetrics};
 use crate::config::{LogConfig, LogFormat};
+use crate::datagram::DatagramMetrics;
 use crate::gossip::GossipMetrics;
 use crate::grpc::DoorsMetrics;
 use crate::guard::GuardMetrics;
@@ -55,6 +56,8 @@ pub struct Metrics {
     pub guard: GuardMetrics,
     /// The client doors'.
     pub doors: DoorsMetrics,
+    /// Heartbeats by datagram.
+    pub datagram: DatagramMetrics,
     /// Replication's and the directory's.
     pub gauges: ServerGauges,
 }
@@ -73,6 +76,7 @@ impl Metrics {
             storm: StormMetrics::register(&mut registry),
             guard: GuardMetrics::register(&mut registry),
             doors: DoorsMetrics::register(&mut registry),
+            datagram: DatagramMetrics::register(&mut registry),
             gauges: ServerGauges::register(&mut registry),
             registry,
         }

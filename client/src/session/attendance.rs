@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rollcall_proto::v1;
@@ -21,11 +22,12 @@ use tonic::{Status, Streaming};
 
 use super::event::{SessionEvent, SessionStatus};
 use super::handle::{SessionOptions, Shared};
+use super::heartbeats::{Datagrams, News, Signal};
 use super::operation::Operation;
 use super::roll::Unowned;
 use crate::backoff::{Backoff, LOST_SPREAD, jittered, spread_over};
 use crate::config::{RegistryConfig, millis};
-use crate::endpoint::{Endpoint, Endpoints};
+use crate::endpoint::{Channel, Endpoint, Endpoints};
 use crate::error::Error;
 use crate::key::{NodeKey, RequestId};
 use crate::node::Entry;
@@ -113,6 +115,8 @@ impl Lease {
 type Joining = Pin<Box<dyn Future<Output = Result<Box<Joined>, Error>> + Send>>;
 
 struct Joined {
+    /// What the stream runs on, if that is its own.
+    connection: Option<Channel>,
     outgoing: mpsc::Sender<v1::SessionRequest>,
     incoming: Streaming<v1::SessionResponse>,
     answer: Response,
@@ -127,10 +131,15 @@ enum Link {
         joining: Joining,
     },
     Up(Box<Up>),
+    /// The stream was put down: datagrams do.
+    Laid {
+        endpoint: Arc<Endpoint>,
+    },
 }
 
 struct Up {
     endpoint: Arc<Endpoint>,
+    _connection: Option<Channel>,
     outgoing: mpsc::Sender<v1::SessionRequest>,
     incoming: Streaming<v1::SessionResponse>,
     heartbeat_at: Instant,
@@ -161,6 +170,7 @@ enum Input {
     Command(Option<Command>),
     Joined(Result<Box<Joined>, Error>),
     Message(Result<Option<v1::SessionResponse>, Status>),
+    Datagram(Signal),
     Time,
 }
 
@@ -175,6 +185,11 @@ pub(super) struct Attendance {
     /// There was a session before.
     reopening: bool,
     link: Link,
+    datagrams: Datagrams,
+    /// The server that has heard the session by datagram since the stream to it was put down; nobody was told of that.
+    laid_at: Option<String>,
+    /// Since when nothing was written.
+    quiet_since: Instant,
     pending: BTreeMap<u64, Pending>,
     next_call: u64,
     closing: Option<Closing>,
@@ -199,6 +214,9 @@ impl Attendance {
         Self {
             config,
             endpoints,
+            datagrams: Datagrams::new(options.heartbeats),
+            laid_at: None,
+            quiet_since: Instant::now(),
             options,
             shared,
             commands,
@@ -230,6 +248,10 @@ impl Attendance {
                 Input::Command(None) => self.on_close(None, Instant::now() + LAST_WORDS),
                 Input::Joined(joined) => self.on_joined(joined),
                 Input::Message(message) => self.on_message(message),
+                Input::Datagram(signal) => {
+                    let news = self.datagrams.on_signal(signal, Instant::now());
+                    self.on_news(news);
+                }
                 Input::Time => {}
             }
             self.on_time(Instant::now());
@@ -242,10 +264,16 @@ impl Attendance {
     async fn next_input(&mut self) -> Input {
         let wake_at = self.wake_at();
         let takes_commands = self.closing.is_none() && self.callers() < self.config.writes_in_flight_max;
-        let Self { commands, link, .. } = self;
+        let Self {
+            commands,
+            link,
+            datagrams,
+            ..
+        } = self;
         tokio::select! {
             biased;
             input = link.next_input() => input,
+            signal = datagrams.next_signal() => Input::Datagram(signal),
             command = commands.recv(), if takes_commands => Input::Command(command),
             () = tokio::time::sleep_until(wake_at) => Input::Time,
         }
@@ -256,7 +284,7 @@ impl Attendance {
         let idle = Instant::now() + Duration::from_secs(60);
         let link = match &self.link {
             Link::Down { retry_at } => Some(*retry_at),
-            Link::Joining { .. } => None,
+            Link::Joining { .. } | Link::Laid { .. } => None,
             Link::Up(up) => {
                 let heartbeat = match (&up.heartbeat, &self.lease) {
                     (Some(heartbeat), Some(lease)) => {
@@ -282,6 +310,8 @@ impl Attendance {
         let opening = self.opening.as_ref().map(|(_, deadline)| *deadline);
         writes
             .chain(link)
+            .chain(self.datagrams.wake_at())
+            .chain(self.datagrams_try_at())
             .chain(self.silent_at())
             .chain(closing)
             .chain(opening)
@@ -310,12 +340,16 @@ impl Attendance {
         match &mut self.link {
             Link::Down { retry_at } if *retry_at <= now => self.join(),
             Link::Down { .. } | Link::Joining { .. } => {}
+            Link::Laid { .. } => self.take_up_if_needed(now),
             Link::Up(up) if up.move_at.is_some_and(|at| at <= now) => {
                 up.endpoint.put_aside_for(MOVED_AWAY_FOR);
                 self.detach("the server asked to move");
             }
             Link::Up(_) => self.beat(now),
         }
+        self.try_datagrams(now);
+        let news = self.datagrams.on_time(now);
+        self.on_news(news);
         self.leave_if_silent(now);
         self.send_pending(now);
         self.send_close();
@@ -359,8 +393,10 @@ impl Attendance {
             }
         };
         self.tried += 1;
+        let own = self.datagrams.are_wanted().then(|| endpoint.own_channel());
         let joining = join(
             Arc::clone(&endpoint),
+            own,
             first,
             budget,
             self.config.writes_in_flight_max + OUTGOING_SPARE,
@@ -391,13 +427,16 @@ impl Attendance {
         };
         endpoint.answered();
         let Joined {
+            connection,
             outgoing,
             incoming,
             answer,
         } = *joined;
+        self.quiet_since = Instant::now();
         let up = |heartbeat_at| {
             Link::Up(Box::new(Up {
                 endpoint: Arc::clone(&endpoint),
+                _connection: connection,
                 outgoing,
                 incoming,
                 heartbeat_at,
@@ -413,12 +452,14 @@ impl Attendance {
                     ttl: Duration::from_millis(opened.ttl_ms.max(1)),
                 };
                 self.link = up(Instant::now() + lease.heartbeat_interval());
+                self.datagrams.on_told(&endpoint.address, &opened.heartbeat);
                 self.on_opened(lease, &endpoint.address);
             }
             Response::Attached(attached) => {
                 let Some(lease) = &mut self.lease else { return };
                 lease.ttl = Duration::from_millis(attached.ttl_ms.max(1));
                 self.link = up(Instant::now() + lease.heartbeat_interval());
+                self.datagrams.on_told(&endpoint.address, &attached.heartbeat);
                 self.on_attached(attached, &endpoint.address);
             }
             Response::Error(error) => self.on_join_refused(&endpoint, Error::from_wire(error, None)),
@@ -458,9 +499,20 @@ impl Attendance {
 
     fn on_attached(&mut self, attached: v1::Attached, server: &str) {
         self.joined(server);
-        self.tell(SessionEvent::Reattached {
-            server: server.into(),
-        });
+        self.shared.by_datagram.store(false, Ordering::Relaxed);
+        match self.laid_at.take() {
+            // The stream was put down, and taken up again: nothing happened to the session.
+            Some(laid_at) if laid_at == server => {}
+            laid_at => {
+                if let Some(left) = laid_at {
+                    let reason = "no stream could be taken up there".into();
+                    self.tell(SessionEvent::Detached { server: left, reason });
+                }
+                self.tell(SessionEvent::Reattached {
+                    server: server.into(),
+                });
+            }
+        }
         let header = attached.header.unwrap_or_default();
         // A session for AP groups alone is answered by one that knows nothing of CP groups.
         let revision = (header.mode() != v1::GroupMode::Ap).then_some(header.revision);
@@ -557,10 +609,7 @@ impl Attendance {
             up.endpoint.failed();
         }
         self.detach(reason);
-        let spread = self.lease.as_ref().map_or(Duration::ZERO, |lease| lease.ttl / 12);
-        self.link = Link::Down {
-            retry_at: Instant::now() + spread_over(spread.min(LOST_SPREAD)),
-        };
+        self.link = self.down_for_a_moment();
     }
 
     /// The stream is of no use any more; the session may well live.
@@ -568,19 +617,39 @@ impl Attendance {
         let down = Link::Down {
             retry_at: Instant::now(),
         };
-        if let Link::Up(up) = std::mem::replace(&mut self.link, down) {
-            tracing::debug!(server = %up.endpoint.address, reason, "session detached");
-            self.shared.status.send_replace(SessionStatus::Detached);
-            self.tell(SessionEvent::Detached {
-                server: up.endpoint.address.clone(),
-                reason: reason.into(),
-            });
-        }
+        self.datagrams.close();
+        let left = match std::mem::replace(&mut self.link, down) {
+            Link::Up(up) => Some(up.endpoint.address.clone()),
+            Link::Laid { .. } | Link::Down { .. } | Link::Joining { .. } => None,
+        };
+        self.tell_detached(left, reason);
         for pending in self.pending.values_mut() {
             pending.outcome_unknown |= pending.sent_at.take().is_some();
         }
         if let Some(closing) = &mut self.closing {
             closing.call = None;
+        }
+    }
+
+    /// No server hears the session now: not the one whose stream was left, nor the one that heard it by datagram.
+    fn tell_detached(&mut self, left: Option<String>, reason: &str) {
+        self.shared.by_datagram.store(false, Ordering::Relaxed);
+        let laid_at = self.laid_at.take();
+        if let Some(server) = left.or(laid_at) {
+            tracing::debug!(%server, reason, "session detached");
+            self.shared.status.send_replace(SessionStatus::Detached);
+            self.tell(SessionEvent::Detached {
+                server,
+                reason: reason.into(),
+            });
+        }
+    }
+
+    /// Others lost the same server: each asks another at a moment of its own.
+    fn down_for_a_moment(&self) -> Link {
+        let spread = self.lease.as_ref().map_or(Duration::ZERO, |lease| lease.ttl / 12);
+        Link::Down {
+            retry_at: Instant::now() + spread_over(spread.min(LOST_SPREAD)),
         }
     }
 
@@ -717,6 +786,83 @@ impl Attendance {
         }
     }
 
+    // ---- heartbeats by datagram -------------------------------------------------------------------------
+
+    /// Nothing needs the stream.
+    fn is_quiet(&self) -> bool {
+        self.pending.is_empty()
+            && self.closing.is_none()
+            && self.opening.is_none()
+            && self.commands.is_empty()
+    }
+
+    fn datagrams_try_at(&self) -> Option<Instant> {
+        match (&self.link, &self.lease) {
+            (Link::Up(up), Some(lease)) if self.is_quiet() && up.move_at.is_none() => {
+                self.datagrams.try_at(self.quiet_since, lease.ttl)
+            }
+            _ => None,
+        }
+    }
+
+    fn try_datagrams(&mut self, now: Instant) {
+        if self.datagrams_try_at().is_some_and(|at| at <= now)
+            && let Some(lease) = &self.lease
+        {
+            self.datagrams.open(lease.session, &lease.secret, lease.ttl, now);
+        }
+    }
+
+    fn on_news(&mut self, news: News) {
+        match news {
+            News::None => {}
+            News::Renewed => self.on_renewed_by_datagram(),
+            News::NotFound => self.lose(),
+            News::Failed(reason) => self.on_datagrams_failed(reason),
+        }
+    }
+
+    /// Datagrams work. The stream is put down if it has nothing to carry; else they were tried too early.
+    fn on_renewed_by_datagram(&mut self) {
+        let quiet = self.is_quiet();
+        let Link::Up(up) = &self.link else { return };
+        if !quiet || up.move_at.is_some() {
+            return self.datagrams.close();
+        }
+        let endpoint = Arc::clone(&up.endpoint);
+        tracing::debug!(server = %endpoint.address, "heartbeats go by datagram, the stream is put down");
+        self.laid_at = Some(endpoint.address.clone());
+        self.shared.by_datagram.store(true, Ordering::Relaxed);
+        self.link = Link::Laid { endpoint };
+    }
+
+    /// The stream is missed: by those who live by datagrams, not by those who only tried them.
+    fn on_datagrams_failed(&mut self, reason: &str) {
+        tracing::debug!(reason, "heartbeats go on a stream");
+        match &self.link {
+            Link::Laid { endpoint } => {
+                endpoint.failed();
+                self.detach(reason);
+                self.link = self.down_for_a_moment();
+            }
+            // A stream is being taken up already.
+            Link::Down { .. } | Link::Joining { .. } => self.tell_detached(None, reason),
+            Link::Up(_) => {}
+        }
+    }
+
+    /// A write, or the end, goes on a stream; heartbeats go by datagram until it stands.
+    fn take_up_if_needed(&mut self, now: Instant) {
+        if self.is_quiet() {
+            return;
+        }
+        if let Link::Laid { endpoint } = &self.link {
+            self.preferred = vec![endpoint.address.clone()];
+            self.link = Link::Down { retry_at: now };
+            self.join();
+        }
+    }
+
     // ---- messages ---------------------------------------------------------------------------------------
 
     fn on_message(&mut self, message: Result<Option<v1::SessionResponse>, Status>) {
@@ -744,7 +890,7 @@ impl Attendance {
     fn on_error(&mut self, call: u64, error: v1::Error) {
         let heartbeat = match &self.link {
             Link::Up(up) => up.heartbeat.as_ref().map(|heartbeat| heartbeat.call),
-            Link::Down { .. } | Link::Joining { .. } => None,
+            Link::Down { .. } | Link::Joining { .. } | Link::Laid { .. } => None,
         };
         if heartbeat == Some(call) {
             return self.on_heartbeat_refused(Error::from_wire(error, None));
@@ -948,6 +1094,7 @@ impl Attendance {
                 .operation
                 .on_applied(written, &mut self.shared.roll.lock());
         }
+        self.quiet_since = Instant::now();
         match pending.purpose {
             Purpose::Caller { reply, .. } => {
                 let answer =
@@ -1111,7 +1258,7 @@ impl Attendance {
 impl Link {
     async fn next_input(&mut self) -> Input {
         match self {
-            Self::Down { .. } => std::future::pending().await,
+            Self::Down { .. } | Self::Laid { .. } => std::future::pending().await,
             Self::Joining { joining, .. } => Input::Joined(joining.await),
             Self::Up(up) => Input::Message(up.incoming.message().await),
         }
@@ -1121,6 +1268,7 @@ impl Link {
 /// Opens a stream, says the first word, waits for its answer.
 async fn join(
     endpoint: Arc<Endpoint>,
+    own: Option<Channel>,
     first: v1::SessionRequest,
     budget: Duration,
     room: usize,
@@ -1132,8 +1280,8 @@ async fn join(
         let broken = |status: Status| Error::from_status(status, &endpoint.address, None);
         let full = |_| Error::Closed { what: "stream" };
         outgoing.send(first).await.map_err(full)?;
-        let mut client =
-            SessionsClient::new(endpoint.channel.clone()).max_decoding_message_size(message_bytes_max);
+        let channel = own.clone().unwrap_or_else(|| endpoint.channel.clone());
+        let mut client = SessionsClient::new(channel).max_decoding_message_size(message_bytes_max);
         let mut incoming = client
             .attend(ReceiverStream::new(requests))
             .await
@@ -1144,6 +1292,7 @@ async fn join(
                 && (message.call == call || matches!(answer, Response::Move(_)))
             {
                 return Ok(Box::new(Joined {
+                    connection: own.clone(),
                     outgoing,
                     incoming,
                     answer,

@@ -21,7 +21,7 @@ pub enum SessionEvent {
         /// Address of the server that holds the stream.
         server: String,
     },
-    /// The stream broke, or a heartbeat was not answered in time. The nodes stay listed while the session is
+    /// The stream broke, or a heartbeat was not answered in time, on it or by datagram. The nodes stay listed while the session is
     /// attached again within its ttl.
     Detached {
         /// Address of the server that held the stream.
@@ -79,7 +79,7 @@ pub enum SessionEvent {
 pub enum SessionStatus {
     /// It is being opened for the first time.
     Opening,
-    /// A server holds its stream.
+    /// A server holds its stream, or hears its heartbeats by datagram.
     Attached {
         /// That server's address.
         server: String,

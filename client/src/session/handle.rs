@@ -1,6 +1,7 @@
 //! What a provider holds.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 
 use super::attendance::{Attendance, Command, Write};
 use super::event::{SessionEvents, SessionStatus};
+use super::heartbeats::Heartbeats;
 use super::operation::Operation;
 use super::roll::Roll;
 use crate::config::{RegistryConfig, WriteOptions};
@@ -37,6 +39,8 @@ pub struct SessionOptions {
     /// better than none, and is exchanged for a full one when it is to register into a group of mode cp. Ap: only for
     /// groups of mode ap, which is opened without a quorum at once. Cp: a full one or none.
     pub mode: GroupMode,
+    /// Which way its heartbeats go. Default: [`Heartbeats::Stream`].
+    pub heartbeats: Heartbeats,
 }
 
 impl Default for SessionOptions {
@@ -46,6 +50,7 @@ impl Default for SessionOptions {
             client_name: None,
             timeout: None,
             mode: GroupMode::Unspecified,
+            heartbeats: Heartbeats::default(),
         }
     }
 }
@@ -73,6 +78,13 @@ impl SessionOptions {
         self.mode = mode;
         self
     }
+
+    /// With heartbeats that go this way.
+    #[must_use]
+    pub fn heartbeats(mut self, heartbeats: Heartbeats) -> Self {
+        self.heartbeats = heartbeats;
+        self
+    }
 }
 
 /// A session: the lease of all nodes of this process. It keeps itself alive: heartbeats, re-attaching at another
@@ -96,6 +108,8 @@ pub(super) struct Shared {
     pub(super) roll: Mutex<Roll>,
     pub(super) status: watch::Sender<SessionStatus>,
     pub(super) lease: watch::Sender<(u64, Duration)>,
+    /// The stream is put down: heartbeats go by datagram.
+    pub(super) by_datagram: AtomicBool,
     pub(super) events: Mutex<Option<broadcast::Sender<super::SessionEvent>>>,
 }
 
@@ -113,6 +127,7 @@ impl Registry {
             roll: Mutex::default(),
             status: watch::Sender::new(SessionStatus::Opening),
             lease: watch::Sender::new((0, Duration::ZERO)),
+            by_datagram: AtomicBool::new(false),
             events: Mutex::new(Some(broadcast::Sender::new(EVENTS_MAX))),
         });
         let deadline = Instant::now() + options.timeout.unwrap_or(config.call_timeout);
@@ -147,6 +162,12 @@ impl Session {
     #[must_use]
     pub fn ttl(&self) -> Duration {
         self.inner.shared.lease.borrow().1
+    }
+
+    /// Whether it lives by datagrams at the moment, without a connection: see [`SessionOptions::heartbeats`].
+    #[must_use]
+    pub fn is_by_datagram(&self) -> bool {
+        self.inner.shared.by_datagram.load(Ordering::Relaxed)
     }
 
     /// How it stands.

@@ -312,6 +312,7 @@ impl Core {
                     header: self.header(revision),
                     ttl_ms: found.ttl_ms,
                     nodes: found.nodes.values().map(key).collect(),
+                    ..Default::default()
                 }))
             }
             R::Renew(renew) => {

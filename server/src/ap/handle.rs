@@ -1,5 +1,6 @@
 //! The handle: what the other shells hold.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -50,6 +51,15 @@ pub struct ApOptions {
     pub change_log: ChangeLogBounds,
     /// What is counted.
     pub metrics: ApMetrics,
+}
+
+/// What records say of some sessions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Remembered {
+    /// They live, or lapsed and have nodes held.
+    pub(crate) alive: BTreeSet<SessionId>,
+    /// They do not.
+    pub(crate) ended: BTreeSet<SessionId>,
 }
 
 /// AP groups on this server. Cheap to clone.
@@ -296,6 +306,24 @@ impl Ap {
             .session(id)
             .filter(|session| session.is_alive())
             .cloned()
+    }
+
+    /// Those among them that have a record, whatever it says. Costs next to nothing while no session ever had one.
+    #[must_use]
+    pub(crate) fn remembered(&self, sessions: &[SessionId]) -> Remembered {
+        let mut remembered = Remembered::default();
+        let desk = self.inner.desk.lock();
+        if desk.holders().next().is_none() {
+            return remembered;
+        }
+        for session in sessions {
+            match desk.replica.session(*session) {
+                Some(known) if known.is_alive() => _ = remembered.alive.insert(*session),
+                Some(_) => _ = remembered.ended.insert(*session),
+                None => {}
+            }
+        }
+        remembered
     }
 
     /// Records signs of life of clients whose streams are here, at once and without a write. Sessions that nobody

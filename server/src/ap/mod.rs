@@ -27,6 +27,7 @@ mod rows;
 mod upkeep;
 
 pub use contract::{Acknowledged, ApStatus, OriginStatus};
+pub(crate) use handle::Remembered;
 pub use handle::{Ap, ApOptions};
 pub use metrics::ApMetrics;
 pub use mover::{MoveError, MoveReport, ServerReport};

@@ -17,6 +17,7 @@ impl Config {
         self.check_gossip()?;
         self.check_ap()?;
         self.check_session()?;
+        self.check_datagram()?;
         self.check_watch()?;
         self.check_storm()?;
         self.check_doors()
@@ -100,6 +101,7 @@ impl Config {
             ("listen.advertise_client", &listen.advertise_client),
             ("listen.advertise_peer", &listen.advertise_peer),
             ("listen.advertise_gossip", &listen.advertise_gossip),
+            ("listen.advertise_heartbeat", &listen.advertise_heartbeat),
             ("listen.advertise_http", &listen.advertise_http),
         ] {
             let address = address.as_deref().unwrap_or("host:1");
@@ -212,6 +214,36 @@ impl Config {
             "session.in_flight_max",
             session.in_flight_max,
             "at least 1",
+        )
+    }
+
+    fn check_datagram(&self) -> Result<(), ConfigError> {
+        let (datagram, listen) = (&self.datagram, &self.listen);
+        if !datagram.enabled {
+            return Ok(());
+        }
+        for (field, value, least) in [
+            ("datagram.beats_per_second", datagram.beats_per_second as usize, 1),
+            ("datagram.beats_burst", datagram.beats_burst as usize, 100),
+            ("datagram.waiting_max", datagram.waiting_max, 1),
+            ("datagram.receive_buffer_bytes", datagram.receive_buffer_bytes, 4_096),
+        ] {
+            demand(value >= least, field, value, &format!("at least {least}"))?;
+        }
+        let buffer = datagram.receive_buffer_bytes;
+        demand(
+            buffer <= 1 << 30,
+            "datagram.receive_buffer_bytes",
+            buffer,
+            "at most 1073741824",
+        )?;
+        let heartbeat = listen.heartbeat.unwrap_or(listen.client);
+        let gossip = listen.gossip.unwrap_or(listen.peer);
+        demand(
+            heartbeat != gossip || heartbeat.port() == 0 || !self.gossip.enabled,
+            "listen.heartbeat",
+            heartbeat,
+            "listen.gossip is the same; give each listener an address of its own",
         )
     }
 

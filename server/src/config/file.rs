@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ApConfig, ClusterConfig, DoorsConfig, GossipConfig, ListenConfig, LogConfig, RaftConfig, SessionConfig,
+    ApConfig, ClusterConfig, DatagramConfig, DoorsConfig, GossipConfig, ListenConfig, LogConfig, RaftConfig, SessionConfig,
     StorageConfig, StormConfig, TokensConfig, WatchConfig,
 };
 
@@ -27,6 +27,8 @@ pub struct Config {
     pub ap: ApConfig,
     /// Sessions.
     pub session: SessionConfig,
+    /// Heartbeats by datagram.
+    pub datagram: DatagramConfig,
     /// Watches.
     pub watch: WatchConfig,
     /// The storm switch.

@@ -46,6 +46,9 @@ pub struct Flags {
     /// Listens for gossip among the servers (UDP); left out: where it listens for the other servers.
     #[arg(long, env = "ROLLCALL_LISTEN_GOSSIP", value_name = "ADDR")]
     pub listen_gossip: Option<SocketAddr>,
+    /// Listens for heartbeats by datagram (UDP); left out: where it listens for clients.
+    #[arg(long, env = "ROLLCALL_LISTEN_HEARTBEAT", value_name = "ADDR")]
+    pub listen_heartbeat: Option<SocketAddr>,
     /// Listens for health checks and metrics (HTTP).
     #[arg(long, env = "ROLLCALL_LISTEN_HTTP", value_name = "ADDR")]
     pub listen_http: Option<SocketAddr>,
@@ -58,6 +61,9 @@ pub struct Flags {
     /// What the other servers should send gossip to, if it is not the listen address.
     #[arg(long, env = "ROLLCALL_ADVERTISE_GOSSIP", value_name = "HOST:PORT")]
     pub advertise_gossip: Option<String>,
+    /// Where clients should send heartbeats by datagram, if it is not where they dial.
+    #[arg(long, env = "ROLLCALL_ADVERTISE_HEARTBEAT", value_name = "HOST:PORT")]
+    pub advertise_heartbeat: Option<String>,
     /// Where the health and metrics pages are, if it is not the listen address.
     #[arg(long, env = "ROLLCALL_ADVERTISE_HTTP", value_name = "HOST:PORT")]
     pub advertise_http: Option<String>,
@@ -147,6 +153,7 @@ impl Flags {
         lay(self.listen_client, &mut config.listen.client);
         lay(self.listen_peer, &mut config.listen.peer);
         lay(self.listen_gossip.map(Some), &mut config.listen.gossip);
+        lay(self.listen_heartbeat.map(Some), &mut config.listen.heartbeat);
         lay(self.listen_http, &mut config.listen.http);
         lay(
             self.advertise_client.map(Some),
@@ -156,6 +163,10 @@ impl Flags {
         lay(
             self.advertise_gossip.map(Some),
             &mut config.listen.advertise_gossip,
+        );
+        lay(
+            self.advertise_heartbeat.map(Some),
+            &mut config.listen.advertise_heartbeat,
         );
         lay(self.advertise_http.map(Some), &mut config.listen.advertise_http);
         lay(self.log_format, &mut config.log.format);

@@ -14,6 +14,9 @@ pub struct ListenConfig {
     pub peer: SocketAddr,
     /// Gossip among the servers (UDP). Left out: the address and port of `peer`.
     pub gossip: Option<SocketAddr>,
+    /// Heartbeats of clients by datagram (UDP). Left out: the address and port of `client`. To listen nowhere, set
+    /// `datagram.enabled = false`.
+    pub heartbeat: Option<SocketAddr>,
     /// HTTP for `/livez`, `/readyz`, `/metrics` and `/version`. Answers without a quorum.
     pub http: SocketAddr,
     /// `host:port` clients should dial, if it is not the `client` address (0.0.0.0, a load balancer, a NAT).
@@ -23,6 +26,9 @@ pub struct ListenConfig {
     /// `host:port` the other servers should send gossip to, if it is not the `gossip` address. Left out: the host
     /// of `advertise_peer`, if that is set, with the port of `gossip`.
     pub advertise_gossip: Option<String>,
+    /// `host:port` clients should send heartbeats by datagram to. Left out: the host that they dialled, or that of
+    /// `heartbeat`, with its port. Set it if the client address is that of a load balancer.
+    pub advertise_heartbeat: Option<String>,
     /// `host:port` of the health and metrics pages, if it is not the `http` address.
     pub advertise_http: Option<String>,
 }
@@ -34,10 +40,12 @@ impl Default for ListenConfig {
             client: loopback(7400),
             peer: loopback(7401),
             gossip: None,
+            heartbeat: None,
             http: loopback(7402),
             advertise_client: None,
             advertise_peer: None,
             advertise_gossip: None,
+            advertise_heartbeat: None,
             advertise_http: None,
         }
     }

@@ -7,6 +7,7 @@
 mod ap;
 mod check;
 mod cluster;
+mod datagram;
 mod doors;
 mod duration;
 mod file;
@@ -23,6 +24,7 @@ mod watch;
 
 pub use ap::ApConfig;
 pub use cluster::{ClusterConfig, MemberConfig};
+pub use datagram::DatagramConfig;
 pub use doors::DoorsConfig;
 pub use file::{Config, ConfigError};
 pub use flags::{Flags, Preset};

@@ -530,6 +530,7 @@ async fn attached(doors: &Doors, speaker: Arc<Speaker>) -> (Answer, Effect) {
                 header: Some(header),
                 ttl_ms: speaker.ttl_ms().into(),
                 nodes: speaker.nodes(reader).iter().map(convert::node_key).collect(),
+                heartbeat: doors.heartbeat.clone(),
             };
             (Ok(Response::Attached(attached)), Effect::Attached(seat))
         }

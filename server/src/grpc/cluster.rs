@@ -58,6 +58,7 @@ impl Doors {
             vote_withheld: status.vote_withheld,
             uptime_ms: convert::milliseconds(self.started_at.elapsed()),
             change_floor: floor.0,
+            heartbeat: self.heartbeat.clone(),
         }
     }
 

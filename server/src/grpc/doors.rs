@@ -51,6 +51,8 @@ pub struct DoorsParts {
     pub readiness: Readiness,
     /// What is counted.
     pub metrics: DoorsMetrics,
+    /// Where clients may send heartbeats by datagram, as they are told; empty: nowhere.
+    pub heartbeat: String,
     /// Cancelled when the server closes: streams are told to move on.
     pub closing: CancellationToken,
 }
@@ -79,6 +81,7 @@ pub struct Hall {
     pub(super) new_sessions: Arc<AddressLimiter>,
     pub(super) closing: CancellationToken,
     pub(super) started_at: Instant,
+    pub(super) heartbeat: String,
 }
 
 impl Deref for Doors {
@@ -122,6 +125,7 @@ impl Doors {
             watch: Arc::new(config.watch.clone()),
             closing: parts.closing,
             started_at: Instant::now(),
+            heartbeat: parts.heartbeat,
         };
         Self { hall: Arc::new(hall) }
     }

@@ -76,6 +76,7 @@ pub(super) async fn open(doors: &Doors, open: v1::OpenSession) -> Result<(v1::Op
         clamped,
         ttl_min_ms: convert::milliseconds(limits.ttl_min),
         ttl_max_ms: convert::milliseconds(limits.ttl_max),
+        heartbeat: doors.heartbeat.clone(),
     };
     Ok((opened, Speaker::attending(SessionSeed { id, ..seed })))
 }

@@ -21,6 +21,7 @@ mod sessions;
 mod speaker;
 mod status;
 mod storm;
+mod unattended;
 mod watch;
 mod write;
 
@@ -28,3 +29,4 @@ pub use doors::{Doors, DoorsParts};
 pub use listener::ListenError;
 pub(crate) use listener::{Connection, Gate, bind, connections};
 pub use metrics::DoorsMetrics;
+pub(crate) use unattended::Unattended;

@@ -51,10 +51,14 @@ pub(super) fn verify_here(
     session: SessionId,
     secret: &[u8; 16],
 ) -> Option<Result<SessionSeed, v1::Error>> {
+    Some(judge(seed_of(reader, session)?, secret))
+}
+
+/// What this server has of a session, if that may be shown.
+pub(super) fn seed_of(reader: &Reader, session: SessionId) -> Option<SessionSeed> {
     let ready = reader.check_ready().is_ok();
     let known = ready.then(|| in_log(reader, session)).flatten();
-    let seed = known.or_else(|| by_records(reader, session))?;
-    Some(judge(seed, secret))
+    known.or_else(|| by_records(reader, session))
 }
 
 fn judge(seed: SessionSeed, secret: &[u8; 16]) -> Result<SessionSeed, v1::Error> {

@@ -520,7 +520,6 @@ mod tests {
         Address, Expected, GroupSettings, Labels, Limits, NodeState, RegisterNode, Registration, Request,
     };
     use rollcall_core::ids::{LogIndex, LogPosition, RequestId};
-    use rollcall_core::mutants::{Mutant, planted};
 
     use super::*;
 
