@@ -6,6 +6,7 @@ pub mod config;
 pub mod datagram;
 mod descriptors;
 pub mod gossip;
+pub mod ground;
 pub mod grpc;
 pub mod guard;
 pub mod http;

@@ -150,7 +150,7 @@ impl Tokens {
             }
             seen = now;
             let path = file.path.clone();
-            match tokio::task::spawn_blocking(move || read(&path)).await {
+            match crate::ground::spawn_blocking(move || read(&path)).await {
                 Ok(Ok(table)) => {
                     tracing::info!(tokens = table.tokens.len(), "token file read again");
                     *file.table.write() = Arc::new(table);

@@ -81,7 +81,7 @@ impl Ap {
         stop: CancellationToken,
     ) -> Result<(Self, Vec<JoinHandle<()>>), StoreError> {
         let store = options.consensus.store().clone();
-        let found = tokio::task::spawn_blocking(move || Found::read(&store)).await;
+        let found = crate::ground::spawn_blocking(move || Found::read(&store)).await;
         let found = found.map_err(|error| error.to_string());
         let found = found.and_then(|read| read.map_err(|error| error.to_string()));
         let found = found.map_err(|problem| StoreError::RecordsDamaged {

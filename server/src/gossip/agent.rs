@@ -441,7 +441,7 @@ impl Agent {
 
     async fn begin_life(&mut self, at_least: u64) {
         let file = self.epoch_file.clone();
-        let begun = tokio::task::spawn_blocking(move || file.begin(at_least)).await;
+        let begun = crate::ground::spawn_blocking(move || file.begin(at_least)).await;
         let epoch = match begun {
             Ok(Ok(epoch)) => {
                 tracing::info!(epoch, "back in gossip with a new epoch");

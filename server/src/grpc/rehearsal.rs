@@ -44,7 +44,7 @@ impl Doors {
         }
         let (watches, pacing) = (self.watches.clone(), self.storm.pacing(share));
         let counting =
-            tokio::task::spawn_blocking(move || predict(services, &subject, event, &watches, pacing)).await;
+            crate::ground::spawn_blocking(move || predict(services, &subject, event, &watches, pacing)).await;
         let prediction = counting.map_err(|_| {
             let reason = "the rehearsal broke down".into();
             v1::Error::from(DoorError::NotReady { reason })

@@ -143,7 +143,7 @@ impl Consensus {
     pub async fn start(options: ReplicationOptions) -> Result<Self, StartError> {
         options.raft_config(true)?;
         let for_open = options.clone();
-        let opened = tokio::task::spawn_blocking(move || open(&for_open)).await;
+        let opened = crate::ground::spawn_blocking(move || open(&for_open)).await;
         let opened = opened.map_err(|error| StartError::invalid(error.to_string()))??;
         let log = opened.log.store.clone();
         let started = Self::start_opened(options, opened).await;

@@ -405,7 +405,7 @@ async fn send_chunks(
     let mut offset = 0;
     while offset < length {
         let source = file.clone();
-        let read = tokio::task::spawn_blocking(move || source.chunk(offset, CHUNK_BYTES)).await;
+        let read = crate::ground::spawn_blocking(move || source.chunk(offset, CHUNK_BYTES)).await;
         let data = read
             .map_err(|error| error.to_string())?
             .map_err(|error| error.to_string())?;

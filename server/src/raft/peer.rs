@@ -177,7 +177,7 @@ impl PeerDoor {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
-    tokio::task::spawn_blocking(work)
+    crate::ground::spawn_blocking(work)
         .await
         .map_err(|error| Status::internal(error.to_string()))
 }

@@ -162,7 +162,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             snapshots.install(&expected, &snapshot)?;
             Ok(directory)
         };
-        let directory = tokio::task::spawn_blocking(read)
+        let directory = crate::ground::spawn_blocking(read)
             .await
             .map_err(io::Error::other)??;
         let directory = directory.with_change_log(self.change_log);
@@ -201,7 +201,7 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     async fn build_snapshot(&mut self) -> Result<SnapshotOf, io::Error> {
         let directory = self.directory.clone();
         let encode = move || Bytes::from(directory.encode_snapshot());
-        let body = tokio::task::spawn_blocking(encode)
+        let body = crate::ground::spawn_blocking(encode)
             .await
             .map_err(io::Error::other)?;
         loop {
@@ -210,7 +210,7 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
                 true => parts.snapshots.write(&meta, &body),
                 false => Err(io::ErrorKind::StorageFull.into()),
             };
-            match tokio::task::spawn_blocking(write)
+            match crate::ground::spawn_blocking(write)
                 .await
                 .map_err(io::Error::other)?
             {

@@ -159,7 +159,10 @@ async fn watch_space(weak: Weak<Inner>) {
         tokio::time::sleep(SPACE_EVERY).await;
         let Some(inner) = weak.upgrade() else { return };
         let space = inner.space.clone();
-        if tokio::task::spawn_blocking(move || space.check()).await.is_err() {
+        if crate::ground::spawn_blocking(move || space.check())
+            .await
+            .is_err()
+        {
             return;
         }
         let now = Instant::now();

@@ -1,4 +1,4 @@
-//! The Raft log and the vote, in RocksDB.
+//! The Raft log and the vote, in RocksDB (or whatever [`Engine`] stands in for it).
 //!
 //! Appends are readable at once from a cache and durable when the writer thread says so. The cache holds the
 //! newest entries, up to [`CACHE_BYTES_MAX`], and every entry that is not yet synced. Older ones are read from
@@ -17,25 +17,20 @@ use futures_util::{Stream, StreamExt, stream};
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
 use parking_lot::{Mutex, RwLock};
-use rocksdb::{
-    ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Direction, IteratorMode, Options,
-};
 use rollcall_core::mutants::{Mutant, planted};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::engine::Engine;
 use super::error::StoreError;
 use super::mark::{Mark, MarkFile};
 use super::record;
 use super::rows::{self, RowBatch, RowsError};
 use super::space::SpaceWatch;
 use super::writer::{self, MarkKeeper, Op, QUEUE_MAX};
+use crate::ground::{self, Family};
 use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
 use crate::raft::wire;
 
-const CF_DEFAULT: &str = "default";
-pub(crate) const CF_LOG: &str = "log";
-pub(crate) const CF_META: &str = "meta";
-pub(crate) const CF_ROWS: &str = "rows";
 pub(crate) const KEY_VOTE: &[u8] = b"vote";
 pub(crate) const KEY_PURGED: &[u8] = b"purged";
 pub(crate) const KEY_COMMITTED: &[u8] = b"committed";
@@ -67,7 +62,7 @@ pub(crate) struct OpenedLog {
 
 pub(crate) struct Shared {
     /// Locked for writing only while it is closed.
-    db: RwLock<Option<DB>>,
+    engine: RwLock<Option<Engine>>,
     cache: Mutex<Cache>,
     vote: Mutex<Option<Vote>>,
     pub(crate) committed: Mutex<Option<LogId>>,
@@ -142,19 +137,19 @@ impl Cache {
 }
 
 impl Shared {
-    pub(crate) fn with_db<T>(&self, work: impl FnOnce(&DB) -> io::Result<T>) -> io::Result<T> {
-        match &*self.db.read() {
-            Some(db) => work(db),
+    pub(crate) fn with_engine<T>(&self, work: impl FnOnce(&Engine) -> io::Result<T>) -> io::Result<T> {
+        match &*self.engine.read() {
+            Some(engine) => work(engine),
             None => Err(io::Error::other("the log is closed")),
         }
     }
 
     /// Closes the files. After a failed write they are left to the process's end: RocksDB cannot be closed
     /// then (a build with assertions, like Debian's, would abort).
-    pub(crate) fn close_db(&self) {
-        let db = self.db.write().take();
+    pub(crate) fn close_engine(&self) {
+        let engine = self.engine.write().take();
         if self.fault().is_some() {
-            std::mem::forget(db);
+            std::mem::forget(engine);
         }
     }
 
@@ -172,6 +167,17 @@ impl Shared {
             }
             first
         });
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.engine.read().is_none()
+    }
+
+    /// Writes the mark where it has changed.
+    pub(crate) fn flush_mark(&self) {
+        if let Err(error) = self.mark.flush() {
+            tracing::warn!(%error, "mark not written");
+        }
     }
 
     pub(crate) fn is_abandoned(&self) -> bool {
@@ -234,28 +240,22 @@ impl Shared {
     }
 
     fn read_disk(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
-        self.with_db(|db| Self::read_rows(db, start, end, bytes_max))
+        self.with_engine(|engine| Self::read_rows(engine, start, end, bytes_max))
     }
 
-    fn read_rows(db: &DB, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
-        let log = db
-            .cf_handle(CF_LOG)
-            .ok_or_else(|| io::Error::other("the log's column family is missing"))?;
+    fn read_rows(engine: &Engine, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
         let mut expected = start;
-        let key = record::key(start);
-        let found = db
-            .iterator_cf(&log, IteratorMode::From(&key, Direction::Forward))
-            .map(|item| {
-                let (key, value) = item.map_err(writer::io_error)?;
-                let index = record::index_of(&key).map_err(io::Error::other)?;
-                if index != expected {
-                    return Err(io::Error::other(format!(
-                        "entry {expected} is missing from the log"
-                    )));
-                }
-                expected += 1;
-                record::decode(index, &value).map_err(io::Error::other)
-            });
+        let found = engine.rows_from(Family::Log, &record::key(start))?.map(|item| {
+            let (key, value) = item?;
+            let index = record::index_of(&key).map_err(io::Error::other)?;
+            if index != expected {
+                return Err(io::Error::other(format!(
+                    "entry {expected} is missing from the log"
+                )));
+            }
+            expected += 1;
+            record::decode(index, &value).map_err(io::Error::other)
+        });
         take_bytes(found.take((end - start) as usize), bytes_max)
     }
 }
@@ -282,8 +282,8 @@ impl LogStore {
     pub(crate) fn open(folder: &Path, space: Arc<SpaceWatch>) -> Result<OpenedLog, StoreError> {
         space.check_room_to_open()?;
         let path = folder.join("log");
-        let db = open_db(&path)?;
-        let found = Found::read(&db, &path)?;
+        let engine = Engine::open(&path)?;
+        let found = Found::read(&engine, &path)?;
         let mark_file = MarkFile::in_folder(folder);
         let mark = mark_file.read()?;
         let vote = newer_vote(found.vote, mark.vote);
@@ -291,7 +291,7 @@ impl LogStore {
         let mut current = mark.clone();
         current.vote = vote;
         let shared = Arc::new(Shared {
-            db: RwLock::new(Some(db)),
+            engine: RwLock::new(Some(engine)),
             cache: Mutex::new(Cache {
                 last,
                 purged: found.purged,
@@ -335,9 +335,7 @@ impl LogStore {
     pub(crate) async fn set_rejoining(&self, rejoining: bool) -> io::Result<()> {
         let shared = self.shared.clone();
         let write = move || shared.mark.write(|mark| mark.rejoining = rejoining);
-        tokio::task::spawn_blocking(write)
-            .await
-            .map_err(io::Error::other)?
+        ground::spawn_blocking(write).await.map_err(io::Error::other)?
     }
 
     /// A write that waits for space is given up from now on.
@@ -366,7 +364,7 @@ impl LogStore {
         &self,
         take: impl FnMut(&[u8], &[u8]) -> Result<(), String>,
     ) -> Result<(), RowsError> {
-        let read = self.shared.with_db(|db| Ok(rows::read(db, take)));
+        let read = self.shared.with_engine(|engine| Ok(rows::read(engine, take)));
         read.unwrap_or_else(|error| Err(RowsError(error.to_string())))
     }
 
@@ -396,9 +394,7 @@ impl LogStore {
         }
         let shared = self.shared.clone();
         let read = move || shared.read(start, end, bytes_max);
-        tokio::task::spawn_blocking(read)
-            .await
-            .map_err(io::Error::other)?
+        ground::spawn_blocking(read).await.map_err(io::Error::other)?
     }
 }
 
@@ -533,42 +529,6 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 }
 
-fn open_db(path: &Path) -> Result<DB, StoreError> {
-    let mut options = Options::default();
-    options.create_if_missing(true);
-    options.create_missing_column_families(true);
-    // The default would silently drop everything behind damage in the middle of the log.
-    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
-    options.set_max_total_wal_size(64 << 20);
-    options.set_max_background_jobs(2);
-    options.set_keep_log_file_num(4);
-    options.set_max_log_file_size(1 << 20);
-    options.set_stats_dump_period_sec(0);
-    options.set_stats_persist_period_sec(0);
-    options.set_max_open_files(128);
-    // After a full disk RocksDB waits until there is room for its largest memtable; hence the small default.
-    let families = [
-        (CF_DEFAULT, 64 << 10),
-        (CF_LOG, 8 << 20),
-        (CF_META, 256 << 10),
-        (CF_ROWS, 4 << 20),
-    ];
-    let families = families.map(|(name, memtable)| {
-        let mut family = Options::default();
-        family.set_compression_type(DBCompressionType::None);
-        family.set_write_buffer_size(memtable);
-        family.set_max_write_buffer_number(3);
-        ColumnFamilyDescriptor::new(name, family)
-    });
-    DB::open_cf_descriptors(&options, path, families).map_err(|error| match error.kind() {
-        rocksdb::ErrorKind::Corruption => StoreError::LogDamaged {
-            path: path.to_owned(),
-            problem: error.into_string(),
-        },
-        _ => StoreError::folder(path, writer::io_error(error)),
-    })
-}
-
 /// What a log folder holds.
 struct Found {
     vote: Option<Vote>,
@@ -578,18 +538,15 @@ struct Found {
 }
 
 impl Found {
-    fn read(db: &DB, path: &Path) -> Result<Self, StoreError> {
+    fn read(engine: &Engine, path: &Path) -> Result<Self, StoreError> {
         let damaged = |problem: String| StoreError::LogDamaged {
             path: path.to_owned(),
             problem,
         };
         let value = |key: &[u8]| -> Result<Option<Bytes>, StoreError> {
-            let meta = db
-                .cf_handle(CF_META)
-                .ok_or_else(|| damaged("its meta part is missing".into()))?;
-            let found = db
-                .get_cf(&meta, key)
-                .map_err(|error| damaged(error.into_string()))?;
+            let found = engine
+                .value(Family::Meta, key)
+                .map_err(|error| damaged(error.to_string()))?;
             Ok(found.map(Bytes::from))
         };
         let log_id = |key: &[u8]| -> Result<Option<LogId>, StoreError> {
@@ -602,7 +559,7 @@ impl Found {
         let vote = value(KEY_VOTE)?
             .map(|bytes| wire::decode_vote(bytes).map_err(|error| damaged(format!("its vote: {error}"))))
             .transpose()?;
-        let last = match check_entries(db, purged).map_err(damaged)? {
+        let last = match check_entries(engine, purged).map_err(damaged)? {
             Some(last) if planted(Mutant::ForgetTail) => {
                 Some(LogId::new(last.leader_id, last.index.saturating_sub(5))).max(purged)
             }
@@ -618,11 +575,13 @@ impl Found {
 }
 
 /// Reads the whole log: no holes, no damaged record, terms never fall. Returns its last entry.
-fn check_entries(db: &DB, purged: Option<LogId>) -> Result<Option<LogId>, String> {
-    let log = db.cf_handle(CF_LOG).ok_or("its log part is missing")?;
+fn check_entries(engine: &Engine, purged: Option<LogId>) -> Result<Option<LogId>, String> {
     let mut last = purged;
-    for item in db.iterator_cf(&log, IteratorMode::Start) {
-        let (key, value) = item.map_err(rocksdb::Error::into_string)?;
+    let entries = engine
+        .rows_from(Family::Log, &[])
+        .map_err(|error| error.to_string())?;
+    for item in entries {
+        let (key, value) = item.map_err(|error| error.to_string())?;
         let index = record::index_of(&key).map_err(|error| error.to_string())?;
         let expected = last.map_or(0, |last| last.index + 1);
         if index != expected {

@@ -3,6 +3,7 @@ use openraft::storage::RaftLogStorageExt;
 
 use super::*;
 use crate::raft::types::{Batch, log_id};
+use crate::store::engine::Sync;
 
 fn entry(term: u64, index: u64, size: usize) -> Entry {
     let request = Bytes::from(vec![index as u8; size]);
@@ -171,19 +172,19 @@ async fn an_entry_that_is_missing_or_changed_in_the_store_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         filled(folder.path(), 20).await;
         {
-            let db = open_db(&folder.path().join("log")).unwrap();
-            let log = db.cf_handle(CF_LOG).unwrap();
+            let engine = Engine::open(&folder.path().join("log")).unwrap();
+            let mut batch = engine.batch().unwrap();
+            let key = record::key(7);
             match damage {
-                "missing" => db.delete_cf(&log, record::key(7)).unwrap(),
+                "missing" => batch.remove(Family::Log, &key),
                 "changed" => {
-                    let mut value = db.get_cf(&log, record::key(7)).unwrap().unwrap();
+                    let mut value = engine.value(Family::Log, &key).unwrap().unwrap();
                     *value.last_mut().unwrap() ^= 1;
-                    db.put_cf(&log, record::key(7), value).unwrap();
+                    batch.put(Family::Log, &key, value);
                 }
-                _ => db
-                    .put_cf(&log, record::key(7), record::encode(&entry(1, 8, 100)))
-                    .unwrap(),
+                _ => batch.put(Family::Log, &key, record::encode(&entry(1, 8, 100))),
             }
+            engine.write(batch, Sync::Now).unwrap();
         }
         let error = open(folder.path()).err().expect("damage is refused").to_string();
         assert!(

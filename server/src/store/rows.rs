@@ -6,9 +6,8 @@
 
 use std::io;
 
-use rocksdb::{DB, IteratorMode, WriteBatch};
-
-use super::log::CF_ROWS;
+use super::engine::{Batch, Engine};
+use crate::ground::Family;
 
 /// Longest key of a row, in bytes.
 const KEY_BYTES_MAX: usize = 1 << 10;
@@ -72,36 +71,30 @@ fn checksum(key: &[u8], value: &[u8]) -> u32 {
     crc.finalize()
 }
 
-pub(super) fn put_into(rows: &RowBatch, db: &DB, batch: &mut WriteBatch) -> io::Result<()> {
-    let family = db
-        .cf_handle(CF_ROWS)
-        .ok_or_else(|| io::Error::other("the column family of rows is missing"))?;
+pub(super) fn put_into(rows: &RowBatch, batch: &mut Batch<'_>) {
     if rows.clear {
-        batch.delete_range_cf(&family, [].as_slice(), [0xff; KEY_BYTES_MAX].as_slice());
+        batch.remove_range(Family::Rows, &[], &[0xff; KEY_BYTES_MAX]);
     }
     for change in &rows.changes {
         match change {
-            Change::Remove { key } => batch.delete_cf(&family, key),
+            Change::Remove { key } => batch.remove(Family::Rows, key),
             Change::Put { key, value } => {
                 let mut row = Vec::with_capacity(4 + value.len());
                 row.extend_from_slice(&checksum(key, value).to_le_bytes());
                 row.extend_from_slice(value);
-                batch.put_cf(&family, key, row);
+                batch.put(Family::Rows, key, row);
             }
         }
     }
-    Ok(())
 }
 
 pub(super) fn read(
-    db: &DB,
+    engine: &Engine,
     mut take: impl FnMut(&[u8], &[u8]) -> Result<(), String>,
 ) -> Result<(), RowsError> {
-    let family = db
-        .cf_handle(CF_ROWS)
-        .ok_or_else(|| RowsError("the column family of rows is missing".into()))?;
-    for row in db.iterator_cf(&family, IteratorMode::Start) {
-        let (key, row) = row.map_err(|error| RowsError(error.into_string()))?;
+    let unreadable = |error: io::Error| RowsError(error.to_string());
+    for row in engine.rows_from(Family::Rows, &[]).map_err(unreadable)? {
+        let (key, row) = row.map_err(unreadable)?;
         let damaged = |problem: &str| RowsError(format!("row {}: {problem}", String::from_utf8_lossy(&key)));
         let (crc, value) = row
             .split_first_chunk::<4>()
@@ -117,6 +110,8 @@ pub(super) fn read(
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use rocksdb::DB;
 
     use super::*;
     use crate::store::{LogStore, SpaceWatch};

@@ -8,20 +8,20 @@
 
 use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use openraft::storage::IOFlushed;
 use parking_lot::Mutex;
-use rocksdb::{DB, WriteBatch, WriteOptions};
 use rollcall_core::mutants::{Mutant, planted};
 use tokio::sync::{mpsc, oneshot};
 
-use super::log::{CF_LOG, CF_META, KEY_COMMITTED, KEY_PURGED, KEY_VOTE, Shared};
+use super::engine::{Batch, Sync};
+use super::log::{KEY_COMMITTED, KEY_PURGED, KEY_VOTE, Shared};
 use super::mark::{Mark, MarkFile};
 use super::record;
 use super::rows::{self, RowBatch};
 use super::space::RETRY_FULL;
+use crate::ground::{self, Family};
 use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
 use crate::raft::wire;
 
@@ -133,32 +133,15 @@ impl MarkKeeper {
 }
 
 /// Starts the writer and the thread that keeps the mark. Both end when the queue is closed.
-pub(crate) fn start(
-    shared: Arc<Shared>,
-    ops: mpsc::Receiver<Op>,
-    flushed: Option<LogId>,
-) -> io::Result<JoinHandle<()>> {
-    let (ended, ending) = std::sync::mpsc::channel::<()>();
-    let marked = shared.clone();
-    let keeper = std::thread::Builder::new()
-        .name("log-mark".into())
-        .spawn(move || {
-            use std::sync::mpsc::RecvTimeoutError;
-            while let Err(RecvTimeoutError::Timeout) = ending.recv_timeout(MARK_EVERY) {
-                if let Err(error) = marked.mark.flush() {
-                    tracing::warn!(%error, "mark not written");
-                }
-            }
-        })?;
-    std::thread::Builder::new()
-        .name("log-writer".into())
-        .spawn(move || {
-            Writer { shared, ops, flushed }.run();
-            drop(ended);
-            if keeper.join().is_err() {
-                tracing::warn!("the mark's thread panicked");
-            }
-        })
+pub(crate) fn start(shared: Arc<Shared>, ops: mpsc::Receiver<Op>, flushed: Option<LogId>) -> io::Result<()> {
+    let writer = Writer { shared, ops, flushed };
+    match ground::simulated(|_| ()) {
+        None => writer.start_thread(),
+        Some(()) => {
+            writer.start_task();
+            Ok(())
+        }
+    }
 }
 
 struct Writer {
@@ -168,37 +151,89 @@ struct Writer {
 }
 
 impl Writer {
+    fn start_thread(self) -> io::Result<()> {
+        let (ended, ending) = std::sync::mpsc::channel::<()>();
+        let marked = self.shared.clone();
+        let keeper = std::thread::Builder::new()
+            .name("log-mark".into())
+            .spawn(move || {
+                use std::sync::mpsc::RecvTimeoutError;
+                while let Err(RecvTimeoutError::Timeout) = ending.recv_timeout(MARK_EVERY) {
+                    marked.flush_mark();
+                }
+            })?;
+        let writer = std::thread::Builder::new().name("log-writer".into());
+        writer.spawn(move || {
+            self.run();
+            drop(ended);
+            if keeper.join().is_err() {
+                tracing::warn!("the mark's thread panicked");
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Where nothing runs beside one thread.
+    fn start_task(self) {
+        let marked = Arc::downgrade(&self.shared);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(MARK_EVERY).await;
+                match marked.upgrade().filter(|shared| !shared.is_closed()) {
+                    Some(shared) => shared.flush_mark(),
+                    None => return,
+                }
+            }
+        });
+        tokio::spawn(self.run_as_task());
+    }
+
     fn run(mut self) {
         let mut closing = None;
         while closing.is_none() {
-            let Some(mut group) = self.take_group() else { break };
-            if let Some(at) = group.iter().position(|op| matches!(op, Op::Close { .. })) {
-                let rest = group.split_off(at);
-                closing = rest.into_iter().find_map(|op| match op {
-                    Op::Close { done } => Some(done),
-                    Op::Append { .. }
-                    | Op::Vote { .. }
-                    | Op::Truncate { .. }
-                    | Op::Purge { .. }
-                    | Op::Rows { .. } => None,
-                });
-            }
+            let Some(first) = self.ops.blocking_recv() else {
+                break;
+            };
+            let mut group = self.take_group(first);
+            closing = take_close(&mut group);
             self.write_group(group);
         }
-        self.ops.close();
-        if self.shared.fault().is_none()
-            && let Err(error) = self.shared.mark.flush()
-        {
-            tracing::warn!(%error, "mark not written at the end");
+        self.end(closing);
+    }
+
+    /// As [`Self::run`], but a sync takes simulated time, during which a crash finds what was written and not synced.
+    async fn run_as_task(mut self) {
+        let mut closing = None;
+        while closing.is_none() {
+            let Some(first) = self.ops.recv().await else { break };
+            let mut group = self.take_group(first);
+            closing = take_close(&mut group);
+            if group.is_empty() {
+                continue;
+            }
+            let mut result = self.write(&group, Sync::Later);
+            if result.is_ok() && group.iter().any(Op::must_sync) {
+                let takes = ground::simulated(|simulation| simulation.sync_takes());
+                tokio::time::sleep(takes.unwrap_or_default()).await;
+                result = self.shared.with_engine(|engine| engine.sync());
+            }
+            self.finish_group(group, result);
         }
-        self.shared.close_db();
+        self.end(closing);
+    }
+
+    fn end(mut self, closing: Option<oneshot::Sender<()>>) {
+        self.ops.close();
+        if self.shared.fault().is_none() {
+            self.shared.flush_mark();
+        }
+        self.shared.close_engine();
         if let Some(done) = closing {
             let _ = done.send(());
         }
     }
 
-    fn take_group(&mut self) -> Option<Vec<Op>> {
-        let first = self.ops.blocking_recv()?;
+    fn take_group(&mut self, first: Op) -> Vec<Op> {
         let mut bytes = first.size();
         let mut group = vec![first];
         while bytes < GROUP_BYTES_MAX && group.len() < GROUP_OPS_MAX {
@@ -206,45 +241,55 @@ impl Writer {
             bytes += op.size();
             group.push(op);
         }
-        Some(group)
+        group
     }
 
     fn write_group(&mut self, group: Vec<Op>) {
         if group.is_empty() {
             return;
         }
-        let result = match self.shared.fault() {
-            Some(fault) => Err(io::Error::other(fault)),
-            None => self.write_durably(&group),
+        let sync = match group.iter().any(Op::must_sync) {
+            true => Sync::Now,
+            false => Sync::Later,
         };
+        let result = self.write(&group, sync);
+        self.finish_group(group, result);
+    }
+
+    /// The group is as durable as it was to be, or the store is at its end.
+    fn finish_group(&mut self, group: Vec<Op>, result: io::Result<()>) {
         if let Err(error) = &result {
             self.shared
                 .set_fault(format!("RC-107: the log cannot be written: {error}"));
         }
         if result.is_ok() {
+            self.mark_vote(&group);
             self.note_written(&group);
         }
         self.answer(group, &result);
     }
 
-    /// Writes and syncs the group; waits for as long as there is no room.
-    fn write_durably(&mut self, group: &[Op]) -> io::Result<()> {
+    /// Writes the group; waits for as long as there is no room.
+    fn write(&self, group: &[Op], sync: Sync) -> io::Result<()> {
+        if let Some(fault) = self.shared.fault() {
+            return Err(io::Error::other(fault));
+        }
         self.lower_mark(group)?;
         let bytes = group.iter().map(Op::size).sum::<usize>() as u64;
-        let mut options = WriteOptions::default();
-        options.set_sync(group.iter().any(Op::must_sync));
         let committed = *self.shared.committed.lock();
         self.retry_while_full("log", || match self.shared.space.has_room_for(bytes) {
             true => Ok(()),
             false => Err(io::ErrorKind::StorageFull.into()),
         })?;
-        let written = self.shared.with_db(|db| {
-            let batch = build_batch(db, group, committed.as_ref())?;
-            db.write_opt(batch, &options).map_err(io_error)
+        let written = self.shared.with_engine(|engine| {
+            let mut batch = engine.batch()?;
+            fill_batch(&mut batch, group, committed.as_ref());
+            engine.write(batch, sync)
         });
-        if let Err(error) = written {
-            return Err(self.wait_for_room_to_restart(error));
-        }
+        written.map_err(|error| self.wait_for_room_to_restart(error))
+    }
+
+    fn mark_vote(&self, group: &[Op]) {
         let mut votes = group.iter().filter_map(|op| match op {
             Op::Vote { vote, .. } => Some(*vote),
             Op::Append { .. }
@@ -259,7 +304,6 @@ impl Writer {
                 tracing::warn!(%error, "mark not written with a vote");
             }
         }
-        Ok(())
     }
 
     /// Someone took the reserve between the look and the write. RocksDB cannot go on after that: keep the
@@ -346,48 +390,45 @@ impl Writer {
     }
 }
 
-fn build_batch(db: &DB, group: &[Op], committed: Option<&LogId>) -> io::Result<WriteBatch> {
-    let missing = || io::Error::other("a column family of the log is missing");
-    let log = db.cf_handle(CF_LOG).ok_or_else(missing)?;
-    let meta = db.cf_handle(CF_META).ok_or_else(missing)?;
-    let mut batch = WriteBatch::default();
+/// Cuts off the group what comes with and behind a request to close.
+fn take_close(group: &mut Vec<Op>) -> Option<oneshot::Sender<()>> {
+    let at = group.iter().position(|op| matches!(op, Op::Close { .. }))?;
+    let rest = group.split_off(at);
+    rest.into_iter().find_map(|op| match op {
+        Op::Close { done } => Some(done),
+        Op::Append { .. } | Op::Vote { .. } | Op::Truncate { .. } | Op::Purge { .. } | Op::Rows { .. } => {
+            None
+        }
+    })
+}
+
+fn fill_batch(batch: &mut Batch<'_>, group: &[Op], committed: Option<&LogId>) {
     for op in group {
         match op {
             Op::Append { entries, .. } => {
                 for entry in entries {
-                    batch.put_cf(&log, record::key(entry.log_id.index), record::encode(entry));
+                    let key = record::key(entry.log_id.index);
+                    batch.put(Family::Log, &key, record::encode(entry));
                 }
             }
-            Op::Vote { vote, .. } => batch.put_cf(&meta, KEY_VOTE, wire::encode_vote(vote)),
+            Op::Vote { vote, .. } => batch.put(Family::Meta, KEY_VOTE, wire::encode_vote(vote)),
             Op::Truncate { last, .. } => {
                 let from = last.map_or(0, |last| last.index + 1);
-                batch.delete_range_cf(&log, record::key(from), record::key(u64::MAX));
+                batch.remove_range(Family::Log, &record::key(from), &record::key(u64::MAX));
             }
             Op::Purge { upto } => {
-                batch.delete_range_cf(&log, record::key(0), record::key(upto.index + 1));
-                batch.put_cf(&meta, KEY_PURGED, wire::encode_log_id(&Some(*upto)));
+                batch.remove_range(Family::Log, &record::key(0), &record::key(upto.index + 1));
+                batch.put(Family::Meta, KEY_PURGED, wire::encode_log_id(&Some(*upto)));
             }
-            Op::Rows { rows, .. } => rows::put_into(rows, db, &mut batch)?,
+            Op::Rows { rows, .. } => rows::put_into(rows, batch),
             Op::Close { .. } => {}
         }
     }
     if let Some(committed) = committed {
-        batch.put_cf(&meta, KEY_COMMITTED, wire::encode_log_id(&Some(*committed)));
-    }
-    Ok(batch)
-}
-
-/// RocksDB tells of a full disk in words only.
-pub(crate) fn io_error(error: rocksdb::Error) -> io::Error {
-    let text = error.into_string();
-    let full = [
-        "No space left on device",
-        "Disk quota exceeded",
-        "NoSpace",
-        "Max allowed space was reached",
-    ];
-    match full.iter().any(|words| text.contains(words)) {
-        true => io::Error::new(io::ErrorKind::StorageFull, text),
-        false => io::Error::other(text),
+        batch.put(
+            Family::Meta,
+            KEY_COMMITTED,
+            wire::encode_log_id(&Some(*committed)),
+        );
     }
 }
