@@ -10,6 +10,7 @@ pub mod checker;
 pub mod fuzz;
 pub mod history;
 pub mod lab;
+pub mod mutants;
 pub mod nemesis;
 pub mod net;
 pub mod report;

@@ -1,7 +1,9 @@
 //! The lab from the command line.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{BufReader, BufWriter};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,6 +11,8 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use rollcall_jepsen::campaign::{Findings, Options, Workload, run};
+use rollcall_jepsen::history::{Exported, export};
+use rollcall_jepsen::mutants::{Hunt, Program, hunt};
 use rollcall_jepsen::nemesis::Kind;
 use rollcall_jepsen::report::page;
 use rollcall_proto::v1::ReadMode;
@@ -26,6 +30,40 @@ enum Command {
     /// Runs workloads on a cluster of real servers while faults happen to it, and judges what came of it. As root each
     /// server has a network namespace of its own; otherwise all share loopback and only their processes suffer.
     Lab(LabArguments),
+    /// Writes a history in another form.
+    Export(ExportArguments),
+    /// Seeks bugs that were planted on purpose: builds a server that can have them, has the lab and the tests look at each, and
+    /// prints a table of who found what. Ends with 1 if one escaped.
+    Mutants(MutantsArguments),
+}
+
+#[derive(Debug, clap::Args)]
+struct MutantsArguments {
+    /// Only this one; repeat it for more.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// At most so many seeds for each; otherwise as many as each is worth.
+    #[arg(long)]
+    seeds: Option<u64>,
+    /// The first seed.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Where histories go; made if it is not there.
+    #[arg(long, default_value = "jepsen-out/mutants")]
+    out: PathBuf,
+    /// A server that was built before, with the feature mutants; otherwise one is built.
+    #[arg(long)]
+    server: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+struct ExportArguments {
+    /// The history of a run: history.jsonl in its folder.
+    #[arg(long, value_name = "HISTORY.jsonl")]
+    edn: PathBuf,
+    /// Where it goes; otherwise next to it, with the ending edn.
+    #[arg(long)]
+    out: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -39,15 +77,22 @@ struct LabArguments {
     /// How many servers.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=9))]
     servers: u64,
-    /// What runs, separated by commas: all, registers, heartbeats, followers.
+    /// What runs, separated by commas: all (but storm, which runs alone), registers, heartbeats, followers, ap, guard,
+    /// takeover, mode-switch, resumes, batches, retries, racers, ages, storm.
     #[arg(long, default_value = "all")]
     workload: String,
-    /// What is done to the servers, separated by commas: all, none, halves, single, bridge, ring, one-way, no-clients,
-    /// no-gossip, loss, delay, mangle, narrow, pause, kill, kill-all, full-disk, clock.
+    /// What is done to the servers and their clients, separated by commas: all, none, halves, single, bridge, ring,
+    /// one-way, no-clients, no-gossip, loss, delay, mangle, narrow, client-cut, client-loss, client-slow, pause, kill,
+    /// kill-all, rolling-restart, rolling-upgrade, membership, transfer, full-disk, power-loss, power-loss-all,
+    /// hung-disk, dead-disk, sync-errors, torn-tail, lost-tail, bit-rot, starved, memory, descriptors, clock, clock-rate.
     #[arg(long, default_value = "all")]
     nemesis: String,
-    /// How registers are read: linearizable, leased, or local, under which the judges should find something.
-    #[arg(long, default_value = "linearizable", value_parser = read_mode)]
+    /// A second server program: what rolling upgrades install.
+    #[arg(long, value_name = "PATH")]
+    upgrade_to: Option<PathBuf>,
+    /// How registers are read: linearizable, leased, mixed (half of each), or local, under which the judges should find
+    /// something.
+    #[arg(long, default_value = "mixed", value_parser = read_mode)]
     reads: ReadMode,
     /// Clients of each workload.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=200))]
@@ -65,14 +110,52 @@ struct LabArguments {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
-    let Command::Lab(arguments) = Arguments::parse().command;
+    match Arguments::parse().command {
+        Command::Lab(arguments) => lab(arguments).await,
+        Command::Export(ExportArguments { edn, out }) => {
+            let out = out.unwrap_or_else(|| edn.with_extension("edn"));
+            let exported = write_edn(&edn, &out)?;
+            println!(
+                "{}: {} lines of operations, {} of faults; {} lines are about something else",
+                out.display(),
+                exported.operations,
+                exported.faults,
+                exported.left_out
+            );
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Mutants(arguments) => mutants(arguments).await,
+    }
+}
+
+async fn mutants(arguments: MutantsArguments) -> anyhow::Result<ExitCode> {
+    let program = match &arguments.server {
+        Some(path) => Program::at(path)?,
+        None => Program::build()?,
+    };
+    let all_caught = hunt(&Hunt {
+        program,
+        only: arguments.only,
+        seeds_max: arguments.seeds,
+        first_seed: arguments.seed,
+        out: arguments.out,
+    })
+    .await?;
+    Ok(if all_caught {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+async fn lab(arguments: LabArguments) -> anyhow::Result<ExitCode> {
     let seed = arguments.seed.unwrap_or_else(drawn);
     println!("seed {seed}");
     let options = Options {
         seed,
         length: Duration::from_secs(arguments.seconds),
         servers: arguments.servers,
-        workloads: names(&arguments.workload, &Workload::ALL)?,
+        workloads: names(&arguments.workload, &Workload::TOGETHER)?,
         kinds: names(&arguments.nemesis, &Kind::ALL)?,
         reads: arguments.reads,
         clients: arguments.clients,
@@ -80,12 +163,15 @@ async fn main() -> anyhow::Result<ExitCode> {
         keep: true,
         folder: arguments.out,
         binary: arguments.server,
+        upgrade_to: arguments.upgrade_to,
     };
     std::fs::create_dir_all(&options.folder)
         .with_context(|| format!("creating {}", options.folder.display()))?;
     let findings = run(&options).await?;
     let report = options.folder.join("report.html");
     std::fs::write(&report, page(&options, &findings)).context("writing the page")?;
+    let history = options.folder.join("history.jsonl");
+    write_edn(&history, &history.with_extension("edn"))?;
     print(&findings);
     println!("history and page are in {}", options.folder.display());
     Ok(if findings.is_good() {
@@ -95,12 +181,20 @@ async fn main() -> anyhow::Result<ExitCode> {
     })
 }
 
+fn write_edn(history: &Path, edn: &Path) -> anyhow::Result<Exported> {
+    let lines = File::open(history).with_context(|| format!("opening {}", history.display()))?;
+    let edn = File::create(edn).with_context(|| format!("creating {}", edn.display()))?;
+    export(BufReader::new(lines), BufWriter::new(edn))
+        .with_context(|| format!("exporting {}", history.display()))
+}
+
 fn read_mode(name: &str) -> Result<ReadMode, String> {
     match name {
         "linearizable" => Ok(ReadMode::Linearizable),
         "leased" => Ok(ReadMode::Leased),
+        "mixed" => Ok(ReadMode::Unspecified),
         "local" => Ok(ReadMode::Local),
-        _ => Err("there are: linearizable, leased, local".into()),
+        _ => Err("there are: linearizable, leased, mixed, local".into()),
     }
 }
 

@@ -4,7 +4,10 @@
 //! - [`run`]: runs it.
 //! - [`Findings`]: what came of it.
 
+mod elections;
+mod judge;
 mod leaders;
+mod load;
 mod options;
 mod run;
 mod stall;

@@ -17,11 +17,60 @@ pub enum Workload {
     Heartbeats,
     /// [`crate::workload::followers`].
     Followers,
+    /// [`crate::workload::ap`].
+    Ap,
+    /// [`crate::workload::guard`].
+    Guard,
+    /// [`crate::workload::takeover`].
+    Takeover,
+    /// [`crate::workload::mode_switch`].
+    ModeSwitch,
+    /// [`crate::workload::resumes`].
+    Resumes,
+    /// [`crate::workload::batches`].
+    Batches,
+    /// [`crate::workload::retries`].
+    Retries,
+    /// [`crate::workload::racers`].
+    Racers,
+    /// [`crate::workload::ages`].
+    Ages,
+    /// [`crate::workload::storm`]: alone on a cluster, for it changes when all watchers are told.
+    Storm,
 }
 
 impl Workload {
+    /// All of them that go together.
+    pub const TOGETHER: [Self; 12] = [
+        Self::Registers,
+        Self::Heartbeats,
+        Self::Followers,
+        Self::Ap,
+        Self::Guard,
+        Self::Takeover,
+        Self::ModeSwitch,
+        Self::Resumes,
+        Self::Batches,
+        Self::Retries,
+        Self::Racers,
+        Self::Ages,
+    ];
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Registers, Self::Heartbeats, Self::Followers];
+    pub const ALL: [Self; 13] = [
+        Self::Registers,
+        Self::Heartbeats,
+        Self::Followers,
+        Self::Ap,
+        Self::Guard,
+        Self::Takeover,
+        Self::ModeSwitch,
+        Self::Resumes,
+        Self::Batches,
+        Self::Retries,
+        Self::Racers,
+        Self::Ages,
+        Self::Storm,
+    ];
 
     /// As it is written on a command line.
     #[must_use]
@@ -30,6 +79,16 @@ impl Workload {
             Self::Registers => "registers",
             Self::Heartbeats => "heartbeats",
             Self::Followers => "followers",
+            Self::Ap => "ap",
+            Self::Guard => "guard",
+            Self::Takeover => "takeover",
+            Self::ModeSwitch => "mode-switch",
+            Self::Resumes => "resumes",
+            Self::Batches => "batches",
+            Self::Retries => "retries",
+            Self::Racers => "racers",
+            Self::Ages => "ages",
+            Self::Storm => "storm",
         }
     }
 }
@@ -40,7 +99,11 @@ impl FromStr for Workload {
     fn from_str(name: &str) -> Result<Self, String> {
         let known = Self::ALL.into_iter().find(|workload| workload.name() == name);
         known.ok_or_else(|| {
-            format!("no workload is called {name}; there are: all, registers, heartbeats, followers")
+            let names: Vec<_> = Self::ALL.iter().map(|workload| workload.name()).collect();
+            format!(
+                "no workload is called {name}; there are: all, {}",
+                names.join(", ")
+            )
         })
     }
 }
@@ -58,7 +121,7 @@ pub struct Options {
     pub workloads: Vec<Workload>,
     /// What is done to it.
     pub kinds: Vec<Kind>,
-    /// How registers are read. Linearizable and leased reads must satisfy the judges; local ones under faults do not,
+    /// How registers are read; unspecified: half linearizable, half leased. Linearizable and leased reads must satisfy the judges; local ones under faults do not,
     /// which shows that the judges see.
     pub reads: ReadMode,
     /// Clients of each workload.
@@ -71,6 +134,8 @@ pub struct Options {
     pub folder: PathBuf,
     /// The server program; `None`: [`crate::lab::binary::rollcalld`].
     pub binary: Option<PathBuf>,
+    /// What rolling upgrades install; `None`: there are none.
+    pub upgrade_to: Option<PathBuf>,
 }
 
 impl Options {
@@ -87,7 +152,8 @@ impl Options {
         let reads = match self.reads {
             ReadMode::Leased => "leased",
             ReadMode::Local => "local",
-            ReadMode::Linearizable | ReadMode::Unspecified => "linearizable",
+            ReadMode::Linearizable => "linearizable",
+            ReadMode::Unspecified => "mixed",
         };
         format!(
             "rollcall-jepsen lab --seed {} --seconds {} --servers {} --clients {} --ttl {} --reads {reads} --workload {} \

@@ -5,25 +5,24 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use super::judge::judge;
 use super::leaders;
+use super::load::Load;
 use super::options::{Options, Workload};
 use super::stall::StallWatch;
-use crate::checker::{Finding, Verdict, linear, revisions, sessions, watches};
-use crate::history::{Fault, Heartbeats, History, Operation, Outcome, Record, pair};
-use crate::lab::{Cluster, ClusterOptions};
-use crate::nemesis::{Nemesis, Planned, schedule};
-use crate::net::Net;
-use crate::workload::followers::{Followed, Followers};
-use crate::workload::heartbeats::Fleet;
-use crate::workload::registers::Registers;
-use crate::workload::{Stop, followers, heartbeats, put_group, registers};
+use crate::checker::{Finding, Verdict};
+use crate::history::{History, Record};
+use crate::lab::{Cluster, ClusterOptions, Leading};
+use crate::nemesis::{Nemesis, Tally, schedule};
+use crate::net::{HostRuntime, Net};
+use crate::workload::{Stop, resumes, storm};
 
 /// From the end of the last fault to readiness and, later, to equal state.
 const RECOVERY_MAX: Duration = Duration::from_secs(30);
 /// Load without faults, before the end.
 const PEACE: Duration = Duration::from_secs(3);
-/// How late an expiry may be where nothing excuses it: a tick, a commit, a watch, and a busy machine.
-const LATE_MAX: Duration = Duration::from_secs(3);
+/// Hosts that workloads share.
+const CLIENT_HOSTS: u64 = 2;
 const DISK_BYTES: u64 = 256 << 20;
 /// With disks this small the usual reserve would be a large part of them.
 const RESERVE: &str = "storage.reserve_bytes=16777216";
@@ -57,7 +56,7 @@ impl Findings {
 /// The run could not be carried out. A violation is no error: see [`Findings::is_good`].
 pub async fn run(options: &Options) -> anyhow::Result<Findings> {
     let mut left_out = Vec::new();
-    let net = match Net::start_seeded(options.servers, options.seed) {
+    let net = match Net::start_with_clients(options.servers, CLIENT_HOSTS, options.seed) {
         Ok(net) => Some(Arc::new(net)),
         Err(reason) => {
             left_out.push(format!("everything done to the network: {reason:#}"));
@@ -67,22 +66,20 @@ pub async fn run(options: &Options) -> anyhow::Result<Findings> {
     let mut cluster = start_cluster(options, net.as_ref()).await?;
     let history = History::start(Some(&options.folder.join("history.jsonl")))?;
     let stalls = StallWatch::start(&history)?;
-    let _leaders = leaders::watch(&cluster.addresses(), &history);
-    let mut nemesis = Nemesis::new(net.clone(), history.clone());
-    let (possible, impossible) = options
-        .kinds
-        .iter()
-        .partition(|kind| nemesis.can(**kind, &cluster));
-    let possible: Vec<_> = possible;
-    let impossible: Vec<_> = impossible;
-    left_out.extend(
-        impossible
-            .iter()
-            .map(|kind: &crate::nemesis::Kind| kind.name().to_owned()),
-    );
-
+    let leading = Leading::default();
+    let _leaders = leaders::watch(&cluster.addresses(), cluster.folder(), &history, &leading);
+    let mut nemesis =
+        Nemesis::new(net.clone(), history.clone(), leading).upgrading_to(options.upgrade_to.clone());
+    let mut possible = Vec::new();
+    for kind in &options.kinds {
+        match nemesis.can(*kind, &cluster) {
+            Ok(()) => possible.push(*kind),
+            Err(reason) => left_out.push(format!("{}: {reason}", kind.name())),
+        }
+    }
+    let hosts = client_hosts(net.as_deref())?;
     let stop = Stop::default();
-    let load = Load::start(options, &cluster, &history, &stop).await?;
+    let load = Load::start(options, &cluster, &history, &stop, &hosts, net.as_ref()).await?;
     let plan = schedule(options.seed, options.length, &possible);
     nemesis.run(&plan, &mut cluster).await?;
     tokio::time::sleep(options.length.saturating_sub(history.now())).await;
@@ -90,6 +87,12 @@ pub async fn run(options: &Options) -> anyhow::Result<Findings> {
         checker: "survival and equal state",
         ..Verdict::default()
     };
+    for (at, what) in nemesis.broken() {
+        survival.findings.push(Finding {
+            what: what.clone(),
+            at: *at,
+        });
+    }
     recover(&mut cluster, &history, &mut survival).await?;
     let terms = cluster
         .statuses()
@@ -100,7 +103,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Findings> {
         .unwrap_or(0);
     tokio::time::sleep(PEACE).await;
     stop.stop();
-    let followed = load.finish(options).await;
+    let followed = load.finish(RECOVERY_MAX).await;
     match cluster.wait_converged(RECOVERY_MAX).await {
         Ok(revision) => {
             survival.judged += cluster.ids().len();
@@ -112,14 +115,15 @@ pub async fn run(options: &Options) -> anyhow::Result<Findings> {
     }
     history.flush()?;
     let mut figures = vec![
-        format!("{} faults; the last term was {terms}", plan.len()),
+        format!("the last term was {terms}"),
         format!("the harness itself was late by {:?} at worst", stalls.worst()),
     ];
     drop(stalls);
     let records = history.records();
-    let mut verdicts = judge(options, &records, followed, history.now(), &mut figures);
+    let mut verdicts = judge(options, &records, followed.as_ref(), history.now(), &mut figures);
     verdicts.push(survival);
-    figures.extend(kinds_done(&plan));
+    figures.extend(faults_done(nemesis.tally()));
+    figures.extend(metered(net.as_deref()));
     if options.keep && !verdicts.iter().all(Verdict::is_good) {
         let kept = cluster.keep_folder();
         figures.push(format!(
@@ -138,9 +142,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Findings> {
 async fn start_cluster(options: &Options, net: Option<&Arc<Net>>) -> anyhow::Result<Cluster> {
     let mut cluster = ClusterOptions {
         name: "jepsen".into(),
-        arguments: ["--set", "gossip.preset=local", "--set", RESERVE]
-            .map(str::to_owned)
-            .to_vec(),
+        arguments: settings(options),
         binary: options.binary.clone(),
         own_clocks: true,
         ..ClusterOptions::servers(options.servers)
@@ -152,50 +154,19 @@ async fn start_cluster(options: &Options, net: Option<&Arc<Net>>) -> anyhow::Res
     Cluster::start_with(cluster).await.context("starting the cluster")
 }
 
-struct Load {
-    registers: Option<Registers>,
-    fleet: Option<Fleet>,
-    followers: Option<Followers>,
-}
-
-impl Load {
-    async fn start(
-        options: &Options,
-        cluster: &Cluster,
-        history: &History,
-        stop: &Stop,
-    ) -> anyhow::Result<Self> {
-        let addresses = cluster.addresses();
-        for group in [registers::GROUP, heartbeats::GROUP, followers::GROUP] {
-            put_group(&addresses, group, 10_000).await?;
-        }
-        let has = |workload| options.workloads.contains(&workload);
-        let (seed, clients) = (options.seed, options.clients);
-        let registers = || Registers::start(&addresses, history, stop, options.reads, seed, clients);
-        let fleet = || Fleet::start(&addresses, history, stop, seed, clients * 3, options.ttl);
-        let followers = || Followers::start(&addresses, stop, seed, clients.div_ceil(2));
-        Ok(Self {
-            registers: has(Workload::Registers).then(registers),
-            fleet: has(Workload::Heartbeats).then(fleet),
-            followers: has(Workload::Followers).then(followers),
-        })
+/// What servers are started with, so that workloads meet bounds that they would not reach otherwise.
+fn settings(options: &Options) -> Vec<String> {
+    let mut settings = vec!["gossip.preset=local".to_owned(), RESERVE.to_owned()];
+    if options.workloads.contains(&Workload::Resumes) {
+        settings.push(format!("watch.retained_revisions={}", resumes::RETAINED));
     }
-
-    async fn finish(self, options: &Options) -> Option<Followed> {
-        if let Some(registers) = self.registers {
-            registers.finish().await;
-        }
-        let followed = match self.followers {
-            Some(followers) => Some(followers.finish(RECOVERY_MAX).await),
-            None => None,
-        };
-        if let Some(fleet) = self.fleet {
-            fleet
-                .finish(options.ttl + LATE_MAX + Duration::from_secs(2))
-                .await;
-        }
-        followed
+    if options.workloads.contains(&Workload::Storm) {
+        settings.push(format!("storm.egress_bytes_per_second={}", storm::BUDGET));
     }
+    settings
+        .into_iter()
+        .flat_map(|of| ["--set".to_owned(), of])
+        .collect()
 }
 
 fn finding(history: &History, what: String) -> Finding {
@@ -233,72 +204,41 @@ async fn recover(cluster: &mut Cluster, history: &History, survival: &mut Verdic
     Ok(())
 }
 
-fn judge(
-    options: &Options,
-    records: &[Record],
-    followed: Option<Followed>,
-    ended: Duration,
-    figures: &mut Vec<String>,
-) -> Vec<Verdict> {
-    let mut operations: Vec<Operation> = Vec::new();
-    let mut lines: Vec<Heartbeats> = Vec::new();
-    let mut faults: Vec<Fault> = Vec::new();
-    let mut broken = Vec::new();
-    for record in records {
-        match record {
-            Record::Operation(operation) => operations.push(operation.clone()),
-            Record::Heartbeats(line) => lines.push(line.clone()),
-            Record::Fault(fault) => faults.push(fault.clone()),
-            Record::Broken(at, what) => broken.push((*at, what.clone())),
-            Record::Note(..) => {}
-        }
-    }
-    let mut verdicts = Vec::new();
-    if options.workloads.contains(&Workload::Registers) {
-        verdicts.push(linear::check(&operations));
-        verdicts.push(revisions::check(&operations));
-        figures.push(shares(&operations, ended));
-    }
-    if options.workloads.contains(&Workload::Heartbeats) {
-        let mut verdict = sessions::check(&lines, &faults, LATE_MAX, ended);
-        for (at, what) in broken {
-            verdict.findings.push(Finding { what, at });
-        }
-        verdicts.push(verdict);
-    }
-    if let Some(followed) = followed {
-        verdicts.push(watches::check(&followed.seen, &followed.acknowledged, ended));
-    }
-    verdicts
-}
-
-/// A run counts only with its load shown.
-fn shares(operations: &[Operation], ended: Duration) -> String {
-    let paired = pair(operations);
-    let count = |wanted: fn(&Outcome) -> bool| paired.iter().filter(|(_, outcome)| wanted(outcome)).count();
-    let ok = count(|outcome| matches!(outcome, Outcome::Ok { .. }));
-    let fail = count(|outcome| matches!(outcome, Outcome::Fail));
-    let unknown = count(|outcome| matches!(outcome, Outcome::Unknown));
-    let rate = ok as u64 / ended.as_secs().max(1);
-    let percent = 100 * unknown / paired.len().max(1);
-    format!(
-        "{} operations: {ok} ok ({rate} a second), {fail} failed for certain, {unknown} of unknown outcome ({percent} %)",
-        paired.len()
-    )
-}
-
-fn kinds_done(plan: &[Planned]) -> Vec<String> {
-    let mut counts = std::collections::BTreeMap::<&str, usize>::new();
-    for planned in plan {
-        *counts.entry(planned.kind.name()).or_default() += 1;
-    }
-    let counts: Vec<String> = counts
+/// A fault counts only if it was seen to bite.
+fn faults_done(tally: &Tally) -> Vec<String> {
+    let counts: Vec<String> = tally
         .iter()
-        .map(|(kind, count)| format!("{kind} {count}"))
+        .map(|(kind, (done, bit))| format!("{} {bit} of {done}", kind.name()))
         .collect();
     if counts.is_empty() {
-        Vec::new()
-    } else {
-        vec![format!("faults by kind: {}", counts.join(", "))]
+        return Vec::new();
     }
+    let done: u64 = tally.values().map(|(done, _)| done).sum();
+    let bit: u64 = tally.values().map(|(_, bit)| bit).sum();
+    vec![format!(
+        "{bit} of {done} faults were seen to bite: {}",
+        counts.join(", ")
+    )]
+}
+
+/// Traffic of clients, counted by the switch.
+fn metered(net: Option<&Net>) -> Option<String> {
+    let net = net?;
+    let clients = net.clients();
+    let bytes = |from: &[u64], to: &[u64]| -> u64 {
+        let pairs = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
+        pairs.map(|(from, to)| net.bytes(from, to)).sum()
+    };
+    let (there, back) = (bytes(&clients, &net.hosts()), bytes(&net.hosts(), &clients));
+    Some(format!(
+        "{} hosts of clients sent {} kB to the servers and were sent {} kB",
+        clients.len(),
+        there / 1_000,
+        back / 1_000
+    ))
+}
+
+fn client_hosts(net: Option<&Net>) -> anyhow::Result<Vec<HostRuntime>> {
+    let Some(net) = net else { return Ok(Vec::new()) };
+    net.clients().into_iter().map(|host| net.runtime(host)).collect()
 }

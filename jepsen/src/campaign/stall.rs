@@ -10,6 +10,8 @@ use crate::history::{Fault, History, Record};
 const TICK: Duration = Duration::from_millis(10);
 /// From here on a stall is written down and excuses lateness.
 const NOTED: Duration = Duration::from_millis(250);
+/// So much lateness within a second, in small pieces, excuses it as well.
+const STARVED: Duration = Duration::from_millis(300);
 
 /// A thread that does nothing but look whether it is late.
 #[derive(Debug)]
@@ -50,6 +52,7 @@ impl Drop for StallWatch {
 }
 
 fn watch(stop: &AtomicBool, worst: &AtomicU64, history: &History) {
+    let mut second = Second::new(history);
     while !stop.load(Ordering::Acquire) {
         let slept = Instant::now();
         std::thread::sleep(TICK);
@@ -59,12 +62,53 @@ fn watch(stop: &AtomicBool, worst: &AtomicU64, history: &History) {
             Ordering::Relaxed,
         );
         if late >= NOTED {
-            let end = history.now();
-            history.record(Record::Fault(Fault {
-                what: format!("the harness itself stood still for {late:?}"),
-                time: end.saturating_sub(late),
-                end,
-            }));
+            let began = history.now().saturating_sub(late);
+            note(
+                history,
+                began,
+                format!("the harness itself stood still for {late:?}"),
+            );
+        }
+        second.add(late, history);
+    }
+}
+
+/// How late it was within a second, bit by bit: on a machine that has too much to do nobody keeps time.
+struct Second {
+    began: Duration,
+    late: Duration,
+}
+
+impl Second {
+    fn new(history: &History) -> Self {
+        Self {
+            began: history.now(),
+            late: Duration::ZERO,
         }
     }
+
+    fn add(&mut self, late: Duration, history: &History) {
+        self.late += late;
+        if history.now() < self.began + Duration::from_secs(1) {
+            return;
+        }
+        if self.late >= STARVED {
+            let what = format!(
+                "the harness itself was starved: late by {:?} within a second",
+                self.late
+            );
+            note(history, self.began, what);
+        }
+        *self = Self::new(history);
+    }
+}
+
+fn note(history: &History, began: Duration, what: String) {
+    history.record(Record::Fault(Fault {
+        what,
+        time: began,
+        end: history.now(),
+        bit: true,
+        effect: String::new(),
+    }));
 }

@@ -169,5 +169,65 @@ fn the_search_is_bounded() {
     }
     let history = history(&text);
     let of = pair(&history);
-    assert!(matches!(Search::new(&of).run(1_000), Found::TooMuch));
+    assert!(matches!(Search::new(&of).run(1_000, LOOKS_MAX), Found::TooMuch));
+}
+
+#[test]
+fn long_histories_with_many_unknown_outcomes_are_decided() {
+    let began = std::time::Instant::now();
+    for (seed, unknown) in [(1, 0.3), (2, 0.5), (3, 0.7)] {
+        let lines = simulated(seed, 4_000, unknown);
+        let verdict = check(&lines);
+        assert!(
+            verdict.is_good(),
+            "seed {seed}: {:?} {:?}",
+            verdict.undecided,
+            verdict.findings.first()
+        );
+        // One read of something that had long been overwritten.
+        let mut forged = lines;
+        let read = forged.iter_mut().rfind(|line| {
+            line.function == Function::Read
+                && matches!(line.phase, Phase::Ok { value: Some(of), .. } if of > 3_600)
+        });
+        if let Some(Phase::Ok { value, .. }) = read.map(|line| &mut line.phase) {
+            *value = Some(1);
+        }
+        let found = Search::new(&pair(&forged)).run(50_000, 5_000_000);
+        assert!(!matches!(found, Found::Order), "seed {seed}");
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(120),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+/// Thirty writers at once of whom nobody knows anything, half of whose values are read, some in no possible order.
+#[test]
+fn a_hopeless_record_costs_a_bounded_time_and_is_no_pass() {
+    let mut text = String::new();
+    for value in 1..=30 {
+        let _ = writeln!(text, "{value} 0..{} w {value}", 1_000 + value);
+    }
+    for value in 1..=30 {
+        let _ = writeln!(text, "{} 500..{} r {value}", 100 + value, 1_000 + value);
+        let _ = writeln!(
+            text,
+            "{} 500..{} c {value} {}",
+            200 + value,
+            1_000 + value,
+            1_000 + value
+        );
+    }
+    let _ = writeln!(text, "999 3000..3001 r 1");
+    let history = history(&text);
+    let began = std::time::Instant::now();
+    let found = Search::new(&pair(&history)).run(100_000, 10_000_000);
+    assert!(!matches!(found, Found::Order));
+    assert!(
+        began.elapsed() < Duration::from_secs(120),
+        "{:?}",
+        began.elapsed()
+    );
 }

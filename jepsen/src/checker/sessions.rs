@@ -17,6 +17,8 @@ struct Life {
     acknowledged: Vec<Duration>,
     /// When the last heartbeat may have arrived.
     last_possible: Duration,
+    /// When those without an answer were sent.
+    unanswered: Vec<Duration>,
     stopped: Option<Duration>,
     /// The first word of its end.
     gone: Option<Duration>,
@@ -29,6 +31,16 @@ struct Excuses<'a> {
 }
 
 impl Excuses<'_> {
+    /// When a heartbeat of that time may have arrived at last: a fault held it back, and the sender's kernel, which
+    /// tries again at ever longer intervals, brought it as long again after its end. It does so also for a client
+    /// that is no more.
+    fn arrival(&self, sent: Duration) -> Duration {
+        let on_its_way = |fault: &&&Fault| fault.time <= sent + ELECTION && fault.end >= sent;
+        let faults = self.faults.iter().filter(on_its_way);
+        let arrival = faults.map(|fault| fault.end + (fault.end - fault.time).max(ELECTION));
+        arrival.max().unwrap_or(sent)
+    }
+
     /// When a session that stopped is due at the latest: not before the end of a fault that lay on its way, and a full
     /// ttl and an election after every new leader that came before it was due.
     fn extend(&self, mut due: Duration, stopped: Duration, ttl: Duration) -> Duration {
@@ -83,6 +95,9 @@ pub fn check(lines: &[Heartbeats], faults: &[Fault], late_max: Duration, ended: 
                 if *acknowledged != Some(false) {
                     // Without an answer it may still be under way until the client stopped.
                     life.last_possible = life.last_possible.max(end.unwrap_or(*sent));
+                }
+                if acknowledged.is_none() {
+                    life.unanswered.push(*sent);
                 }
             }
             Heartbeats::Stop { session, time } => lives.entry(*session).or_default().stopped = Some(*time),
@@ -155,7 +170,13 @@ fn judge(
         }
     }
     let Some(stopped) = life.stopped else { return };
-    let due = excuses.extend(life.last_possible.max(stopped) + life.ttl, stopped, life.ttl);
+    let arrivals = life.unanswered.iter().map(|sent| excuses.arrival(*sent));
+    let last = arrivals
+        .max()
+        .unwrap_or_default()
+        .max(life.last_possible)
+        .max(stopped);
+    let due = excuses.extend(last + life.ttl, stopped, life.ttl);
     match life.gone {
         Some(gone) => {
             let late = gone.saturating_sub(due);
@@ -255,6 +276,8 @@ mod tests {
             what: "x".into(),
             time: s(1),
             end: s(2),
+            bit: true,
+            effect: String::new(),
         };
         let leads = |time| Heartbeats::Leads {
             server: 1,

@@ -9,8 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde_json::{Value, json};
 
+use super::answer::Answer;
+use super::ap::Ap;
+use super::following::Following;
+use super::guarding::Guarding;
 use super::heartbeats::Heartbeats;
 use super::operation::Operation;
+use super::ownership::Ownership;
+use super::stampede::Stampede;
 
 /// Most records of a run. Beyond, [`History::is_full`] says so, and whatever runs stops.
 pub const RECORDS_MAX: usize = 4_000_000;
@@ -24,6 +30,10 @@ pub struct Fault {
     pub time: Duration,
     /// When it ended.
     pub end: Duration,
+    /// Whether it was seen to do something to somebody.
+    pub bit: bool,
+    /// What was seen of it from outside; empty: nothing was looked for.
+    pub effect: String,
 }
 
 /// One line of a history.
@@ -33,6 +43,18 @@ pub enum Record {
     Operation(Operation),
     /// About a session.
     Heartbeats(Heartbeats),
+    /// About a group that any server may write to.
+    Ap(Ap),
+    /// About a watcher.
+    Following(Following),
+    /// About a guarded service.
+    Guarding(Guarding),
+    /// About a node that changes hands.
+    Ownership(Ownership),
+    /// About a stampede.
+    Stampede(Stampede),
+    /// About an answer.
+    Answer(Answer),
     /// A fault, written down when it has ended.
     Fault(Fault),
     /// A promise that was seen broken on the spot.
@@ -142,8 +164,15 @@ fn line(record: &Record) -> Value {
     match record {
         Record::Operation(operation) => operation.to_json(milliseconds(operation.time)),
         Record::Heartbeats(heartbeats) => heartbeats.to_json(milliseconds),
+        Record::Ap(ap) => ap.to_json(milliseconds),
+        Record::Following(following) => following.to_json(milliseconds),
+        Record::Guarding(guarding) => guarding.to_json(milliseconds),
+        Record::Ownership(ownership) => ownership.to_json(milliseconds),
+        Record::Stampede(stampede) => stampede.to_json(milliseconds),
+        Record::Answer(answer) => answer.to_json(milliseconds),
         Record::Fault(fault) => json!({
             "type": "fault", "what": fault.what, "time": milliseconds(fault.time), "end": milliseconds(fault.end),
+            "bit": fault.bit, "effect": fault.effect,
         }),
         Record::Broken(time, what) => {
             json!({ "type": "broken", "what": what, "time": milliseconds(*time) })
@@ -159,6 +188,12 @@ impl Record {
         match self {
             Self::Operation(operation) => operation.time,
             Self::Heartbeats(heartbeats) => heartbeats.time(),
+            Self::Ap(ap) => ap.time(),
+            Self::Following(following) => following.time(),
+            Self::Guarding(guarding) => guarding.time(),
+            Self::Ownership(ownership) => ownership.time(),
+            Self::Stampede(stampede) => stampede.time(),
+            Self::Answer(answer) => answer.time(),
             Self::Fault(fault) => fault.time,
             Self::Broken(time, _) | Self::Note(time, _) => *time,
         }

@@ -7,8 +7,8 @@ use rollcall_proto::v1::session_request::Request;
 use rollcall_proto::v1::session_response::Response;
 use rollcall_proto::v1::sessions_client::SessionsClient;
 use rollcall_proto::v1::{
-    Address, AttachSession, Error, OpenSession, RegisterNode, RegisterRequest, Registration, Renew,
-    ServiceKey, SessionRequest, SessionResponse,
+    Address, AttachSession, Error, GroupMode, OpenSession, RegisterNode, RegisterRequest, Registration,
+    Renew, ServiceKey, SessionRequest, SessionResponse,
 };
 use tokio::sync::mpsc;
 use tonic::Streaming;
@@ -37,13 +37,21 @@ impl Attending {
     /// # Errors
     /// The server does not answer within ten seconds, or refuses.
     pub async fn open(address: &str, ttl: Duration) -> anyhow::Result<Self> {
+        Self::open_for(address, ttl, GroupMode::Unspecified).await
+    }
+
+    /// The same, for nodes in groups of this mode.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_for(address: &str, ttl: Duration, mode: GroupMode) -> anyhow::Result<Self> {
         let mut attending = Self::stream(address).await?;
         let ttl_ms = u64::try_from(ttl.as_millis())?;
         let open = OpenSession {
             options: None,
             ttl_ms,
             client: "lab".into(),
-            ..OpenSession::default()
+            mode: mode.into(),
         };
         match attending.ask(Request::Open(open)).await? {
             Response::Opened(opened) => {

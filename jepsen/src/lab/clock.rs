@@ -40,9 +40,19 @@ impl WallClock {
     /// # Errors
     /// The file cannot be written.
     pub fn set(&self, seconds: i64) -> anyhow::Result<()> {
+        self.set_ms(seconds.saturating_mul(1_000))
+    }
+
+    /// As [`Self::set`], by milliseconds; a clock of another rate is one that is set again and again.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn set_ms(&self, ms: i64) -> anyhow::Result<()> {
+        let sign = if ms < 0 { '-' } else { '+' };
+        let ms = ms.unsigned_abs();
         // Renamed into place: the process reads it at any moment.
         let fresh = self.offset.with_extension("fresh");
-        std::fs::write(&fresh, format!("{seconds:+}s\n"))?;
+        std::fs::write(&fresh, format!("{sign}{}.{:03}s\n", ms / 1_000, ms % 1_000))?;
         std::fs::rename(&fresh, &self.offset).context("setting a clock")
     }
 

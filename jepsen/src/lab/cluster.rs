@@ -1,20 +1,16 @@
 //! Servers that know each other.
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use rollcall_proto::v1::cluster_client::ClusterClient;
-use rollcall_proto::v1::{
-    AddLearnerRequest, Member, MemberRole, MembersRequest, PromoteRequest, RemoveRequest, StatusResponse,
-};
+use anyhow::Context;
+use rollcall_proto::v1::StatusResponse;
 use tempfile::TempDir;
-use tonic::transport::{Channel, Endpoint};
 
 use super::binary;
+use super::operator::{Operator, Probe, leader_of, statuses_of};
 use super::server::{Endpoints, Server};
 use super::wait::{WAIT_MAX, eventually};
 use crate::net::Net;
@@ -23,8 +19,6 @@ use crate::net::Net;
 const START_ATTEMPTS_MAX: u32 = 4;
 /// Lines of each log that a failure prints.
 const LOG_LINES: usize = 40;
-/// How long one membership call may take: a learner has to catch up first.
-const MEMBERSHIP_MAX: Duration = Duration::from_secs(30);
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -79,7 +73,7 @@ impl ClusterOptions {
 
     fn equip(&self, server: &mut Server) -> anyhow::Result<()> {
         if let Some(bytes) = self.disk_bytes {
-            server.put_on_small_disk(bytes)?;
+            server.put_on_own_disk(bytes)?;
         }
         if self.own_clocks {
             server.put_on_own_clock()?;
@@ -101,6 +95,8 @@ pub struct Cluster {
     binary: PathBuf,
     // Before the folder: what is mounted in it goes first.
     servers: Vec<Server>,
+    /// The highest id ever given to a server that came later.
+    latest: u64,
     folder: Option<TempDir>,
 }
 
@@ -163,6 +159,7 @@ impl Cluster {
             binary,
             folder: Some(folder),
             servers,
+            latest: 0,
         };
         for server in &mut cluster.servers {
             cluster.options.equip(server)?;
@@ -260,22 +257,9 @@ impl Cluster {
     /// # Errors
     /// None of them leads within `bound`.
     pub async fn leader_among(&mut self, ids: &[u64], bound: Duration) -> anyhow::Result<u64> {
-        let asked: Vec<Probe> = self
-            .probes()
-            .into_iter()
-            .filter(|probe| ids.contains(&probe.id))
-            .collect();
-        let leader = eventually("a leader", bound, || async {
-            let statuses = statuses_of(&asked).await;
-            let leading = |(_, status): &&(u64, StatusResponse)| status.role() == MemberRole::Leader;
-            statuses
-                .iter()
-                .filter(leading)
-                .max_by_key(|(_, status)| status.term)
-                .map(|(id, _)| *id)
-        })
-        .await?;
-        Ok(leader)
+        let mut asked = self.probes();
+        asked.retain(|probe| ids.contains(&probe.id));
+        Ok(leader_of(&asked, bound).await?.id)
     }
 
     /// What each server that answers says of itself.
@@ -322,7 +306,7 @@ impl Cluster {
     /// # Errors
     /// It does not start.
     pub fn start_joining(&mut self) -> anyhow::Result<u64> {
-        let id = self.servers.iter().map(Server::id).max().unwrap_or(0) + 1;
+        let id = self.next_id();
         let folder = self
             .folder
             .as_ref()
@@ -344,51 +328,62 @@ impl Cluster {
         self.options.equip(&mut server)?;
         server.start()?;
         self.servers.push(server);
+        self.latest = id;
         Ok(id)
     }
 
     /// Takes server `id` in as a learner.
     ///
     /// # Errors
-    /// The cluster refuses for as long as `MEMBERSHIP_MAX`, or does not answer.
+    /// The cluster refuses for half a minute, or does not answer.
     pub async fn add_learner(&mut self, id: u64) -> anyhow::Result<()> {
-        let of = self.server(id).endpoints().clone();
-        let request = AddLearnerRequest {
-            server: id,
-            peer_address: of.peer,
-            client_address: of.client,
-            http_address: of.http,
-        };
-        let done = |members: &[Member]| members.iter().any(|member| member.server == id);
-        self.change_membership(&format!("taking in server {id}"), done, |mut client| {
-            let request = request.clone();
-            async move { client.add_learner(request).await.map(drop) }
-        })
-        .await
+        let endpoints = self.server(id).endpoints().clone();
+        self.operator().add_learner(id, endpoints).await
     }
 
     /// Makes the learner `id` a voter.
     ///
     /// # Errors
-    /// The cluster refuses for as long as `MEMBERSHIP_MAX`, or does not answer.
+    /// The cluster refuses for half a minute, or does not answer.
     pub async fn promote(&mut self, id: u64) -> anyhow::Result<()> {
-        let done = |members: &[Member]| members.iter().any(|member| member.server == id && member.voter);
-        self.change_membership(&format!("promoting server {id}"), done, |mut client| async move {
-            client.promote(PromoteRequest { server: id }).await.map(drop)
-        })
-        .await
+        self.operator().promote(id).await
     }
 
     /// Takes server `id` out of the cluster. Its process goes on; stop it then.
     ///
     /// # Errors
-    /// The cluster refuses for as long as `MEMBERSHIP_MAX`, or does not answer.
+    /// The cluster refuses for half a minute, or does not answer.
     pub async fn remove(&mut self, id: u64) -> anyhow::Result<()> {
-        let done = |members: &[Member]| members.iter().all(|member| member.server != id);
-        self.change_membership(&format!("removing server {id}"), done, |mut client| async move {
-            client.remove(RemoveRequest { server: id }).await.map(drop)
-        })
-        .await
+        self.operator().remove(id).await
+    }
+
+    /// Whoever orders changes of the members.
+    pub fn operator(&mut self) -> Operator {
+        Operator::new(self.probes())
+    }
+
+    /// Another server, under a new id, takes the place of server `id`: its addresses and its disk, which is wiped. It
+    /// is started and waits to be taken in; returns its id. Server `id` must have ended.
+    ///
+    /// # Errors
+    /// Server `id` runs, or the new one does not start.
+    pub fn replace(&mut self, id: u64) -> anyhow::Result<u64> {
+        let new = self.next_id();
+        let mut arguments = self.options.arguments.clone();
+        arguments.push("--join".into());
+        arguments.extend_from_slice(self.options.arguments_of(new));
+        let name = self.options.name.clone();
+        let server = self.server(id);
+        server.replace_with(new, &name, &arguments)?;
+        server.start()?;
+        self.latest = new;
+        Ok(new)
+    }
+
+    fn next_id(&self) -> u64 {
+        // Ids are never used twice, also when the one who had the last is gone.
+        let highest = self.servers.iter().map(Server::id).max().unwrap_or(0);
+        highest.max(self.latest) + 1
     }
 
     /// Starts one more server, takes it in, and makes it a voter; returns its id.
@@ -411,43 +406,6 @@ impl Cluster {
         self.remove(id).await?;
         self.servers.retain(|server| server.id() != id);
         Ok(())
-    }
-
-    /// Asks the leader, again and again while it refuses: an earlier change may be under way, a learner may
-    /// still be catching up, leadership may move. An answer may get lost, so the members themselves are asked too.
-    async fn change_membership<D, F, Fut>(&mut self, what: &str, done: D, mut call: F) -> anyhow::Result<()>
-    where
-        D: Fn(&[Member]) -> bool,
-        F: FnMut(ClusterClient<Channel>) -> Fut,
-        Fut: Future<Output = Result<(), tonic::Status>>,
-    {
-        let started = std::time::Instant::now();
-        loop {
-            let leader = self.leader(WAIT_MAX).await?;
-            let endpoint = Endpoint::from_shared(format!("http://{}", self.server(leader).address()))?
-                .timeout(MEMBERSHIP_MAX)
-                .connect_timeout(Duration::from_secs(2));
-            let refused = match endpoint.connect().await {
-                Ok(channel) => {
-                    let mut client = ClusterClient::new(channel);
-                    match call(client.clone()).await {
-                        Ok(()) => return Ok(()),
-                        Err(status) => {
-                            let members = client.members(MembersRequest {}).await;
-                            if members.is_ok_and(|members| done(&members.get_ref().members)) {
-                                return Ok(());
-                            }
-                            format!("{:?}: {}", status.code(), status.message())
-                        }
-                    }
-                }
-                Err(failed) => failed.to_string(),
-            };
-            if started.elapsed() > MEMBERSHIP_MAX {
-                bail!("{what}: {refused}");
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
     }
 
     /// The end of every server's log.
@@ -487,26 +445,4 @@ impl Drop for Cluster {
             );
         }
     }
-}
-
-struct Probe {
-    id: u64,
-    address: String,
-}
-
-/// Asks all at once; those that do not answer are left out.
-async fn statuses_of(probes: &[Probe]) -> Vec<(u64, StatusResponse)> {
-    let mut asked = tokio::task::JoinSet::new();
-    for Probe { id, address } in probes {
-        let (id, address) = (*id, address.clone());
-        asked.spawn(async move {
-            super::server::status_of(&address)
-                .await
-                .ok()
-                .map(|status| (id, status))
-        });
-    }
-    let mut statuses: Vec<_> = asked.join_all().await.into_iter().flatten().collect();
-    statuses.sort_by_key(|(id, _)| *id);
-    statuses
 }

@@ -7,7 +7,9 @@
 //! - [`eventually`]: waiting for a condition, with a bound.
 //! - [`attending`]: a provider that does only what it is told; [`crowd`]: many of them, who live and die at once.
 //! - [`reading`]: what one particular server holds; [`watching`]: what it tells its watchers.
-//! - [`SmallDisk`] and [`WallClock`]: a disk that can be filled, a clock that can be set.
+//! - [`Disk`], [`WallClock`], [`ControlGroup`]: a disk that fills up, hangs, loses power; a clock that can be set; less
+//!   of the processor or of memory.
+//! - [`Operator`]: whoever takes servers in and out and moves leadership.
 //! - [`binary`] and [`ports`]: where the program is, and where it may listen.
 //!
 //! Invariant: whatever the lab started is gone when its handle is dropped, also when it was paused.
@@ -17,7 +19,10 @@ pub mod binary;
 mod clock;
 mod cluster;
 pub mod crowd;
+mod control_group;
 mod disk;
+mod leading;
+mod operator;
 pub mod ports;
 mod process;
 pub mod reading;
@@ -28,7 +33,10 @@ pub mod watching;
 
 pub use clock::WallClock;
 pub use cluster::{Cluster, ClusterOptions};
-pub use disk::SmallDisk;
+pub use control_group::{ControlGroup, Controller};
+pub use disk::Disk;
+pub use leading::{Leading, Led};
+pub use operator::Operator;
 pub use process::Process;
 pub(crate) use server::status_of;
 pub use server::{CLIENT_PORT, Endpoints, HTTP_PORT, PEER_PORT, Server};

@@ -11,7 +11,7 @@ use rollcall_proto::v1::{StatusRequest, StatusResponse};
 use tonic::transport::Endpoint;
 
 use super::clock::WallClock;
-use super::disk::SmallDisk;
+use super::disk::{Disk, wipe};
 use super::ports;
 use super::process::Process;
 use super::wait::{WAIT_MAX, eventually};
@@ -68,6 +68,8 @@ impl Endpoints {
 #[derive(Debug)]
 pub struct Server {
     id: u64,
+    /// Where it runs on a network; stays when another server takes its place.
+    host: u64,
     endpoints: Endpoints,
     binary: PathBuf,
     arguments: Vec<String>,
@@ -76,7 +78,7 @@ pub struct Server {
     process: Option<Process>,
     clock: Option<WallClock>,
     // Behind the process: a disk and a host go after what runs on them.
-    disk: Option<SmallDisk>,
+    disk: Option<Disk>,
     net: Option<Arc<Net>>,
 }
 
@@ -91,23 +93,14 @@ impl Server {
         net: Option<Arc<Net>>,
     ) -> Self {
         let data = folder.join(format!("server-{id}"));
-        let mut own: Vec<String> = Vec::new();
-        let mut flag = |name: &str, value: &str| own.extend([name.to_owned(), value.to_owned()]);
-        flag("--id", &id.to_string());
-        flag("--cluster", cluster);
-        flag("--data", &data.to_string_lossy());
-        flag("--listen-client", &endpoints.client);
-        flag("--listen-peer", &endpoints.peer);
-        flag("--listen-http", &endpoints.http);
-        flag("--log-format", "text");
-        flag("--log", "info,openraft=warn");
-        own.extend_from_slice(arguments);
+        let arguments = command_line(id, cluster, &data, &endpoints, arguments);
         let log = folder.join(format!("server-{id}.log"));
         Self {
             id,
+            host: id,
             endpoints,
             binary: binary.into(),
-            arguments: own,
+            arguments,
             data,
             log,
             process: None,
@@ -118,9 +111,38 @@ impl Server {
     }
 
     /// Gives it a disk of this size, before it is started for the first time.
-    pub(super) fn put_on_small_disk(&mut self, bytes: u64) -> anyhow::Result<()> {
-        self.disk = Some(SmallDisk::mount(&self.data, bytes)?);
+    pub(super) fn put_on_own_disk(&mut self, bytes: u64) -> anyhow::Result<()> {
+        self.disk = Some(Disk::mount(&self.data, bytes)?);
         Ok(())
+    }
+
+    /// Another server in this one's place: same addresses, same disk, wiped, under a new id. Nothing of it runs yet.
+    pub(super) fn replace_with(
+        &mut self,
+        id: u64,
+        cluster: &str,
+        arguments: &[String],
+    ) -> anyhow::Result<()> {
+        anyhow::ensure!(!self.is_running(), "server {} still runs", self.id);
+        if self.data.exists() {
+            wipe(&self.data)?;
+        }
+        self.process = None;
+        self.id = id;
+        self.arguments = command_line(id, cluster, &self.data, &self.endpoints, arguments);
+        self.log = self.log.with_file_name(format!("server-{id}.log"));
+        Ok(())
+    }
+
+    /// Runs another program from its next start on.
+    pub fn install(&mut self, binary: &Path) {
+        self.binary = binary.into();
+    }
+
+    /// The program it runs from its next start on.
+    #[must_use]
+    pub fn binary(&self) -> &Path {
+        &self.binary
     }
 
     /// Gives it a wall clock that can be set, from its next start on; without libfaketime it keeps the machine's.
@@ -131,7 +153,7 @@ impl Server {
 
     /// Its disk, if it has one of its own.
     #[must_use]
-    pub fn disk(&self) -> Option<&SmallDisk> {
+    pub fn disk(&self) -> Option<&Disk> {
         self.disk.as_ref()
     }
 
@@ -145,6 +167,12 @@ impl Server {
     #[must_use]
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// The host it runs on, if the cluster is on a network.
+    #[must_use]
+    pub fn host(&self) -> u64 {
+        self.host
     }
 
     /// Where it listens.
@@ -188,7 +216,7 @@ impl Server {
     pub fn start(&mut self) -> anyhow::Result<()> {
         anyhow::ensure!(!self.is_running(), "server {} runs already", self.id);
         let mut command = match &self.net {
-            Some(net) => net.command(self.id, &self.binary),
+            Some(net) => net.command(self.host, &self.binary),
             None => Command::new(&self.binary),
         };
         command.args(&self.arguments);
@@ -301,6 +329,20 @@ impl Server {
         all[all.len().saturating_sub(lines)..].join("\n")
     }
 
+    /// How long its log is; what comes behind is what it says from now on.
+    #[must_use]
+    pub fn log_length(&self) -> u64 {
+        std::fs::metadata(&self.log).map_or(0, |log| log.len())
+    }
+
+    /// What it has said since its log was so long.
+    #[must_use]
+    pub fn log_since(&self, length: u64) -> String {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        let from = usize::try_from(length).unwrap_or(usize::MAX).min(text.len());
+        String::from_utf8_lossy(&text[from..]).into_owned()
+    }
+
     /// Whether its log says that an address was taken.
     pub(super) fn lost_its_port(&self) -> bool {
         let tail = self.log_tail(50);
@@ -312,6 +354,36 @@ impl Server {
         self.process
             .as_mut()
             .with_context(|| format!("server {id} was not started"))
+    }
+}
+
+fn command_line(
+    id: u64,
+    cluster: &str,
+    data: &Path,
+    endpoints: &Endpoints,
+    arguments: &[String],
+) -> Vec<String> {
+    let mut line: Vec<String> = Vec::new();
+    let mut flag = |name: &str, value: &str| line.extend([name.to_owned(), value.to_owned()]);
+    flag("--id", &id.to_string());
+    flag("--cluster", cluster);
+    flag("--data", &data.to_string_lossy());
+    flag("--listen-client", &endpoints.client);
+    flag("--listen-peer", &endpoints.peer);
+    flag("--listen-http", &endpoints.http);
+    flag("--log-format", "text");
+    flag("--log", "info,openraft=warn");
+    line.extend_from_slice(arguments);
+    line
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // A process that waits for a hanging disk cannot be ended.
+        if let Some(disk) = &self.disk {
+            let _ = disk.thaw();
+        }
     }
 }
 

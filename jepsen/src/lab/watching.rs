@@ -25,6 +25,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(2);
 pub struct Watching {
     answers: Streaming<WatchResponse>,
     ready: VecDeque<Frame>,
+    mode: GroupMode,
     cp_only: bool,
     // The stream ends when this is dropped.
     _requests: mpsc::Sender<WatchRequest>,
@@ -92,9 +93,16 @@ impl Watching {
         Ok(Self {
             answers,
             ready: VecDeque::new(),
+            mode: GroupMode::Unspecified,
             cp_only: false,
             _requests: requests,
         })
+    }
+
+    /// The mode of the groups that the last frame was about.
+    #[must_use]
+    pub fn mode(&self) -> GroupMode {
+        self.mode
     }
 
     /// The next frame.
@@ -114,6 +122,7 @@ impl Watching {
             if self.cp_only && answer.mode() == GroupMode::Ap {
                 continue;
             }
+            self.mode = answer.mode();
             for encoded in answer.frames {
                 let frame = WatchFrame::decode(encoded).context("a frame that cannot be read")?;
                 self.ready.extend(frame.frame);

@@ -1,63 +1,114 @@
 //! Does what was planned.
 
-use std::num::NonZeroU64;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 
+use super::deed::{Deed, Effect, Ground};
 use super::kind::Kind;
 use super::schedule::Planned;
+use super::{members, network, process, scarcity, storage};
 use crate::history::{Fault, History, Record};
-use crate::lab::{Cluster, PEER_PORT, SmallDisk};
-use crate::net::{FaultId, HARNESS, Net, Protocol, Quality};
+use crate::lab::{Cluster, Leading};
+use crate::net::Net;
 use crate::seed::Seeded;
+
+/// How often what is under way is looked after.
+const TICK: Duration = Duration::from_millis(50);
+/// How long a fault may take to be undone once its time is up: servers come back, members are replaced, all while
+/// other faults last.
+const ENDING_MAX: Duration = Duration::from_secs(90);
+
+/// How many faults of each kind there were, and how many of them were seen to bite.
+pub type Tally = BTreeMap<Kind, (u64, u64)>;
 
 /// Does faults to a cluster and undoes them.
 #[derive(Debug)]
 pub struct Nemesis {
     net: Option<Arc<Net>>,
     history: History,
+    leading: Leading,
+    upgrade_to: Option<PathBuf>,
     active: Vec<Active>,
+    tally: Tally,
+    broken: Vec<(Duration, String)>,
 }
 
 #[derive(Debug)]
 struct Active {
-    what: String,
+    kind: Kind,
+    deed: Box<dyn Deed>,
     began: Duration,
     until: Duration,
-    remedy: Vec<Remedy>,
-}
-
-#[derive(Debug)]
-enum Remedy {
-    Lift(FaultId),
-    Resume(u64),
-    Start(u64),
-    Free(u64),
-    SetClock(u64),
+    /// Who led when it began, and in which term.
+    led: crate::lab::Led,
 }
 
 impl Nemesis {
     /// One that writes down in `history` what it does.
     #[must_use]
-    pub fn new(net: Option<Arc<Net>>, history: History) -> Self {
+    pub fn new(net: Option<Arc<Net>>, history: History, leading: Leading) -> Self {
         Self {
             net,
             history,
+            leading,
+            upgrade_to: None,
             active: Vec::new(),
+            tally: Tally::new(),
+            broken: Vec::new(),
         }
     }
 
-    /// Whether this cluster and machine allow such a fault.
+    /// What rolling upgrades install.
     #[must_use]
-    pub fn can(&self, kind: Kind, cluster: &Cluster) -> bool {
+    pub fn upgrading_to(mut self, binary: Option<PathBuf>) -> Self {
+        self.upgrade_to = binary;
+        self
+    }
+
+    /// Whether this cluster and machine allow such a fault.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn can(&self, kind: Kind, cluster: &Cluster) -> Result<(), String> {
         match kind {
-            Kind::FullDisk => cluster.servers().all(|server| server.disk().is_some()),
-            Kind::Clock => cluster.servers().all(|server| server.clock().is_some()),
-            Kind::Pause | Kind::Kill | Kind::KillAll => true,
-            _ => self.net.is_some(),
+            _ if kind.is_network() => match &self.net {
+                None => Err("there is no network to do it to".into()),
+                Some(net) if kind.is_of_clients() && net.clients().is_empty() => {
+                    Err("clients have no hosts of their own".into())
+                }
+                Some(_) => Ok(()),
+            },
+            Kind::RollingUpgrade if self.upgrade_to.is_none() => Err("no second program was named".into()),
+            Kind::FullDisk
+            | Kind::PowerLoss
+            | Kind::PowerLossAll
+            | Kind::HungDisk
+            | Kind::DeadDisk
+            | Kind::SyncErrors
+            | Kind::TornTail
+            | Kind::LostTail
+            | Kind::BitRot => storage::is_possible(kind, cluster),
+            Kind::Starved | Kind::Memory | Kind::Descriptors | Kind::Clock | Kind::ClockRate => {
+                scarcity::is_possible(kind, cluster)
+            }
+            _ => Ok(()),
         }
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Promises that were seen broken on the spot, and when.
+    #[must_use]
+    pub fn broken(&self) -> &[(Duration, String)] {
+        &self.broken
     }
 
     /// Runs a plan, whose times count from the history's start, to its end; then everything is undone.
@@ -65,281 +116,165 @@ impl Nemesis {
     /// # Errors
     /// Something could not be done, or undone: the run is worth nothing.
     pub async fn run(&mut self, plan: &[Planned], cluster: &mut Cluster) -> anyhow::Result<()> {
-        let mut ahead = plan.iter().peekable();
+        let last_end = plan.iter().map(|planned| planned.end).max().unwrap_or_default();
+        let mut ahead: VecDeque<Planned> = plan.iter().copied().collect();
         loop {
-            let next_end = self.active.iter().map(|active| active.until).min();
-            let next_begin = ahead.peek().map(|planned| planned.begin);
-            let Some(next) = next_end.into_iter().chain(next_begin).min() else {
-                return Ok(());
-            };
-            tokio::time::sleep(next.saturating_sub(self.history.now())).await;
             self.end_due(cluster).await?;
-            while let Some(planned) = ahead.next_if(|planned| planned.begin <= self.history.now()) {
-                self.begin(planned, cluster).await?;
+            let mut later = VecDeque::new();
+            while let Some(planned) = ahead.pop_front() {
+                if planned.begin > self.history.now() {
+                    ahead.push_front(planned);
+                    break;
+                }
+                let excluded = |active: &Active| active.kind.excludes(planned.kind);
+                if self.active.iter().any(excluded) {
+                    later.push_back(planned);
+                } else if self.history.now() + TICK >= last_end.max(planned.end) {
+                    let what = format!("{}: no time was left for it", planned.kind.name());
+                    self.history.note(what);
+                } else {
+                    self.begin(planned, cluster).await?;
+                }
             }
+            later.append(&mut ahead);
+            ahead = later;
+            if ahead.is_empty() && self.active.is_empty() {
+                return Ok(());
+            }
+            self.tend(cluster).await?;
+            tokio::time::sleep(TICK).await;
         }
+    }
+
+    async fn tend(&mut self, cluster: &mut Cluster) -> anyhow::Result<()> {
+        let mut active = std::mem::take(&mut self.active);
+        for of in &mut active {
+            let mut ground = self.ground(cluster);
+            of.deed
+                .tend(&mut ground)
+                .await
+                .with_context(|| format!("in the middle of {}", of.deed.what()))?;
+        }
+        self.active = active;
+        Ok(())
     }
 
     async fn end_due(&mut self, cluster: &mut Cluster) -> anyhow::Result<()> {
-        let now = self.history.now();
-        let (due, active) = std::mem::take(&mut self.active)
-            .into_iter()
-            .partition(|active: &Active| active.until <= now);
-        self.active = active;
-        for ended in due {
-            for remedy in &ended.remedy {
-                self.undo(remedy, cluster)
-                    .with_context(|| format!("ending: {}", ended.what))?;
+        for mut active in std::mem::take(&mut self.active) {
+            if active.until > self.history.now() {
+                self.active.push(active);
+                continue;
             }
-            self.history.record(Record::Fault(Fault {
-                what: ended.what,
-                time: ended.began,
-                end: self.history.now(),
-            }));
-        }
-        Ok(())
-    }
-
-    fn undo(&self, remedy: &Remedy, cluster: &mut Cluster) -> anyhow::Result<()> {
-        match remedy {
-            Remedy::Lift(fault) => {
-                if let Some(net) = &self.net {
-                    net.lift(*fault);
-                }
-                Ok(())
-            }
-            // One that died meanwhile stays dead, to be found at the end.
-            Remedy::Resume(id) if !cluster.server(*id).is_running() => Ok(()),
-            Remedy::Resume(id) => cluster.server(*id).resume(),
-            Remedy::Start(id) => cluster.server(*id).start(),
-            Remedy::Free(id) => self.free(*id, cluster),
-            Remedy::SetClock(id) => cluster.server(*id).clock().map_or(Ok(()), |clock| clock.set(0)),
-        }
-    }
-
-    /// A server that found no room when it was started may have said so and ended: whoever watches over it starts it
-    /// again when there is room. One that was killed, or died of a signal, is not started here.
-    fn free(&self, id: u64, cluster: &mut Cluster) -> anyhow::Result<()> {
-        let server = cluster.server(id);
-        server.disk().map_or(Ok(()), SmallDisk::free)?;
-        let ended = server.process().and_then(|process| process.exit_status());
-        if let Some(code) = ended.and_then(|status| status.code()) {
-            self.history
-                .note(format!("server {id} had ended with code {code} on a full disk"));
-            server.start()?;
-        }
-        Ok(())
-    }
-
-    async fn begin(&mut self, planned: &Planned, cluster: &mut Cluster) -> anyhow::Result<()> {
-        let mut random = Seeded::new(planned.draw);
-        let ids = order(cluster, &mut random).await;
-        let began = self.history.now();
-        let (what, remedy) = if planned.kind.is_network() {
-            let Some(net) = &self.net else { return Ok(()) };
-            let (what, faults) = impose(planned.kind, net, &ids, &mut random);
-            (what, faults.into_iter().map(Remedy::Lift).collect())
-        } else {
-            strike(planned.kind, cluster, &ids, &mut random)
+            let mut ground = self.ground(cluster);
+            let ended = active
+                .deed
+                .end(&mut ground)
                 .await
-                .with_context(|| format!("beginning {}", planned.kind.name()))?
-        };
+                .with_context(|| format!("ending: {}", active.deed.what()))?;
+            match ended {
+                Some(effect) => self.close(&active, effect),
+                None if self.history.now() > active.until + ENDING_MAX => {
+                    let late = format!(
+                        "{} was not over {ENDING_MAX:?} after its time",
+                        active.deed.what()
+                    );
+                    self.close(&active, Effect::broken(late));
+                }
+                None => self.active.push(active),
+            }
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, active: &Active, effect: Effect) {
+        let now = self.leading.latest();
+        let mut seen = effect.seen;
+        if now.term > active.led.term {
+            seen = format!(
+                "{seen}; leader {} to {}, term {} to {}",
+                active.led.server, now.server, active.led.term, now.term
+            );
+        }
+        let (done, bit) = self.tally.entry(active.kind).or_default();
+        *done += 1;
+        *bit += u64::from(effect.bit);
+        let end = self.history.now();
+        self.broken.extend(effect.broken.map(|what| (end, what)));
+        self.history.record(Record::Fault(Fault {
+            what: active.deed.what(),
+            time: active.began,
+            end,
+            bit: effect.bit,
+            effect: seen,
+        }));
+    }
+
+    async fn begin(&mut self, planned: Planned, cluster: &mut Cluster) -> anyhow::Result<()> {
+        let mut random = Seeded::new(planned.draw);
+        let (began, led) = (self.history.now(), self.leading.latest());
+        let mut ground = self.ground(cluster);
+        let deed = begin(planned.kind, &mut ground, &mut random)
+            .await
+            .with_context(|| format!("beginning {}", planned.kind.name()))?;
+        // As planned, however late it began: what must not overlap was planned not to. But what waited for another's
+        // end has its time still.
+        let lasts = planned.end - planned.begin;
+        let waited = began > planned.begin + TICK * 4;
         self.active.push(Active {
-            what,
+            kind: planned.kind,
+            deed,
             began,
-            // As planned, however late it began: what must not overlap was planned not to.
-            until: planned.end,
-            remedy,
+            until: if waited { began + lasts } else { planned.end },
+            led,
         });
         Ok(())
     }
-}
 
-/// All servers; the one that the fault is about comes first: the leader, more often than not, if it can be asked.
-async fn order(cluster: &mut Cluster, random: &mut Seeded) -> Vec<u64> {
-    let mut ids = cluster.ids();
-    random.shuffle(&mut ids);
-    let asked = tokio::time::timeout(Duration::from_millis(500), cluster.statuses()).await;
-    let leader = asked
-        .unwrap_or_default()
-        .into_iter()
-        .max_by_key(|(_, status)| status.term);
-    if let Some((_, status)) = leader.filter(|_| random.chance(0.6))
-        && let Some(at) = ids.iter().position(|id| *id == status.leader)
-    {
-        ids.swap(0, at);
+    fn ground<'a>(&'a self, cluster: &'a mut Cluster) -> Ground<'a> {
+        Ground {
+            cluster,
+            net: self.net.as_deref(),
+            history: &self.history,
+            leading: &self.leading,
+            upgrade_to: self.upgrade_to.as_deref(),
+        }
     }
-    ids
 }
 
-fn impose(kind: Kind, net: &Net, ids: &[u64], random: &mut Seeded) -> (String, Vec<FaultId>) {
-    let (first, rest) = ids.split_first().unwrap_or((&HARNESS, &[]));
-    let everywhere = net.pairs(random.chance(0.3));
+async fn begin(kind: Kind, ground: &mut Ground<'_>, random: &mut Seeded) -> anyhow::Result<Box<dyn Deed>> {
     match kind {
-        Kind::Halves => {
-            let (one, other) = ids.split_at(ids.len() / 2);
-            let cut = net.partition(one, other);
-            (format!("halves: {one:?} from {other:?}"), vec![cut])
-        }
-        Kind::Single => {
-            let clients_too = random.chance(0.5);
-            let whom = if clients_too {
-                "everybody"
-            } else {
-                "the other servers"
-            };
-            (
-                format!("single: {first} from {whom}"),
-                vec![net.isolate(*first, clients_too)],
-            )
-        }
-        Kind::Bridge => {
-            let (one, other) = rest.split_at(rest.len() / 2);
-            let cut = net.partition(one, other);
-            (
-                format!("bridge: {one:?} from {other:?}, {first} reaches both"),
-                vec![cut],
-            )
-        }
-        Kind::Ring => {
-            let count = ids.len();
-            let far = |one: usize, other: usize| (one + 1) % count != other && (other + 1) % count != one;
-            let mut cuts = Vec::new();
-            for one in 0..count {
-                for other in (one + 1..count).filter(|other| far(one, *other)) {
-                    cuts.push(net.partition(&[ids[one]], &[ids[other]]));
-                }
-            }
-            (format!("ring: {ids:?}, neighbours only"), cuts)
-        }
-        Kind::OneWay => {
-            let heard = random.chance(0.5);
-            let pairs: Vec<_> = rest
-                .iter()
-                .map(|other| if heard { (*other, *first) } else { (*first, *other) })
-                .collect();
-            let what = if heard {
-                "hears no server"
-            } else {
-                "is heard by no server"
-            };
-            (
-                format!("one-way: {first} {what}"),
-                vec![net.impose(&pairs, Quality::cut())],
-            )
-        }
-        Kind::NoClients => (
-            format!("no-clients: {first}"),
-            vec![net.partition(&[*first], &[HARNESS])],
-        ),
-        Kind::NoGossip => {
-            let cut = net.cut_port(&[*first], rest, Protocol::Udp, PEER_PORT);
-            (format!("no-gossip: {first}"), vec![cut])
-        }
-        Kind::Loss => {
-            let percent = random.between(5, 30);
-            let quality = Quality {
-                loss: share(percent),
-                ..Quality::default()
-            };
-            (
-                format!("loss: {percent} %"),
-                vec![net.impose(&everywhere, quality)],
-            )
-        }
-        Kind::Delay => {
-            let (delay, jitter) = (random.between(5, 150), random.between(5, 150));
-            let quality = Quality {
-                delay: Duration::from_millis(delay),
-                jitter: Duration::from_millis(jitter),
-                reorder: 0.05,
-                ..Quality::default()
-            };
-            (
-                format!("delay: {delay} ms and up to {jitter} ms more"),
-                vec![net.impose(&everywhere, quality)],
-            )
-        }
-        Kind::Mangle => {
-            let percent = random.between(2, 15);
-            let quality = Quality {
-                duplicate: share(percent),
-                corrupt: share(percent),
-                ..Quality::default()
-            };
-            (
-                format!("mangle: {percent} % twice, {percent} % damaged"),
-                vec![net.impose(&everywhere, quality)],
-            )
-        }
-        Kind::Narrow => {
-            let kilobytes = random.between(100, 500);
-            let quality = Quality {
-                bandwidth: NonZeroU64::new(kilobytes * 1_000),
-                ..Quality::default()
-            };
-            (
-                format!("narrow: {kilobytes} kB/s a link"),
-                vec![net.impose(&everywhere, quality)],
-            )
-        }
-        Kind::Pause | Kind::Kill | Kind::KillAll | Kind::FullDisk | Kind::Clock => {
-            (String::new(), Vec::new())
+        Kind::Halves
+        | Kind::Single
+        | Kind::Bridge
+        | Kind::Ring
+        | Kind::OneWay
+        | Kind::NoClients
+        | Kind::NoGossip
+        | Kind::Loss
+        | Kind::Delay
+        | Kind::Mangle
+        | Kind::Narrow
+        | Kind::ClientCut
+        | Kind::ClientLoss
+        | Kind::ClientSlow => Ok(network::begin(kind, ground, random)),
+        Kind::Pause
+        | Kind::Kill
+        | Kind::KillAll
+        | Kind::RollingRestart
+        | Kind::RollingUpgrade
+        | Kind::Transfer => process::begin(kind, ground, random).await,
+        Kind::Membership => Ok(members::begin(ground, random)),
+        Kind::FullDisk
+        | Kind::PowerLoss
+        | Kind::PowerLossAll
+        | Kind::HungDisk
+        | Kind::DeadDisk
+        | Kind::SyncErrors
+        | Kind::TornTail
+        | Kind::LostTail
+        | Kind::BitRot => storage::begin(kind, ground, random).await,
+        Kind::Starved | Kind::Memory | Kind::Descriptors | Kind::Clock | Kind::ClockRate => {
+            scarcity::begin(kind, ground, random)
         }
     }
-}
-
-fn share(percent: u64) -> f64 {
-    u32::try_from(percent).map_or(1.0, f64::from) / 100.0
-}
-
-async fn strike(
-    kind: Kind,
-    cluster: &mut Cluster,
-    ids: &[u64],
-    random: &mut Seeded,
-) -> anyhow::Result<(String, Vec<Remedy>)> {
-    let name = kind.name();
-    // One that ended by itself is not there to be struck.
-    let alive: Vec<u64> = ids
-        .iter()
-        .copied()
-        .filter(|id| cluster.server(*id).is_running())
-        .collect();
-    let Some(first) = alive.first().copied() else {
-        return Ok((format!("{name}: nobody was left"), Vec::new()));
-    };
-    Ok(match kind {
-        Kind::Pause => {
-            cluster.server(first).pause().await?;
-            (format!("{name}: {first}"), vec![Remedy::Resume(first)])
-        }
-        Kind::Kill => {
-            cluster.server(first).kill9().await?;
-            (format!("{name}: {first}"), vec![Remedy::Start(first)])
-        }
-        Kind::KillAll => {
-            for id in &alive {
-                cluster.server(*id).kill9().await?;
-            }
-            (name.into(), alive.into_iter().map(Remedy::Start).collect())
-        }
-        Kind::FullDisk => {
-            let bytes = cluster.server(first).disk().map_or(Ok(0), SmallDisk::fill)?;
-            (
-                format!("{name}: {first}, {bytes} bytes taken"),
-                vec![Remedy::Free(first)],
-            )
-        }
-        _ => {
-            let seconds = i64::try_from(random.below(7_200))? - 3_600;
-            if let Some(clock) = cluster.server(first).clock() {
-                clock.set(seconds)?;
-            }
-            (
-                format!("{name}: {first} by {seconds} s"),
-                vec![Remedy::SetClock(first)],
-            )
-        }
-    })
 }

@@ -24,33 +24,31 @@ pub struct Planned {
 }
 
 /// A schedule of these kinds within `length`. The same seed gives the same one. Kinds come in an order shuffled anew
-/// for each round, so all have had their turn before one comes again.
+/// for each round, but for those that have to wait for another's end: all have had their turn before one comes again.
 #[must_use]
 pub fn schedule(seed: u64, length: Duration, kinds: &[Kind]) -> Vec<Planned> {
     let mut random = Seeded::fork(seed, 0x7363_6865);
     let mut plan: Vec<Planned> = Vec::new();
     let mut round: Vec<Kind> = Vec::new();
     let mut at = CALM;
-    while !kinds.is_empty() {
+    while !kinds.is_empty() && at < length {
         if round.is_empty() {
             round = kinds.to_vec();
             random.shuffle(&mut round);
         }
-        let Some(kind) = round.pop() else { break };
-        let lasts = Duration::from_millis(random.between(1_500, 7_000));
-        let draw = random.next();
-        // Wait until there is room for one more.
-        let busy = |at: Duration| {
-            let active = plan.iter().filter(|planned| planned.end > at);
-            let alike = active
-                .clone()
-                .filter(|planned| planned.kind.is_process() && kind.is_process());
-            active.count() >= OVERLAP_MAX || alike.count() > 0
-        };
-        while busy(at) {
+        let active: Vec<Kind> = plan
+            .iter()
+            .filter(|planned| planned.end > at)
+            .map(|planned| planned.kind)
+            .collect();
+        let fits = |kind: &Kind| active.iter().all(|other| !other.excludes(*kind));
+        let turn = round.iter().rposition(fits);
+        let Some(turn) = turn.filter(|_| active.len() < OVERLAP_MAX) else {
             at += Duration::from_millis(250);
-        }
-        let end = at + lasts;
+            continue;
+        };
+        let kind = round.remove(turn);
+        let end = at + Duration::from_millis(random.between(1_500, 7_000));
         if end > length {
             break;
         }
@@ -58,7 +56,7 @@ pub fn schedule(seed: u64, length: Duration, kinds: &[Kind]) -> Vec<Planned> {
             kind,
             begin: at,
             end,
-            draw,
+            draw: random.next(),
         });
         at += Duration::from_millis(random.between(700, 4_000));
     }
@@ -71,7 +69,7 @@ mod tests {
 
     #[test]
     fn a_seed_gives_one_schedule_with_every_kind_and_bounded_overlap() {
-        let length = Duration::from_secs(120);
+        let length = Duration::from_secs(300);
         let plan = schedule(5, length, &Kind::ALL);
         assert_eq!(plan, schedule(5, length, &Kind::ALL));
         assert_ne!(plan, schedule(6, length, &Kind::ALL));
@@ -86,7 +84,13 @@ mod tests {
             let during = |other: &&Planned| other.begin <= planned.begin && other.end > planned.begin;
             let active: Vec<_> = plan.iter().filter(during).collect();
             assert!(active.len() <= OVERLAP_MAX);
-            assert!(active.iter().filter(|other| other.kind.is_process()).count() <= 1);
+            assert!(
+                active
+                    .iter()
+                    .filter(|other| other.kind.excludes(planned.kind))
+                    .count()
+                    <= 1
+            );
             overlapping += usize::from(active.len() > 1);
         }
         assert!(

@@ -35,8 +35,10 @@ pub(crate) struct Claim {
 pub(crate) enum Duty {
     /// A network namespace.
     Namespace(String),
-    /// A mounted file system.
+    /// A mounted file system, frozen perhaps.
     Mount(PathBuf),
+    /// A control group; what runs in it goes back to its parent.
+    ControlGroup(PathBuf),
 }
 
 impl Claim {
@@ -91,6 +93,7 @@ impl Claim {
         let line = match &duty {
             Duty::Namespace(name) => format!("namespace {name}\n"),
             Duty::Mount(path) => format!("mount {}\n", path.display()),
+            Duty::ControlGroup(path) => format!("cgroup {}\n", path.display()),
         };
         if line.lines().count() != 1 {
             bail!("a line break in {line:?}");
@@ -117,7 +120,12 @@ impl Claim {
         while let Some(duty) = self.duties.pop() {
             match duty {
                 Duty::Namespace(name) => remove_namespace(&name),
-                Duty::Mount(path) => drop(run("umount", &["--lazy".as_ref(), path.as_os_str()], "")),
+                Duty::Mount(path) => {
+                    // Nobody who waits for a frozen file system can be ended. Most are not frozen, and say so.
+                    let _ = run("fsfreeze", &["--unfreeze".as_ref(), path.as_os_str()], "");
+                    let _ = run("umount", &["--lazy".as_ref(), path.as_os_str()], "");
+                }
+                Duty::ControlGroup(path) => remove_control_group(&path),
             }
         }
         let _ = self.file.set_len(0);
@@ -149,6 +157,9 @@ fn read_duties(mut file: &File) -> anyhow::Result<Vec<Duty>> {
             Some(Duty::Namespace(name.into()))
         }
         ("mount", path) if path.contains("rollcall-lab-") => Some(Duty::Mount(path.into())),
+        ("cgroup", path) if path.starts_with("/sys/fs/cgroup/") && path.contains("/rc-") => {
+            Some(Duty::ControlGroup(path.into()))
+        }
         _ => None,
     };
     Ok(text.lines().filter_map(duty).collect())
@@ -166,6 +177,15 @@ fn remove_namespace(name: &str) {
         }
     }
     let _ = run("ip", &["netns", "del", name], "");
+}
+
+fn remove_control_group(path: &Path) {
+    let parent = path.parent().unwrap_or(path).join("cgroup.procs");
+    let pids = std::fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    for pid in pids.lines().take(STRAY_PROCESSES_MAX) {
+        let _ = std::fs::write(&parent, pid);
+    }
+    let _ = std::fs::remove_dir(path);
 }
 
 #[cfg(test)]
@@ -188,7 +208,8 @@ mod tests {
         let path = folder.path().join("0.claim");
         std::fs::write(
             &path,
-            "namespace rc-0-1\nnamespace default\nmount /tmp/rollcall-lab-x/d\nmount /\ntorn",
+            "namespace rc-0-1\nnamespace default\nmount /tmp/rollcall-lab-x/d\nmount /\n\
+             cgroup /sys/fs/cgroup/cpu\ncgroup /sys/fs/cgroup/cpu/rc-3\ntorn",
         )
         .unwrap();
         let duties = read_duties(&open(&path).unwrap()).unwrap();
@@ -196,7 +217,8 @@ mod tests {
             duties,
             [
                 Duty::Namespace("rc-0-1".into()),
-                Duty::Mount("/tmp/rollcall-lab-x/d".into())
+                Duty::Mount("/tmp/rollcall-lab-x/d".into()),
+                Duty::ControlGroup("/sys/fs/cgroup/cpu/rc-3".into())
             ]
         );
     }

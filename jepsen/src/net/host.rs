@@ -17,26 +17,45 @@ use super::frame::Mac;
 const HARNESS_ADDRESS: u8 = 250;
 
 /// Names and addresses of the hosts of one lab. Number 0 is the harness: the machine's own namespace, where the
-/// tests run; the others are namespaces.
+/// tests run; the others are namespaces, the servers' hosts first, then those of clients.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     claim: u8,
-    hosts: u8,
+    servers: u8,
+    clients: u8,
 }
 
 impl Plan {
-    pub(super) fn new(claim: u8, hosts: u8) -> Self {
-        Self { claim, hosts }
+    pub(super) fn new(claim: u8, servers: u8, clients: u8) -> Self {
+        Self {
+            claim,
+            servers,
+            clients,
+        }
     }
 
     /// All hosts, the harness first.
     pub(super) fn all(&self) -> impl Iterator<Item = u8> + use<> {
-        0..=self.hosts
+        0..=self.servers + self.clients
     }
 
-    /// `rc-<claim>-<host>`.
+    /// Those of servers.
+    pub(super) fn servers(&self) -> impl Iterator<Item = u8> + use<> {
+        1..=self.servers
+    }
+
+    /// Those of clients.
+    pub(super) fn clients(&self) -> impl Iterator<Item = u8> + use<> {
+        self.servers + 1..=self.servers + self.clients
+    }
+
+    /// `rc-<claim>-<host>`, `rc-<claim>-c<number>` for a host of clients.
     pub(super) fn namespace(&self, host: u8) -> String {
-        format!("rc-{}-{host}", self.claim)
+        if host > self.servers {
+            format!("rc-{}-c{}", self.claim, host - self.servers)
+        } else {
+            format!("rc-{}-{host}", self.claim)
+        }
     }
 
     pub(super) fn namespace_path(&self, host: u8) -> String {
@@ -117,11 +136,9 @@ impl Plan {
         if host == 0 {
             return Ok(work());
         }
-        let path = self.namespace_path(host);
-        let namespace = File::open(&path).with_context(|| format!("opening {path}"))?;
+        let namespace = self.open(host)?;
         let on_thread = || {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-                .with_context(|| format!("entering {path}"))?;
+            enter(&namespace).with_context(|| format!("entering {}", self.namespace(host)))?;
             Ok(work())
         };
         std::thread::scope(|scope| match scope.spawn(on_thread).join() {
@@ -129,6 +146,17 @@ impl Plan {
             Err(panicked) => std::panic::resume_unwind(panicked),
         })
     }
+
+    /// The namespace of a host, to be entered by further threads.
+    pub(super) fn open(&self, host: u8) -> anyhow::Result<File> {
+        let path = self.namespace_path(host);
+        File::open(&path).with_context(|| format!("opening {path}"))
+    }
+}
+
+/// Moves the calling thread there for good.
+pub(super) fn enter(namespace: &File) -> std::io::Result<()> {
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).map_err(Into::into)
 }
 
 fn written(mac: Mac) -> String {
@@ -142,8 +170,10 @@ mod tests {
 
     #[test]
     fn two_labs_share_no_name_and_no_address() {
-        let (one, two) = (Plan::new(3, 5), Plan::new(4, 5));
+        let (one, two) = (Plan::new(3, 5, 2), Plan::new(4, 5, 2));
         assert_eq!(one.namespace(2), "rc-3-2");
+        assert_eq!(one.namespace(7), "rc-3-c2");
+        assert_eq!(one.clients().collect::<Vec<_>>(), [6, 7]);
         assert_eq!(one.address(2).to_string(), "198.18.3.2");
         assert_eq!(one.address(0).to_string(), "198.18.3.250");
         for host in one.all() {

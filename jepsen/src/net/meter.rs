@@ -51,6 +51,20 @@ pub struct Traffic {
     pub reordered: Count,
 }
 
+impl Traffic {
+    /// Adds another link's.
+    pub fn merge(&mut self, other: &Self) {
+        self.sent.merge(other.sent);
+        self.delivered.merge(other.delivered);
+        self.cut.merge(other.cut);
+        self.lost.merge(other.lost);
+        self.overflowed.merge(other.overflowed);
+        self.duplicated.merge(other.duplicated);
+        self.corrupted.merge(other.corrupted);
+        self.reordered.merge(other.reordered);
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     pub(super) traffic: Traffic,

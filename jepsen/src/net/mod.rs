@@ -2,7 +2,8 @@
 //!
 //! [`Net`] gives each host a network namespace with an address of its own, joined by a switch in user space that
 //! cuts, loses, delays, repeats, reorders, damages and counts frames as it is told. The test's own process is a host
-//! too ([`HARNESS`]): it reaches the others by their addresses, with ordinary sockets.
+//! too ([`HARNESS`]): it reaches the others by their addresses, with ordinary sockets. Clients may have hosts of their
+//! own ([`Net::start_with_clients`], [`HostRuntime`]), to be cut off and slowed like any other.
 //!
 //! ```no_run
 //! # async fn example() -> anyhow::Result<()> {
@@ -32,7 +33,7 @@
 //!
 //! - `switch`, `quality`, `frame`, `meter`: the switch, deterministic and tested without root.
 //! - `wire`: the thread that carries frames between it and the TAP devices.
-//! - `host`, `claim`: namespaces, and what has to be undone even after a crash.
+//! - `host`, `runtime`, `claim`: namespaces, threads in them, and what has to be undone even after a crash.
 //!
 //! The kernel's own netem would do for delays and loss; many kernels lack it, and it neither counts nor obeys a seed.
 
@@ -43,6 +44,7 @@ mod host;
 mod meter;
 mod network;
 mod quality;
+mod runtime;
 mod switch;
 mod wire;
 
@@ -51,4 +53,5 @@ pub(crate) use command::run;
 pub use meter::{Count, Traffic};
 pub use network::{HARNESS, HOSTS_MAX, Links, Net};
 pub use quality::{Cut, Protocol, Quality};
+pub use runtime::HostRuntime;
 pub use switch::FaultId;

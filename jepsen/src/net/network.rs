@@ -11,18 +11,20 @@ use super::claim::Claim;
 use super::host::Plan;
 use super::meter::{Count, Traffic};
 use super::quality::{Protocol, Quality};
+use super::runtime::HostRuntime;
 use super::switch::{FaultId, Switch};
 use super::wire::Wire;
 
 /// The test's own process: the machine's namespace, joined to the switch.
 pub const HARNESS: u64 = 0;
-/// Most hosts of one network besides the harness.
+/// Most hosts of one network besides the harness, those of clients included.
 pub const HOSTS_MAX: u64 = 32;
 
 /// Hosts joined by a switch that obeys the test.
 ///
-/// Hosts are numbers: 1 to [`Net::hosts`] are namespaces (server 1 of a cluster lives on host 1), [`HARNESS`] is
-/// where the test itself runs. Methods panic when given a host that is not there. Dropping it removes everything.
+/// Hosts are numbers: [`Net::hosts`] are namespaces (server 1 of a cluster lives on host 1), [`Net::clients`] are
+/// more of them, for whoever talks to the servers; [`HARNESS`] is where the test itself runs. Methods panic when given
+/// a host that is not there. Dropping it removes everything.
 #[derive(Debug)]
 pub struct Net {
     plan: Plan,
@@ -45,9 +47,17 @@ impl Net {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_seeded(hosts: u64, seed: u64) -> anyhow::Result<Self> {
+        Self::start_with_clients(hosts, 0, seed)
+    }
+
+    /// As [`Self::start_seeded`], with `clients` further hosts for clients.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with_clients(hosts: u64, clients: u64, seed: u64) -> anyhow::Result<Self> {
         ensure!(
-            (1..=HOSTS_MAX).contains(&hosts),
-            "{hosts} hosts; 1 to {HOSTS_MAX} are possible"
+            hosts >= 1 && hosts.saturating_add(clients) <= HOSTS_MAX,
+            "{hosts} hosts and {clients} of clients; 1 to {HOSTS_MAX} are possible"
         );
         ensure!(
             rustix::process::geteuid().is_root(),
@@ -55,7 +65,7 @@ impl Net {
             rustix::process::geteuid().as_raw()
         );
         let mut claim = Claim::take()?;
-        let plan = Plan::new(claim.number(), u8::try_from(hosts)?);
+        let plan = Plan::new(claim.number(), u8::try_from(hosts)?, u8::try_from(clients)?);
         let devices = plan.build(&mut claim)?;
         let macs = plan.all().map(|host| plan.mac(host)).collect();
         let wire = Wire::start(devices, Switch::new(macs, seed))?;
@@ -83,10 +93,33 @@ impl Net {
         }
     }
 
-    /// The hosts besides the harness.
+    /// The servers' hosts.
     #[must_use]
     pub fn hosts(&self) -> Vec<u64> {
-        self.plan.all().skip(1).map(u64::from).collect()
+        self.plan.servers().map(u64::from).collect()
+    }
+
+    /// The hosts of clients.
+    #[must_use]
+    pub fn clients(&self) -> Vec<u64> {
+        self.plan.clients().map(u64::from).collect()
+    }
+
+    /// Everywhere that clients may be: their hosts, and the harness.
+    #[must_use]
+    pub fn all_clients(&self) -> Vec<u64> {
+        let mut clients = self.clients();
+        clients.push(HARNESS);
+        clients
+    }
+
+    /// Threads on a host: what is spawned there has that host's address.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    pub fn runtime(&self, host: u64) -> anyhow::Result<HostRuntime> {
+        let known = self.known(host);
+        HostRuntime::start(host, (known > 0).then(|| self.plan.open(known)).transpose()?)
     }
 
     /// The address of a host on this network.
@@ -118,8 +151,8 @@ impl Net {
         self.plan.inside(self.known(host), work)
     }
 
-    /// No frame passes between the two groups, in either direction. Hosts in neither, the harness among them, keep
-    /// reaching both; name [`HARNESS`] to cut clients as well.
+    /// No frame passes between the two groups, in either direction. Hosts in neither, clients among them, keep
+    /// reaching both; name [`Self::all_clients`] to cut clients as well.
     pub fn partition(&self, one: &[u64], other: &[u64]) -> FaultId {
         self.impose(&both_ways(one, other), Quality::cut())
     }
@@ -129,11 +162,13 @@ impl Net {
         self.impose(&[(from, to)], Quality::cut())
     }
 
-    /// The host is alone: no other host reaches it. The harness does, unless `clients_too`.
+    /// The host is alone: no other server's host reaches it. Clients do, unless `clients_too`.
     pub fn isolate(&self, host: u64, clients_too: bool) -> FaultId {
         let mut others = self.hosts();
         others.retain(|other| *other != host);
-        others.extend(clients_too.then_some(HARNESS));
+        if clients_too {
+            others.extend(self.all_clients());
+        }
         self.partition(&[host], &others)
     }
 
@@ -178,11 +213,13 @@ impl Net {
         self.links(&self.pairs(clients_too))
     }
 
-    /// Every directed pair of hosts; `clients_too`: the harness among them.
+    /// Every directed pair of servers' hosts; `clients_too`: of all hosts.
     #[must_use]
     pub fn pairs(&self, clients_too: bool) -> Vec<(u64, u64)> {
         let mut hosts = self.hosts();
-        hosts.extend(clients_too.then_some(HARNESS));
+        if clients_too {
+            hosts.extend(self.all_clients());
+        }
         let from = |from: u64| {
             hosts
                 .iter()

@@ -1,11 +1,15 @@
 //! The page.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::time::Duration;
 
+use super::piece::{DRAWN_MAX, draw};
 use super::plot::{Axis, escape, latencies, throughput, timeline};
+use super::smallest::smallest;
 use crate::campaign::{Findings, Options};
-use crate::checker::Verdict;
-use crate::history::{Fault, Operation, Record, pair};
+use crate::checker::{Verdict, linear};
+use crate::history::{Fault, Heartbeats, Operation, Record, pair};
 
 const STYLE: &str = "
 :root { color-scheme: light dark; --ink: light-dark(#1c2430, #e4e8ee); --paper: light-dark(#fff, #14181f);
@@ -24,32 +28,37 @@ svg { width: 100%; height: auto; display: block; } svg text { font: 11px system-
 svg .label { fill: var(--ink); } .band { fill: var(--band); } .fault { fill: var(--fault); rx: 2px; }
 .grid { stroke: var(--line); } .read { fill: var(--read); fill-opacity: .55; } .write { fill: var(--write); fill-opacity: .55; }
 .unknown { fill: var(--bad); } .bar { fill: var(--read); fill-opacity: .7; }
+.idle { fill: none; stroke: var(--fault); } .leads { stroke: var(--soft); stroke-dasharray: 2 3; } .step { fill-opacity: .35; }
+details { margin: .5rem 0; } summary { cursor: pointer; color: var(--soft); } .seen td { font-size: 13px; }
 .key { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%; margin: 0 .3rem 0 1rem; vertical-align: -1px; }
 ";
+
+/// Findings of one judge that are shown; more are in the history.
+const SHOWN_MAX: usize = 12;
+/// Pieces that are drawn.
+const PIECES_MAX: usize = 6;
 
 /// The page of a run. It needs nothing but itself.
 #[must_use]
 pub fn page(options: &Options, findings: &Findings) -> String {
     let mut operations: Vec<&Operation> = Vec::new();
     let mut faults: Vec<Fault> = Vec::new();
+    let mut leads: Vec<(Duration, u64, u64)> = Vec::new();
     for record in &findings.records {
         match record {
             Record::Operation(operation) => operations.push(operation),
             Record::Fault(fault) => faults.push(fault.clone()),
-            Record::Heartbeats(_) | Record::Broken(..) | Record::Note(..) => {}
+            Record::Heartbeats(Heartbeats::Leads { server, term, time }) => {
+                leads.push((*time, *server, *term));
+            }
+            _ => {}
         }
     }
     faults.sort_by_key(|fault| fault.time);
-    let last = findings
-        .records
-        .iter()
-        .map(Record::time)
-        .max()
-        .unwrap_or_default();
+    let last = findings.records.iter().map(Record::time).max();
     let axis = Axis {
-        length: last.as_secs_f64(),
+        length: last.unwrap_or_default().as_secs_f64(),
     };
-    let paired = pair(operations);
 
     let mut html = String::new();
     let _ = write!(
@@ -65,6 +74,7 @@ pub fn page(options: &Options, findings: &Findings) -> String {
         outcome = outcome(findings.is_good()),
     );
     verdicts(&findings.verdicts, &mut html);
+    pieces(&findings.verdicts, &operations, &mut html);
     html.push_str("<h2>The run</h2><ul>");
     for figure in &findings.figures {
         let _ = write!(html, "<li>{}</li>", escape(figure));
@@ -72,7 +82,14 @@ pub fn page(options: &Options, findings: &Findings) -> String {
     for left_out in &findings.left_out {
         let _ = write!(html, "<li>not possible here: {}</li>", escape(left_out));
     }
-    let _ = write!(html, "</ul>\n<h2>Faults</h2>\n{}", timeline(&faults, axis));
+    let _ = write!(
+        html,
+        "</ul>\n<h2>Faults<span class=\"key\" style=\"background:var(--fault)\"></span>seen to bite\
+         <span class=\"key\" style=\"border:1px solid var(--fault)\"></span>not</h2>\n{}",
+        timeline(&faults, &leads, axis)
+    );
+    seen(&faults, &mut html);
+    let paired = pair(operations);
     if !paired.is_empty() {
         let _ = write!(
             html,
@@ -86,6 +103,57 @@ pub fn page(options: &Options, findings: &Findings) -> String {
     }
     html.push_str("</html>\n");
     html
+}
+
+/// What was seen of each fault.
+fn seen(faults: &[Fault], html: &mut String) {
+    if faults.is_empty() {
+        return;
+    }
+    html.push_str("<details><summary>what was seen of each</summary><table class=\"seen\">\n");
+    for fault in faults {
+        let _ = writeln!(
+            html,
+            "<tr><td>{:.1} s<td>{:.1} s<td>{}<td>{}</tr>",
+            fault.time.as_secs_f64(),
+            fault.end.as_secs_f64(),
+            escape(&fault.what),
+            escape(&fault.effect)
+        );
+    }
+    html.push_str("</table></details>\n");
+}
+
+/// The smallest wrong pieces of the registers' histories.
+fn pieces(verdicts: &[Verdict], operations: &[&Operation], html: &mut String) {
+    let wrong = |verdict: &Verdict| verdict.checker == linear::NAME && !verdict.findings.is_empty();
+    if !verdicts.iter().any(wrong) {
+        return;
+    }
+    let mut keys: BTreeMap<u64, Vec<&Operation>> = BTreeMap::new();
+    for operation in operations {
+        keys.entry(operation.key).or_default().push(operation);
+    }
+    let mut drawn = 0;
+    for (key, of) in keys {
+        if drawn == PIECES_MAX {
+            break;
+        }
+        let Some(pieces) = smallest(&of) else { continue };
+        drawn += 1;
+        let _ = writeln!(
+            html,
+            "<h2 class=\"bad\">Register {key}: {} operations that no order explains</h2>",
+            pieces.len()
+        );
+        if pieces.len() <= DRAWN_MAX {
+            html.push_str(&draw(key, &pieces));
+        }
+    }
+    html.push_str(
+        "<p>Each bar is an operation, from its request to its answer; moments stand in their order, not to scale. What \
+         is not needed to be wrong was taken away.</p>\n",
+    );
 }
 
 fn outcome(good: bool) -> &'static str {
@@ -116,14 +184,18 @@ fn verdicts(verdicts: &[Verdict], html: &mut String) {
     }
     html.push_str("</table>\n");
     for verdict in verdicts {
-        for finding in &verdict.findings {
+        for finding in verdict.findings.iter().take(SHOWN_MAX) {
             let _ = writeln!(
                 html,
-                "<h2 class=\"bad\">{} at {:?}</h2><pre>{}</pre>",
+                "<h2 class=\"bad\">{} at {:.3?}</h2><pre>{}</pre>",
                 escape(verdict.checker),
                 finding.at,
                 escape(&finding.what)
             );
+        }
+        if verdict.findings.len() > SHOWN_MAX {
+            let more = verdict.findings.len() - SHOWN_MAX;
+            let _ = writeln!(html, "<p>and {more} more of {}</p>", escape(verdict.checker));
         }
         for undecided in &verdict.undecided {
             let _ = writeln!(html, "<pre>undecided: {}</pre>", escape(undecided));

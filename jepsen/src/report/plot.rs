@@ -59,16 +59,36 @@ impl Axis {
     }
 }
 
-/// One row per fault, in the order in which they began.
-pub(super) fn timeline(faults: &[Fault], axis: Axis) -> String {
+/// One row per fault, in the order in which they began; below them, who led from when on.
+pub(super) fn timeline(faults: &[Fault], leads: &[(Duration, u64, u64)], axis: Axis) -> String {
     let height = |rows: usize| u32::try_from(rows).map_or(0.0, f64::from) * 17.0;
-    let mut svg = axis.open(height(faults.len()) + 24.0, "faults over time");
-    for (row, fault) in faults.iter().enumerate() {
-        let (y, from, to) = (height(row), axis.x(fault.time), axis.x(fault.end));
+    let bottom = height(faults.len() + 1);
+    let mut svg = axis.open(bottom + 24.0, "faults over time");
+    for (at, server, term) in leads {
+        let x = axis.x(*at);
         let _ = writeln!(
             svg,
-            "<rect class=\"fault\" x=\"{from:.1}\" y=\"{y}\" width=\"{:.1}\" height=\"13\"/>",
-            (to - from).max(2.0)
+            "<line class=\"leads\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"0\" y2=\"{bottom}\"><title>server {server} \
+             leads in term {term} from {at:.1?} on</title></line><text class=\"tick\" x=\"{:.1}\" y=\"{}\">{server}\
+             </text>",
+            x + 3.0,
+            bottom - 3.0
+        );
+    }
+    let _ = writeln!(
+        svg,
+        "<text class=\"tick\" x=\"{}\" y=\"{}\" text-anchor=\"end\">leader</text>",
+        LEFT - 6.0,
+        bottom - 3.0
+    );
+    for (row, fault) in faults.iter().enumerate() {
+        let (y, from, to) = (height(row), axis.x(fault.time), axis.x(fault.end));
+        let class = if fault.bit { "fault" } else { "fault idle" };
+        let _ = writeln!(
+            svg,
+            "<rect class=\"{class}\" x=\"{from:.1}\" y=\"{y}\" width=\"{:.1}\" height=\"13\"><title>{}</title></rect>",
+            (to - from).max(2.0),
+            escape(&fault.effect)
         );
         // Beside the bar, on the side where there is room.
         let (x, anchor) = if from > WIDTH * 0.6 {
@@ -83,7 +103,7 @@ pub(super) fn timeline(faults: &[Fault], axis: Axis) -> String {
             escape(&fault.what)
         );
     }
-    axis.ticks(height(faults.len()), &mut svg);
+    axis.ticks(bottom, &mut svg);
     svg.push_str("</svg>\n");
     svg
 }

@@ -6,7 +6,8 @@ use prost::Message;
 use rollcall_proto::v1::registry_client::RegistryClient;
 use rollcall_proto::v1::watch_frame::Frame;
 use rollcall_proto::v1::{
-    self, Effect, ErrorCode, GroupSettings, GuardSettings, PutGroupRequest, ServiceSettings,
+    self, Effect, ErrorCode, GroupMode, GroupSettings, GroupSummary, GuardSettings, ListGroupsRequest,
+    PutGroupRequest, ReadMode, ReadOptions, ServiceSettings,
 };
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
@@ -67,7 +68,18 @@ pub async fn put_group(addresses: &[String], group: &str, share_basis_points: u3
         keep_last: Some(false),
         ..GuardSettings::default()
     };
+    put_group_as(addresses, group, GroupMode::Cp, guard).await
+}
+
+/// The same, in this mode, and guarded like this; returns when every server knows it.
+pub(super) async fn put_group_as(
+    addresses: &[String],
+    group: &str,
+    mode: GroupMode,
+    guard: GuardSettings,
+) -> anyhow::Result<()> {
     let settings = GroupSettings {
+        mode: mode.into(),
         auto_create: true,
         defaults: Some(ServiceSettings {
             guard: Some(guard),
@@ -95,5 +107,31 @@ pub async fn put_group(addresses: &[String], group: &str, share_basis_points: u3
         }
         None
     });
-    Ok(put.await?)
+    put.await?;
+    for address in addresses {
+        let known = eventually("a group at every server", WAIT_MAX, || async {
+            let request = ListGroupsRequest {
+                group_prefix: group.into(),
+                read: Some(ReadOptions {
+                    mode: ReadMode::Local.into(),
+                    ..ReadOptions::default()
+                }),
+                ..ListGroupsRequest::default()
+            };
+            let mut registry = RegistryClient::new(connect(address).await?);
+            let listed = registry.list_groups(request).await.ok()?.into_inner();
+            let there = |of: &GroupSummary| of.group == group && mode_of(of) == mode;
+            listed.groups.iter().any(there).then_some(())
+        });
+        known.await?;
+    }
+    Ok(())
+}
+
+/// The mode of a group as a list shows it.
+pub(super) fn mode_of(group: &GroupSummary) -> GroupMode {
+    match group.settings.as_ref().map(GroupSettings::mode) {
+        Some(GroupMode::Ap) => GroupMode::Ap,
+        _ => GroupMode::Cp,
+    }
 }

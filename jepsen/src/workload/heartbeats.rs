@@ -16,7 +16,7 @@ use crate::seed::Seeded;
 
 /// The sessions' group; its guard lets all of a service lapse away.
 pub const GROUP: &str = "heartbeats";
-const SERVICE: &str = "fleet";
+pub(super) const SERVICE: &str = "fleet";
 /// How long a server may take to answer before the client goes elsewhere.
 const ANSWER_MAX: Duration = Duration::from_millis(900);
 
@@ -62,7 +62,9 @@ impl Fleet {
                 .spawn(provide(Arc::clone(&shared), Seeded::fork(seed, 2_000 + provider)));
         }
         for first in 0..addresses.len() {
-            fleet.watchers.spawn(watch(Arc::clone(&shared), first));
+            fleet
+                .watchers
+                .spawn(watch(addresses.to_vec(), history.clone(), GROUP, first));
         }
         fleet
     }
@@ -184,12 +186,12 @@ async fn reattach(
     None
 }
 
-/// Follows the fleet at one server after the other.
-async fn watch(shared: Arc<Shared>, first: usize) {
+/// Follows sessions' nodes at one server after the other.
+pub(super) async fn watch(addresses: Vec<String>, history: History, group: &str, first: usize) {
     let mut mirror = Mirror::default();
     for turn in first.. {
-        let address = &shared.addresses[turn % shared.addresses.len()];
-        let opening = Watching::service(address, GROUP, SERVICE, mirror.revision());
+        let address = &addresses[turn % addresses.len()];
+        let opening = Watching::service(address, group, SERVICE, mirror.revision());
         if let Ok(Ok(mut watching)) = tokio::time::timeout(ANSWER_MAX * 2, opening).await {
             while let Ok(frame) = watching.next().await {
                 if is_put_off(&frame) {
@@ -198,13 +200,13 @@ async fn watch(shared: Arc<Shared>, first: usize) {
                 match mirror.take(frame) {
                     Ok(Some(told)) => {
                         for (node, _) in told.removed {
-                            gone(&shared.history, &node);
+                            gone(&history, &node);
                         }
                     }
                     Ok(None) => {}
                     Err(broken) => {
                         let what = format!("a watch of {address} broke a promise: {broken:#}");
-                        shared.history.record(Record::Broken(shared.history.now(), what));
+                        history.record(Record::Broken(history.now(), what));
                         mirror = Mirror::default();
                         break;
                     }

@@ -61,7 +61,8 @@ pub struct Registers {
 }
 
 impl Registers {
-    /// Starts `clients` of them. The group [`GROUP`] must be there.
+    /// Starts `clients` of them. The group [`GROUP`] must be there. Without a mode, half of all reads are linearizable and
+    /// half are leased.
     #[must_use]
     pub fn start(
         addresses: &[String],
@@ -174,10 +175,15 @@ impl Client {
 
     /// `None`: no answer of use.
     async fn read(&mut self, register: u64) -> Option<Read> {
+        let mode = match self.shared.reads {
+            // Every other one by the leader's lease.
+            ReadMode::Unspecified if self.process.is_multiple_of(2) => ReadMode::Leased,
+            mode => mode,
+        };
         let request = QueryRequest {
             key: Some(key(register)),
             read: Some(ReadOptions {
-                mode: self.shared.reads.into(),
+                mode: mode.into(),
                 ..ReadOptions::default()
             }),
             ..QueryRequest::default()

@@ -1,0 +1,130 @@
+//! What the judges say of a history.
+
+use std::time::Duration;
+
+use super::load::LATE_MAX;
+use super::options::{Options, Workload};
+use crate::checker::{
+    Finding, Verdict, ages, ap, batches, guard, linear, resumes, revisions, sessions, storm, takeover,
+    watches,
+};
+use crate::history::{
+    Answer, Ap, Fault, Following, Guarding, Heartbeats, Operation, Outcome, Ownership, Record, Stampede, pair,
+};
+use crate::workload::followers::Followed;
+use crate::workload::{self, mode_switch};
+
+/// A history, by what its lines are about.
+#[derive(Debug, Default)]
+struct Sorted {
+    operations: Vec<Operation>,
+    heartbeats: Vec<Heartbeats>,
+    ap: Vec<Ap>,
+    following: Vec<Following>,
+    guarding: Vec<Guarding>,
+    ownership: Vec<Ownership>,
+    answers: Vec<Answer>,
+    stampede: Vec<Stampede>,
+    faults: Vec<Fault>,
+    broken: Vec<(Duration, String)>,
+}
+
+impl Sorted {
+    fn new(records: &[Record]) -> Self {
+        let mut sorted = Self::default();
+        for record in records {
+            match record {
+                Record::Operation(of) => sorted.operations.push(of.clone()),
+                Record::Heartbeats(of) => sorted.heartbeats.push(of.clone()),
+                Record::Ap(of) => sorted.ap.push(of.clone()),
+                Record::Following(of) => sorted.following.push(of.clone()),
+                Record::Guarding(of) => sorted.guarding.push(of.clone()),
+                Record::Ownership(of) => sorted.ownership.push(of.clone()),
+                Record::Answer(of) => sorted.answers.push(of.clone()),
+                Record::Stampede(of) => sorted.stampede.push(of.clone()),
+                Record::Fault(of) => sorted.faults.push(of.clone()),
+                Record::Broken(at, what) => sorted.broken.push((*at, what.clone())),
+                Record::Note(..) => {}
+            }
+        }
+        sorted
+    }
+}
+
+/// Every judge whose workload ran has its say.
+pub(super) fn judge(
+    options: &Options,
+    records: &[Record],
+    followed: Option<&Followed>,
+    ended: Duration,
+    figures: &mut Vec<String>,
+) -> Vec<Verdict> {
+    let of = Sorted::new(records);
+    let ran = |workload| options.workloads.contains(&workload);
+    let mut verdicts = Vec::new();
+    if ran(Workload::Registers) || ran(Workload::Batches) || ran(Workload::Retries) {
+        verdicts.push(linear::check(&of.operations));
+        verdicts.push(revisions::check(&of.operations));
+        figures.push(shares(&of.operations, ended));
+    }
+    if ran(Workload::Heartbeats) || ran(Workload::Racers) {
+        verdicts.push(sessions::check(&of.heartbeats, &of.faults, LATE_MAX, ended));
+    }
+    if let Some(followed) = followed {
+        verdicts.push(watches::check(&followed.seen, &followed.acknowledged, ended));
+    }
+    if ran(Workload::Ap) {
+        verdicts.push(ap::check(&of.ap, workload::ap::GROUP, &of.faults));
+    }
+    if ran(Workload::Guard) {
+        verdicts.push(guard::check(&of.guarding, &of.following, &of.faults));
+    }
+    if ran(Workload::Takeover) {
+        verdicts.push(takeover::check(&of.ownership, &of.following));
+    }
+    if ran(Workload::ModeSwitch) {
+        verdicts.push(ap::check_moving(&of.ap, mode_switch::GROUP, &of.faults));
+    }
+    if ran(Workload::Resumes) {
+        verdicts.push(resumes::check(&of.following, &of.answers, ended));
+    }
+    if ran(Workload::Batches) || ran(Workload::Retries) {
+        let group = workload::batches::GROUP;
+        verdicts.push(batches::check(&of.answers, &of.following, group));
+    }
+    if ran(Workload::Ages) {
+        verdicts.push(ages::check(&of.answers));
+    }
+    if ran(Workload::Storm) {
+        verdicts.push(storm::check(&of.stampede, &of.faults));
+    }
+    if !of.broken.is_empty() {
+        let mut verdict = Verdict {
+            checker: "promises seen broken on the spot",
+            judged: of.broken.len(),
+            ..Verdict::default()
+        };
+        verdict.findings = of
+            .broken
+            .into_iter()
+            .map(|(at, what)| Finding { what, at })
+            .collect();
+        verdicts.push(verdict);
+    }
+    verdicts
+}
+
+/// A run counts only with its load shown.
+fn shares(operations: &[Operation], ended: Duration) -> String {
+    let paired = pair(operations);
+    let count = |wanted: fn(&Outcome) -> bool| paired.iter().filter(|(_, outcome)| wanted(outcome)).count();
+    let ok = count(|outcome| matches!(outcome, Outcome::Ok { .. }));
+    let fail = count(|outcome| matches!(outcome, Outcome::Fail));
+    let unknown = count(|outcome| matches!(outcome, Outcome::Unknown));
+    let rate = ok as u64 / ended.as_secs().max(1);
+    let percent = 100 * unknown / paired.len().max(1);
+    format!(
+        "{} operations: {ok} ok ({rate} a second), {fail} failed for certain, {unknown} of unknown outcome ({percent} %)",
+        paired.len()
+    )
+}

@@ -1,0 +1,320 @@
+//! The removal guard (design, section 3): in one window no more than `max(1, floor(share x baseline))` nodes of a service
+//! lapse away, never the last one; words of registrants and operators are neither blocked nor counted; and it lets go by
+//! itself.
+//!
+//! In CP groups the ledger is replicated, so what watchers were told is replayed revision by revision, whoever led when.
+//! The windows judged last longer than a run, so no clock is needed: there is one, and it begins with the first removal
+//! by lapse. In AP groups each server counts what it removed and what it heard of. So the bound is that of one server if
+//! one server alone held all sessions and nothing happened to anybody; otherwise it is one for each life of a server.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::changes::{Change, changes};
+use super::clocks::Clocks;
+use super::verdict::Verdict;
+use crate::history::{Fault, Following, Guarding};
+
+/// From a registration on for so long other servers may not have heard of it.
+const SPREAD: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Default)]
+struct Service<'a> {
+    ap: bool,
+    share: u32,
+    one_holder: bool,
+    set: Duration,
+    joined: BTreeMap<&'a str, (Duration, Option<Duration>)>,
+    silent: BTreeMap<&'a str, Duration>,
+    left: BTreeMap<&'a str, (Duration, Option<Duration>)>,
+    blocked: Vec<(&'a str, &'a str, Duration)>,
+    confirmed: Option<Duration>,
+    views: Vec<(u64, u64, Duration, BTreeSet<&'a str>)>,
+    said: Vec<Said>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Said {
+    server: u64,
+    time: Duration,
+    engaged: bool,
+    removed: Option<u32>,
+    revision: u64,
+}
+
+/// How many had lapsed away by which revision.
+type Ledger = BTreeMap<u64, usize>;
+
+/// Judges every guarded service.
+#[must_use]
+pub fn check(lines: &[Guarding], following: &[Following], faults: &[Fault]) -> Verdict {
+    let mut verdict = Verdict::new("removal guard");
+    let services = sort(lines);
+    let told = changes(following);
+    let none = BTreeMap::new();
+    let mut removed = 0;
+    let mut silent = 0;
+    for (name, service) in &services {
+        silent += service.silent.len();
+        words(name, service, &mut verdict);
+        let ledger = if service.ap {
+            removed += merged(name, service, faults, &mut verdict);
+            Ledger::new()
+        } else {
+            let ledger = replay(name, service, told.get(*name).unwrap_or(&none), &mut verdict);
+            removed += ledger.values().max().copied().unwrap_or(0);
+            ledger
+        };
+        promises(name, service, &ledger, &mut verdict);
+    }
+    verdict.figures.push(format!(
+        "{} services, {silent} nodes fell silent, {removed} lapsed away",
+        services.len()
+    ));
+    verdict
+}
+
+fn sort(lines: &[Guarding]) -> BTreeMap<&str, Service<'_>> {
+    let mut services: BTreeMap<&str, Service<'_>> = BTreeMap::new();
+    for line in lines {
+        let of = services.entry(line.service()).or_default();
+        match line {
+            Guarding::Set {
+                ap,
+                share,
+                one_holder,
+                time,
+                ..
+            } => (of.ap, of.share, of.one_holder, of.set) = (*ap, *share, *one_holder, *time),
+            Guarding::Joined { id, sent, end, .. } => drop(of.joined.insert(id, (*sent, *end))),
+            Guarding::Silent { ids, time, .. } => {
+                of.silent.extend(ids.iter().map(|id| (id.as_str(), *time)));
+            }
+            Guarding::Left { id, sent, end, .. } => drop(of.left.insert(id, (*sent, *end))),
+            Guarding::Blocked { id, why, time, .. } => of.blocked.push((id, why, *time)),
+            Guarding::Confirmed { sent, .. } => of.confirmed = Some(*sent),
+            Guarding::Listed {
+                server,
+                epoch,
+                end,
+                ids,
+                ..
+            } => of
+                .views
+                .push((*server, *epoch, *end, ids.iter().map(String::as_str).collect())),
+            Guarding::Said {
+                server,
+                time,
+                engaged,
+                removed,
+                revision,
+                ..
+            } => of.said.push(Said {
+                server: *server,
+                time: *time,
+                engaged: *engaged,
+                removed: *removed,
+                revision: *revision,
+            }),
+        }
+    }
+    services
+}
+
+impl Service<'_> {
+    fn allowed(&self, baseline: usize) -> usize {
+        let share = usize::try_from(self.share).unwrap_or(10_000);
+        (baseline * share / 10_000).max(1)
+    }
+
+    /// Whether somebody's word may have taken this node away before this moment. A confirmation takes whatever is held.
+    fn by_word(&self, id: &str, held: bool, time: Duration) -> bool {
+        self.left.get(id).is_some_and(|(sent, _)| *sent <= time)
+            || (held && self.confirmed.is_some_and(|sent| sent <= time))
+    }
+}
+
+/// Every removal of a CP service in the order of revisions.
+fn replay(name: &str, service: &Service<'_>, told: &BTreeMap<u64, Change>, verdict: &mut Verdict) -> Ledger {
+    let mut ledger = Ledger::new();
+    // Who is listed, and whether it is held.
+    let mut listed: BTreeMap<&str, bool> = BTreeMap::new();
+    let mut removed = 0;
+    // Of the window, once something lapsed away.
+    let mut baseline: Option<usize> = None;
+    for (revision, change) in told {
+        let (gone, left): (Vec<&str>, Vec<&str>) = change
+            .removed
+            .iter()
+            .map(String::as_str)
+            .filter(|id| listed.contains_key(id))
+            .partition(|id| !service.by_word(id, listed.get(id) == Some(&true), change.time));
+        if !gone.is_empty() && baseline.is_none() {
+            baseline = Some(listed.len());
+        }
+        let joined = change
+            .put
+            .iter()
+            .filter(|of| !listed.contains_key(of.id.as_str()))
+            .count();
+        if let Some(baseline) = &mut baseline {
+            *baseline = (*baseline + joined).saturating_sub(left.len());
+        }
+        for id in gone.iter().chain(&left) {
+            listed.remove(id);
+        }
+        listed.extend(change.put.iter().map(|of| (of.id.as_str(), of.suspect)));
+        removed += gone.len();
+        ledger.insert(*revision, removed);
+        verdict.judged += gone.len();
+        let allowed = service.allowed(baseline.unwrap_or(0));
+        if !gone.is_empty() && removed > allowed {
+            verdict.find(
+                change.time,
+                format!(
+                    "{name}: at revision {revision} {removed} nodes have lapsed away in one window, {allowed} may \
+                     ({} of 10,000 of {}); the last ones: {}",
+                    service.share,
+                    baseline.unwrap_or(0),
+                    gone.join(", ")
+                ),
+            );
+            return ledger;
+        }
+        if !gone.is_empty() && listed.is_empty() {
+            verdict.find(
+                change.time,
+                format!(
+                    "{name}: at revision {revision} the last node lapsed away: {}",
+                    gone.join(", ")
+                ),
+            );
+            return ledger;
+        }
+    }
+    // Words are kept: whoever was acknowledged to be gone is not listed.
+    for (id, (_, end)) in &service.left {
+        if let Some(end) = end.filter(|_| listed.contains_key(id)) {
+            verdict.find(
+                end,
+                format!("{name}: node {id} was deregistered, acknowledged at {end:?}, and is still listed in the end"),
+            );
+        }
+    }
+    ledger
+}
+
+/// What became of the nodes of an AP service in the end; how many lapsed away.
+fn merged(name: &str, service: &Service<'_>, faults: &[Fault], verdict: &mut Verdict) -> usize {
+    let ended = service
+        .views
+        .iter()
+        .map(|(_, _, end, _)| *end)
+        .max()
+        .unwrap_or_default();
+    // Of each server: everything that it ever showed, and what it shows in the end.
+    let mut shown: BTreeMap<u64, (BTreeSet<&str>, &BTreeSet<&str>)> = BTreeMap::new();
+    for (server, _, _, ids) in &service.views {
+        let of = shown.entry(*server).or_insert_with(|| (BTreeSet::new(), ids));
+        of.0.extend(ids.iter());
+        of.1 = ids;
+    }
+    let calm = service.one_holder
+        && !faults
+            .iter()
+            .any(|fault| fault.end >= service.set && fault.time <= ended);
+    let judges = if calm {
+        1
+    } else {
+        let lives: BTreeSet<(u64, u64)> = service
+            .views
+            .iter()
+            .map(|(server, epoch, ..)| (*server, *epoch))
+            .collect();
+        lives.len().max(1)
+    };
+    let allowed = service.allowed(service.joined.len()) * judges;
+    let mut most = 0;
+    for (server, (seen, ids)) in shown {
+        let lapsed = |id: &&str| !ids.contains(id) && !service.by_word(id, true, ended);
+        let gone: Vec<&str> = seen.into_iter().filter(lapsed).collect();
+        verdict.judged += 1;
+        most = most.max(gone.len());
+        if gone.len() > allowed {
+            verdict.find(
+                ended,
+                format!(
+                    "{name}: at server {server} {} nodes have lapsed away, {allowed} may at most, with {judges} servers \
+                     that judge: {}",
+                    gone.len(),
+                    gone.join(", ")
+                ),
+            );
+        }
+        if judges == 1 && !gone.is_empty() && ids.is_empty() {
+            verdict.find(
+                ended,
+                format!("{name}: at server {server} the last node lapsed away"),
+            );
+        }
+        for (id, (_, end)) in &service.left {
+            // Whose clock was off may have been the last only by its own count.
+            let counts = |end: &Duration| *end + SPREAD <= ended && Clocks::of(faults) == Clocks::True;
+            if let Some(end) = end.filter(|end| counts(end) && ids.contains(id)) {
+                verdict.find(
+                    end,
+                    format!(
+                        "{name}: node {id} was deregistered, acknowledged at {end:?}, and is listed at server {server} \
+                         in the end"
+                    ),
+                );
+            }
+        }
+    }
+    most
+}
+
+fn words(name: &str, service: &Service<'_>, verdict: &mut Verdict) {
+    verdict.judged += service.left.len();
+    for (id, why, time) in &service.blocked {
+        verdict.find(
+            *time,
+            format!("{name}: the deregistration of node {id} was blocked: {why}"),
+        );
+    }
+}
+
+/// In the end every server says the same of it, which is what was counted, and holds nothing back.
+fn promises(name: &str, service: &Service<'_>, ledger: &Ledger, verdict: &mut Verdict) {
+    for said in &service.said {
+        verdict.judged += 1;
+        if said.engaged {
+            verdict.find(
+                said.time,
+                format!(
+                    "{name}: the guard is still engaged at server {}, and enough nodes have returned or been replaced \
+                     or given up",
+                    said.server
+                ),
+            );
+        }
+        // Only of a revision that watchers were told of.
+        let (Some(claimed), Some(counted)) = (said.removed, ledger.get(&said.revision)) else {
+            continue;
+        };
+        if usize::try_from(claimed).ok() != Some(*counted) {
+            verdict.find(
+                said.time,
+                format!(
+                    "{name}: server {} says that {claimed} nodes had lapsed away in this window at revision {}, and \
+                     watchers were told of {counted}",
+                    said.server, said.revision
+                ),
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "guard_test.rs"]
+mod tests;

@@ -1,0 +1,219 @@
+use super::*;
+use crate::history::Shown;
+
+const NAME: &str = "g/s";
+
+fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn set(ap: bool) -> Guarding {
+    Guarding::Set {
+        service: NAME.into(),
+        ap,
+        share: 3_000,
+        window: s(600),
+        one_holder: true,
+        time: s(0),
+    }
+}
+
+fn ids(of: std::ops::Range<u64>) -> Vec<String> {
+    of.map(|id| format!("n{id}")).collect()
+}
+
+fn left(id: u64, at: u64) -> Guarding {
+    Guarding::Left {
+        service: NAME.into(),
+        id: format!("n{id}"),
+        sent: s(at),
+        end: Some(s(at)),
+    }
+}
+
+fn silent(of: std::ops::Range<u64>, at: u64) -> Guarding {
+    Guarding::Silent {
+        service: NAME.into(),
+        ids: ids(of),
+        time: s(at),
+    }
+}
+
+fn said(engaged: bool, removed: u32, revision: u64) -> Guarding {
+    Guarding::Said {
+        service: NAME.into(),
+        server: 1,
+        time: s(50),
+        engaged,
+        removed: Some(removed),
+        revision,
+    }
+}
+
+/// One change a second: those that join, and those that go.
+fn told(of: &[(std::ops::Range<u64>, std::ops::Range<u64>)]) -> Vec<Following> {
+    let mut lines = vec![Following::Open {
+        watch: "w".into(),
+        service: NAME.into(),
+        server: 1,
+        from: 0,
+        time: s(0),
+    }];
+    let shown = |id: String| Shown {
+        id,
+        value: 0,
+        session: 1,
+        incarnation: 1,
+        suspect: false,
+    };
+    lines.extend((1..).zip(of).map(|(at, (joined, gone))| Following::Event {
+        watch: "w".into(),
+        revision: at,
+        whole: false,
+        put: ids(joined.clone()).into_iter().map(shown).collect(),
+        removed: ids(gone.clone()),
+        time: s(at),
+    }));
+    lines
+}
+
+fn good(lines: &[Guarding], following: &[Following]) {
+    let verdict = check(lines, following, &[]);
+    assert!(verdict.is_good(), "{verdict:?}");
+}
+
+fn bad(lines: &[Guarding], following: &[Following], wanted: &str) {
+    let verdict = check(lines, following, &[]);
+    assert_eq!(verdict.findings.len(), 1, "{verdict:?}");
+    assert!(verdict.findings[0].what.contains(wanted), "{verdict:?}");
+}
+
+#[test]
+fn removals_within_the_share_pass_and_words_do_not_count() {
+    let lines = [
+        set(false),
+        silent(0..9, 1),
+        left(9, 4),
+        left(8, 4),
+        said(false, 3, 4),
+    ];
+    // Three of ten, in two steps, and two by word.
+    good(
+        &lines,
+        &told(&[(0..10, 0..0), (0..0, 0..2), (0..0, 2..3), (0..0, 8..10)]),
+    );
+    // Joining raises what may go: 30 % of 20.
+    let lines = [set(false), silent(0..9, 1), said(false, 6, 4)];
+    good(
+        &lines,
+        &told(&[(0..10, 0..0), (0..0, 0..2), (10..20, 0..0), (0..0, 2..6)]),
+    );
+    // One may always go, but not the last.
+    good(
+        &[set(false), silent(0..1, 1)],
+        &told(&[(0..2, 0..0), (0..0, 0..1)]),
+    );
+}
+
+#[test]
+fn removals_beyond_the_share_and_of_the_last_are_caught() {
+    let lines = [set(false), silent(0..9, 1)];
+    bad(
+        &lines,
+        &told(&[(0..10, 0..0), (0..0, 0..4)]),
+        "lapsed away in one window",
+    );
+    // A new leader that begins to count anew.
+    bad(
+        &lines,
+        &told(&[(0..10, 0..0), (0..0, 0..3), (0..0, 3..5)]),
+        "lapsed away in one window",
+    );
+    // Leaving by word lowers what may go.
+    bad(
+        &[set(false), silent(0..9, 1), left(8, 2), left(9, 2)],
+        &told(&[(0..10, 0..0), (0..0, 0..1), (0..0, 8..10), (0..0, 1..3)]),
+        "lapsed away in one window",
+    );
+    bad(
+        &[set(false), silent(0..1, 1)],
+        &told(&[(0..1, 0..0), (0..0, 0..1)]),
+        "the last node",
+    );
+}
+
+#[test]
+fn blocked_words_false_counts_and_stuck_guards_are_caught() {
+    let blocked = Guarding::Blocked {
+        service: NAME.into(),
+        id: "n1".into(),
+        why: "the guard is engaged".into(),
+        time: s(3),
+    };
+    let following = told(&[(0..10, 0..0), (0..0, 0..2)]);
+    bad(&[set(false), blocked], &following, "blocked");
+    bad(&[set(false), said(true, 2, 2)], &following, "still engaged");
+    bad(&[set(false), said(false, 5, 2)], &following, "says that 5");
+    bad(&[set(false), left(7, 5)], &following, "still listed");
+}
+
+#[test]
+fn a_confirmation_takes_what_is_held_and_nothing_else() {
+    let confirmed = Guarding::Confirmed {
+        service: NAME.into(),
+        sent: s(3),
+    };
+    let mut following = told(&[(0..10, 0..0), (0..5, 0..0), (0..0, 0..5)]);
+    // The second time they are told of they are held.
+    if let Some(Following::Event { put, .. }) = following.get_mut(2) {
+        put.iter_mut().for_each(|of| of.suspect = true);
+    }
+    good(&[set(false), confirmed.clone(), said(false, 0, 3)], &following);
+    bad(
+        &[set(false), confirmed],
+        &told(&[(0..10, 0..0), (0..0, 0..0), (0..0, 0..5)]),
+        "lapsed away in one window",
+    );
+}
+
+#[test]
+fn each_server_of_an_ap_group_counts_by_itself() {
+    let at = |server, time, of: std::ops::Range<u64>| Guarding::Listed {
+        service: NAME.into(),
+        server,
+        epoch: 1,
+        sent: s(time),
+        end: s(time),
+        ids: ids(of),
+    };
+    let listed = |server, of| at(server, 30, of);
+    let mut lines = vec![set(true), silent(0..9, 1)];
+    lines.extend(ids(0..10).into_iter().map(|id| Guarding::Joined {
+        service: NAME.into(),
+        id,
+        sent: s(1),
+        end: Some(s(1)),
+    }));
+    lines.extend([at(1, 2, 0..10), at(2, 2, 0..10)]);
+    let with = |views: &[Guarding]| [&lines[..], views].concat();
+    good(&with(&[listed(1, 3..10), listed(2, 3..10)]), &[]);
+    bad(&with(&[listed(1, 4..10)]), &[], "may at most");
+    // Somebody was cut off meanwhile: two judges, each with a share.
+    let fault = Fault {
+        what: "x".into(),
+        time: s(5),
+        end: s(9),
+        bit: true,
+        effect: String::new(),
+    };
+    let cut = with(&[listed(1, 6..10), listed(2, 6..10)]);
+    assert!(check(&cut, &[], std::slice::from_ref(&fault)).is_good());
+    assert_eq!(check(&cut, &[], &[]).findings.len(), 2);
+    assert_eq!(
+        check(&with(&[listed(1, 7..10), listed(2, 7..10)]), &[], &[fault])
+            .findings
+            .len(),
+        2
+    );
+    assert!(!check(&[], &[], &[]).is_good(), "nothing was judged");
+}
