@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the build needs on Debian 12: a C++ linker, librocksdb 7.8 and libclang (for its bindings).
+# Installs what the build needs on Debian 12: a C++ linker, librocksdb 7.8 and libclang (for its bindings), and the lab's tools.
 # Says nothing and does nothing where all is present. Run it as root, or as a user who may sudo.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -20,6 +20,11 @@ fi
 command -v ip >/dev/null 2>&1 || packages+=(iproute2)
 # The gate of benches/ counts instructions.
 command -v valgrind >/dev/null 2>&1 || packages+=(valgrind)
+# The lab cuts power, hangs disks, fails syncs and sets clocks with these; what is missing it leaves out, and says so.
+command -v mkfs.ext4 >/dev/null 2>&1 || [ -x /sbin/mkfs.ext4 ] || packages+=(e2fsprogs)
+command -v xfs_io >/dev/null 2>&1 || [ -x /usr/sbin/xfs_io ] || packages+=(xfsprogs)
+command -v strace >/dev/null 2>&1 || packages+=(strace)
+compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || packages+=(libfaketime)
 # Cargo fetches crates over https.
 [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
 
