@@ -49,8 +49,8 @@ pub use outcome::{
     ServiceChange, ServiceFate, SessionChange,
 };
 pub use record::{
-    Address, Group, GroupMode, GroupSettings, Move, Node, NodeKind, NodeState, Override,
-    Registration, Service, ServiceSettings, Session, WEIGHT_DEFAULT,
+    Address, Group, GroupMode, GroupSettings, Move, Node, NodeKind, NodeState, Override, Registration,
+    Service, ServiceSettings, Session, WEIGHT_DEFAULT,
 };
 pub use sign::Sign;
 pub use snapshot::{SNAPSHOT_FORMAT, SnapshotError};
