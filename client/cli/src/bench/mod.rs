@@ -4,6 +4,7 @@
 //! use raw streams and channels: the client's comforts (retries, failover, re-registration) would hide what is
 //! to be seen. Everything a bench makes lies in one group of its own, which it deletes at the end.
 
+mod datagram;
 mod discover;
 mod driver;
 mod fanout;

@@ -7,6 +7,7 @@ use rollcall_proto::v1::session_response::Response;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::datagram::{Speaker, first_counter};
 use super::driver::{StreamLoad, drive_stream, gather};
 use super::load::{Load, positive};
 use super::report::{Report, Tally};
@@ -17,6 +18,9 @@ use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 use crate::servers::connect;
+
+/// Streams on which sessions are opened that will do without.
+const OPENING_STREAMS: usize = 16;
 
 /// Arguments of `rollcall bench renew`.
 #[derive(Args, Clone, Debug)]
@@ -29,6 +33,9 @@ pub(crate) struct RenewBench {
     /// Sessions that one heartbeat renews
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = positive)]
     batch: usize,
+    /// By datagram: --connections are sockets then, sessions that each takes in turn, --batch of them in one datagram
+    #[arg(long)]
+    datagram: bool,
     #[command(flatten)]
     servers: ServerProcesses,
 }
@@ -40,6 +47,7 @@ struct Settings {
     rate: Option<f64>,
     sessions: usize,
     batch: usize,
+    transport: &'static str,
 }
 
 pub(crate) async fn run(context: &Context, bench: &RenewBench, interrupt: Interrupt) -> Result<(), Failure> {
@@ -49,9 +57,14 @@ pub(crate) async fn run(context: &Context, bench: &RenewBench, interrupt: Interr
         rate: bench.load.rate,
         sessions: bench.sessions,
         batch: bench.batch,
+        transport: if bench.datagram { "datagram" } else { "stream" },
     };
     let mut meter = bench.servers.meter()?;
-    let tally = measure(context, bench, &mut meter, interrupt).await?;
+    let tally = if bench.datagram {
+        measure_datagrams(context, bench, &mut meter, interrupt).await?
+    } else {
+        measure(context, bench, &mut meter, interrupt).await?
+    };
     Report::new("renew", bench.load.is_open(), "sessions", settings, &tally)
         .with_servers(&meter)
         .print(&context.printer)
@@ -104,6 +117,58 @@ async fn measure(
             eprintln!("{failure}");
         }
     }
+    Ok(tally)
+}
+
+/// The sessions are opened on a few streams that end before the load begins; afterwards they lapse.
+async fn measure_datagrams(
+    context: &Context,
+    bench: &RenewBench,
+    meter: &mut Meter,
+    mut interrupt: Interrupt,
+) -> Result<Tally, Failure> {
+    let timeout = context.servers.timeout();
+    let addresses = context.servers.addresses();
+    let streams = OPENING_STREAMS.min(bench.sessions);
+    let opening = Progress::of(bench.sessions as u64, "opening sessions");
+    let opened = (0..streams).map(|index| {
+        let address = &addresses[index % addresses.len()];
+        let share = bench.sessions / streams + usize::from(index < bench.sessions % streams);
+        let opening = &opening;
+        async move {
+            let stream =
+                SessionStream::open(connect(address, timeout).await?, share, timeout, opening).await?;
+            let sessions = stream.sessions().iter().cloned();
+            Ok::<_, Failure>(sessions.map(|session| (address, session)).collect::<Vec<_>>())
+        }
+    });
+    let opened = tokio::select! {
+        opened = futures_util::future::try_join_all(opened) => opened?.concat(),
+        () = interrupt.requested() => return Err(Failure::failed("interrupted while sessions were being opened")),
+    };
+    opening.finish();
+    let lanes = bench.load.connections.min(opened.len());
+    let mut speakers = Vec::with_capacity(lanes);
+    for index in 0..lanes {
+        let (first, last) = (index * opened.len() / lanes, (index + 1) * opened.len() / lanes);
+        let (server, session) = &opened[first];
+        let sessions: Vec<_> = opened[first..last]
+            .iter()
+            .map(|(_, session)| session.clone())
+            .collect();
+        speakers.push(Speaker::start(index, server, &session.heartbeat, &sessions, bench.batch).await?);
+    }
+    let progress = bench.load.progress("renewing");
+    meter.begin()?;
+    let (start, base) = (Instant::now(), first_counter());
+    let tasks = speakers.into_iter().enumerate().map(|(index, speaker)| {
+        let lane = bench.load.lane(index, lanes, start, timeout);
+        let (progress, interrupt) = (progress.clone(), interrupt.clone());
+        tokio::spawn(async move { (speaker.drive(lane, base, &progress, interrupt).await, ()) })
+    });
+    let (tally, _) = gather(tasks.collect()).await?;
+    meter.end()?;
+    progress.finish();
     Ok(tally)
 }
 

@@ -37,6 +37,8 @@ const HEARTBEAT: u64 = 1 << 63;
 pub(crate) struct OpenedSession {
     pub(crate) session: u64,
     pub(crate) secret: tonic::codegen::Bytes,
+    /// Where its server takes heartbeats by datagram.
+    pub(crate) heartbeat: String,
     ttl: Duration,
 }
 
@@ -111,6 +113,7 @@ impl SessionStream {
                     self.sessions.push(OpenedSession {
                         session: opened.session,
                         secret: opened.secret,
+                        heartbeat: opened.heartbeat,
                         ttl: Duration::from_millis(opened.ttl_ms.max(1)),
                     });
                     progress.add(1);

@@ -1,7 +1,5 @@
 //! `rollcall node register --keep`: a session held by this process, for as long as it runs.
 
-use std::time::Duration;
-
 use rollcall_client::{Entry, NodeKey, Session, SessionEvent, SessionEvents, SessionOptions};
 use serde::Serialize;
 
@@ -22,10 +20,10 @@ struct KeptBody {
 pub(crate) async fn run(
     context: &Context,
     entry: Entry,
-    ttl: Duration,
+    options: SessionOptions,
     mut interrupt: Interrupt,
 ) -> Result<(), Failure> {
-    let options = SessionOptions::ttl(ttl).client_name(client_name());
+    let options = options.client_name(client_name());
     let session = context.servers.registry().open_session(options).await?;
     let mut events = session.events();
     let key = entry.key();

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use rollcall_client::{
-    Entry, Expected, NodeKey, NodeState, NodeUpdate, ReadOptions, Registration as Said, Removal, ServiceKey,
+    Entry, Expected, Heartbeats, NodeKey, NodeState, NodeUpdate, ReadOptions, Registration as Said, Removal,
+    ServiceKey, SessionOptions,
 };
 use serde::Serialize;
 
@@ -103,6 +104,9 @@ pub(crate) struct RegisterNode {
     /// How long the session outlives its last heartbeat (with --keep)
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = names::positive_duration, requires = "keep")]
     ttl: Duration,
+    /// Which way heartbeats go (with --keep): on the session's stream, or by datagram where that works
+    #[arg(long, value_name = "WAY", value_enum, default_value_t, requires = "keep")]
+    heartbeats: HeartbeatsWay,
     #[command(flatten)]
     condition: Condition,
 }
@@ -445,11 +449,34 @@ async fn register_node(context: &Context, register: &RegisterNode) -> Result<(),
         (true, Some(Kind::Persistent | Kind::Static)) => Err(Failure::usage(
             "--keep holds a session, and only an ephemeral node lives with one: leave out --kind or --keep",
         )),
-        (true, _) => keep::run(context, entry, register.ttl, Interrupt::listen()).await,
+        (true, _) => keep::run(context, entry, register.session_options(), Interrupt::listen()).await,
         (false, Some(Kind::Ephemeral)) => Err(Failure::usage(
             "an ephemeral node lives with a session: say --keep to hold one, or another --kind",
         )),
         (false, _) => register_once(context, register, entry).await,
+    }
+}
+
+/// Which way heartbeats go.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum HeartbeatsWay {
+    /// On the stream
+    #[default]
+    Stream,
+    /// By datagram (UDP), as soon as the node is registered
+    Datagram,
+    /// By datagram once nothing was written for a ttl
+    Auto,
+}
+
+impl RegisterNode {
+    fn session_options(&self) -> SessionOptions {
+        let heartbeats = match self.heartbeats {
+            HeartbeatsWay::Stream => Heartbeats::Stream,
+            HeartbeatsWay::Datagram => Heartbeats::Datagram,
+            HeartbeatsWay::Auto => Heartbeats::Auto,
+        };
+        SessionOptions::ttl(self.ttl).heartbeats(heartbeats)
     }
 }
 
