@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::load::LATE_MAX;
 use super::options::{Options, Workload};
 use crate::checker::{
-    Finding, Verdict, ages, ap, batches, guard, linear, resumes, revisions, sessions, storm, takeover,
-    watches,
+    Finding, Verdict, ages, ap, batches, guard, linear, pauses, resumes, revisions, sessions, storm,
+    takeover, watches,
 };
 use crate::history::{
     Answer, Ap, Fault, Following, Guarding, Heartbeats, Operation, Outcome, Ownership, Record, Stampede, pair,
@@ -69,6 +69,9 @@ pub(super) fn judge(
     }
     if ran(Workload::Heartbeats) || ran(Workload::Racers) {
         verdicts.push(sessions::check(&of.heartbeats, &of.faults, LATE_MAX, ended));
+    }
+    if ran(Workload::Heartbeats) && options.servers == 1 {
+        verdicts.push(pauses::check(&of.heartbeats, &of.faults));
     }
     if let Some(followed) = followed {
         verdicts.push(watches::check(&followed.seen, &followed.acknowledged, ended));

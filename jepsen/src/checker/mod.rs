@@ -5,6 +5,7 @@
 //! - [`batches`]: batches are whole, and requests that are sent again are applied once.
 //! - [`guard`]: no more than its share of a service lapses away.
 //! - [`linear`]: every record behaves like one register, in real time.
+//! - [`pauses`]: a server that slept blames nobody.
 //! - [`resumes`]: watchers that leave and come back miss nothing and hear nothing twice.
 //! - [`revisions`]: the registry's revisions are unique and follow real time over all records.
 //! - [`sessions`]: nobody leaves early, nobody stays long after.
@@ -19,6 +20,7 @@ mod changes;
 mod clocks;
 pub mod guard;
 pub mod linear;
+pub mod pauses;
 pub mod resumes;
 pub mod revisions;
 pub mod sessions;
