@@ -90,7 +90,7 @@ fn an_orderly_stampede_passes() {
 #[test]
 fn bytes_beyond_the_budget_are_caught() {
     let mut rates = vec![900_000; 30];
-    rates[10] = 1_200_000;
+    (rates[10], rates[11]) = (1_200_000, 1_200_000);
     let lines = [vec![switch(true, 0)], egress(&rates)].concat();
     let found_ = found(&lines, &[]);
     assert_eq!(found_.len(), 1, "{found_:?}");
