@@ -334,6 +334,15 @@ async fn the_last_server_goes_on_alone_and_what_it_took_stays() {
         );
         kept.insert(id);
     }
+    // Nobody else has it, whatever was asked for.
+    let options = WriteOptions {
+        acks: 2,
+        ..WriteOptions::default()
+    };
+    let entry = Entry::new(service(), node("single"));
+    let written = new.register_all(vec![entry], options).await.unwrap();
+    assert_eq!(written.acks, 1);
+    kept.insert("single".into());
     old.register(&service(), node("old2")).await.unwrap();
     kept.insert("old2".into());
     // Longer than two ttls: heartbeats of both kinds of sessions are answered by this server alone.
