@@ -1,6 +1,7 @@
 //! `rollcall bench renew`: heartbeats of many sessions over few connections.
 
 use clap::Args;
+use futures_util::{StreamExt, TryStreamExt};
 use rollcall_proto::v1 as wire;
 use rollcall_proto::v1::session_request::Request;
 use rollcall_proto::v1::session_response::Response;
@@ -21,6 +22,8 @@ use crate::servers::connect;
 
 /// Streams on which sessions are opened that will do without.
 const OPENING_STREAMS: usize = 16;
+/// Sockets that introduce themselves at a time.
+const GREETINGS: usize = 256;
 
 /// Arguments of `rollcall bench renew`.
 #[derive(Args, Clone, Debug)]
@@ -148,16 +151,17 @@ async fn measure_datagrams(
     };
     opening.finish();
     let lanes = bench.load.connections.min(opened.len());
-    let mut speakers = Vec::with_capacity(lanes);
-    for index in 0..lanes {
+    let speakers = (0..lanes).map(|index| {
         let (first, last) = (index * opened.len() / lanes, (index + 1) * opened.len() / lanes);
         let (server, session) = &opened[first];
         let sessions: Vec<_> = opened[first..last]
             .iter()
             .map(|(_, session)| session.clone())
             .collect();
-        speakers.push(Speaker::start(index, server, &session.heartbeat, &sessions, bench.batch).await?);
-    }
+        async move { Speaker::start(index, server, &session.heartbeat, &sessions, bench.batch).await }
+    });
+    let speakers = futures_util::stream::iter(speakers).buffered(GREETINGS);
+    let speakers: Vec<Speaker> = speakers.try_collect().await?;
     let progress = bench.load.progress("renewing");
     meter.begin()?;
     let (start, base) = (Instant::now(), first_counter());
