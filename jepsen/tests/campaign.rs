@@ -73,7 +73,7 @@ async fn power_cuts_and_bad_disks_lose_nothing_that_was_acknowledged() {
     let kinds = [
         Kind::PowerLoss,
         Kind::PowerLossAll,
-        Kind::DeadDisk,
+        Kind::HungDisk,
         Kind::SyncErrors,
         Kind::LostTail,
         Kind::BitRot,
