@@ -45,24 +45,26 @@ quietly() {
     "$@" >"$log" 2>&1
 }
 
-# The servers of a simulation end with it, whenever that is: it is given all its time, and stopped.
+# A hundred seeds at a time, as long as there is time; what is under way then is stopped.
 sim() {
-    local log=$out/sim.log code
+    local until=$((SECONDS + $1)) log=$out/sim.log runs=0 bad=() seed code
     if ! [ -x "$programs/rollcall-sim" ]; then
         sum sim "not in this build"
         return
     fi
-    set +e
-    quietly "$log" timeout "$1" "$programs/rollcall-sim" --seed $(((RANDOM << 15) + RANDOM)) --seeds 1000000 --jobs "$(nproc)"
-    code=$?
-    set -e
-    # Out of time, and nothing found until then.
-    if [ $code -eq 0 ] || [ $code -eq 124 ]; then
-        sum sim "$(tr '\r' '\n' <"$log" | tail -1)"
-    else
-        failed=1
-        sum sim "FAILED, see $log"
-    fi
+    while [ $SECONDS -lt $until ]; do
+        seed=$(((RANDOM << 15) + RANDOM)) code=0
+        quietly "$log" timeout $((until - SECONDS)) "$programs/rollcall-sim" --seed "$seed" --seeds 100 --jobs "$(nproc)" || code=$?
+        [ $code -ne 124 ] || break
+        runs=$((runs + 1))
+        if [ $code -ne 0 ]; then
+            bad+=("$seed")
+            mv "$log" "$out/sim-$seed.log"
+        fi
+        echo "sim: $((runs * 100)) seeds, ${#bad[@]} hundreds with findings, $(((until - SECONDS) / 60)) minutes left"
+    done
+    [ ${#bad[@]} -eq 0 ] || failed=1
+    sum sim "$((runs * 100)) seeds, ${#bad[@]} hundreds with findings${bad[*]:+: from seeds ${bad[*]}}"
 }
 
 lab() {
