@@ -10,16 +10,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 target="${CARGO_TARGET_DIR:-target}"
 scripts/setup.sh
 scripts/bench-peers.sh
-bins=(-p rollcall-benches --bin rollcall-compare)
+cargo build --quiet --locked --profile tools -p rollcall-benches --bin rollcall-compare
 case " $* " in
     *" --rollcalld "* | *" --rollcalld="*) ;;
-    *) bins+=(-p rollcall-server --bin rollcalld) ;;
+    *) cargo build --quiet --locked --release -p rollcall-server --bin rollcalld ;;
 esac
-cargo build --quiet --locked --release "${bins[@]}"
 
 report=(--report benches)
 case " $* " in
     *" --only"* | *" quick "* | *"=quick "* | *" --report"*) report=() ;;
 esac
-exec "$target/release/rollcall-compare" compare --peers "$target/peers" --data "$target/bench-data" \
+exec "$target/tools/rollcall-compare" compare --peers "$target/peers" --data "$target/bench-data" \
     --rollcalld "$target/release/rollcalld" --results "$target/bench.json" "${report[@]}" "$@"

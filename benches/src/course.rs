@@ -109,9 +109,11 @@ impl Stage<'_> {
             for read in [Read::Local, Read::Linearizable, Read::Unchanged] {
                 discover(self.ground, cluster, &cluster.dialect()?, read).await?;
             }
-            let dialect = cluster.dialect()?;
-            renew(self.ground, cluster, &dialect, "renew", 1).await?;
-            renew(self.ground, cluster, &dialect, "renew-deep", sizes.depth).await
+            for dialect in heartbeats(cluster) {
+                renew(self.ground, cluster, &dialect, "renew", 1).await?;
+                renew(self.ground, cluster, &dialect, "renew-deep", sizes.depth).await?;
+            }
+            Ok(())
         };
         self.with(&calls, 1, sizes.ttl(), work).await;
         let work = async |cluster: &mut Cluster| {
@@ -141,12 +143,17 @@ impl Stage<'_> {
             .await
         };
         self.with(&WATCHES[5..], 1, sizes.ttl(), work).await;
-        let work = async |cluster: &mut Cluster| {
-            let dialect = cluster.dialect()?;
-            join(self.ground, cluster, &dialect).await
-        };
-        self.with(&["join", "renew-paced", "session-memory"], 1, sizes.ttl(), work)
-            .await;
+        // Each in a cluster of its own: what the first one grew would be used again by the other.
+        for dialect in self
+            .product
+            .dialects()
+            .into_iter()
+            .filter(|dialect| dialect.renews())
+        {
+            let work = async |cluster: &mut Cluster| join(self.ground, cluster, &dialect).await;
+            self.with(&["join", "renew-paced", "session-memory"], 1, sizes.ttl(), work)
+                .await;
+        }
         let work = async |cluster: &mut Cluster| {
             let dialect = cluster.dialect()?;
             restart(self.ground, cluster, &dialect).await
@@ -178,7 +185,10 @@ impl Stage<'_> {
             shape(SHAPES[1], sizes.depth, 1),
             shape(SHAPES[2], 1, sizes.batch),
         ];
-        for dialect in dialects(cluster) {
+        for dialect in dialects(cluster)
+            .into_iter()
+            .filter(|dialect| dialect.registers())
+        {
             for shape in shapes {
                 let work = async |cluster: &mut Cluster, run: usize| {
                     if run == 0 {
@@ -214,4 +224,12 @@ impl Stage<'_> {
             self.with(&["pause-all"], 3, ttl, pauses(Paused::All)),
         );
     }
+}
+
+/// Those in which renewing is measured.
+fn heartbeats(cluster: &Cluster) -> Vec<Arc<dyn crate::product::Dialect>> {
+    dialects(cluster)
+        .into_iter()
+        .filter(|dialect| dialect.renews())
+        .collect()
 }

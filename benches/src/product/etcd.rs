@@ -246,7 +246,7 @@ impl Client for Connection {
         ensure!(granted.error.is_empty(), "no lease: {}", granted.error);
         Ok(Ticket {
             session: granted.id as u64,
-            secret: Vec::new(),
+            ..Ticket::default()
         })
     }
 

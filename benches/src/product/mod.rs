@@ -64,6 +64,16 @@ pub(crate) trait Dialect: Send + Sync {
 
     fn can(&self, read: Read) -> bool;
 
+    /// Registering is measured in it.
+    fn registers(&self) -> bool {
+        true
+    }
+
+    /// Joining and renewing are measured in it.
+    fn renews(&self) -> bool {
+        true
+    }
+
     /// Whatever must be there before services are: groups, parents.
     async fn prepare(&self, addresses: &[String], services: &[Arc<str>]) -> Result<()>;
 
@@ -107,6 +117,8 @@ pub(crate) trait Client: Send + Sync {
 pub(crate) struct Ticket {
     pub(crate) session: u64,
     pub(crate) secret: Vec<u8>,
+    /// Where heartbeats go that need no connection.
+    pub(crate) heartbeat: String,
 }
 
 /// How a service is read.

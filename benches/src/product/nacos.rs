@@ -245,7 +245,7 @@ fn take(push: &Payload, watchers: &Watchers) -> Option<Payload> {
             .into_iter()
             .flatten()
         {
-            watcher.see(body);
+            watcher.see_mark(newest_mark(body));
         }
     }
     let answer = json!({ "resultCode": 200, "errorCode": 0, "message": "", "requestId": head.request_id });
@@ -253,9 +253,31 @@ fn take(push: &Payload, watchers: &Watchers) -> Option<Payload> {
     Some(payload(&format!("{kind}Response"), &answer))
 }
 
+/// A server keeps the metadata that an instance first came with, whatever is registered later: so it is the weight that
+/// carries the mark, and is above 1 if there is one.
+fn weight(node: &Node) -> f64 {
+    1.0 + node.mark as f64
+}
+
+fn newest_mark(body: &[u8]) -> u64 {
+    const WEIGHT: &[u8] = b"\"weight\":";
+    let mut newest = 0;
+    let mut rest = body;
+    while let Some(at) = rest.iter().position(|byte| *byte == b':') {
+        let (before, after) = rest.split_at(at + 1);
+        if before.ends_with(WEIGHT) {
+            let digits = after.iter().take_while(|byte| byte.is_ascii_digit());
+            let weight = digits.fold(0, |weight, digit| weight * 10 + u64::from(digit - b'0'));
+            newest = newest.max(weight.saturating_sub(1));
+        }
+        rest = after;
+    }
+    newest
+}
+
 fn instance(node: &Node) -> Value {
     json!({
-        "ip": node.host(), "port": PORT, "weight": 1.0, "healthy": true, "enabled": true, "ephemeral": true,
+        "ip": node.host(), "port": PORT, "weight": weight(node), "healthy": true, "enabled": true, "ephemeral": true,
         "clusterName": "DEFAULT", "serviceName": &*node.service, "metadata": { "data": node.payload() },
     })
 }
@@ -330,5 +352,21 @@ impl Client for Connection {
         self.call("HealthCheckRequest", &json!({ "module": "internal" }))
             .await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mark_is_in_the_weight() {
+        let service: Arc<str> = "s".into();
+        let nodes: Vec<_> = (0..3)
+            .map(|mark| instance(&Node::new(&service, 1, 20).marked(mark * 7)))
+            .collect();
+        let body = json!({ "serviceInfo": { "hosts": nodes } }).to_string();
+        assert_eq!(newest_mark(body.as_bytes()), 14);
+        assert_eq!(newest_mark(b"{\"weight\":"), 0);
     }
 }

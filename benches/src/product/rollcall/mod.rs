@@ -1,6 +1,8 @@
 //! Rollcall, through its wire contract alone: providers on the session stream, or by unary calls; a group replicated
 //! by Raft, or by gossip.
 
+mod datagram;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -94,19 +96,32 @@ impl Product for Rollcall {
     }
 
     fn dialects(&self) -> Vec<Arc<dyn Dialect>> {
-        let voice = |name, group, mode, unary| {
-            Arc::new(Voice {
-                name,
-                group,
-                mode,
-                unary,
-            }) as Arc<dyn Dialect>
+        let usual = Voice {
+            name: "",
+            group: "bench",
+            mode: wire::GroupMode::Cp,
+            unary: false,
+            datagrams: false,
         };
-        vec![
-            voice("", "bench", wire::GroupMode::Cp, false),
-            voice("unary", "bench", wire::GroupMode::Cp, true),
-            voice("AP", "edge", wire::GroupMode::Ap, false),
-        ]
+        let unary = Voice {
+            name: "unary",
+            unary: true,
+            ..usual
+        };
+        let ap = Voice {
+            name: "AP",
+            group: "edge",
+            mode: wire::GroupMode::Ap,
+            ..usual
+        };
+        let datagrams = Voice {
+            name: "UDP",
+            datagrams: true,
+            ..usual
+        };
+        [usual, unary, ap, datagrams]
+            .map(|voice| Arc::new(voice) as Arc<dyn Dialect>)
+            .into()
     }
 
     async fn leader(&self, addresses: &[String]) -> Result<usize> {
@@ -122,17 +137,41 @@ impl Product for Rollcall {
 }
 
 /// How providers speak, and to which group.
+#[derive(Clone, Copy)]
 struct Voice {
     name: &'static str,
     group: &'static str,
     mode: wire::GroupMode,
     unary: bool,
+    /// Their heartbeats need no connection.
+    datagrams: bool,
+}
+
+impl Voice {
+    async fn dial(&self, address: &str) -> Result<Arc<Connection>> {
+        Ok(Arc::new(Connection {
+            channel: channel(address).await?,
+            group: self.group,
+            unary: self.unary,
+            sessions: OnceCell::new(),
+            watches: OnceCell::new(),
+            signs: Mutex::default(),
+        }))
+    }
 }
 
 #[tonic::async_trait]
 impl Dialect for Voice {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn registers(&self) -> bool {
+        !self.datagrams
+    }
+
+    fn renews(&self) -> bool {
+        self.name.is_empty() || self.datagrams
     }
 
     fn can(&self, read: Read) -> bool {
@@ -161,17 +200,10 @@ impl Dialect for Voice {
     async fn connect(
         &self,
         address: &str,
-        _ttl: Duration,
+        ttl: Duration,
         ticket: Option<&Ticket>,
     ) -> Result<Arc<dyn Client>> {
-        let connection = Connection {
-            channel: channel(address).await?,
-            group: self.group,
-            unary: self.unary,
-            sessions: OnceCell::new(),
-            watches: OnceCell::new(),
-            signs: Mutex::default(),
-        };
+        let connection = self.dial(address).await?;
         if let Some(ticket) = ticket {
             let attach = wire::AttachSession {
                 secret: ticket.secret.clone().into(),
@@ -181,7 +213,12 @@ impl Dialect for Voice {
                 other => return Err(refusal(other)),
             }
         }
-        Ok(Arc::new(connection))
+        if self.datagrams && ticket.is_none() {
+            return Ok(Arc::new(datagram::Datagrams::new(
+                *self, address, ttl, connection,
+            )));
+        }
+        Ok(connection)
     }
 }
 
@@ -367,6 +404,7 @@ impl Client for Connection {
             Response::Opened(opened) => Ok(Ticket {
                 session: opened.session,
                 secret: opened.secret.to_vec(),
+                heartbeat: opened.heartbeat,
             }),
             other => Err(refusal(other)),
         }

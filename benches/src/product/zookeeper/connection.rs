@@ -54,6 +54,7 @@ impl Connection {
         let none = Ticket {
             session: 0,
             secret: vec![0; 16],
+            ..Ticket::default()
         };
         let known = ticket.unwrap_or(&none);
         let hello = Writer::new()
@@ -71,6 +72,7 @@ impl Connection {
         let session = Ticket {
             session: answer.long()? as u64,
             secret: answer.bytes()?.to_vec(),
+            ..Ticket::default()
         };
         ensure!(granted > 0 && session.session != 0, "the session has expired");
         let shared = Arc::new(Shared {
