@@ -132,6 +132,7 @@ fn judge(lines: &[Ap], group: &str, faults: &[Fault], mut verdict: Verdict, move
         }
     }
     removals(&sorted, faults, &mut verdict);
+    verdict.judged += sorted.views.len();
     let writes: Vec<&Write> = sorted.writes.values().flatten().collect();
     let unknown = writes.iter().filter(|write| write.end.is_none()).count();
     verdict.figures.push(format!(

@@ -1,6 +1,7 @@
 //! The storm switch (design, section 4): while it is on, and for a round after, no server sends more than its budget (and
-//! a tenth, and a list that was under way); full lists go to a share of the consumers in each epoch; all consumers are current after a round, or after
-//! the time that their lists take within the budget; heartbeats and registrations are never shed.
+//! a tenth, and the lists that were under way); full lists go to a share of the consumers in each epoch; all consumers are
+//! current after a round, or after the time that their lists take within the budget; heartbeats and registrations are
+//! never shed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,6 +11,8 @@ use crate::history::{Fault, Stampede};
 
 /// Two seconds, as the meter sees them: on a busy machine what should have left in one leaves in the next.
 const SPAN: Duration = Duration::from_millis(1_950);
+/// Lists that had their turn before, and are still on their way: a server encodes so many at a time.
+const UNDER_WAY: u64 = 4;
 /// Of the budget, in percent, beyond it.
 const TOLERANCE: u64 = 10;
 /// Epochs that are looked at together: where they begin is not known outside, and slots are dealt by chance.
@@ -110,7 +113,7 @@ pub fn check(lines: &[Stampede], faults: &[Fault]) -> Verdict {
             }
         }
     }
-    // One list is under way when a second begins, and leaves as a whole.
+    // Lists leave as a whole.
     let list = rounds.iter().map(|round| round.bytes).max().unwrap_or(0);
     let most = egress(&sent, &switches, list, faults, &mut verdict);
     for (number, round) in rounds.iter().enumerate() {
@@ -174,7 +177,7 @@ fn egress(
                 .max(1);
             let rate = bytes.saturating_sub(before).saturating_mul(1_000_000) / micros;
             most = most.max(rate);
-            if rate > budget + budget * TOLERANCE / 100 + list / 2
+            if rate > budget + budget * TOLERANCE / 100 + list * UNDER_WAY / 2
                 && worst.is_none_or(|(known, ..)| rate > known)
             {
                 worst = Some((rate, since, budget));
