@@ -75,6 +75,9 @@ impl Nemesis {
     /// Why not.
     pub fn can(&self, kind: Kind, cluster: &Cluster) -> Result<(), String> {
         match kind {
+            Kind::Ring if cluster.ids().len() < 4 => {
+                Err("in a ring of three everybody is a neighbour of everybody".into())
+            }
             _ if kind.is_network() => match &self.net {
                 None => Err("there is no network to do it to".into()),
                 Some(net) if kind.is_of_clients() && net.clients().is_empty() => {
