@@ -11,9 +11,13 @@ target="${CARGO_TARGET_DIR:-target}"
 scripts/setup.sh
 scripts/bench-peers.sh
 cargo build --quiet --locked --profile tools -p rollcall-benches --bin rollcall-compare
+measured=()
 case " $* " in
     *" --rollcalld "* | *" --rollcalld="*) ;;
-    *) cargo build --quiet --locked --release -p rollcall-server --bin rollcalld ;;
+    *)
+        cargo build --quiet --locked --release -p rollcall-server --bin rollcalld
+        measured=(--rollcalld "$target/release/rollcalld")
+        ;;
 esac
 
 report=(--report benches)
@@ -21,4 +25,4 @@ case " $* " in
     *" --only"* | *" quick "* | *"=quick "* | *" --report"*) report=() ;;
 esac
 exec "$target/tools/rollcall-compare" compare --peers "$target/peers" --data "$target/bench-data" \
-    --rollcalld "$target/release/rollcalld" --results "$target/bench.json" "${report[@]}" "$@"
+    "${measured[@]}" "${report[@]}" "$@"
