@@ -215,7 +215,7 @@ fn register(node: &str) -> Request {
             port: 80,
         }],
         weight: 100,
-        labels: BTreeMap::new(),
+        labels: BTreeMap::new().into(),
         metadata: [("padding".to_owned(), "x".repeat(500))].into(),
         kind: Some(rollcall_core::directory::NodeKind::Persistent),
         state: Default::default(),

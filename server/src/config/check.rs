@@ -226,7 +226,11 @@ impl Config {
             ("datagram.beats_per_second", datagram.beats_per_second as usize, 1),
             ("datagram.beats_burst", datagram.beats_burst as usize, 100),
             ("datagram.waiting_max", datagram.waiting_max, 1),
-            ("datagram.receive_buffer_bytes", datagram.receive_buffer_bytes, 4_096),
+            (
+                "datagram.receive_buffer_bytes",
+                datagram.receive_buffer_bytes,
+                4_096,
+            ),
         ] {
             demand(value >= least, field, value, &format!("at least {least}"))?;
         }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ApConfig, ClusterConfig, DatagramConfig, DoorsConfig, GossipConfig, ListenConfig, LogConfig, RaftConfig, SessionConfig,
-    StorageConfig, StormConfig, TokensConfig, WatchConfig,
+    ApConfig, ClusterConfig, DatagramConfig, DoorsConfig, GossipConfig, ListenConfig, LogConfig, RaftConfig,
+    SessionConfig, StorageConfig, StormConfig, TokensConfig, WatchConfig,
 };
 
 /// Everything that can be configured.

@@ -58,10 +58,9 @@ pub(crate) async fn cluster_with(options: ClusterOptions) -> Stage {
     let room = ROOM.acquire().await.unwrap();
     let options = ClusterOptions {
         // Another one may be put to the same tests.
-        binary: Some(std::env::var_os("ROLLCALLD").map_or_else(
-            || env!("CARGO_BIN_EXE_rollcalld").into(),
-            Into::into,
-        )),
+        binary: Some(
+            std::env::var_os("ROLLCALLD").map_or_else(|| env!("CARGO_BIN_EXE_rollcalld").into(), Into::into),
+        ),
         ..options
     };
     let cluster = Cluster::start_with(options).await.unwrap();
