@@ -31,15 +31,21 @@ fn options(seed: u64, seconds: u64, kinds: &[Kind], folder: &Path) -> Options {
 
 /// Runs it; nothing must be violated.
 async fn run_well(options: &Options, folder: TempDir) -> (Findings, TempDir) {
-    let findings = run(options).await.unwrap();
+    let findings = match run(options).await {
+        Ok(findings) => findings,
+        Err(reason) => panic!("the run could not be carried out: {reason:#}"),
+    };
     println!(
         "{:#?}\n{:#?}\n{:#?}",
         findings.left_out, findings.figures, findings.verdicts
     );
     if !findings.is_good() {
         let kept = folder.keep();
-        std::fs::write(kept.join("report.html"), page(options, &findings)).unwrap();
-        panic!("violations; history and page are in {}", kept.display());
+        let written = std::fs::write(kept.join("report.html"), page(options, &findings));
+        panic!(
+            "violations; history and page ({written:?}) are in {}",
+            kept.display()
+        );
     }
     (findings, folder)
 }
