@@ -101,6 +101,8 @@ pub(crate) fn config(server: HostIndex, tuning: &Tuning, data: PathBuf) -> Confi
     config.raft.compare_every = 64;
     config.watch.retained_revisions = tuning.retained_revisions;
     config.gossip.preset = GossipPreset::Local;
+    // Its receiver is a thread of its own, which takes many datagrams with one call of the system.
+    config.datagram.enabled = false;
     config
 }
 
