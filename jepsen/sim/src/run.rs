@@ -160,7 +160,7 @@ impl Setting {
         let mut random = Seeded::fork(seed, 1);
         // Drawn in any case, so that choosing one thing moves no other.
         let drawn_servers = if random.chance(0.3) { 5 } else { 3 };
-        let snapshot_after = [40, 150, 100_000][usize::try_from(random.below(3)).unwrap_or(0)];
+        let snapshot_after = [100, 250, 100_000][usize::try_from(random.below(3)).unwrap_or(0)];
         let retained_revisions = [20, 200, 10_000][usize::try_from(random.below(3)).unwrap_or(0)];
         let ttl = Duration::from_millis(random.between(2_000, 4_000));
         let reads = match random.below(3) {
