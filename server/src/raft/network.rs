@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use rollcall_proto::v1::peer_client::PeerClient;
 use rollcall_proto::v1::{PeerMessage, SnapshotChunk};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
@@ -148,6 +149,7 @@ impl Links {
             address: node.peer_address.clone(),
             purpose,
             lane: None,
+            retry_at: None,
         }
     }
 }
@@ -177,6 +179,8 @@ pub(crate) struct Link {
     address: String,
     purpose: Purpose,
     lane: Option<Lane>,
+    /// After a stream that could not be opened: not before this moment again.
+    retry_at: Option<Instant>,
 }
 
 /// A stream that is kept open from one heartbeat to the next.
@@ -317,7 +321,15 @@ impl RaftNetworkV2<TypeConfig> for Link {
     {
         Box::pin(async move {
             match self.purpose {
-                Purpose::Replication => self.pipeline(input).await,
+                Purpose::Replication => {
+                    // Raft pauses between the requests of a stream; where none can be opened, nobody asks for one.
+                    if let Some(at) = self.retry_at.take() {
+                        tokio::time::sleep_until(at).await;
+                    }
+                    let opened = self.pipeline(input).await;
+                    self.retry_at = opened.is_err().then(|| Instant::now() + RETRY_PAUSE);
+                    opened
+                }
                 Purpose::Heartbeat => {
                     let Some(request) = input.next().await else {
                         return Ok(Box::pin(stream::empty()) as BoxStream<'s, _>);
@@ -427,4 +439,34 @@ async fn send_chunks(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_unreachable_server_is_tried_again_after_a_pause() {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let node = PeerAddresses {
+            peer_address: port.to_string(),
+            ..PeerAddresses::default()
+        };
+        let mut link = Links(Arc::new(Peers::new("test".into(), 1)))
+            .new_client(2, &node)
+            .await;
+        let from = Instant::now();
+        for _ in 0..3 {
+            let opened = link.stream_append(stream::pending(), RPCOption::new(CONNECT_TIMEOUT));
+            assert!(opened.await.is_err(), "nobody listens at {port}");
+        }
+        assert!(
+            from.elapsed() >= 2 * RETRY_PAUSE,
+            "three tries within {:?}",
+            from.elapsed()
+        );
+    }
 }
