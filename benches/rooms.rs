@@ -13,9 +13,10 @@ fn main() {
         .sample_size(20)
         .configure_from_args();
     for case in cases() {
-        let mut group = criterion.benchmark_group(case.name);
+        let (room, path) = case.name.split_once('/').unwrap_or(("rooms", case.name));
+        let mut group = criterion.benchmark_group(room);
         group.throughput(Throughput::Elements(1));
-        group.bench_function("", |bencher| {
+        group.bench_function(path, |bencher| {
             bencher.iter_custom(|times| {
                 let mut took = Duration::ZERO;
                 let mut left = times;

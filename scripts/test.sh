@@ -13,7 +13,7 @@ lints() { cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 tests() {
     # The programs that the tests start, with the features that the tests are built with: nothing is built twice.
     cargo build --quiet --locked --workspace --all-targets
-    cargo test --quiet --locked --workspace --all-targets
+    cargo test --quiet --locked --workspace --all-targets --no-fail-fast
 }
 doctests() { cargo test --quiet --locked --workspace --doc; }
 docs() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps; }
