@@ -162,6 +162,7 @@ impl Ap {
                 let desk = self.inner.desk.lock();
                 nodes.iter().any(|node| !desk.replica.knows(&node.key))
             }
+            Command::ClearOverride { key } => !self.inner.desk.lock().replica.knows_override(key),
             _ => false,
         };
         if grows {

@@ -56,7 +56,13 @@ impl Replica {
             .collect()
     }
 
-    /// What a command says of nodes and the view shows already, written anew with a stamp of now. Others may have
+    /// Whether there is a record of what an operator said of this node, if only of its end.
+    #[must_use]
+    pub fn knows_override(&self, node: &NodeKey) -> bool {
+        self.table.of(&Key::Override(node.clone())).is_some()
+    }
+
+    /// What a command says and the view shows already, written anew with a stamp of now. Others may have
     /// written meanwhile what has not come here: this is the later word, and has to win. So a node that is not known
     /// here gets a tombstone, too, when it is deregistered.
     pub(super) fn say_again(
@@ -66,23 +72,32 @@ impl Replica {
         written: &[Stored],
         moved: &mut Moved,
     ) -> Vec<Stored> {
-        let keys: Vec<NodeKey> = match command {
+        let keys: Vec<Key> = match command {
             Command::Register { nodes, .. } => nodes
                 .iter()
-                .map(|node| NodeKey {
-                    service: node.key.clone(),
-                    node: node.registration.id.clone(),
+                .map(|node| {
+                    Key::Node(NodeKey {
+                        service: node.key.clone(),
+                        node: node.registration.id.clone(),
+                    })
                 })
                 .collect(),
-            Command::Deregister { nodes, .. } => nodes.iter().map(|node| node.key.clone()).collect(),
+            Command::Update { nodes, .. } => nodes.iter().map(|node| Key::Node(node.key.clone())).collect(),
+            Command::Deregister { nodes, .. } => {
+                nodes.iter().map(|node| Key::Node(node.key.clone())).collect()
+            }
+            Command::SetOverride { key, .. } | Command::ClearOverride { key } => {
+                vec![Key::Override(key.clone())]
+            }
             _ => Vec::new(),
         };
         let said: BTreeSet<&Key> = written.iter().map(|stored| &stored.record.key).collect();
         let mut again = Vec::new();
-        for key in keys.into_iter().map(Key::Node).filter(|key| !said.contains(key)) {
+        for key in keys.into_iter().filter(|key| !said.contains(key)) {
             let known = self.table.of(&key);
             let value = match command {
                 Command::Deregister { .. } => Some(Value::Node(None)),
+                Command::ClearOverride { .. } => Some(Value::Override(None)),
                 _ => known
                     .filter(|record| !record.is_dead())
                     .map(|record| record.value.clone()),

@@ -1,7 +1,7 @@
 //! What users were promised of AP groups, told as stories.
 
 use rollcall_core::ap::{Record, Standing};
-use rollcall_core::directory::{Command, NodeState, Refusal};
+use rollcall_core::directory::{Command, NodeState, Override, Refusal, UpdateNode};
 use rollcall_core::ids::{ServerId, SessionId};
 
 use crate::scene;
@@ -326,5 +326,46 @@ fn words_that_change_nothing_where_they_are_said_win_over_earlier_ones_from_else
         assert_eq!(server.state("prod/feed/a:1"), Some(NodeState::Up));
         assert_eq!(server.state("prod/feed/b:1"), Some(NodeState::Up));
         assert_eq!(server.state("prod/feed/c:1"), None);
+    }
+}
+
+/// The same of updates and of an operator's word.
+#[test]
+fn updates_and_overrides_that_change_nothing_where_they_are_said_win_over_earlier_ones_from_elsewhere() {
+    const NODE: &str = "prod/feed/a:1";
+    let mut servers = three();
+    servers[0].claim(1).unwrap();
+    servers[0].register(1, NODE).unwrap();
+    let weighs = |weight| Command::Update {
+        session: None,
+        nodes: vec![UpdateNode {
+            weight: Some(weight),
+            ..scene::update_node(NODE)
+        }],
+    };
+    let overrides = |weight| {
+        let over = Override {
+            weight: Some(weight),
+            ..Override::default()
+        };
+        scene::set_override(NODE, over)
+    };
+    servers[0].write(weighs(5)).unwrap();
+    settle(&mut servers);
+    let later = |servers: &mut [Server]| servers.iter_mut().for_each(|server| server.now_ms += 1);
+    later(&mut servers);
+    assert!(servers[1].write(weighs(7)).unwrap().changed);
+    assert!(servers[1].write(overrides(9)).unwrap().changed);
+    later(&mut servers);
+    assert!(!servers[0].write(weighs(5)).unwrap().changed);
+    let clear = Command::ClearOverride {
+        key: scene::node(NODE),
+    };
+    assert!(!servers[2].write(clear).unwrap().changed);
+    settle(&mut servers);
+    assert_same(&servers);
+    for server in &servers {
+        let service = server.view.service(&scene::service("prod/feed")).unwrap();
+        assert_eq!(service.view(&scene::node(NODE).node).unwrap().weight(), 5);
     }
 }
