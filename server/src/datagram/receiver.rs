@@ -73,8 +73,16 @@ impl Datagrams {
             both_sides: Arc::new(Gathered::new(config.waiting_max)),
         };
         let receiver = Receiver::new(config, &carrier, sessions);
-        let stopped = stop.clone();
-        let mut tasks = vec![tokio::task::spawn_blocking(move || receiver.run(&stopped))];
+        // A runtime that is dropped waits for its threads: this one ends with the runtime's tasks, told or not.
+        let (ended, stopped) = (stop.child_token(), stop.clone());
+        let with_the_tasks = ended.clone().drop_guard();
+        let mut tasks = vec![
+            tokio::task::spawn_blocking(move || receiver.run(&ended)),
+            tokio::spawn(async move {
+                let _ended = with_the_tasks;
+                stopped.cancelled().await;
+            }),
+        ];
         let benches = std::iter::repeat_n(Bench::Log, CARRIERS)
             .chain(std::iter::repeat_n(Bench::BothSides, CARRIERS_BOTH_SIDES));
         for bench in benches {
