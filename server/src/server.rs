@@ -24,7 +24,7 @@ use crate::gossip::{self, Gossip, GossipMetrics, GossipOptions, GossipStartError
 use crate::grpc::{Doors, DoorsParts, Gate, ListenError, bind, connections};
 use crate::http::{self, Pages, Readiness};
 use crate::raft::types::PeerAddresses;
-use crate::raft::{Consensus, ProposeError, ReplicationOptions, StartError as ReplicationError};
+use crate::raft::{Consensus, LeaderDesk, ProposeError, ReplicationOptions, StartError as ReplicationError};
 use crate::session::{Authority, AuthoritySettings, Holder};
 use crate::storm::StormDesk;
 use crate::telemetry::{Metrics, ServerMetrics};
@@ -136,6 +136,8 @@ impl Listeners {
 pub struct Server {
     addresses: Addresses,
     consensus: Consensus,
+    /// Replication only knows of it.
+    _desk: Arc<dyn LeaderDesk>,
     ap: Ap,
     watches: Watches,
     doors: Doors,
@@ -202,7 +204,8 @@ impl Server {
         };
         let holder = Holder::start(consensus.clone(), stop.clone());
         let authority = Authority::start(consensus.clone(), authority_settings(&config), stop.clone());
-        consensus.set_desk(Arc::new(authority));
+        let desk: Arc<dyn LeaderDesk> = Arc::new(authority);
+        consensus.set_desk(&desk);
         let peer_door = tokio::spawn(serve_peers(
             listeners.peer,
             config.doors.clone(),
@@ -312,6 +315,7 @@ impl Server {
         Ok(Self {
             addresses,
             consensus,
+            _desk: desk,
             ap,
             watches,
             doors,

@@ -105,6 +105,8 @@ struct World {
     size_t chunks_count, chunks_room;
     uint64_t *free_chunks;
     size_t free_count, free_room;
+    struct Socket **bound;
+    size_t bound_count, bound_room;
     struct Act *acts;
     size_t acts_start, acts_end, acts_room;
     void (*on_sync)(int fd);
@@ -310,12 +312,23 @@ static void free_socket(struct Socket *socket) {
     free(socket);
 }
 
+/* Those that may be reached by their port: listeners and datagram sockets. */
+static void enter_bound(struct Socket *socket) {
+    world->bound = grown(world->bound, &world->bound_room, world->bound_count + 1, sizeof *world->bound);
+    world->bound[world->bound_count++] = socket;
+}
+
+static void leave_bound(struct Socket *socket) {
+    size_t kept = 0;
+    for (size_t i = 0; i < world->bound_count; i++)
+        if (world->bound[i] != socket) world->bound[kept++] = world->bound[i];
+    world->bound_count = kept;
+}
+
 static struct Socket *bound_to(uint32_t ip, uint16_t port, bool datagram) {
-    for (size_t id = 1; id < world->sockets_count; id++) {
-        struct Socket *socket = world->sockets[id];
-        if (socket && !socket->closed && socket->datagram == datagram && socket->host == ip &&
-            socket->port == port && (datagram || socket->listening))
-            return socket;
+    for (size_t i = 0; i < world->bound_count; i++) {
+        struct Socket *socket = world->bound[i];
+        if (socket->datagram == datagram && socket->host == ip && socket->port == port) return socket;
     }
     return NULL;
 }
@@ -346,6 +359,7 @@ void sim_leave(void) {
     free(old->sockets);
     free(old->chunks);
     free(old->free_chunks);
+    free(old->bound);
     free(old->acts);
     free(old);
     world = NULL;
@@ -509,6 +523,9 @@ int clock_gettime(clockid_t clock, struct timespec *out) {
     return 0;
 }
 
+/* No process number leaves a world: what depends on it would differ from run to run. */
+pid_t getpid(void) { return world ? 1000 : (pid_t)syscall(SYS_getpid); }
+
 /* --- files: only their syncs are of interest --- */
 
 int fsync(int fd) {
@@ -538,6 +555,7 @@ int bind(int fd, const struct sockaddr *address, socklen_t length) {
     if (!port) port = free_port();
     else if (bound_to(socket->host, port, socket->datagram)) return fail(EADDRINUSE);
     socket->port = port;
+    if (socket->datagram) enter_bound(socket);
     return 0;
 }
 
@@ -546,6 +564,7 @@ int listen(int fd, int backlog) {
     if (!socket) return (int)syscall(SYS_listen, fd, backlog);
     if (bound_to(socket->host, socket->port, false)) return fail(EADDRINUSE);
     socket->listening = true;
+    enter_bound(socket);
     return 0;
 }
 
@@ -745,6 +764,7 @@ int shutdown(int fd, int how) {
 
 static void close_socket(struct Socket *socket) {
     leave_poll(socket);
+    if (socket->listening || socket->datagram) leave_bound(socket);
     socket->closed = true;
     socket->fd = -1;
     if (socket->listening)

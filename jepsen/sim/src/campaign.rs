@@ -1,11 +1,14 @@
-//! Many seeds, on several threads.
+//! Many seeds, several at a time, each in a process of its own.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
-use std::time::Duration;
 
-use crate::run::{Findings, Options, run};
+use crate::alone::Alone;
+use crate::disk;
+use crate::findings::Findings;
+use crate::options::Options;
 
 /// What many runs came to.
 #[derive(Clone, Debug, Default)]
@@ -17,68 +20,87 @@ pub struct Totals {
     /// Things that could not be judged, in all.
     pub undecided: u64,
     /// Faults, by kind.
-    pub faults: BTreeMap<&'static str, u64>,
+    pub faults: BTreeMap<String, u64>,
+    /// Seeds, by what ran in them.
+    pub workloads: BTreeMap<String, u64>,
+    /// Of each judge: in how many seeds it judged something, and how many things in all.
+    pub judged: BTreeMap<String, (u64, u64)>,
     /// Sums of the runs' figures; of the highest term, the highest.
-    pub figures: BTreeMap<&'static str, u64>,
-    /// Simulated time.
-    pub simulated: Duration,
+    pub figures: BTreeMap<String, u64>,
+    /// Simulated time, in milliseconds.
+    pub simulated_ms: u64,
+    /// Real time of all processes, in milliseconds.
+    pub took_ms: u64,
 }
 
 impl Totals {
-    fn add(&mut self, findings: &Findings) {
+    /// Counts a run in.
+    pub fn add(&mut self, findings: &Findings) {
         self.seeds += 1;
         if !findings.is_good() {
             self.failed.push(findings.seed);
         }
         self.undecided += findings.undecided.len() as u64;
         for (kind, count) in &findings.faults {
-            *self.faults.entry(kind).or_default() += count;
+            *self.faults.entry(kind.clone()).or_default() += count;
+        }
+        for workload in &findings.workloads {
+            *self.workloads.entry(workload.clone()).or_default() += 1;
+        }
+        for of in findings.judged.iter().filter(|of| of.judged > 0) {
+            let (seeds, judged) = self.judged.entry(of.checker.clone()).or_default();
+            (*seeds, *judged) = (*seeds + 1, *judged + of.judged);
         }
         for (name, figure) in &findings.figures {
-            let sum = self.figures.entry(name).or_default();
-            *sum = match *name {
+            let sum = self.figures.entry(name.clone()).or_default();
+            *sum = match name.as_str() {
                 "highest term" => (*sum).max(*figure),
                 _ => *sum + figure,
             };
         }
-        self.simulated += findings.simulated;
+        self.simulated_ms += findings.simulated_ms;
+        self.took_ms += findings.took_ms;
     }
 }
 
-/// Runs `count` seeds from `first` on, on `jobs` threads; `each` hears of every one as it is done.
+/// Runs seeds, `jobs` at a time; `each` hears of every one as it is done, and ends the campaign with an error.
 ///
 /// # Errors
-/// A run could not be carried out.
+/// A run could not be carried out, or `each` says so.
 pub fn campaign(
-    first: u64,
-    count: u64,
+    seeds: &[u64],
     jobs: usize,
     options: &Options,
-    mut each: impl FnMut(&Findings, &Totals),
-) -> anyhow::Result<Totals> {
-    let next = AtomicU64::new(0);
+    alone: &Alone,
+    mut each: impl FnMut(&Findings) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    disk::clear_all();
+    let next = AtomicUsize::new(0);
     let (done, runs) = mpsc::sync_channel(jobs.max(1));
-    let mut totals = Totals::default();
     std::thread::scope(|scope| {
+        // Dropped when this fails, so that nobody begins another.
+        let runs = runs;
         for _ in 0..jobs.max(1) {
             let (done, next) = (done.clone(), &next);
             scope.spawn(move || {
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    if index >= count || done.send(run(first.wrapping_add(index), options)).is_err() {
+                while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if done.send(alone.run(*seed, options)).is_err() {
                         return;
                     }
                 }
             });
         }
         drop(done);
-        for findings in runs {
-            let findings = findings?;
-            totals.add(&findings);
-            each(&findings, &totals);
+        for findings in &runs {
+            each(&findings?)?;
         }
-        anyhow::Ok(())
-    })?;
-    totals.failed.sort_unstable();
-    Ok(totals)
+        Ok(())
+    })
+}
+
+/// The seeds of a range that are not among these.
+#[must_use]
+pub fn missing(range: Range<u64>, done: &[Findings]) -> Vec<u64> {
+    let done: std::collections::BTreeSet<u64> = done.iter().map(|findings| findings.seed).collect();
+    range.filter(|seed| !done.contains(seed)).collect()
 }

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use rollcall_jepsen::seed::Seeded;
 use rollcall_server::ground::{Change, Family, Row, Simulation, Table};
+use tempfile::TempDir;
 
 use crate::network::HostIndex;
 
@@ -178,7 +179,7 @@ fn files(root: &Path, inside: &Path) -> io::Result<Vec<(PathBuf, Inode)>> {
 /// The disks of all servers.
 #[derive(Debug)]
 pub(crate) struct Disks {
-    root: tempfile::TempDir,
+    root: TempDir,
     disks: Vec<Disk>,
     random: Seeded,
     /// Whose disk is meant now.
@@ -201,16 +202,51 @@ pub(crate) extern "C" fn on_sync(descriptor: i32) {
     }
 }
 
+/// Where simulated disks lie: in memory, if the system has a folder there.
+fn place() -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    match memory.is_dir() {
+        true => memory.to_owned(),
+        false => std::env::temp_dir(),
+    }
+}
+
+const PREFIX: &str = "rollcall-sim-";
+
+/// A folder for the disks of one run. Made outside of its world: a name that is taken already would draw on the world's
+/// randomness.
+pub(crate) fn folder() -> io::Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix(&format!("{PREFIX}{}-", std::process::id()))
+        .tempdir_in(place())
+}
+
+/// Removes what a process left behind.
+pub(crate) fn clear(process: u32) {
+    clear_of(|of| of == process);
+}
+
+/// Removes what all processes left behind that are no more.
+pub(crate) fn clear_all() {
+    clear_of(|of| !Path::new(&format!("/proc/{of}")).exists());
+}
+
+fn clear_of(meant: impl Fn(u32) -> bool) {
+    for item in std::fs::read_dir(place()).into_iter().flatten().flatten() {
+        let name = item.file_name();
+        let process = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(PREFIX)?.split('-').next()?.parse().ok());
+        if process.is_some_and(&meant) {
+            // Whoever else clears up may be faster.
+            let _ = std::fs::remove_dir_all(item.path());
+        }
+    }
+}
+
 impl Disks {
     /// New disks, of this thread from now on.
-    pub(crate) fn new(servers: usize, random: Seeded) -> io::Result<Rc<RefCell<Self>>> {
-        let memory = Path::new("/dev/shm");
-        let root = match memory.is_dir() {
-            true => tempfile::Builder::new()
-                .prefix("rollcall-sim-")
-                .tempdir_in(memory)?,
-            false => tempfile::Builder::new().prefix("rollcall-sim-").tempdir()?,
-        };
+    pub(crate) fn new(root: TempDir, servers: usize, random: Seeded) -> Rc<RefCell<Self>> {
         let disks = Rc::new(RefCell::new(Self {
             root,
             disks: (0..servers).map(|_| Disk::default()).collect(),
@@ -220,7 +256,7 @@ impl Disks {
             lost_files: 0,
         }));
         DISKS.with(|of| *of.borrow_mut() = Some(disks.clone()));
-        Ok(disks)
+        disks
     }
 
     /// The disks are given up; their folder is removed with the last handle.

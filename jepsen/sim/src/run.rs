@@ -3,246 +3,69 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rollcall_jepsen::checker::{Verdict, ap, linear, revisions, sessions, takeover, watches};
-use rollcall_jepsen::history::{Fault, Heartbeats, Operation, Outcome, Record, pair};
+use rollcall_jepsen::campaign::{self, Ran, Workload};
+use rollcall_jepsen::history::{Heartbeats, Operation, Outcome, Record, pair};
 use rollcall_jepsen::seed::Seeded;
-use rollcall_jepsen::workload;
-use rollcall_proto::v1::ReadMode;
 use rollcall_server::ground;
+use tempfile::TempDir;
 
 use crate::boundary;
 use crate::disk::{self, Disks, Ground};
-use crate::load::{self, LATE_MAX, LoadOptions, Progress, RECOVERY_MAX, Workload};
+use crate::findings::{Findings, Violation};
+use crate::load::{self, LATE_MAX, LoadOptions, Progress, RECOVERY_MAX};
 use crate::network::Traffic;
-use crate::schedule::{KINDS, Planned, schedule};
-use crate::server::{Tuning, client_address};
-use crate::time::{SECOND, nanoseconds};
+use crate::options::Options;
+use crate::setting::Setting;
+use crate::time::{MILLISECOND, SECOND, nanoseconds};
+use crate::words;
 use crate::world::{Done, World};
 
-/// What may be chosen about a run; all else follows from the seed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Options {
-    /// How long faults and load go on; the end in peace comes on top.
-    pub length: Duration,
-    /// How many servers; `None`: the seed decides between 3 and 5.
-    pub servers: Option<usize>,
-    /// Clients of each workload.
-    pub clients: u64,
-    /// Names of workloads; `None`: registers, heartbeats, followers.
-    pub workloads: Option<Vec<String>>,
-    /// Kinds of faults; `None`: the seed chooses some.
-    pub kinds: Option<Vec<String>>,
-    /// Only these faults of the plan, by number; `None`: all of them.
-    pub faults: Option<Vec<usize>>,
-    /// How registers are read: `linearizable`, `leased` or `local`; `None`: the seed chooses one of the first two. Local
-    /// reads do not keep what the judges ask for, which shows that these see.
-    pub reads: Option<String>,
-}
+/// From the end of the last fault to the end of the load: longer than any workload takes for its last words.
+const ENDING_MAX: Duration = Duration::from_secs(150);
 
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            length: Duration::from_secs(15),
-            servers: None,
-            clients: 2,
-            workloads: None,
-            kinds: None,
-            faults: None,
-            reads: None,
-        }
-    }
-}
-
-impl Options {
-    /// The command that runs this again.
-    #[must_use]
-    pub fn command_line(&self, seed: u64) -> String {
-        let mut line = format!(
-            "rollcall-sim --seed {seed} --length-ms {}",
-            self.length.as_millis()
-        );
-        let default = Self::default();
-        if let Some(servers) = self.servers {
-            line += &format!(" --servers {servers}");
-        }
-        if self.clients != default.clients {
-            line += &format!(" --clients {}", self.clients);
-        }
-        if let Some(workloads) = &self.workloads {
-            line += &format!(" --workload {}", workloads.join(","));
-        }
-        if let Some(kinds) = &self.kinds {
-            line += &format!(" --nemesis {}", kinds.join(","));
-        }
-        if let Some(reads) = &self.reads {
-            line += &format!(" --reads {reads}");
-        }
-        if let Some(faults) = &self.faults {
-            let numbers: Vec<_> = faults.iter().map(ToString::to_string).collect();
-            let numbers = if numbers.is_empty() {
-                "none".to_owned()
-            } else {
-                numbers.join(",")
-            };
-            line += &format!(" --faults {numbers}");
-        }
-        line
-    }
-}
-
-/// What came of a run.
-#[derive(Clone, Debug, Default)]
-pub struct Findings {
-    /// The seed.
-    pub seed: u64,
-    /// What the judges said.
-    pub verdicts: Vec<Verdict>,
-    /// Violations, as sentences: of the judges and of the invariants.
-    pub violations: Vec<String>,
-    /// What could not be decided.
-    pub undecided: Vec<String>,
-    /// The faults, as sentences, with their numbers.
-    pub plan: Vec<(usize, String)>,
-    /// Faults done, by kind.
-    pub faults: BTreeMap<&'static str, u64>,
-    /// Equal for runs in which the same happened at the same times.
-    pub digest: u64,
-    /// How much was taken into the digest.
-    pub events: u64,
-    /// Simulated time.
-    pub simulated: Duration,
-    /// Figures for readers, by name.
-    pub figures: BTreeMap<&'static str, u64>,
-}
-
-impl Findings {
-    /// Whether nothing was violated.
-    #[must_use]
-    pub fn is_good(&self) -> bool {
-        self.violations.is_empty()
-    }
-}
-
-/// Runs a seed on a thread of its own.
+/// Runs a seed on a thread of its own. Only the first run of a process is the one that a replay repeats: see
+/// [`crate::Alone`].
 ///
 /// # Errors
 /// The run could not be carried out. A violation is no error: see [`Findings::is_good`].
+///
+/// # Panics
+/// Something in the run did.
 pub fn run(seed: u64, options: &Options) -> anyhow::Result<Findings> {
     let options = options.clone();
+    words::listen();
+    let folder = disk::folder()?;
     let thread = std::thread::Builder::new()
         .name(format!("seed-{seed}"))
         .stack_size(16 << 20)
-        .spawn(move || run_here(seed, &options))?;
+        .spawn(move || run_here(seed, &options, folder))?;
     match thread.join() {
         Ok(findings) => findings,
-        Err(panic) => {
-            let what = panic
-                .downcast_ref::<String>()
-                .cloned()
-                .or_else(|| panic.downcast_ref::<&str>().map(|what| (*what).to_owned()));
-            Ok(Findings {
-                seed,
-                violations: vec![format!("a panic: {}", what.unwrap_or_default())],
-                ..Findings::default()
-            })
-        }
+        Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 
-struct Setting {
-    tuning: Tuning,
-    plan: Vec<Planned>,
-    load: LoadOptions,
+#[cfg(feature = "mutants")]
+fn plant(options: &Options) -> anyhow::Result<()> {
+    let mutant = options.mutant.as_deref().map(str::parse).transpose()?;
+    rollcall_core::mutants::plant(mutant);
+    Ok(())
 }
 
-impl Setting {
-    fn new(seed: u64, options: &Options) -> anyhow::Result<Self> {
-        let mut random = Seeded::fork(seed, 1);
-        // Drawn in any case, so that choosing one thing moves no other.
-        let drawn_servers = if random.chance(0.3) { 5 } else { 3 };
-        let snapshot_after = [100, 250, 100_000][usize::try_from(random.below(3)).unwrap_or(0)];
-        let retained_revisions = [20, 200, 10_000][usize::try_from(random.below(3)).unwrap_or(0)];
-        let ttl = Duration::from_millis(random.between(2_000, 4_000));
-        let reads = match random.below(3) {
-            0 => ReadMode::Leased,
-            _ => ReadMode::Linearizable,
-        };
-        let reads = match options.reads.as_deref() {
-            None => reads,
-            Some("linearizable") => ReadMode::Linearizable,
-            Some("leased") => ReadMode::Leased,
-            Some("local") => ReadMode::Local,
-            Some(other) => {
-                anyhow::bail!("registers are not read {other}; there are: linearizable, leased, local")
-            }
-        };
-        let mut drawn_kinds: Vec<&'static str> = KINDS.to_vec();
-        random.shuffle(&mut drawn_kinds);
-        drawn_kinds.truncate(usize::try_from(random.between(2, 8)).unwrap_or(2));
-        let servers = options.servers.unwrap_or(drawn_servers);
-        anyhow::ensure!(
-            (1..=7).contains(&servers),
-            "{servers} servers are not simulated, 1 to 7 are"
-        );
-        let kinds = match &options.kinds {
-            None => drawn_kinds,
-            Some(names) => {
-                let known = |name: &String| KINDS.into_iter().find(|kind| kind == name);
-                let kinds = names.iter().map(|name| {
-                    known(name).ok_or_else(|| {
-                        anyhow::anyhow!("no fault is called {name}; there are: {}", KINDS.join(", "))
-                    })
-                });
-                kinds.collect::<anyhow::Result<_>>()?
-            }
-        };
-        let workloads = match &options.workloads {
-            None => Workload::USUAL.to_vec(),
-            Some(names) => {
-                let known =
-                    |name: &String| Workload::ALL.into_iter().find(|workload| workload.name() == name);
-                let all: Vec<_> = Workload::ALL.iter().map(|of| of.name()).collect();
-                let chosen = names.iter().map(|name| {
-                    known(name).ok_or_else(|| {
-                        anyhow::anyhow!("no workload is called {name}; there are: {}", all.join(", "))
-                    })
-                });
-                chosen.collect::<anyhow::Result<_>>()?
-            }
-        };
-        let mut plan = schedule(
-            &mut Seeded::fork(seed, 3),
-            servers,
-            nanoseconds(options.length),
-            &kinds,
-        );
-        if let Some(chosen) = &options.faults {
-            plan.retain(|planned| chosen.contains(&planned.number));
-        }
-        Ok(Self {
-            tuning: Tuning {
-                servers,
-                snapshot_after,
-                retained_revisions,
-            },
-            plan,
-            load: LoadOptions {
-                addresses: (0..servers).map(client_address).collect(),
-                workloads,
-                seed,
-                clients: options.clients,
-                ttl,
-                reads,
-                horizon: options.length,
-            },
-        })
-    }
+#[cfg(not(feature = "mutants"))]
+fn plant(options: &Options) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        options.mutant.is_none(),
+        "mutants are not in this program; build it with --features mutants"
+    );
+    Ok(())
 }
 
-fn run_here(seed: u64, options: &Options) -> anyhow::Result<Findings> {
+fn run_here(seed: u64, options: &Options, folder: TempDir) -> anyhow::Result<Findings> {
     let Setting { tuning, plan, load } = Setting::new(seed, options)?;
     let entered = boundary::enter(seed, disk::on_sync);
-    let disks = Disks::new(tuning.servers, Seeded::fork(seed, 4))?;
+    plant(options)?;
+    let disks = Disks::new(folder, tuning.servers, Seeded::fork(seed, 4));
     ground::simulate(Ground::new(disks.clone()));
     let sentences = plan
         .iter()
@@ -265,15 +88,14 @@ fn carry_out(world: &mut World, load: LoadOptions, length: Duration) -> anyhow::
         world.start_server(server)?;
     }
     let progress = Progress::default();
-    let (history, ttl) = (world.history.clone(), load.ttl);
+    let history = world.history.clone();
     world.start_clients(load::run(load, history, progress.clone()))?;
     let horizon = nanoseconds(length);
     world.run(horizon, || false)?;
     world.heal()?;
     let healed = world.now;
-    let bound = nanoseconds(RECOVERY_MAX * 3 + ttl) + 20 * SECOND;
     let over = progress.clone();
-    if !world.run(healed + bound, || over.is_over())? {
+    if !world.run(healed + nanoseconds(ENDING_MAX), || over.is_over())? {
         world.invariants.find("the load did not come to its end".into());
     }
     let failed = progress.lock().failed.take();
@@ -321,95 +143,67 @@ fn agree(world: &mut World) -> anyhow::Result<()> {
 }
 
 fn judge(world: &World, workloads: &[Workload], progress: &Progress) -> Findings {
-    let mut operations: Vec<Operation> = Vec::new();
-    let mut lines: Vec<Heartbeats> = Vec::new();
-    let mut faults: Vec<Fault> = Vec::new();
-    let (mut aps, mut ownership, mut following) = (Vec::new(), Vec::new(), Vec::new());
+    let ended = Duration::from_nanos(world.now);
+    let records = world.history.records();
     let mut findings = Findings {
-        simulated: Duration::from_nanos(world.now),
-        digest: world.trace.digest(),
+        simulated_ms: world.now / MILLISECOND,
+        digest: format!("{:016x}", world.trace.digest()),
         events: world.trace.length,
-        violations: world.invariants.findings.clone(),
+        workloads: workloads.iter().map(|of| of.name().to_owned()).collect(),
+        violations: world.invariants.findings.iter().map(Violation::seen).collect(),
+        figures: figures(world, &records),
         ..Findings::default()
     };
-    for record in world.history.records() {
-        match record {
-            Record::Operation(operation) => operations.push(operation),
-            Record::Heartbeats(line) => lines.push(line),
-            Record::Fault(fault) => faults.push(fault),
-            Record::Ap(line) => aps.push(line),
-            Record::Ownership(line) => ownership.push(line),
-            Record::Following(line) => following.push(line),
-            Record::Broken(at, what) => findings.violations.push(format!("{at:?}: {what}")),
-            _ => {}
-        }
+    let ran = Ran {
+        workloads,
+        servers: world.tuning.servers as u64,
+        late_max: LATE_MAX,
+        ended,
+    };
+    let followed = progress.lock().followed.take();
+    for verdict in campaign::judge(&ran, &records, followed.as_ref(), &mut Vec::new()) {
+        findings.take(&verdict);
     }
-    let ended = Duration::from_nanos(world.now);
-    let mut verdicts = Vec::new();
-    if workloads.contains(&Workload::Registers) {
-        verdicts.push(linear::check(&operations));
-        verdicts.push(revisions::check(&operations));
+    for (kind, count) in &world.done.faults {
+        findings.faults.insert((*kind).to_owned(), *count);
     }
-    if workloads.contains(&Workload::Heartbeats) {
-        verdicts.push(sessions::check(&lines, &faults, LATE_MAX, ended));
-    }
-    if let Some(followed) = &progress.lock().followed {
-        verdicts.push(watches::check(&followed.seen, &followed.acknowledged, ended));
-    }
-    if workloads.contains(&Workload::Ap) {
-        verdicts.push(ap::check(&aps, workload::ap::GROUP, &faults));
-    }
-    if workloads.contains(&Workload::Takeover) {
-        verdicts.push(takeover::check(&ownership, &following));
-    }
-    for verdict in &verdicts {
-        let of = |finding: &rollcall_jepsen::checker::Finding| {
-            format!("{}: at {:?}: {}", verdict.checker, finding.at, finding.what)
-        };
-        findings.violations.extend(verdict.findings.iter().map(of));
-        findings.undecided.extend(
-            verdict
-                .undecided
-                .iter()
-                .map(|what| format!("{}: {what}", verdict.checker)),
-        );
-        if verdict.judged == 0 {
-            findings
-                .undecided
-                .push(format!("{}: there was nothing to judge", verdict.checker));
-        }
-    }
-    findings.verdicts = verdicts;
+    findings
+}
+
+fn figures(world: &World, records: &[Record]) -> BTreeMap<String, u64> {
+    let operations: Vec<Operation> = records
+        .iter()
+        .filter_map(|record| match record {
+            Record::Operation(operation) => Some(operation.clone()),
+            _ => None,
+        })
+        .collect();
+    let paired = pair(&operations);
+    let outcomes =
+        |wanted: fn(&Outcome) -> bool| paired.iter().filter(|(_, outcome)| wanted(outcome)).count() as u64;
+    let lines = |wanted: fn(&Record) -> bool| records.iter().filter(|record| wanted(record)).count() as u64;
     let Done {
-        faults,
         starts,
         ended_by_disk,
         steps,
-    } = world.done.clone();
-    findings.faults = faults;
-    let paired = pair(&operations);
-    let count =
-        |wanted: fn(&Outcome) -> bool| paired.iter().filter(|(_, outcome)| wanted(outcome)).count() as u64;
-    let (
-        Traffic {
-            packets,
-            lost,
-            repeated,
-            connections,
-        },
-        syncs,
-        lost_batches,
-        lost_files,
-    ) = world.figures();
-    let session_lines = lines
-        .iter()
-        .filter(|line| matches!(line, Heartbeats::Beat { .. }))
-        .count() as u64;
-    findings.figures = BTreeMap::from([
+        ..
+    } = world.done;
+    let (traffic, syncs, lost_batches, lost_files) = world.figures();
+    let Traffic {
+        packets,
+        lost,
+        repeated,
+        connections,
+    } = traffic;
+    let figures = [
         ("operations", paired.len() as u64),
-        ("ok", count(|outcome| matches!(outcome, Outcome::Ok { .. }))),
-        ("unknown", count(|outcome| matches!(outcome, Outcome::Unknown))),
-        ("heartbeats", session_lines),
+        ("ok", outcomes(|outcome| matches!(outcome, Outcome::Ok { .. }))),
+        ("unknown", outcomes(|outcome| matches!(outcome, Outcome::Unknown))),
+        (
+            "heartbeats",
+            lines(|record| matches!(record, Record::Heartbeats(Heartbeats::Beat { .. }))),
+        ),
+        ("lines of history", records.len() as u64),
         ("starts", starts),
         ("ended by their disk", ended_by_disk),
         ("steps", steps),
@@ -423,6 +217,9 @@ fn judge(world: &World, workloads: &[Workload], progress: &Progress) -> Findings
         ("terms with a leader", world.invariants.terms() as u64),
         ("highest term", world.invariants.term()),
         ("states compared", world.invariants.compared),
-    ]);
-    findings
+    ];
+    figures
+        .into_iter()
+        .map(|(name, figure)| (name.to_owned(), figure))
+        .collect()
 }

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rollcall_jepsen::workload::storm;
 use rollcall_server::config::{Config, GossipPreset, MemberConfig, Preset};
 use rollcall_server::raft::Consensus;
 use rollcall_server::server::Server;
@@ -77,6 +78,8 @@ pub(crate) struct Tuning {
     pub(crate) servers: usize,
     pub(crate) snapshot_after: u64,
     pub(crate) retained_revisions: usize,
+    /// Whether consumers come by the dozen, so that the budget for what leaves has to be small.
+    pub(crate) storm: bool,
 }
 
 pub(crate) fn config(server: HostIndex, tuning: &Tuning, data: PathBuf) -> Config {
@@ -100,6 +103,9 @@ pub(crate) fn config(server: HostIndex, tuning: &Tuning, data: PathBuf) -> Confi
     config.raft.log_keep_entries = tuning.snapshot_after / 4;
     config.raft.compare_every = 64;
     config.watch.retained_revisions = tuning.retained_revisions;
+    if tuning.storm {
+        config.storm.egress_bytes_per_second = storm::BUDGET;
+    }
     config.gossip.preset = GossipPreset::Local;
     // Its receiver is a thread of its own, which takes many datagrams with one call of the system.
     config.datagram.enabled = false;

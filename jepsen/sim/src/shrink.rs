@@ -1,11 +1,14 @@
 //! Finds a smaller plan of faults, and a shorter run, that still fail.
 //!
-//! Parts of the plan are left out, large ones first (Zeller's delta debugging, 2002), then the run is cut. Each attempt
-//! is a whole run, so their number is bounded, and what is found is a small plan, not always the smallest.
+//! Workloads are left out, then parts of the plan, large ones first (Zeller's delta debugging, 2002), then the run is cut. Each
+//! attempt is a whole run, so their number is bounded, and what is found is a small plan, not always the smallest. Only
+//! what the same judge finds counts: another failure is another story.
 
 use std::time::Duration;
 
-use crate::run::{Findings, Options, run};
+use crate::alone::Alone;
+use crate::findings::Findings;
+use crate::options::Options;
 
 /// A smaller failure.
 #[derive(Debug)]
@@ -18,21 +21,27 @@ pub struct Smaller {
     pub attempts: u64,
 }
 
-struct Search {
+struct Search<'a> {
     seed: u64,
+    alone: &'a Alone,
+    /// Who is to find something.
+    finders: Vec<String>,
     best: Smaller,
     attempts_max: u64,
 }
 
-impl Search {
+impl Search<'_> {
     /// Whether it fails, too; then it is the best so far.
     fn attempt(&mut self, options: Options) -> anyhow::Result<bool> {
         if self.best.attempts >= self.attempts_max {
             return Ok(false);
         }
         self.best.attempts += 1;
-        let findings = run(self.seed, &options)?;
-        let fails = !findings.is_good();
+        let findings = self.alone.run(self.seed, &options)?;
+        let fails = findings
+            .finders()
+            .iter()
+            .any(|of| self.finders.iter().any(|by| by == of));
         if fails {
             (self.best.options, self.best.findings) = (options, findings);
         }
@@ -46,6 +55,19 @@ impl Search {
             .iter()
             .map(|(number, _)| *number)
             .collect()
+    }
+
+    fn leave_out_workloads(&mut self) -> anyhow::Result<()> {
+        for workload in self.best.findings.workloads.clone() {
+            let mut kept = self.best.findings.workloads.clone();
+            kept.retain(|of| *of != workload);
+            let options = Options {
+                workloads: Some(kept),
+                ..self.best.options.clone()
+            };
+            self.attempt(options)?;
+        }
+        Ok(())
     }
 
     fn leave_out_faults(&mut self) -> anyhow::Result<()> {
@@ -88,9 +110,16 @@ impl Search {
 ///
 /// # Errors
 /// A run could not be carried out.
-pub fn shrink(findings: Findings, options: &Options, attempts_max: u64) -> anyhow::Result<Smaller> {
+pub fn shrink(
+    findings: Findings,
+    options: &Options,
+    alone: &Alone,
+    attempts_max: u64,
+) -> anyhow::Result<Smaller> {
     let mut search = Search {
         seed: findings.seed,
+        alone,
+        finders: findings.finders().into_iter().map(str::to_owned).collect(),
         best: Smaller {
             options: options.clone(),
             findings,
@@ -98,6 +127,7 @@ pub fn shrink(findings: Findings, options: &Options, attempts_max: u64) -> anyho
         },
         attempts_max,
     };
+    search.leave_out_workloads()?;
     search.leave_out_faults()?;
     search.cut_short()?;
     search.leave_out_faults()?;

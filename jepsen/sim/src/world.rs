@@ -18,6 +18,7 @@ use crate::schedule::{Fault, Planned, Victim, cuts};
 use crate::server::{self, Life, Seat, Tuning};
 use crate::time::{Agenda, MILLISECOND, Moment, SECOND};
 use crate::trace::Trace;
+use crate::words;
 
 /// How often invariants are looked at.
 const LOOK_EVERY: u64 = 25 * MILLISECOND;
@@ -188,6 +189,9 @@ impl World {
         self.trace.note(self.entered.drawn());
         self.network.handle_acts(self.now, &self.entered, &mut self.trace);
         if host < self.seats.len() {
+            if words::take_anew() {
+                self.note_leader(host, self.invariants.term());
+            }
             self.meet_end(host);
         }
         Ok(())
@@ -450,14 +454,18 @@ impl World {
             .filter(|(server, _)| !self.hosts[*server].paused)
             .filter_map(|(server, seat)| Some((server, seat.handles()?)))
             .collect();
-        let time = Duration::from_nanos(self.now);
         for (server, term) in self.invariants.look(&handles) {
-            self.history.record(Record::Heartbeats(Heartbeats::Leads {
-                server: server as u64 + 1,
-                term,
-                time,
-            }));
+            self.note_leader(server, term);
         }
+    }
+
+    /// Every session has a full ttl again.
+    fn note_leader(&self, server: HostIndex, term: u64) {
+        self.history.record(Record::Heartbeats(Heartbeats::Leads {
+            server: server as u64 + 1,
+            term,
+            time: Duration::from_nanos(self.now),
+        }));
     }
 
     /// The servers that serve now.

@@ -1,8 +1,18 @@
 //! A share of what a nightly run does, within a few minutes; and that what is planted is found.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use rollcall_sim::{Options, campaign, run, shrink};
+use rollcall_sim::{Alone, Options, Totals, campaign, shrink};
+
+/// How many seeds: `ROLLCALL_SIM_SEEDS`, or as many as fit into a few minutes on two cores.
+const SEEDS: u64 = 30;
+const JOBS: usize = 2;
+
+fn alone() -> Alone {
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_rollcall-sim"));
+    Alone::new(program, Duration::from_secs(600))
+}
 
 fn short() -> Options {
     Options {
@@ -12,55 +22,51 @@ fn short() -> Options {
     }
 }
 
-/// How many seeds: `ROLLCALL_SIM_SEEDS`, or as many as fit into a few minutes on two cores without optimization.
 fn seeds() -> u64 {
     let asked = std::env::var("ROLLCALL_SIM_SEEDS").ok();
-    asked.and_then(|asked| asked.parse().ok()).unwrap_or(30)
+    asked.and_then(|asked| asked.parse().ok()).unwrap_or(SEEDS)
 }
 
 #[test]
 fn short_runs_of_many_seeds_keep_every_promise() {
     let options = short();
-    let totals = campaign(1, seeds(), 2, &options, |findings, _| {
-        assert!(
-            findings.is_good(),
-            "{}\n{:#?}",
-            options.command_line(findings.seed),
-            findings.violations
-        );
+    let mut totals = Totals::default();
+    let seeds: Vec<u64> = (1..=seeds()).collect();
+    campaign(&seeds, JOBS, &options, &alone(), |findings| {
+        totals.add(findings);
+        let replay = options.command_line(findings.seed);
+        anyhow::ensure!(findings.is_good(), "{replay}\n{:#?}", findings.violations);
+        Ok(())
     })
-    .expect("the runs can be carried out");
-    assert!(totals.figures["ok"] > 20 * totals.seeds, "{:?}", totals.figures);
-    assert!(totals.figures["states compared"] > 100 * totals.seeds);
+    .unwrap();
+    println!("{totals:#?}");
+    assert!(totals.figures["operations"] > 20 * totals.seeds, "{totals:?}");
+    assert!(
+        totals.figures["states compared"] > 100 * totals.seeds,
+        "{totals:?}"
+    );
 }
 
-/// The digest of a seed, from a process of its own: what a process counts for all its threads (ids of tasks, say) goes on
-/// from seed to seed, so that only the first run of a process is the one that a replay repeats.
-fn digest(seed: &str) -> String {
-    let run = std::process::Command::new(env!("CARGO_BIN_EXE_rollcall-sim"))
-        .args([
-            "--seed",
-            seed,
-            "--length-ms",
-            "3000",
-            "--clients",
-            "1",
-            "--no-shrink",
-        ])
-        .output()
-        .expect("the program can be run");
-    let printed = String::from_utf8_lossy(&run.stdout).into_owned();
-    let line = printed.lines().find(|line| line.starts_with("digest"));
-    let words = line.unwrap_or_default().split_whitespace();
-    words.take(5).collect::<Vec<_>>().join(" ")
-}
-
+/// What a process counts for all its threads (ids of tasks, say) goes on from seed to seed, so each has a process of its
+/// own, and is the same beside others as alone.
 #[test]
 fn a_seed_replays_to_the_last_byte() {
-    let first = digest("3");
-    assert!(first.contains(" events"), "{first:?}");
-    assert_eq!(first, digest("3"));
-    assert_ne!(first, digest("4"));
+    let options = Options {
+        length: Duration::from_secs(3),
+        ..short()
+    };
+    let mut together = Vec::new();
+    campaign(&[3, 4, 3], 3, &options, &alone(), |findings| {
+        together.push((findings.seed, findings.digest.clone(), findings.events));
+        Ok(())
+    })
+    .unwrap();
+    let by_itself = alone().run(3, &options).unwrap();
+    assert!(by_itself.events > 1_000, "{by_itself:?}");
+    for (seed, digest, events) in together {
+        let same = (digest, events) == (by_itself.digest.clone(), by_itself.events);
+        assert_eq!(same, seed == 3);
+    }
 }
 
 /// Local reads behind a partition are stale. If nobody found that, the judges would be blind.
@@ -74,12 +80,29 @@ fn stale_reads_are_found_and_the_plan_shrinks() {
         clients: 3,
         ..short()
     };
+    let alone = alone();
     let failing = (1..20)
-        .map(|seed| run(seed, &options).expect("the run can be carried out"))
+        .map(|seed| alone.run(seed, &options).unwrap())
         .find(|findings| !findings.is_good())
         .expect("one of them reads what is stale");
     let faults = failing.plan.len();
-    let smaller = shrink(failing, &options, 12).expect("the runs can be carried out");
+    let smaller = shrink(failing, &options, &alone, 12).unwrap();
     assert!(!smaller.findings.is_good());
     assert!(smaller.findings.plan.len() <= faults);
+}
+
+#[test]
+fn a_seed_that_does_not_end_and_one_that_cannot_run_are_no_successes() {
+    let hurried = Alone {
+        took_max: Duration::from_millis(50),
+        ..alone()
+    };
+    let findings = hurried.run(3, &short()).unwrap();
+    assert_eq!(findings.finders(), ["the real clock"]);
+    let unknown = Options {
+        workloads: Some(vec!["apes".into()]),
+        ..short()
+    };
+    let refused = alone().run(3, &unknown).unwrap_err().to_string();
+    assert!(refused.contains("no workload is called apes"), "{refused}");
 }

@@ -1,10 +1,12 @@
 //! The lab from the command line.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufReader, BufWriter};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -35,6 +37,13 @@ enum Command {
     /// Seeks bugs that were planted on purpose: builds a server that can have them, has the lab and the tests look at each, and
     /// prints a table of who found what. Ends with 1 if one escaped.
     Mutants(MutantsArguments),
+    /// Whole clusters in one process on simulated time, network and disk: runs rollcall-sim, which lies beside this program.
+    #[command(disable_help_flag = true)]
+    Sim {
+        /// Its arguments: rollcall-jepsen sim --help tells of them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -125,7 +134,21 @@ async fn main() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Mutants(arguments) => mutants(arguments).await,
+        Command::Sim { arguments } => Err(simulate(&arguments)),
     }
+}
+
+/// Becomes the program that simulates; comes back only if it cannot.
+fn simulate(arguments: &[OsString]) -> anyhow::Error {
+    let beside = match std::env::current_exe() {
+        Ok(this) => this.with_file_name("rollcall-sim"),
+        Err(error) => return anyhow::Error::from(error).context("looking for this program"),
+    };
+    let failed = process::Command::new(&beside).args(arguments).exec();
+    anyhow::Error::from(failed).context(format!(
+        "starting {}; it is built with: cargo build --release -p rollcall-sim",
+        beside.display()
+    ))
 }
 
 async fn mutants(arguments: MutantsArguments) -> anyhow::Result<ExitCode> {

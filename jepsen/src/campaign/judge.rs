@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::load::LATE_MAX;
-use super::options::{Options, Workload};
+use super::options::Workload;
 use crate::checker::{
     Finding, Verdict, ages, ap, batches, guard, linear, pauses, resumes, revisions, sessions, storm,
     takeover, watches,
@@ -51,16 +50,34 @@ impl Sorted {
     }
 }
 
+/// What ran, as far as judges need to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Ran<'a> {
+    /// The workloads.
+    pub workloads: &'a [Workload],
+    /// How many servers there were.
+    pub servers: u64,
+    /// How late an expiry may be where nothing excuses it.
+    pub late_max: Duration,
+    /// When it ended.
+    pub ended: Duration,
+}
+
 /// Every judge whose workload ran has its say.
-pub(super) fn judge(
-    options: &Options,
+pub fn judge(
+    of_run: &Ran<'_>,
     records: &[Record],
     followed: Option<&Followed>,
-    ended: Duration,
     figures: &mut Vec<String>,
 ) -> Vec<Verdict> {
     let of = Sorted::new(records);
-    let ran = |workload| options.workloads.contains(&workload);
+    let Ran {
+        workloads,
+        servers,
+        late_max,
+        ended,
+    } = *of_run;
+    let ran = |workload| workloads.contains(&workload);
     let mut verdicts = Vec::new();
     if ran(Workload::Registers) || ran(Workload::Batches) || ran(Workload::Retries) {
         verdicts.push(linear::check(&of.operations));
@@ -68,9 +85,9 @@ pub(super) fn judge(
         figures.push(shares(&of.operations, ended));
     }
     if ran(Workload::Heartbeats) || ran(Workload::Racers) {
-        verdicts.push(sessions::check(&of.heartbeats, &of.faults, LATE_MAX, ended));
+        verdicts.push(sessions::check(&of.heartbeats, &of.faults, late_max, ended));
     }
-    if ran(Workload::Heartbeats) && options.servers == 1 {
+    if ran(Workload::Heartbeats) && servers == 1 {
         verdicts.push(pauses::check(&of.heartbeats, &of.faults));
     }
     if let Some(followed) = followed {

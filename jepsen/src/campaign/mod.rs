@@ -3,6 +3,7 @@
 //! - [`Options`]: what to run; everything that chance decides follows from the seed.
 //! - [`run`]: runs it.
 //! - [`Findings`]: what came of it.
+//! - [`judge`]: what the judges say of a history, wherever it comes from.
 
 mod elections;
 mod judge;
@@ -12,5 +13,6 @@ mod options;
 mod run;
 mod stall;
 
+pub use judge::{Ran, judge};
 pub use options::{Options, Workload};
 pub use run::{Findings, run};

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::judge::judge;
+use super::judge::{Ran, judge};
 use super::leaders;
-use super::load::Load;
+use super::load::{LATE_MAX, Load};
 use super::options::{Options, Workload};
 use super::stall::StallWatch;
 use crate::checker::{Finding, Verdict};
@@ -120,7 +120,13 @@ pub async fn run(options: &Options) -> anyhow::Result<Findings> {
     ];
     drop(stalls);
     let records = history.records();
-    let mut verdicts = judge(options, &records, followed.as_ref(), history.now(), &mut figures);
+    let ran = Ran {
+        workloads: &options.workloads,
+        servers: options.servers,
+        late_max: LATE_MAX,
+        ended: history.now(),
+    };
+    let mut verdicts = judge(&ran, &records, followed.as_ref(), &mut figures);
     verdicts.push(survival);
     figures.extend(faults_done(nemesis.tally()));
     figures.extend(metered(net.as_deref()));

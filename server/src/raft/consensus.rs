@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -73,7 +73,8 @@ pub(super) struct Inner {
     pub(super) checkpoints: Arc<Checkpoints>,
     pub(super) gate: VoteGate,
     pub(super) peers: Arc<Peers>,
-    pub(super) desk: OnceLock<Arc<dyn LeaderDesk>>,
+    /// Who holds this handle itself: it is kept elsewhere, or neither would ever be given back.
+    pub(super) desk: OnceLock<Weak<dyn LeaderDesk>>,
     pub(super) stop: CancellationToken,
     pub(super) loaded: AtomicBool,
     pub(super) receiving: tokio::sync::Mutex<()>,
@@ -455,9 +456,10 @@ impl Consensus {
         self.inner.members()
     }
 
-    /// Names who answers renewals when this server leads. To be called once, before the peers are served.
-    pub fn set_desk(&self, desk: Arc<dyn LeaderDesk>) {
-        if self.inner.desk.set(desk).is_err() {
+    /// Names who answers renewals when this server leads, as long as the caller keeps it. To be called once, before the peers
+    /// are served.
+    pub fn set_desk(&self, desk: &Arc<dyn LeaderDesk>) {
+        if self.inner.desk.set(Arc::downgrade(desk)).is_err() {
             tracing::warn!("a leader's desk was set before; the first stays");
         }
     }
@@ -814,9 +816,13 @@ impl Inner {
         from: ServerId,
         sessions: Vec<SessionId>,
     ) -> Result<RenewalVerdict, DeskError> {
-        let desk = self.desk.get().ok_or_else(|| DeskError::NoLeader {
-            reason: "the leader is starting".into(),
-        })?;
+        let desk = self
+            .desk
+            .get()
+            .and_then(Weak::upgrade)
+            .ok_or_else(|| DeskError::NoLeader {
+                reason: "the leader is starting".into(),
+            })?;
         let verdict = desk.record_renewals(from, sessions).await;
         verdict.map_err(|error| DeskError::NoLeader {
             reason: error.to_string(),
@@ -824,9 +830,13 @@ impl Inner {
     }
 
     pub(super) fn deadlines(&self, sessions: &[SessionId]) -> Result<Vec<SessionDeadline>, DeskError> {
-        let desk = self.desk.get().ok_or_else(|| DeskError::NoLeader {
-            reason: "the leader is starting".into(),
-        })?;
+        let desk = self
+            .desk
+            .get()
+            .and_then(Weak::upgrade)
+            .ok_or_else(|| DeskError::NoLeader {
+                reason: "the leader is starting".into(),
+            })?;
         Ok(desk.deadlines(sessions))
     }
 
