@@ -1,4 +1,4 @@
-//! Unary calls on groups, services and nodes: for tools, for persistent nodes, and for readers without a stream.
+//! Calls on groups, services and nodes: for tools, for persistent nodes, and for who asks instead of watching.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -522,9 +522,12 @@ impl Registry {
             consumer: self.inner.consumer.to_string(),
         };
         let response = self
-            .call(Kind::Read, options.timeout, |channel, _| {
+            .call_at(Kind::Read, options.timeout, |endpoint, budget| {
                 let request = request.clone();
-                async move { self.registry_client(channel).query(request).await }
+                async move {
+                    let (queries, channel) = (&endpoint.queries, &endpoint.channel);
+                    queries.ask(channel, &self.inner.config, request, budget).await
+                }
             })
             .await?;
         let header = response.header.unwrap_or_default();

@@ -13,6 +13,7 @@ use crate::backoff::Backoff;
 use crate::config::RegistryConfig;
 use crate::credentials::Credentials;
 use crate::error::Error;
+use crate::queries::Queries;
 
 /// A connection on which every call shows who calls.
 pub(crate) type Channel = InterceptedService<transport::Channel, Credentials>;
@@ -22,6 +23,7 @@ pub(crate) type Channel = InterceptedService<transport::Channel, Credentials>;
 pub(crate) struct Endpoint {
     pub(crate) address: String,
     pub(crate) channel: Channel,
+    pub(crate) queries: Queries,
     dialler: transport::Endpoint,
     credentials: Credentials,
     health: Mutex<Health>,
@@ -93,6 +95,7 @@ impl Endpoints {
                 Ok(Arc::new(Endpoint {
                     address: server.clone(),
                     channel,
+                    queries: Queries::default(),
                     dialler,
                     credentials: credentials.clone(),
                     health: Mutex::new(health),

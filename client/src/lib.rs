@@ -58,6 +58,7 @@ mod key;
 mod node;
 mod pick;
 mod poll;
+mod queries;
 mod registry;
 mod session;
 mod sign;

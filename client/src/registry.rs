@@ -136,6 +136,22 @@ impl Registry {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
+        self.call_at(kind, timeout, |endpoint, budget| {
+            send(endpoint.channel.clone(), budget)
+        })
+        .await
+    }
+
+    /// The same for calls that do not go over the channel alone: `send` gets the server.
+    pub(crate) async fn call_at<T, F>(
+        &self,
+        kind: Kind,
+        timeout: Option<Duration>,
+        send: impl Fn(Arc<Endpoint>, Duration) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
         let config = &self.inner.config;
         let mut attempts = Attempts {
             kind,
@@ -153,7 +169,7 @@ impl Registry {
                 Kind::Order(_) => left,
                 Kind::Read | Kind::Write(_) => left.min(config.attempt_timeout),
             };
-            let sent = tokio::time::timeout(budget, send(endpoint.channel.clone(), budget)).await;
+            let sent = tokio::time::timeout(budget, send(Arc::clone(&endpoint), budget)).await;
             match attempts.judge(&endpoint, sent) {
                 Verdict::Answer(value) => return Ok(value),
                 Verdict::GiveUp(error) => return Err(error),

@@ -25,7 +25,7 @@ pub struct WatchResponse {
 }
 
 /// `rollcall.v1.QueryResponse`: the view is an encoded [`crate::v1::ServiceView`].
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct QueryResponse {
     /// Who answered, how, and how fresh.
     #[prost(message, optional, tag = "1")]

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -40,6 +40,10 @@ pub(crate) struct Shared {
     /// What queries are answered with.
     pub(crate) view: Option<v1::ServiceView>,
     pub(crate) queries: u64,
+    /// Those that came on streams, by server and stream.
+    pub(crate) discovered: Vec<(u64, u64, v1::DiscoverRequest)>,
+    /// How often a server was asked for a stream of queries.
+    pub(crate) discover_streams: u64,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -62,6 +66,7 @@ pub(crate) struct Server {
 
 type Attendant = mpsc::Sender<Result<v1::SessionResponse, Status>>;
 type Watcher = mpsc::Sender<Result<v1::WatchResponse, Status>>;
+type Asker = mpsc::Sender<Result<v1::DiscoverResponse, Status>>;
 
 #[derive(Clone)]
 struct Core {
@@ -71,9 +76,14 @@ struct Core {
     mute: Arc<AtomicBool>,
     /// Applies writes and does not answer them.
     swallow: Arc<AtomicBool>,
+    /// Knows no streams of queries.
+    old: Arc<AtomicBool>,
+    /// Answers so many queries of a stream at once, the last one first.
+    together: Arc<AtomicUsize>,
     stop: watch::Receiver<bool>,
     watchers: Arc<Mutex<Vec<Watcher>>>,
     attendants: Arc<Mutex<Vec<Attendant>>>,
+    askers: Arc<Mutex<Vec<Asker>>>,
     /// Counts how often all streams were ended.
     breaks: watch::Sender<u64>,
 }
@@ -88,9 +98,12 @@ impl Server {
             cluster: Arc::clone(cluster),
             mute: Arc::default(),
             swallow: Arc::default(),
+            old: Arc::default(),
+            together: Arc::new(AtomicUsize::new(1)),
             stop: stopped.clone(),
             watchers: Arc::default(),
             attendants: Arc::default(),
+            askers: Arc::default(),
             breaks: watch::Sender::new(0),
         };
         let router = tonic::transport::Server::builder()
@@ -125,6 +138,7 @@ impl Server {
     pub(crate) fn break_streams(&self) {
         self.core.watchers.lock().clear();
         self.core.attendants.lock().clear();
+        self.core.askers.lock().clear();
         self.core.breaks.send_modify(|breaks| *breaks += 1);
     }
 
@@ -135,6 +149,11 @@ impl Server {
             servers: servers.to_vec(),
             reason: "the server is closing".into(),
         };
+        let askers = self.core.askers.lock().clone();
+        for asker in askers {
+            let advice = v1::discover_response::Answer::Move(advice.clone());
+            let _ = asker.send(Ok(discovered(0, advice))).await;
+        }
         let advice = v1::SessionResponse {
             call: 0,
             response: Some(v1::session_response::Response::Move(advice)),
@@ -161,6 +180,29 @@ impl Server {
         self.core.swallow.store(swallow, Ordering::SeqCst);
     }
 
+    /// Whether it knows streams of queries.
+    pub(crate) fn old(&self, old: bool) {
+        self.core.old.store(old, Ordering::SeqCst);
+    }
+
+    /// Answers so many queries of a stream at once, the last one first.
+    pub(crate) fn answer_together(&self, queries: usize) {
+        self.core.together.store(queries, Ordering::SeqCst);
+    }
+
+    /// Says to those with a stream of queries that it closes, and does not.
+    pub(crate) async fn send_askers_away(&self) {
+        let askers = self.core.askers.lock().clone();
+        for asker in askers {
+            let advice = v1::MoveAdvice {
+                reason: "the server is closing".into(),
+                ..v1::MoveAdvice::default()
+            };
+            let advice = v1::discover_response::Answer::Move(advice);
+            let _ = asker.send(Ok(discovered(0, advice))).await;
+        }
+    }
+
     /// Sends frames to all watchers of this server.
     pub(crate) async fn send(&self, frames: Vec<v1::WatchFrame>) {
         let senders = self.core.watchers.lock().clone();
@@ -175,6 +217,13 @@ impl Server {
         for sender in senders {
             let _ = sender.send(Ok(ap_response(self.id, &frames))).await;
         }
+    }
+}
+
+fn discovered(call: u64, answer: v1::discover_response::Answer) -> v1::DiscoverResponse {
+    v1::DiscoverResponse {
+        call,
+        answer: Some(answer),
     }
 }
 
@@ -208,6 +257,37 @@ fn error(code: v1::ErrorCode) -> v1::session_response::Response {
 }
 
 impl Core {
+    /// The view, under the name that was asked for.
+    fn found(&self, query: &v1::QueryRequest) -> Option<v1::QueryResponse> {
+        let mut cluster = self.cluster.lock();
+        cluster.queries += 1;
+        let view = v1::ServiceView {
+            key: query.key.clone(),
+            ..cluster.view.clone()?
+        };
+        Some(v1::QueryResponse {
+            header: self.header(cluster.revision),
+            unchanged: false,
+            view: Some(view.encode_to_vec().into()),
+            keep_cache_ms: 0,
+        })
+    }
+
+    fn answer_query(&self, query: &v1::QueryRequest) -> v1::discover_response::Answer {
+        use v1::discover_response::Answer;
+        let service = query.key.clone().unwrap_or_default().service;
+        match self.found(query).filter(|_| service != "absent") {
+            Some(found) => Answer::Found(found),
+            None => Answer::Error(v1::Error {
+                code: v1::ErrorCode::ServiceNotFound.into(),
+                message: "no such service".into(),
+                subject: service,
+                effect: v1::Effect::None.into(),
+                ..v1::Error::default()
+            }),
+        }
+    }
+
     fn header(&self, revision: u64) -> Option<v1::ResponseHeader> {
         Some(v1::ResponseHeader {
             cluster: "fake".into(),
@@ -463,17 +543,60 @@ impl v1::registry_server::Registry for Core {
         Err(Status::unimplemented("not asked for here"))
     }
 
-    async fn query(&self, _: Request<v1::QueryRequest>) -> Result<Response<v1::QueryResponse>, Status> {
-        let mut cluster = self.cluster.lock();
-        cluster.queries += 1;
-        let view = cluster.view.clone().ok_or_else(|| Status::not_found("no view"))?;
-        let header = self.header(cluster.revision);
-        Ok(Response::new(v1::QueryResponse {
-            header,
-            unchanged: false,
-            view: Some(view.encode_to_vec().into()),
-            keep_cache_ms: 0,
-        }))
+    async fn query(&self, request: Request<v1::QueryRequest>) -> Result<Response<v1::QueryResponse>, Status> {
+        let found = self.found(&request.into_inner());
+        found
+            .map(Response::new)
+            .ok_or_else(|| Status::not_found("no view"))
+    }
+
+    type DiscoverStream = Answers<v1::DiscoverResponse>;
+
+    async fn discover(
+        &self,
+        request: Request<Streaming<v1::DiscoverRequest>>,
+    ) -> Result<Response<Self::DiscoverStream>, Status> {
+        let stream = {
+            let mut cluster = self.cluster.lock();
+            cluster.discover_streams += 1;
+            cluster.discover_streams
+        };
+        if self.old.load(Ordering::SeqCst) {
+            return Err(Status::unimplemented("an older server"));
+        }
+        let mut requests = request.into_inner();
+        let (sender, receiver) = mpsc::channel(1024);
+        self.askers.lock().push(sender.clone());
+        let core = self.clone();
+        let mut breaks = self.breaks.subscribe();
+        tokio::spawn(async move {
+            let mut gathered = Vec::new();
+            loop {
+                let request = tokio::select! {
+                    _ = breaks.changed() => return,
+                    request = requests.message() => request,
+                };
+                let Ok(Some(request)) = request else { return };
+                core.cluster
+                    .lock()
+                    .discovered
+                    .push((core.id, stream, request.clone()));
+                if core.mute.load(Ordering::SeqCst) {
+                    continue;
+                }
+                gathered.push(request);
+                if gathered.len() < core.together.load(Ordering::SeqCst) {
+                    continue;
+                }
+                for request in gathered.drain(..).rev() {
+                    let answer = core.answer_query(&request.query.unwrap_or_default());
+                    if sender.send(Ok(discovered(request.call, answer))).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(Response::new(until_stopped(receiver, self.stop.clone())))
     }
 
     async fn signs(&self, request: Request<v1::SignsRequest>) -> Result<Response<v1::SignsResponse>, Status> {

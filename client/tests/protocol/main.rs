@@ -4,5 +4,6 @@
 
 mod fake;
 mod modes;
+mod queries;
 mod session;
 mod watch;

@@ -17,6 +17,7 @@
 
 pub mod ages;
 pub mod ap;
+mod asking;
 pub mod batches;
 mod call;
 mod door;

@@ -12,14 +12,14 @@ use prost::Message;
 use rollcall_proto::v1::expected::Condition;
 use rollcall_proto::v1::registry_client::RegistryClient;
 use rollcall_proto::v1::{
-    Address, ErrorCode, Expected, NodeKind, QueryRequest, ReadMode, ReadOptions, RegisterNode,
-    RegisterRequest, Registration, ServiceKey, ServiceView, WriteOptions,
+    self, Address, ErrorCode, Expected, NodeKind, QueryRequest, QueryResponse, ReadMode, ReadOptions,
+    RegisterNode, RegisterRequest, Registration, ServiceKey, ServiceView, WriteOptions,
 };
 use tokio::task::JoinSet;
-use tonic::Status;
 use tonic::transport::Channel;
 
 use super::Stop;
+use super::asking::Asking;
 use super::door::{SERVER_MAX_MS, connect, error, surely_nothing};
 use crate::history::{Function, History, Operation, Phase, Record};
 use crate::seed::Seeded;
@@ -62,7 +62,7 @@ pub struct Registers {
 
 impl Registers {
     /// Starts `clients` of them. The group [`GROUP`] must be there. Without a mode, half of all reads are linearizable and
-    /// half are leased.
+    /// half are leased. Of both, half are asked on a stream of queries and half by calls.
     #[must_use]
     pub fn start(
         addresses: &[String],
@@ -140,6 +140,8 @@ async fn work(shared: Arc<Shared>, mut random: Seeded) {
 struct Client {
     shared: Arc<Shared>,
     registry: RegistryClient<Channel>,
+    /// Of a client that reads on a stream, while it has one.
+    asking: Option<Asking>,
     process: u64,
 }
 
@@ -152,6 +154,7 @@ impl Client {
         Self {
             shared,
             registry: RegistryClient::new(channel),
+            asking: None,
             process,
         }
     }
@@ -189,13 +192,8 @@ impl Client {
             ..QueryRequest::default()
         };
         self.note(register, &Function::Read, Phase::Invoke);
-        let answer = self
-            .registry
-            .query(request)
-            .await
-            .map(tonic::Response::into_inner);
-        let (seen, revision) = match answer {
-            Ok(answer) => {
+        let (seen, revision) = match self.query(request).await {
+            Some(Ok(answer)) => {
                 let revision = answer.header.map_or(0, |header| header.revision);
                 (
                     answer
@@ -205,9 +203,9 @@ impl Client {
                     revision,
                 )
             }
-            Err(status) if is_absent(&status) => (None, 0),
+            Some(Err(error)) if error.code() == ErrorCode::ServiceNotFound => (None, 0),
             // A read changes nothing, whatever became of it.
-            Err(_) => {
+            Some(Err(_)) | None => {
                 self.note(register, &Function::Read, Phase::Fail);
                 return None;
             }
@@ -215,6 +213,26 @@ impl Client {
         let value = seen.map(|(value, _)| value);
         self.note(register, &Function::Read, Phase::Ok { value, revision });
         Some(seen)
+    }
+
+    /// `None`: there was no answer.
+    async fn query(&mut self, query: QueryRequest) -> Option<Result<QueryResponse, v1::Error>> {
+        // Two of four processes, so that each way has both kinds of reads.
+        if self.process % 4 < 2 {
+            let answer = self.registry.query(query).await;
+            return match answer {
+                Ok(answer) => Some(Ok(answer.into_inner())),
+                Err(status) => error(&status).map(Err),
+            };
+        }
+        if self.asking.is_none() {
+            self.asking = Asking::open(&mut self.registry).await;
+        }
+        let answer = self.asking.as_mut()?.ask(query).await;
+        if answer.is_none() {
+            self.asking = None;
+        }
+        answer
     }
 
     /// Writes a new value, if the register is as it was seen, or whatever it is; `false`: go elsewhere.
@@ -322,8 +340,4 @@ fn value(view: &ServiceView) -> Read {
     let metadata: BTreeMap<_, _> = node.metadata.iter().collect();
     let value = metadata.get(&VALUE.to_owned())?.parse().ok()?;
     Some((value, node.modified_revision))
-}
-
-fn is_absent(status: &Status) -> bool {
-    error(status).is_some_and(|error| error.code() == ErrorCode::ServiceNotFound)
 }

@@ -36,6 +36,9 @@ pub struct DoorsConfig {
     pub sessions_per_second: u32,
     /// New sessions from one address at once.
     pub sessions_burst: u32,
+    /// Most queries of one stream that wait, for the leader or for a revision. Beyond it they are refused; those that need not
+    /// wait are answered all the same.
+    pub queries_per_stream_max: usize,
     /// HTTP/2 streams of one connection.
     pub streams_per_connection_max: u32,
     /// Largest header list, in bytes.
@@ -62,6 +65,7 @@ impl Default for DoorsConfig {
             connections_burst: 10_000,
             sessions_per_second: 2_000,
             sessions_burst: 20_000,
+            queries_per_stream_max: 256,
             streams_per_connection_max: 256,
             header_bytes_max: 16 << 10,
             keepalive_interval: Duration::from_secs(10),

@@ -31,7 +31,7 @@ pub(crate) struct NotAdmittedLabel {
     pub(crate) verdict: &'static str,
 }
 
-/// Counters of what comes on session streams, looked up once.
+/// Counters of what comes on streams, looked up once.
 #[derive(Clone, Debug)]
 pub(crate) struct StreamCalls {
     pub(crate) open: Counter,
@@ -41,6 +41,7 @@ pub(crate) struct StreamCalls {
     pub(crate) deregister: Counter,
     pub(crate) update: Counter,
     pub(crate) close: Counter,
+    pub(crate) query: Counter,
 }
 
 impl StreamCalls {
@@ -54,6 +55,7 @@ impl StreamCalls {
             deregister: counter("deregister"),
             update: counter("update"),
             close: counter("close"),
+            query: counter("query"),
         }
     }
 }
@@ -69,6 +71,7 @@ pub struct DoorsMetrics {
     pub(crate) write_seconds: Histogram,
     pub(crate) renew_seconds: Histogram,
     pub(crate) session_streams: Gauge,
+    pub(crate) discover_streams: Gauge,
     pub(crate) not_admitted: Family<NotAdmittedLabel, Counter>,
 }
 
@@ -87,6 +90,7 @@ impl DoorsMetrics {
             write_seconds: Histogram::new(buckets()),
             renew_seconds: Histogram::new(buckets()),
             session_streams: Gauge::default(),
+            discover_streams: Gauge::default(),
             not_admitted: Family::default(),
         };
         let doors = registry.sub_registry_with_prefix("doors");
@@ -117,6 +121,11 @@ impl DoorsMetrics {
             "session_streams",
             "Open session streams",
             metrics.session_streams.clone(),
+        );
+        doors.register(
+            "discover_streams",
+            "Open streams of queries",
+            metrics.discover_streams.clone(),
         );
         let help =
             "Registrations that a group's admission list did not admit, by rule and by what came of it";

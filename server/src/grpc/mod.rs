@@ -5,6 +5,7 @@ mod admission;
 mod attend;
 mod cluster;
 pub(crate) mod convert;
+mod discover;
 mod doors;
 mod fields;
 mod gossip;

@@ -300,6 +300,24 @@ impl Reader {
         Ok((service, self.view_header(revision)))
     }
 
+    /// One service of the Raft directory; `None`: its group is in mode ap.
+    pub(crate) fn service_at_once(
+        &self,
+        grounds: Grounds,
+        key: &ServiceKey,
+    ) -> Option<Result<(Arc<Service>, ResponseHeader), v1::Error>> {
+        let (found, revision) = {
+            let directory = self.consensus().directory().read();
+            let group = directory.group(&key.group);
+            if group.is_some_and(|group| group.settings.mode == GroupMode::Ap) {
+                return None;
+            }
+            (find(&directory, key), directory.revision())
+        };
+        let shown = found.map(|service| (service, self.header(grounds, revision)));
+        Some(shown.map_err(|refusal| of_refusal(&refusal)))
+    }
+
     /// Leave to list the groups that `asked` picks. If all of those are AP groups, no leader is asked, unless there may be
     /// `others` that this server does not know.
     pub(crate) async fn admit_list(

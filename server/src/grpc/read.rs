@@ -73,6 +73,17 @@ impl Reader {
         Ok(grounds)
     }
 
+    /// The same without waiting; `None`: it takes a wait, or may not be.
+    pub(crate) fn admit_at_once(&self, options: &v1::ReadOptions) -> Option<Grounds> {
+        if options.mode() != ReadMode::Local || self.check_ready().is_err() {
+            return None;
+        }
+        let age_ms = self.local_age_ms();
+        let fresh = options.max_age_ms == 0 || age_ms <= options.max_age_ms;
+        let reached = || self.consensus.has_applied(Revision(options.min_revision));
+        (fresh && reached()).then(|| self.local_grounds(age_ms))
+    }
+
     /// Whether this server's state may be shown at all.
     pub(crate) fn check_ready(&self) -> Result<(), v1::Error> {
         let reason = if self.consensus.is_diverged() {
@@ -165,18 +176,25 @@ impl Reader {
         })
     }
 
+    fn local_age_ms(&self) -> u64 {
+        self.consensus.local_age().map_or(AGE_UNKNOWN, milliseconds)
+    }
+
+    fn local_grounds(&self, age_ms: u64) -> Grounds {
+        Grounds {
+            mode: ReadMode::Local,
+            age_ms,
+            term: self.consensus.term(),
+        }
+    }
+
     async fn local(&self, max_age_ms: u64) -> Result<Grounds, v1::Error> {
         self.check_ready()?;
         let deadline = Instant::now() + PROBE_WAIT;
         loop {
-            let age_ms = self.consensus.local_age().map_or(AGE_UNKNOWN, milliseconds);
+            let age_ms = self.local_age_ms();
             if max_age_ms == 0 || age_ms <= max_age_ms {
-                let term = self.consensus.term();
-                return Ok(Grounds {
-                    mode: ReadMode::Local,
-                    age_ms,
-                    term,
-                });
+                return Ok(self.local_grounds(age_ms));
             }
             if Instant::now() >= deadline {
                 let age = if age_ms == AGE_UNKNOWN {

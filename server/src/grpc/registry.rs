@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
 use prost::Message;
 use rollcall_core::directory::{
     Command, Group, GroupMode, NodeState, NodeView, Override, Refusal, RemovalCause, Service, Sign,
@@ -10,9 +12,10 @@ use rollcall_core::directory::{
 use rollcall_core::guard::HoldReason;
 use rollcall_core::ids::{GroupName, NodeId, Revision, ServerId, ServiceKey};
 use rollcall_proto::v1::{self, registry_server::Registry};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{self, bounded};
+use super::discover::Discovery;
 use super::doors::Doors;
 use super::fields;
 use super::modes::Shown;
@@ -258,9 +261,31 @@ impl Doors {
         Ok(storm::response(&modes, &status, header))
     }
 
-    async fn query(&self, request: v1::QueryRequest) -> Answer<v1::QueryResponse> {
+    pub(super) async fn query(&self, request: v1::QueryRequest) -> Answer<v1::QueryResponse> {
         let key = convert::service_key_from("key", request.key.as_ref()).map_err(refused)?;
         let (service, header) = self.reader.service(request.read.as_ref(), &key).await?;
+        self.found(&request, &service, header)
+    }
+
+    /// The same, if nothing has to be waited for.
+    pub(super) fn query_at_once(&self, request: &v1::QueryRequest) -> Option<Answer<v1::QueryResponse>> {
+        let read = request.read.as_ref()?;
+        let grounds = self.reader.admit_at_once(read)?;
+        let key = match convert::service_key_from("key", request.key.as_ref()) {
+            Ok(key) => key,
+            Err(refusal) => return Some(Err(refused(refusal))),
+        };
+        let found = self.reader.service_at_once(grounds, &key)?;
+        Some(found.and_then(|(service, header)| self.found(request, &service, header)))
+    }
+
+    /// A service as its reader is to have it now.
+    fn found(
+        &self,
+        request: &v1::QueryRequest,
+        service: &Service,
+        header: v1::ResponseHeader,
+    ) -> Answer<v1::QueryResponse> {
         let known = request.known_sign.as_ref().map(convert::sign_from);
         let unchanged = known == Some(service.sign);
         if !unchanged
@@ -272,7 +297,7 @@ impl Doors {
             v1::GroupMode::Unspecified | v1::GroupMode::Cp => GroupMode::Cp,
             v1::GroupMode::Ap => GroupMode::Ap,
         };
-        let view = (!unchanged).then(|| self.watches.view(mode, &service));
+        let view = (!unchanged).then(|| self.watches.view(mode, service));
         if let Some(view) = &view {
             bounded("the service in bytes", view.len(), self.limits.message_bytes_max).map_err(refused)?;
             self.storm.count_called(view.len());
@@ -558,6 +583,18 @@ macro_rules! unary {
                     self.answer(stringify!($method), answer)
                 }
             )*
+
+            type DiscoverStream = BoxStream<'static, Result<v1::DiscoverResponse, Status>>;
+
+            async fn discover(
+                &self,
+                request: Request<Streaming<v1::DiscoverRequest>>,
+            ) -> Result<Response<Self::DiscoverStream>, Status> {
+                let opened = self.principal(&request).map(|by| {
+                    Discovery::new(self.clone(), by, request.into_inner()).boxed()
+                });
+                self.answer("discover", opened)
+            }
         }
     };
     (@ anyone $doors:ident $method:ident $request:ident) => {

@@ -1,7 +1,8 @@
 //! Rounds: one question to the quorum, or to the leader, for everyone who waits.
 //!
 //! Whoever asks while a round runs waits for the next one, because a round that began earlier proves nothing
-//! about what was acknowledged in between.
+//! about what was acknowledged in between. A round begins after everybody who is about to ask had a turn: one more
+//! asker costs nothing, one more round costs a quorum's messages.
 
 use std::future::Future;
 
@@ -40,6 +41,8 @@ impl<T: Clone + Send + 'static> Rounds<T> {
         let (waiting, mut askers) = mpsc::channel::<oneshot::Sender<Round<T>>>(WAITING_MAX);
         tokio::spawn(stop.run_until_cancelled_owned(async move {
             while let Some(first) = askers.recv().await {
+                // Everybody who is ready to ask does so first; then the round begins, and nobody joins it any more.
+                tokio::task::yield_now().await;
                 let mut all = vec![first];
                 while let Ok(next) = askers.try_recv() {
                     all.push(next);
@@ -77,20 +80,44 @@ mod tests {
 
     use super::*;
 
+    /// A kind of round that counts how often it began, and tells each asker which one it got.
+    fn counted(begun: &Arc<AtomicU32>, go: &Arc<Semaphore>) -> Arc<Rounds<u32>> {
+        let (begun, go) = (begun.clone(), go.clone());
+        Arc::new(Rounds::start(CancellationToken::new(), move || {
+            let number = begun.fetch_add(1, Ordering::SeqCst) + 1;
+            let go = go.clone();
+            async move {
+                go.acquire().await.unwrap().forget();
+                Ok(number)
+            }
+        }))
+    }
+
+    #[tokio::test]
+    async fn who_becomes_ready_in_the_turn_of_the_first_asker_joins_its_round() {
+        let (begun, go) = (Arc::default(), Arc::new(Semaphore::new(8)));
+        let rounds = counted(&begun, &go);
+        // Asks, and only then makes the next one ready: behind the task that begins rounds, which was woken first.
+        fn ask(rounds: Arc<Rounds<u32>>, more: u32) -> tokio::task::JoinHandle<Vec<u32>> {
+            tokio::spawn(async move {
+                let next = async { (more > 0).then(|| ask(rounds.clone(), more - 1)) };
+                let (mine, next) = tokio::join!(rounds.ask(), next);
+                let mut all = vec![mine.unwrap()];
+                if let Some(next) = next {
+                    all.extend(Box::pin(next).await.unwrap());
+                }
+                all
+            })
+        }
+        assert_eq!(ask(rounds.clone(), 1).await.unwrap(), [1, 1]);
+        assert_eq!(begun.load(Ordering::SeqCst), 1);
+        assert_eq!(rounds.ask().await.unwrap(), 2, "a later asker gets a later round");
+    }
+
     #[tokio::test]
     async fn askers_share_rounds_and_never_get_one_that_began_before_them() {
         let (begun, go) = (Arc::new(AtomicU32::new(0)), Arc::new(Semaphore::new(0)));
-        let rounds = {
-            let (begun, go) = (begun.clone(), go.clone());
-            Arc::new(Rounds::start(CancellationToken::new(), move || {
-                let number = begun.fetch_add(1, Ordering::SeqCst) + 1;
-                let go = go.clone();
-                async move {
-                    go.acquire().await.unwrap().forget();
-                    Ok(number)
-                }
-            }))
-        };
+        let rounds = counted(&begun, &go);
         let ask = || {
             let rounds = rounds.clone();
             tokio::spawn(async move { rounds.ask().await.unwrap() })

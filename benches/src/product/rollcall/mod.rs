@@ -1,7 +1,8 @@
-//! Rollcall, through its wire contract alone: providers on the session stream, or by unary calls; a group replicated
-//! by Raft, or by gossip.
+//! Rollcall, through its wire contract alone: providers on the session stream and readers on one of queries, or both by
+//! unary calls; a group replicated by Raft, or by gossip.
 
 mod datagram;
+mod queries;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -23,12 +24,22 @@ use tokio::sync::{OnceCell, mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
 
+use queries::Queries;
+
 use super::{Client, Dialect, Node, PORT, Product, Programs, Read, Ticket, channel};
 use crate::board::Watcher;
 use crate::server::{Ports, ServerPlan, first_line};
 
 /// Largest answer taken; the server's bound is half of it.
 const ANSWER_MAX: usize = 64 << 20;
+
+/// All processes of a workload have one address.
+const DOORS: &str = "[doors]
+connections_per_second = 1000000
+connections_burst = 1000000
+sessions_per_second = 1000000
+sessions_burst = 1000000
+";
 
 pub(crate) struct Rollcall;
 
@@ -44,7 +55,7 @@ impl Product for Rollcall {
     }
 
     fn settings(&self) -> &'static str {
-        "as it ships"
+        "as it ships, but with no limit for new connections and sessions from one address: all processes of `join` have the same"
     }
 
     fn plan(
@@ -69,11 +80,15 @@ impl Product for Rollcall {
                 )
             })
             .collect();
+        let config = folder.join("rollcalld.toml");
+        std::fs::write(&config, DOORS)?;
         let plan = |(index, (client, peer, http)): (usize, &(u16, u16, u16))| {
             let folder = folder.join(format!("rollcall-{index}"));
             let mut plan = ServerPlan::new(programs.rollcalld.clone(), &folder);
             plan.address = format!("127.0.0.1:{client}");
             plan.arguments = [
+                "--config".into(),
+                config.display().to_string(),
                 "--id".into(),
                 (index + 1).to_string(),
                 "--cluster".into(),
@@ -154,6 +169,7 @@ impl Voice {
             group: self.group,
             unary: self.unary,
             sessions: OnceCell::new(),
+            queries: OnceCell::new(),
             watches: OnceCell::new(),
             signs: Mutex::default(),
         }))
@@ -227,6 +243,7 @@ struct Connection {
     group: &'static str,
     unary: bool,
     sessions: OnceCell<Sessions>,
+    queries: OnceCell<Queries>,
     watches: OnceCell<Watches>,
     signs: Mutex<HashMap<String, wire::Sign>>,
 }
@@ -291,6 +308,20 @@ impl Connection {
         };
         sessions.requests.send(request).context("the stream has ended")?;
         answered.await.context("the stream has ended")
+    }
+
+    /// A query; `None`: there is no such service.
+    async fn query(&self, query: wire::QueryRequest) -> Result<Option<wire::QueryResponse>> {
+        if !self.unary {
+            let opening = || Queries::open(self.channel.clone());
+            return self.queries.get_or_try_init(opening).await?.ask(query).await;
+        }
+        let mut registry = RegistryClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_MAX);
+        match registry.query(query).await {
+            Ok(answer) => Ok(Some(answer.into_inner())),
+            Err(status) if status.code() == tonic::Code::NotFound => Ok(None),
+            Err(status) => Err(status.into()),
+        }
     }
 
     async fn watches(&self) -> Result<Watches> {
@@ -463,12 +494,9 @@ impl Client for Connection {
             known_sign,
             ..wire::QueryRequest::default()
         };
-        let mut registry = RegistryClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_MAX);
-        let answer = match registry.query(request).await {
-            Ok(answer) => answer.into_inner(),
-            // Not there (yet): nobody has registered.
-            Err(status) if status.code() == tonic::Code::NotFound => return Ok(0),
-            Err(status) => return Err(status.into()),
+        // Not there (yet): nobody has registered.
+        let Some(answer) = self.query(request).await? else {
+            return Ok(0);
         };
         if answer.unchanged {
             return Ok(0);

@@ -13,6 +13,7 @@ use tonic::transport::Channel;
 use super::driver::{drive_calls, gather};
 use super::ground::{Ground, filler, metadata_bytes};
 use super::load::{Load, positive};
+use super::query_stream::QueryStream;
 use super::report::{Report, Tally};
 use super::server_process::{Meter, ServerProcesses};
 use crate::arguments::{ReadMode, Reading};
@@ -38,6 +39,9 @@ pub(crate) struct DiscoverBench {
     /// Send the sign that is known, so that the answer is only that it still holds
     #[arg(long)]
     known_sign: bool,
+    /// A call for each query, instead of one stream of queries for each connection
+    #[arg(long)]
+    unary: bool,
     #[command(flatten)]
     reading: Reading,
     #[command(flatten)]
@@ -53,6 +57,7 @@ struct Settings {
     nodes: usize,
     metadata_bytes: usize,
     known_sign: bool,
+    transport: &'static str,
     read: &'static str,
     group: String,
 }
@@ -72,6 +77,7 @@ pub(crate) async fn run(
         nodes: bench.nodes,
         metadata_bytes: bench.metadata_bytes,
         known_sign: bench.known_sign,
+        transport: if bench.unary { "unary" } else { "stream" },
         read: match bench.reading.read {
             ReadMode::Linearizable => "linearizable",
             ReadMode::Leased => "leased",
@@ -101,21 +107,26 @@ async fn measure(
     }
     let questions = Arc::new(questions(context, bench, ground).await?);
     let lanes = bench.load.connections;
-    let mut channels = Vec::with_capacity(lanes);
+    let mut askers = Vec::with_capacity(lanes);
     for index in 0..lanes {
         let addresses = context.servers.addresses();
-        channels.push(connect(&addresses[index % addresses.len()], timeout).await?);
+        let channel = connect(&addresses[index % addresses.len()], timeout).await?;
+        askers.push(if bench.unary {
+            Asker::Unary(channel)
+        } else {
+            Asker::Stream(QueryStream::open(channel, timeout).await?)
+        });
     }
     let progress = bench.load.progress("asking");
     meter.begin()?;
     let start = Instant::now();
-    let tasks = channels.into_iter().enumerate().map(|(index, channel)| {
+    let tasks = askers.into_iter().enumerate().map(|(index, asker)| {
         let lane = bench.load.lane(index, lanes, start, timeout);
         let (questions, progress, interrupt) = (Arc::clone(&questions), progress.clone(), interrupt.clone());
         tokio::spawn(async move {
             let call = |call: u64| {
                 let question = questions[(call % questions.len() as u64) as usize].clone();
-                ask(channel.clone(), question)
+                ask(asker.clone(), question)
             };
             (drive_calls(lane, call, &progress, interrupt).await, ())
         })
@@ -167,14 +178,24 @@ async fn questions(
     Ok(questions)
 }
 
+/// How a connection asks.
+#[derive(Clone)]
+enum Asker {
+    Stream(QueryStream),
+    Unary(Channel),
+}
+
 /// How many nodes came.
-async fn ask(channel: Channel, question: wire::QueryRequest) -> Result<u64, Failure> {
-    let mut registry = RegistryClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
-    let answer = registry
-        .query(question)
-        .await
-        .map_err(|status| failure_of(&status, Nature::Read))?
-        .into_inner();
+async fn ask(asker: Asker, question: wire::QueryRequest) -> Result<u64, Failure> {
+    let answer = match asker {
+        Asker::Stream(stream) => stream.ask(question).await?,
+        Asker::Unary(channel) => RegistryClient::new(channel)
+            .max_decoding_message_size(ANSWER_BYTES_MAX)
+            .query(question)
+            .await
+            .map_err(|status| failure_of(&status, Nature::Read))?
+            .into_inner(),
+    };
     match answer.view {
         None if answer.unchanged => Ok(0),
         None => Err(Failure::failed("the answer holds no view")),

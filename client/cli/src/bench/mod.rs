@@ -11,6 +11,7 @@ mod fanout;
 mod ground;
 mod lane;
 mod load;
+mod query_stream;
 mod register;
 mod renew;
 mod report;
