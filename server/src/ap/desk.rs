@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rollcall_core::ap::{
-    FarFuture, Key, Record, Replica, Seq, SessionSeed, SessionValue, Stamp, Standing, Stored, VIEW_TERM,
-    Value,
+    FarFuture, Key, Record, Replica, Seq, SessionSeed, SessionValue, Stamp, Standing, Stored, THE_LOG,
+    VIEW_TERM, Value,
 };
 use rollcall_core::directory::{Command, Directory, Outcome, Refusal, Request};
 use rollcall_core::ids::{GroupName, RequestId, ServerId, SessionId};
@@ -87,6 +87,8 @@ pub(super) struct Desk {
     heard: BTreeSet<SessionId>,
     /// Sessions taken over from servers that went, as long as nobody heard them.
     taken_over: BTreeMap<SessionId, ServerId>,
+    /// Since when there may be sessions that came with a group from the log and that nobody has claimed.
+    unclaimed_since: Option<Instant>,
     /// Sessions held elsewhere that were heard here: to be claimed.
     claims: BTreeSet<SessionId>,
     /// The batch of writes under way, or the last one.
@@ -129,6 +131,7 @@ impl Desk {
             holders: BTreeSet::new(),
             heard: BTreeSet::new(),
             taken_over: BTreeMap::new(),
+            unclaimed_since: None,
             claims: BTreeSet::new(),
             batch: 0,
         };
@@ -141,7 +144,7 @@ impl Desk {
     fn take_up(&mut self, view: &mut Directory, now: Now) {
         for stored in std::mem::take(&mut self.set_aside) {
             if let Value::Session(session) = &stored.record.value {
-                self.holders.insert(session.holder);
+                self.note_holder(session, now.instant);
             }
             self.replica.load(stored);
         }
@@ -418,7 +421,7 @@ impl Desk {
         self.office.catch_up(work.view, now);
         for stored in stored {
             if let (Key::Session(id), Value::Session(session)) = (&stored.record.key, &stored.record.value) {
-                self.holders.insert(session.holder);
+                self.note_holder(session, now);
                 if session.holder == self.server && session.is_alive() {
                     self.office.take_on(*id, work.view, FULL_TTL, now);
                 } else {
@@ -428,6 +431,26 @@ impl Desk {
                 }
             }
         }
+    }
+
+    fn note_holder(&mut self, session: &SessionValue, now: Instant) {
+        self.holders.insert(session.holder);
+        if session.holder == THE_LOG && session.standing == Standing::Held {
+            self.unclaimed_since.get_or_insert(now);
+        }
+    }
+
+    /// Whether sessions came from the log at least so long ago and may still be held by nobody.
+    pub(super) fn has_unclaimed(&mut self, least: Duration, now: Instant) -> bool {
+        let waits = |since: Instant| now.saturating_duration_since(since) >= least;
+        if !self.unclaimed_since.is_some_and(waits) {
+            return false;
+        }
+        let found = !self.left_by(THE_LOG, |_| true).is_empty();
+        if !found {
+            self.unclaimed_since = None;
+        }
+        found
     }
 
     fn holds(&self, id: SessionId) -> bool {

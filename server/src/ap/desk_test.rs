@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rollcall_core::ap::{Key, Record, SessionSeed, Standing};
+use rollcall_core::ap::{Key, Record, SessionSeed, Standing, THE_LOG, Value};
 use rollcall_core::directory::{
     Address, Command, Directory, Expected, GroupMode, GroupSettings, Labels, Limits, NodeKind, NodeState,
     RegisterNode, Registration, Request, ServiceSettings,
@@ -112,7 +112,8 @@ impl Site {
                 name: "grpc".into(),
                 host: "10.0.0.1".into(),
                 port: 80,
-            }],
+            }]
+            .into(),
             weight: 100,
             labels: Labels::new(),
             metadata: Labels::new(),
@@ -331,6 +332,36 @@ fn a_restarted_server_grants_a_full_ttl_to_what_it_held() {
     assert!(after.lists());
     after.pass(TTL);
     assert!(!after.lists());
+}
+
+/// A group came from the log with a session whose client had fallen silent: nobody hears it, so nobody claims it by
+/// itself.
+#[test]
+fn a_session_that_came_with_a_group_is_left_to_a_successor_until_somebody_has_it() {
+    let mut site = Site::new(1);
+    site.claim();
+    site.register();
+    let mut came = site.records();
+    let Value::Session(session) = &mut came[0].value else {
+        panic!("a session was expected");
+    };
+    (session.holder, session.claim) = (THE_LOG, 0);
+
+    let mut site = Site::new(2);
+    let heard = site.work(|desk, work| desk.hear(work, came, None));
+    assert_eq!(heard.refused, None);
+    site.pass(TTL * 3);
+    assert!(site.lists(), "it is nobody's to judge");
+    let long = TTL * 3 + TICK;
+    assert!(!site.desk.has_unclaimed(long, site.now.instant));
+    assert!(site.desk.has_unclaimed(TTL, site.now.instant));
+    let seeds = site.desk.left_by(THE_LOG, |_| true);
+    assert_eq!(site.work(|desk, work| desk.take_over(work, THE_LOG, seeds)), 1);
+    assert!(!site.desk.has_unclaimed(TTL, site.now.instant));
+    site.pass(TTL - TICK);
+    assert!(site.lists(), "it is given a full ttl");
+    site.pass(TICK * 3);
+    assert!(!site.lists());
 }
 
 #[test]

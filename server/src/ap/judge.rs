@@ -5,13 +5,14 @@
 //! server that was declared down wait a moment for their clients, which come to other servers and are claimed there.
 //! Then the successor, by highest rendezvous hash among the members that are there, claims the rest and gives each its
 //! full ttl. If the holder is back, or was never away, it claims them again as it hears them, and is given a full ttl for
-//! that.
+//! that. Sessions that came with a group from the log are nobody's until they are heard; those that are not wait as long,
+//! and go to a successor in the same way.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rollcall_core::ap::SessionSeed;
+use rollcall_core::ap::{SessionSeed, THE_LOG};
 use rollcall_core::ids::{ServerId, SessionId};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -95,7 +96,7 @@ async fn claim(inner: Arc<Inner>, seeds: Vec<SessionSeed>) {
     }
 }
 
-/// Takes over what servers leave that are down.
+/// Takes over what servers leave that are down, and what the log left to whoever hears it.
 async fn take_over(inner: Arc<Inner>) {
     let mut looked_at = BTreeMap::new();
     loop {
@@ -126,13 +127,21 @@ async fn take_over(inner: Arc<Inner>) {
                     "sessions of a server that is down"
                 );
             }
-            for seeds in seeds.chunks(CLAIMS_MAX) {
-                let (from, seeds) = (server, seeds.to_vec());
-                let taken = inner.perform(|done| Job::TakeOver { from, seeds, done }).await;
-                let taken = taken.unwrap_or_default() as u64;
-                inner.metrics.sessions_taken_over.inc_by(taken);
-            }
+            take(&inner, server, seeds).await;
         }
+        if inner.desk.lock().has_unclaimed(GONE_FOR, now) {
+            take(&inner, THE_LOG, left_to_us(&inner, THE_LOG)).await;
+        }
+    }
+}
+
+/// Claims sessions that nobody holds any more, or yet.
+async fn take(inner: &Inner, from: ServerId, seeds: Vec<SessionSeed>) {
+    for seeds in seeds.chunks(CLAIMS_MAX) {
+        let seeds = seeds.to_vec();
+        let taken = inner.perform(|done| Job::TakeOver { from, seeds, done }).await;
+        let taken = taken.unwrap_or_default() as u64;
+        inner.metrics.sessions_taken_over.inc_by(taken);
     }
 }
 
@@ -156,7 +165,8 @@ fn servers_gone(inner: &Inner, now: Instant) -> Vec<ServerId> {
     let mut gone = holders;
     gone.retain(|server| {
         let since = inner.gone_since(*server, now);
-        *server != inner.server && since.is_some_and(|since| now.saturating_duration_since(since) >= GONE_FOR)
+        ![inner.server, THE_LOG].contains(server)
+            && since.is_some_and(|since| now.saturating_duration_since(since) >= GONE_FOR)
     });
     gone
 }

@@ -179,14 +179,14 @@ pub(crate) async fn renew(
     }
     let patience = here.iter().map(|speaker| speaker.alone_after()).min();
     let patience = patience.unwrap_or(ALONE_AFTER_MAX);
-    let (here, either, log) = tokio::join!(
+    let (here, _, log) = tokio::join!(
         renew_here(reader, &here),
+        // The leader is told of these, and whatever it says, they do without its word: one that it did not hear of for a
+        // while, and so found lapsed, lives on by records.
         tokio::time::timeout(patience, doors.holder.renew(either, haste)),
         renew_within(doors, log, haste, patience),
     );
-    // Whatever kept the leader's word away: these do without it.
-    let either = either.ok().and_then(Result::ok).unwrap_or_default();
-    let words = [here, Word::of(either), log];
+    let words = [here, log];
     let mut outcome = RenewOutcome::default();
     for session in speakers.iter().map(|speaker| speaker.id()) {
         if words.iter().any(|word| word.dead.contains(&session)) {

@@ -13,6 +13,7 @@ mod stamp;
 mod table;
 mod written;
 
+pub use moved::THE_LOG;
 pub use record::{Key, NodeValue, Record, Seq, SessionSeed, SessionValue, Standing, Stored, Value};
 pub use replica::{FarFuture, Merged, Replica, VIEW_TERM, Written};
 pub use stamp::{Clock, Stamp};

@@ -9,8 +9,8 @@ use super::stamp::Stamp;
 use crate::directory::{Directory, Override};
 use crate::ids::{GroupName, NodeKey, Revision, ServerId, SessionId};
 
-/// Who wrote what came from the log: no server.
-const THE_LOG: ServerId = ServerId(0);
+/// Who wrote what came from the log, and holds the sessions that came with it until somebody claims them: no server.
+pub const THE_LOG: ServerId = ServerId(0);
 
 impl Replica {
     /// Takes over what the Raft directory lists of a group, with the sessions that own it. Every server does the same
@@ -59,13 +59,26 @@ impl Replica {
         }
     }
 
-    fn adopt_one(&mut self, record: Record, moved: &mut Moved) -> Option<Stored> {
-        if let (Key::Session(id), Some(known)) = (&record.key, self.table.of(&record.key))
-            && !known.is_dead()
+    fn adopt_one(&mut self, mut record: Record, moved: &mut Moved) -> Option<Stored> {
+        let mut judged_here = false;
+        if let (Key::Session(id), Value::Session(adopted)) = (&record.key, &mut record.value)
+            && let Some(known) = self.session(*id)
         {
-            // Somebody vouches for it already.
-            moved.sessions.insert(*id);
-            return None;
+            let is_final = matches!(known.standing, Standing::Held | Standing::Closed);
+            if is_final || known.standing == adopted.standing {
+                // Somebody vouches for it already, nobody can any more, or it was adopted before.
+                moved.sessions.insert(*id);
+                return None;
+            }
+            // It lapsed among the records while the log, which counted longer, went on listing its nodes. What is listed is
+            // what moves: it is given its time again, else the two sides would never be the same.
+            judged_here = known.holder == self.server;
+            adopted.claim = known.claim + 1;
+        }
+        if judged_here {
+            // Others follow this server's log, where its judgement stands, and must not hear that last.
+            moved.note(&record.key);
+            return Some(self.own(record.key, record.value, record.stamp));
         }
         self.merge_one(record, moved)
     }

@@ -28,7 +28,7 @@ impl Replica {
     ) -> Vec<Stored> {
         let stamp = self.clock.stamp(now_ms);
         let mut values: Vec<(Key, Value)> = Vec::new();
-        let mut touched: BTreeSet<SessionId> = changes.sessions.iter().map(session_in).collect();
+        let mut touched: BTreeSet<SessionId> = changes.sessions.iter().map(SessionChange::session).collect();
         for service in &changes.services {
             for change in &service.nodes {
                 let id = match change {
@@ -186,15 +186,6 @@ impl Replica {
             said.holder = self.server;
         }
         Some(Value::Session(Box::new(said)))
-    }
-}
-
-fn session_in(change: &SessionChange) -> SessionId {
-    match *change {
-        SessionChange::Opened { session, .. }
-        | SessionChange::Ended { session, .. }
-        | SessionChange::Lapsed { session, .. }
-        | SessionChange::Revived { session, .. } => session,
     }
 }
 

@@ -255,6 +255,6 @@ impl Directory {
 }
 
 /// A sign of life that came from elsewhere: an index that no command has.
-fn heard_at(revision: Revision) -> LogIndex {
+pub(super) fn heard_at(revision: Revision) -> LogIndex {
     LogIndex(1 << 63 | revision.0)
 }

@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 
 use super::command::{AdoptedNode, AdoptedSession, Command};
 use super::draft::{Draft, Effect};
-use super::imposed::{ImposedNode, ImposedSession, Imposition, Listed};
-use super::outcome::{Refusal, RemovalCause};
-use super::record::{GroupMode, Move, Override};
+use super::imposed::{ImposedNode, ImposedSession, Imposition, Listed, heard_at};
+use super::outcome::{Refusal, RemovalCause, SessionChange};
+use super::record::{GroupMode, Move, Override, Session};
 use super::rules;
 use super::state::Directory;
 use crate::guard::Ledger;
@@ -74,11 +74,32 @@ impl Directory {
         }
         let mut draft = self.draft();
         self.impose_on(&mut draft, adoption(sessions, nodes, overrides));
-        Ok(if draft.services.is_empty() && draft.sessions.is_empty() {
-            Effect::nothing()
-        } else {
-            Effect::of(draft)
-        })
+        if draft.services.is_empty() && draft.sessions.is_empty() {
+            return Ok(Effect::nothing());
+        }
+        self.grant_anew(&mut draft, sessions);
+        Ok(Effect::of(draft))
+    }
+
+    /// Sessions that own what came are judged here from now on, with a full ttl: while they owned nothing here, their
+    /// heartbeats were answered without the leader's word.
+    fn grant_anew(&mut self, draft: &mut Draft, sessions: &[AdoptedSession]) {
+        let told: BTreeSet<SessionId> = draft.sessions.iter().map(SessionChange::session).collect();
+        let heard = heard_at(draft.revision);
+        for id in sessions.iter().map(|session| session.id) {
+            let counts = |session: &std::sync::Arc<Session>| session.lapsed.is_none();
+            if told.contains(&id) || !self.session(id).is_some_and(counts) {
+                continue;
+            }
+            self.sessions.write(id, &mut self.digest, |session| {
+                session.last_renewal = heard;
+                draft.sessions.push(SessionChange::Revived {
+                    session: id,
+                    ttl_ms: session.ttl_ms,
+                    held: 0,
+                });
+            });
+        }
     }
 
     pub(super) fn on_end_move(

@@ -299,3 +299,16 @@ pub enum SessionChange {
         held: usize,
     },
 }
+
+impl SessionChange {
+    /// Which session it is about.
+    #[must_use]
+    pub fn session(&self) -> SessionId {
+        match *self {
+            Self::Opened { session, .. }
+            | Self::Ended { session, .. }
+            | Self::Lapsed { session, .. }
+            | Self::Revived { session, .. } => session,
+        }
+    }
+}

@@ -1,12 +1,13 @@
 //! A group moves from Raft to gossip and back: nothing is lost, nothing changes on the way, nobody sees nodes leave.
 
+use rollcall_core::ap::{Standing, THE_LOG};
 use rollcall_core::directory::{
-    Command, Directory, Expected, GroupMode, GroupSettings, Limits, Override, Refusal, Sign,
+    Command, Directory, Expected, GroupMode, GroupSettings, Limits, Override, Refusal, SessionChange, Sign,
 };
 use rollcall_core::ids::{GroupName, Revision, SessionId};
 
 use crate::scene::{self, Scene};
-use crate::server::{Server, assert_same, settle};
+use crate::server::{Server, assert_same, settle, two};
 
 const STAMP_MS: u64 = 1_000_100;
 
@@ -253,4 +254,103 @@ fn a_word_of_another_move_is_void() {
         log.directory.group(&group()).unwrap().settings.mode,
         GroupMode::Cp
     );
+}
+
+/// A session that fell silent may lapse among the records a moment before the log, which began to count later, finds
+/// the same. If the group moves in that moment, what the log lists is what moves.
+#[test]
+fn what_lapsed_here_and_is_still_listed_in_the_log_moves_and_is_given_its_time_again() {
+    let mut log = under_raft();
+    let mut servers: Vec<Server> = (1..=3).map(Server::new).collect();
+    servers[0].claim(3).unwrap();
+    settle(&mut servers);
+    servers[0].lapse(&[3]);
+    // The third has not heard yet that it lapsed.
+    let (second, first) = two(&mut servers, 1, 0);
+    second.follow(first);
+
+    begin(&mut log, GroupMode::Ap);
+    let before = sign_of(&log.directory);
+    for server in &mut servers {
+        take_over(server, &log);
+        take_over(server, &log);
+        assert_eq!(sign_of(&server.view), before, "server {:?}", server.id);
+    }
+    // It hears so now, in one breath with what came after.
+    let (third, first) = two(&mut servers, 2, 0);
+    third.follow(first);
+    assert_eq!(sign_of(&third.view), before);
+    settle(&mut servers);
+    assert_same(&servers);
+    let session = servers[1].replica.session(SessionId(3)).unwrap();
+    assert_eq!((session.holder, session.claim), (THE_LOG, 2));
+    assert_eq!(session.standing, Standing::Held);
+}
+
+/// While a session owned nothing in the log the leader may not have heard of it: what comes with it is not struck off
+/// by what the leader counted until then.
+#[test]
+fn a_session_that_comes_back_to_the_log_with_nodes_is_judged_anew() {
+    let mut log = under_raft();
+    begin(&mut log, GroupMode::Ap);
+    let mut server = Server::new(1);
+    take_over(&mut server, &log);
+    end(&mut log, true);
+    end_here(&mut server, true);
+    let found_silent = log.directory.session(SessionId(3)).unwrap().last_renewal;
+
+    begin(&mut log, GroupMode::Cp);
+    define(
+        &mut server,
+        &Command::BeginMove {
+            group: group(),
+            to: GroupMode::Cp,
+            stamp_ms: 0,
+        },
+    );
+    let revision = log.directory.revision();
+    let moving = since(&log.directory);
+    for command in server.view.adoptions(&group(), moving, 100) {
+        log.done(command);
+    }
+    let changes = log.directory.changes().range(revision, usize::MAX).unwrap();
+    let told = changes.iter().flat_map(|changes| &changes.sessions);
+    let granted = SessionChange::Revived {
+        session: SessionId(3),
+        ttl_ms: log.directory.session(SessionId(3)).unwrap().ttl_ms,
+        held: 0,
+    };
+    assert_eq!(told.filter(|change| **change == granted).count(), 1);
+    // Said again, it grants nothing.
+    let revision = log.directory.revision();
+    for command in server.view.adoptions(&group(), moving, 100) {
+        log.done(command);
+    }
+    assert_eq!(log.directory.revision(), revision);
+    end(&mut log, true);
+    let outcome = log.done(scene::expire(1, 3, found_silent.0));
+    assert_eq!(outcome.voided, [SessionId(3)]);
+}
+
+/// A suspect of the log that was adopted once is not adopted again as something newer.
+#[test]
+fn suspects_are_adopted_once() {
+    let mut log = Scene::new(Limits::default());
+    log.done(Command::PutGroup {
+        group: group(),
+        settings: settings(),
+        expected: Expected::Any,
+    });
+    log.done(scene::register(1, &["move/feed/only:1"]));
+    let life = log.directory.session(SessionId(1)).unwrap().last_renewal;
+    log.done(scene::expire(1, 1, life.0));
+    // The last node of a service is held.
+    assert!(log.directory.session(SessionId(1)).unwrap().lapsed.is_some());
+    begin(&mut log, GroupMode::Ap);
+    let mut server = Server::new(1);
+    take_over(&mut server, &log);
+    let once = server.replica.session(SessionId(1)).cloned();
+    take_over(&mut server, &log);
+    assert_eq!(server.replica.session(SessionId(1)).cloned(), once);
+    assert_eq!(sign_of(&server.view), sign_of(&log.directory));
 }
