@@ -103,7 +103,8 @@ impl Server {
         options.disk_reserve = 0;
         (self.tune)(&mut options);
         let consensus = Consensus::start(options).await?;
-        consensus.set_desk(Arc::new(Desk));
+        let desk: Arc<dyn LeaderDesk> = Arc::new(Desk);
+        consensus.set_desk(&desk);
         let stop = CancellationToken::new();
         let serve = tonic::transport::Server::builder()
             .add_service(consensus.peer_service())
@@ -111,7 +112,10 @@ impl Server {
                 TcpIncoming::from(listener).with_nodelay(Some(true)),
                 stop.clone().cancelled_owned(),
             );
-        tokio::spawn(serve);
+        tokio::spawn(async move {
+            let _desk = desk;
+            serve.await
+        });
         self.running = Some((consensus, stop));
         Ok(())
     }
@@ -213,7 +217,8 @@ fn register(node: &str) -> Request {
             name: "grpc".into(),
             host: "10.0.0.1".into(),
             port: 80,
-        }],
+        }]
+        .into(),
         weight: 100,
         labels: BTreeMap::new().into(),
         metadata: [("padding".to_owned(), "x".repeat(500))].into(),

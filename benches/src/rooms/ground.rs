@@ -104,7 +104,7 @@ pub(super) fn registration(number: u64) -> Registration {
     };
     Registration {
         id: key(number).node,
-        addresses: vec![address],
+        addresses: vec![address].into(),
         weight: 100,
         labels: [("zone".into(), "a".into()), ("version".into(), "1.2.3".into())].into(),
         metadata: [("data".into(), "m".repeat(180))].into(),

@@ -75,7 +75,8 @@ fn register(session: Option<SessionId>, id: &str) -> Request {
             name: "grpc".into(),
             host: "10.0.0.1".into(),
             port: 80,
-        }],
+        }]
+        .into(),
         weight: 100,
         labels: Default::default(),
         metadata: Default::default(),

@@ -10,9 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use rollcall_core::admission::{AdmissionList, ENTRIES_MAX};
 use rollcall_core::directory::{
-    Address, DeregisterNode, Expected, Group, GroupMode, GroupSettings, Node, NodeKind, NodeState, NodeView,
-    Override, Refusal, RegisterNode, Registration, RemovalCause, Service, ServiceSettings, Sign, UpdateNode,
-    WEIGHT_DEFAULT,
+    AddressRef, Addresses, DeregisterNode, Expected, Group, GroupMode, GroupSettings, Node, NodeKind,
+    NodeState, NodeView, Override, Refusal, RegisterNode, Registration, RemovalCause, Service,
+    ServiceSettings, Sign, UpdateNode, WEIGHT_DEFAULT,
 };
 use rollcall_core::guard::{GuardSettings, GuardStatus, HoldReason};
 use rollcall_core::ids::{GroupName, NodeId, NodeKey, RequestId, Revision, ServiceKey, SessionId};
@@ -69,10 +69,10 @@ fn node_state(state: NodeState) -> v1::NodeState {
     }
 }
 
-fn addresses(addresses: &[Address]) -> Vec<v1::Address> {
-    let address = |a: &Address| v1::Address {
-        name: a.name.clone(),
-        host: a.host.clone(),
+fn addresses(addresses: &Addresses) -> Vec<v1::Address> {
+    let address = |a: AddressRef<'_>| v1::Address {
+        name: a.name.into(),
+        host: a.host.into(),
         port: a.port.into(),
     };
     addresses.iter().map(address).collect()
@@ -427,24 +427,24 @@ fn weight_from(field: &str, weight: u32) -> Result<u16, Refusal> {
     u16::try_from(weight).map_err(|_| invalid(field, format!("{weight} is not within 0 and 65535")))
 }
 
-fn address_from(address: v1::Address) -> Result<Address, Refusal> {
+fn address_from(address: &v1::Address) -> Result<AddressRef<'_>, Refusal> {
     let port = u16::try_from(address.port).map_err(|_| {
         invalid(
             "addresses.port",
             format!("{} is not within 0 and 65535", address.port),
         )
     })?;
-    Ok(Address {
-        name: address.name,
-        host: address.host,
+    Ok(AddressRef {
+        name: &address.name,
+        host: &address.host,
         port,
     })
 }
 
 pub(crate) fn registration_from(registration: v1::Registration) -> Result<Registration, Refusal> {
-    let addresses: Vec<Address> = registration
+    let addresses: Addresses = registration
         .addresses
-        .into_iter()
+        .iter()
         .map(address_from)
         .collect::<Result<_, _>>()?;
     let id: NodeId = match (registration.id.as_str(), addresses.first()) {
@@ -470,7 +470,7 @@ pub(crate) fn registration_from(registration: v1::Registration) -> Result<Regist
     })
 }
 
-fn host_port(address: &Address) -> String {
+fn host_port(address: AddressRef<'_>) -> String {
     let bare_v6 = address.host.contains(':') && !address.host.starts_with('[');
     if bare_v6 {
         format!("[{}]:{}", address.host, address.port)

@@ -114,13 +114,13 @@ fn in_log(reader: &Reader, session: SessionId) -> Vec<NodeKey> {
     let directory = reader.consensus().directory().read();
     directory
         .session(session)
-        .map_or_else(Vec::new, |session| session.nodes.clone())
+        .map_or_else(Vec::new, |session| session.nodes.keys().collect())
 }
 
 fn in_view(reader: &Reader, session: SessionId) -> Vec<NodeKey> {
     let view = reader.ap().view().read();
     view.session(session)
-        .map_or_else(Vec::new, |session| session.nodes.clone())
+        .map_or_else(Vec::new, |session| session.nodes.keys().collect())
 }
 
 /// What one side made of a heartbeat.

@@ -67,6 +67,7 @@ impl StateMachine {
                 self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
             }
             if self.parts.checkpoints.is_due(entry.log_id.index) {
+                directory.settle();
                 self.parts
                     .checkpoints
                     .record(entry.log_id.index, directory.state_hash());

@@ -494,8 +494,8 @@ impl Office {
 fn following(fences: &[ExpiryFence], directory: &Directory) -> Vec<(ServiceKey, u32)> {
     let mut counts: BTreeMap<&ServiceKey, u32> = BTreeMap::new();
     for session in fences.iter().filter_map(|fence| directory.session(fence.session)) {
-        for node in &session.nodes {
-            *counts.entry(&node.service).or_default() += 1;
+        for (service, ids) in session.nodes.by_service() {
+            *counts.entry(service).or_default() += u32::try_from(ids.len()).unwrap_or(u32::MAX);
         }
     }
     let mut counts: Vec<_> = counts
@@ -592,7 +592,8 @@ mod tests {
                         name: "http".into(),
                         host: "127.0.0.1".into(),
                         port: 80,
-                    }],
+                    }]
+                    .into(),
                     weight: 100,
                     labels: Labels::new(),
                     metadata: Labels::new(),

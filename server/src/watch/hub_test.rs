@@ -109,7 +109,8 @@ impl World {
                 name: "http".into(),
                 host: "h".into(),
                 port: 80,
-            }],
+            }]
+            .into(),
             weight,
             labels: Labels::new(),
             metadata: Labels::new(),

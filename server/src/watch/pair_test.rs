@@ -122,7 +122,8 @@ impl World {
                 name: "http".into(),
                 host: "h".into(),
                 port: 80,
-            }],
+            }]
+            .into(),
             weight: 1,
             labels: Labels::new(),
             metadata: Labels::new(),

@@ -135,7 +135,7 @@ fn records_of(from: &Directory, group: &GroupName, stamp: Stamp) -> Vec<Record> 
                 standing: match session.lapsed {
                     None => Standing::Held,
                     Some(_) => Standing::Lapsed {
-                        held: session.nodes.clone(),
+                        held: session.nodes.keys().collect(),
                     },
                 },
             };

@@ -168,7 +168,7 @@ impl Replica {
         let mut said = known.clone();
         said.standing = match view.session(id) {
             Some(session) if session.lapsed.is_some() => Standing::Lapsed {
-                held: session.nodes.clone(),
+                held: session.nodes.keys().collect(),
             },
             Some(_) => Standing::Held,
             None => match command {

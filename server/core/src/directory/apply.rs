@@ -62,6 +62,7 @@ impl Directory {
             self.requests
                 .remember(request.id, remembered, requests_max, &mut self.digest);
         }
+        self.settle_if_behind();
         Applied {
             result: Ok(outcome),
             changes,

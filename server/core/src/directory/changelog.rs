@@ -169,7 +169,7 @@ fn node_weight(node: &Node) -> usize {
     let addresses = registration
         .addresses
         .iter()
-        .map(|address| 56 + address.name.len() + address.host.len());
+        .map(|address| 8 + address.name.len() + address.host.len());
     208 + registration.id.as_str().len()
         + addresses.sum::<usize>()
         + labels_weight(&registration.labels)

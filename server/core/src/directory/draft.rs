@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::few::Few;
 use super::outcome::{
     GuardChange, GuardEvent, NodeChange, RevisionChanges, ServiceChange, ServiceFate, SessionChange,
 };
@@ -16,7 +17,7 @@ use crate::storm::{Record, Scope};
 #[derive(Debug)]
 pub(super) struct Draft {
     pub(super) revision: Revision,
-    pub(super) services: BTreeMap<ServiceKey, ServiceDraft>,
+    pub(super) services: Few<ServiceKey, ServiceDraft>,
     pub(super) sessions: Vec<SessionChange>,
     pub(super) guards: BTreeMap<ServiceKey, GuardDraft>,
     pub(super) groups: BTreeMap<GroupName, bool>,
@@ -30,7 +31,8 @@ pub(super) struct ServiceDraft {
     pub(super) fate: ServiceFate,
     pub(super) sign: Sign,
     pub(super) settings: Option<ServiceSettings>,
-    pub(super) nodes: BTreeMap<NodeId, NodeChange>,
+    /// In the order of the writes; of one node the last counts.
+    pub(super) nodes: Vec<NodeChange>,
     pub(super) guard: Option<GuardStatus>,
 }
 
@@ -52,7 +54,7 @@ impl Default for ServiceDraft {
             fate: ServiceFate::Kept,
             sign: Sign::default(),
             settings: None,
-            nodes: BTreeMap::new(),
+            nodes: Vec::new(),
             guard: None,
         }
     }
@@ -62,7 +64,7 @@ impl Draft {
     pub(super) fn of(revision: Revision) -> Self {
         Self {
             revision,
-            services: BTreeMap::new(),
+            services: Few::default(),
             sessions: Vec::new(),
             guards: BTreeMap::new(),
             groups: BTreeMap::new(),
@@ -110,7 +112,7 @@ impl Draft {
             fate: service.fate,
             sign: service.sign,
             settings: service.settings,
-            nodes: service.nodes.into_values().collect(),
+            nodes: in_order(service.nodes),
             guard: service.guard,
         });
         Arc::new(RevisionChanges {
@@ -123,6 +125,31 @@ impl Draft {
             overrides: self.overrides,
             storm: self.storm,
         })
+    }
+}
+
+/// The last change of each node, in the order of their ids.
+fn in_order(mut nodes: Vec<NodeChange>) -> Vec<NodeChange> {
+    if nodes.is_sorted_by(|one, next| id_of(one) < id_of(next)) {
+        nodes.shrink_to_fit();
+        return nodes;
+    }
+    // The sort is stable: of one node the last change stays last.
+    nodes.sort_by(|one, next| id_of(one).cmp(id_of(next)));
+    let mut last: Vec<NodeChange> = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        match last.last_mut() {
+            Some(before) if id_of(before) == id_of(&node) => *before = node,
+            Some(_) | None => last.push(node),
+        }
+    }
+    last
+}
+
+fn id_of(change: &NodeChange) -> &NodeId {
+    match change {
+        NodeChange::Put { node, .. } => &node.registration.id,
+        NodeChange::Removed { id, .. } => id,
     }
 }
 

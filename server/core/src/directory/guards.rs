@@ -109,7 +109,7 @@ impl Directory {
                 node: id.clone(),
             };
             if let Some(owner) = self.node(&node).and_then(|node| node.session) {
-                self.sessions.take_node(owner, &node);
+                self.sessions.take_node(owner, key, id);
                 self.end_if_spent(draft, owner);
             }
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::draft::Draft;
 use super::outcome::{RemovalCause, RevisionChanges, SessionChange};
+use super::owned::OwnedNodes;
 use super::record::{Node, NodeKind, NodeState, Override, Registration, Session};
 use super::state::Directory;
 use crate::guard::HoldReason;
@@ -77,6 +78,7 @@ impl Directory {
         let changes = draft.finish(RequestId(0));
         self.revision = changes.revision;
         self.changes.push(changes.clone());
+        self.settle_if_behind();
         Some(changes)
     }
 
@@ -117,7 +119,7 @@ impl Directory {
                 opened: revision,
                 last_renewal: heard_at(revision),
                 lapsed,
-                nodes: Vec::new(),
+                nodes: OwnedNodes::default(),
             };
             self.sessions.insert(session, &mut self.digest);
             let ttl_ms = imposed.ttl_ms;
@@ -181,11 +183,11 @@ impl Directory {
             };
             if owner_before != owner {
                 if let Some(from) = owner_before {
-                    self.sessions.take_node(from, &node_key);
+                    self.sessions.take_node(from, key, &node_key.node);
                     bereft.insert(from);
                 }
                 if let Some(to) = owner {
-                    self.sessions.give_node(to, node_key.clone());
+                    self.sessions.give_nodes(to, key, [&node_key.node]);
                 }
             }
             match (listed, before) {

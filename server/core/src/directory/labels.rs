@@ -1,8 +1,7 @@
 //! Free text by name. Labels and metadata are most of what a node takes up, so they lie in one piece, and copies
 //! share it.
 //!
-//! The piece is text: key and value of each entry in the order of the keys, each behind its length. A length is
-//! written in digits of six bits, lowest first, as ASCII; one that is followed by another has the bit above set.
+//! The piece is text: key and value of each entry in the order of the keys, each behind its length.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,8 +12,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-const DIGIT_BITS: u32 = 6;
-const MORE: u8 = 1 << DIGIT_BITS;
+use super::packed::{put_text, take_text};
 
 /// Free text by name, in the order of the names. Cheap to clone.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
@@ -98,27 +96,13 @@ impl Labels {
             .sum();
         let mut packed = String::with_capacity(size);
         for (key, value) in entries {
-            put(&mut packed, key);
-            put(&mut packed, value);
+            put_text(&mut packed, key);
+            put_text(&mut packed, value);
         }
         Self {
             packed: (!packed.is_empty()).then(|| packed.into()),
         }
     }
-}
-
-fn put(packed: &mut String, text: &str) {
-    let mut length = text.len();
-    loop {
-        let digit = (length & usize::from(MORE - 1)) as u8;
-        length >>= DIGIT_BITS;
-        let more = if length > 0 { MORE } else { 0 };
-        packed.push(char::from(digit | more));
-        if length == 0 {
-            break;
-        }
-    }
-    packed.push_str(text);
 }
 
 /// Keys and values of [`Labels`].
@@ -127,28 +111,11 @@ pub struct Iter<'a> {
     rest: &'a str,
 }
 
-impl<'a> Iter<'a> {
-    fn take(&mut self) -> Option<&'a str> {
-        let (mut length, mut shift, mut digits) = (0_usize, 0, 0);
-        for byte in self.rest.bytes() {
-            digits += 1;
-            length |= usize::from(byte & (MORE - 1)) << shift;
-            shift += DIGIT_BITS;
-            if byte & MORE == 0 {
-                break;
-            }
-        }
-        let text = self.rest.get(digits..digits + length).filter(|_| digits > 0)?;
-        self.rest = &self.rest[digits + length..];
-        Some(text)
-    }
-}
-
 impl<'a> Iterator for Iter<'a> {
     type Item = (&'a str, &'a str);
 
     fn next(&mut self) -> Option<Self::Item> {
-        Some((self.take()?, self.take()?))
+        Some((take_text(&mut self.rest)?, take_text(&mut self.rest)?))
     }
 }
 
@@ -245,9 +212,9 @@ impl<'de> Visitor<'de> for LabelsVisitor {
 }
 
 /// Text, from where it lies if it can be borrowed.
-struct Text<'a>(Cow<'a, str>);
+pub(super) struct Text<'a>(pub(super) Cow<'a, str>);
 
-impl<'de> Deserialize<'de> for Text<'de> {
+impl<'a, 'de: 'a> Deserialize<'de> for Text<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_str(TextVisitor)
     }

@@ -4,12 +4,14 @@
 //! result for the caller and the [`RevisionChanges`] for the watchers. The same log gives the same state,
 //! the same answers and the same changes on every server, for ever.
 
+mod addresses;
 mod apply;
 mod changelog;
 mod codec;
 mod command;
 mod digest;
 mod draft;
+mod few;
 mod fields;
 mod groups;
 mod guards;
@@ -20,6 +22,8 @@ mod moves;
 mod nodes;
 mod outcome;
 mod overrides;
+mod owned;
+mod packed;
 mod record;
 mod requests;
 mod rules;
@@ -33,6 +37,7 @@ mod storms;
 mod tombstone;
 mod view;
 
+pub use addresses::{AddressRef, Addresses};
 pub use changelog::{BelowFloor, ChangeLog, ChangeLogBounds};
 pub use codec::{DecodeError, FORMAT, LoggedRequest};
 pub(crate) use codec::{decode_value, encode_value};
@@ -48,6 +53,7 @@ pub use outcome::{
     Applied, GuardChange, GuardEvent, NodeChange, Outcome, Refusal, RemovalCause, RevisionChanges,
     ServiceChange, ServiceFate, SessionChange,
 };
+pub use owned::OwnedNodes;
 pub use record::{
     Address, Group, GroupMode, GroupSettings, Move, Node, NodeKind, NodeState, Override, Registration,
     Service, ServiceSettings, Session, WEIGHT_DEFAULT,

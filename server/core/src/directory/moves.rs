@@ -145,11 +145,7 @@ impl Directory {
             };
             for (id, node) in &service.nodes {
                 if let Some(owner) = node.session {
-                    let node = NodeKey {
-                        service: key.clone(),
-                        node: id.clone(),
-                    };
-                    self.sessions.take_node(owner, &node);
+                    self.sessions.take_node(owner, &key, id);
                     self.end_if_spent(draft, owner);
                 }
             }
@@ -254,8 +250,12 @@ impl Directory {
 
     /// Whether a session owns anything that must not change now.
     pub(super) fn is_frozen(&self, session: SessionId) -> bool {
-        self.session(session)
-            .is_some_and(|session| session.nodes.iter().any(|node| self.is_moving(&node.service)))
+        self.session(session).is_some_and(|session| {
+            session
+                .nodes
+                .by_service()
+                .any(|(service, _)| self.is_moving(service))
+        })
     }
 
     /// Refuses what must wait until a group has moved.

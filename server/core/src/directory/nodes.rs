@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::command::{DeregisterNode, Expected, RegisterNode, UpdateNode};
 use super::draft::{Draft, Effect};
+use super::few::Few;
 use super::outcome::{Refusal, RemovalCause};
 use super::record::{Node, NodeKind, NodeState, Registration, Service, ServiceSettings};
 use super::rules;
@@ -15,7 +16,7 @@ use crate::mutants::{Mutant, planted};
 /// What a batch of registrations will write, service by service.
 #[derive(Default)]
 struct RegistrationPlan {
-    services: BTreeMap<ServiceKey, ServicePlan>,
+    services: Few<ServiceKey, ServicePlan>,
     /// Nodes the session does not own yet.
     gained: usize,
 }
@@ -62,7 +63,7 @@ impl Directory {
             .transpose()?
             .map_or(0, |session| session.nodes.len());
         let mut plan = RegistrationPlan::default();
-        let mut seen = BTreeSet::new();
+        let mut seen = Seen::default();
         for node in nodes {
             check_twice(&mut seen, &node.key, &node.registration.id)?;
             self.plan_registration(&mut plan, session, node)?;
@@ -101,7 +102,7 @@ impl Directory {
         let before = service.and_then(|service| service.nodes.get(&registration.id));
         check_node(*expected, before.map(AsRef::as_ref), key, &registration.id)?;
 
-        let service_plan = plan.services.entry(key.clone()).or_default();
+        let service_plan = plan.services.of(key);
         if service.is_none() {
             service_plan.create = Some(settings.clone());
         }
@@ -163,7 +164,7 @@ impl Directory {
 
     fn check_registration_quotas(&self, plan: &RegistrationPlan) -> Result<(), Refusal> {
         let mut creations: BTreeMap<&GroupName, usize> = BTreeMap::new();
-        for (key, service_plan) in &plan.services {
+        for (key, service_plan) in plan.services.iter() {
             if service_plan.create.is_some() {
                 *creations.entry(&key.group).or_default() += 1;
             }
@@ -209,13 +210,7 @@ impl Directory {
             .expect("it was there, or was just created")
             .key
             .clone();
-        for put in &plan.puts {
-            let node_key = NodeKey {
-                service: key.clone(),
-                node: put.node.registration.id.clone(),
-            };
-            self.move_ownership(draft, put.owner_before, put.node.session, node_key);
-        }
+        self.move_ownership(draft, &key, &plan.puts);
         self.write_service(draft, &key, |service| {
             for put in plan.puts {
                 service.put_node(put.node);
@@ -223,22 +218,23 @@ impl Directory {
         });
     }
 
-    fn move_ownership(
-        &mut self,
-        draft: &mut Draft,
-        from: Option<SessionId>,
-        to: Option<SessionId>,
-        key: NodeKey,
-    ) {
-        if from == to {
-            return;
+    /// The nodes of one service leave the sessions that own them, and go to those that will.
+    fn move_ownership(&mut self, draft: &mut Draft, key: &ServiceKey, puts: &[NodePut]) {
+        let moving = |put: &&NodePut| put.owner_before != put.node.session;
+        for put in puts.iter().filter(moving) {
+            let from = put.owner_before.filter(|_| !planted(Mutant::TakeoverForgotten));
+            if let Some(from) = from {
+                self.sessions.take_node(from, key, &put.node.registration.id);
+                self.end_if_spent(draft, from);
+            }
         }
-        if let Some(from) = from.filter(|_| !planted(Mutant::TakeoverForgotten)) {
-            self.sessions.take_node(from, &key);
-            self.end_if_spent(draft, from);
-        }
-        if let Some(to) = to {
-            self.sessions.give_node(to, key);
+        // All nodes of a batch that have an owner have the same.
+        for part in puts.chunk_by(|one, next| one.node.session == next.node.session) {
+            if let Some(to) = part[0].node.session {
+                let gained = part.iter().filter(moving);
+                let ids = gained.map(|put| &put.node.registration.id);
+                self.sessions.give_nodes(to, key, ids);
+            }
         }
     }
 
@@ -252,12 +248,12 @@ impl Directory {
         if let Some(session) = session {
             self.require_session(session)?;
         }
-        let mut seen = BTreeSet::new();
-        let mut plan: BTreeMap<ServiceKey, Vec<Node>> = BTreeMap::new();
+        let mut seen = Seen::default();
+        let mut plan: Few<ServiceKey, Vec<Node>> = Few::default();
         for update in nodes {
             check_twice(&mut seen, &update.key.service, &update.key.node)?;
             if let Some(node) = self.updated(session, update)? {
-                plan.entry(update.key.service.clone()).or_default().push(node);
+                plan.of(&update.key.service).push(node);
             }
         }
         let mut draft = self.draft();
@@ -324,8 +320,8 @@ impl Directory {
         if let Some(session) = session {
             self.require_session(session)?;
         }
-        let mut seen = BTreeSet::new();
-        let mut plan: BTreeMap<ServiceKey, Vec<NodeId>> = BTreeMap::new();
+        let mut seen = Seen::default();
+        let mut plan: Few<ServiceKey, Vec<NodeId>> = Few::default();
         let mut lost = Vec::new();
         for DeregisterNode { key, expected } in nodes {
             check_twice(&mut seen, &key.service, &key.node)?;
@@ -334,15 +330,13 @@ impl Directory {
             check_node(*expected, node.map(AsRef::as_ref), &key.service, &key.node)?;
             let Some(node) = node else { continue };
             check_owner(session, node, key)?;
-            plan.entry(key.service.clone())
-                .or_default()
-                .push(key.node.clone());
+            plan.of(&key.service).push(key.node.clone());
             lost.extend(node.session.map(|owner| (owner, key)));
         }
         let mut draft = self.draft();
         self.note_life(&mut draft, at, session);
         for (owner, key) in lost {
-            self.sessions.take_node(owner, key);
+            self.sessions.take_node(owner, &key.service, &key.node);
             self.end_if_spent(&mut draft, owner);
         }
         self.remove_nodes(&mut draft, plan, RemovalCause::Deregistered);
@@ -399,12 +393,11 @@ fn check_node(
     )
 }
 
-fn check_twice<'a>(
-    seen: &mut BTreeSet<(&'a ServiceKey, &'a NodeId)>,
-    service: &'a ServiceKey,
-    id: &'a NodeId,
-) -> Result<(), Refusal> {
-    if !seen.insert((service, id)) {
+/// The nodes of a batch, by service: most batches speak of one.
+type Seen<'a> = Few<&'a ServiceKey, BTreeSet<&'a NodeId>>;
+
+fn check_twice<'a>(seen: &mut Seen<'a>, service: &'a ServiceKey, id: &'a NodeId) -> Result<(), Refusal> {
+    if !seen.of(&service).insert(id) {
         return Err(rules::invalid(
             "nodes",
             format!("node {service}/{id} is there twice, must be once in a batch"),

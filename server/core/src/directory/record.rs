@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::addresses::Addresses;
 use super::labels::Labels;
+use super::owned::OwnedNodes;
 use super::sign::Sign;
 use super::tombstone::Tombstones;
 use crate::admission::AdmissionList;
 use crate::guard::{GuardSettings, GuardStatus, Ledger, Standing};
-use crate::ids::{
-    GroupName, Incarnation, LogIndex, NodeId, NodeKey, Revision, ServiceKey, ServiceName, SessionId,
-};
+use crate::ids::{GroupName, Incarnation, LogIndex, NodeId, Revision, ServiceKey, ServiceName, SessionId};
 
 /// Weight of a node that names none.
 pub const WEIGHT_DEFAULT: u16 = 100;
@@ -90,7 +90,7 @@ pub struct Registration {
     /// The node's id.
     pub id: NodeId,
     /// At least one.
-    pub addresses: Vec<Address>,
+    pub addresses: Addresses,
     /// Share of traffic, against the other nodes.
     pub weight: u16,
     /// dc, zone, version, ...
@@ -265,6 +265,6 @@ pub struct Session {
     /// When it lapsed, if it did and the guard holds nodes of it. Nothing counts down for it then; it ends with
     /// its last node, and a sign of life revives it.
     pub lapsed: Option<Revision>,
-    /// The nodes it owns, in the order of their keys. All of them are suspects if it lapsed, none if not.
-    pub nodes: Vec<NodeKey>,
+    /// The nodes it owns. All of them are suspects if it lapsed, none if not.
+    pub nodes: OwnedNodes,
 }

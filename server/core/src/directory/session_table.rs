@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::digest::{self, StateDigest};
+use super::digest::StateDigest;
 use super::record::Session;
-use crate::ids::{NodeKey, SessionId};
+use crate::ids::{NodeId, ServiceKey, SessionId};
 
 /// Sessions with the same id but for these low bits share a page.
 const PAGE_BITS: u32 = 8;
@@ -34,7 +34,12 @@ impl SessionTable {
 
     /// A session with a new id.
     pub(super) fn insert(&mut self, session: Session, digest: &mut StateDigest) {
-        digest.add(digest::of_session(&session));
+        digest.session_came(session.id);
+        self.insert_counted(session);
+    }
+
+    /// The same of a session that the digest has counted in.
+    pub(super) fn insert_counted(&mut self, session: Session) {
         let page = Arc::make_mut(&mut self.pages)
             .entry(session.id.0 >> PAGE_BITS)
             .or_default();
@@ -51,7 +56,7 @@ impl SessionTable {
         if page.is_empty() {
             pages.remove(&(id.0 >> PAGE_BITS));
         }
-        digest.take(digest::of_session(&session));
+        digest.session_went(&session);
         self.len -= 1;
         Some(session)
     }
@@ -64,26 +69,28 @@ impl SessionTable {
         write: impl FnOnce(&mut Session),
     ) {
         let session = self.writable(id).expect("the session was found before");
-        digest.take(digest::of_session(session));
+        digest.open_session(session);
         write(session);
-        digest.add(digest::of_session(session));
     }
 
-    /// Adds a node to the session's list.
-    pub(super) fn give_node(&mut self, id: SessionId, key: NodeKey) {
-        if let Some(session) = self.writable(id)
-            && let Err(place) = session.nodes.binary_search(&key)
-        {
-            session.nodes.insert(place, key);
+    /// Adds nodes of one service to what the session owns.
+    pub(super) fn give_nodes<'a>(
+        &mut self,
+        id: SessionId,
+        service: &ServiceKey,
+        nodes: impl IntoIterator<Item = &'a NodeId>,
+    ) {
+        if let Some(session) = self.writable(id) {
+            nodes
+                .into_iter()
+                .for_each(|node| session.nodes.insert(service, node));
         }
     }
 
-    /// Strikes a node from the session's list.
-    pub(super) fn take_node(&mut self, id: SessionId, key: &NodeKey) {
-        if let Some(session) = self.writable(id)
-            && let Ok(place) = session.nodes.binary_search(key)
-        {
-            session.nodes.remove(place);
+    /// Strikes a node from what the session owns.
+    pub(super) fn take_node(&mut self, id: SessionId, service: &ServiceKey, node: &NodeId) {
+        if let Some(session) = self.writable(id) {
+            session.nodes.remove(service, node);
         }
     }
 

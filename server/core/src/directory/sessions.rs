@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::command::{ExpiryFence, RevivalFence};
 use super::draft::{Draft, Effect};
 use super::outcome::{Refusal, RemovalCause, SessionChange};
+use super::owned::OwnedNodes;
 use super::record::Session;
 use super::rules;
 use super::state::Directory;
@@ -42,7 +43,7 @@ impl Directory {
             opened: draft.revision,
             last_renewal: at.index,
             lapsed: None,
-            nodes: Vec::new(),
+            nodes: OwnedNodes::default(),
         };
         self.sessions.insert(session, &mut self.digest);
         draft.sessions.push(SessionChange::Opened { session: id, ttl_ms });
@@ -55,8 +56,8 @@ impl Directory {
     pub(super) fn on_close_session(&mut self, session: SessionId) -> Result<Effect, Refusal> {
         let nodes = &self.require_session(session)?.nodes;
         nodes
-            .iter()
-            .try_for_each(|node| self.require_still(&node.service.group))?;
+            .by_service()
+            .try_for_each(|(service, _)| self.require_still(&service.group))?;
         let mut draft = self.draft();
         self.end_sessions(&mut draft, &[session], RemovalCause::SessionClosed);
         Ok(Effect::of(draft))
@@ -112,7 +113,7 @@ impl Directory {
             let revision = draft.revision;
             let mut left = 0;
             self.sessions.write(*id, &mut self.digest, |session| {
-                session.nodes.retain(|key| held.contains(&key.service));
+                session.nodes.retain_services(|service| held.contains(service));
                 session.lapsed = Some(revision);
                 left = session.nodes.len();
             });
@@ -208,12 +209,12 @@ impl Directory {
     fn nodes_of(&self, sessions: &[SessionId]) -> BTreeMap<ServiceKey, Vec<NodeId>> {
         let mut nodes: BTreeMap<ServiceKey, Vec<NodeId>> = BTreeMap::new();
         for session in sessions.iter().filter_map(|id| self.session(*id)) {
-            for key in &session.nodes {
-                let ids = match nodes.get_mut(&key.service) {
-                    Some(ids) => ids,
-                    None => nodes.entry(key.service.clone()).or_default(),
+            for (service, ids) in session.nodes.by_service() {
+                let gathered = match nodes.get_mut(service) {
+                    Some(gathered) => gathered,
+                    None => nodes.entry(service.clone()).or_default(),
                 };
-                ids.push(key.node.clone());
+                gathered.extend_from_slice(ids);
             }
         }
         nodes

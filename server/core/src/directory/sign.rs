@@ -55,12 +55,13 @@ impl Sign {
 /// number of entries in 4 bytes and key and value of each, in the order of the keys.
 fn encode_node(view: NodeView<'_>) -> Vec<u8> {
     let registration = &view.node.registration;
-    let mut bytes = Vec::with_capacity(256);
+    // Room for most.
+    let mut bytes = Vec::with_capacity(512);
     put_text(&mut bytes, registration.id.as_str());
     put_count(&mut bytes, registration.addresses.len());
-    for address in &registration.addresses {
-        put_text(&mut bytes, &address.name);
-        put_text(&mut bytes, &address.host);
+    for address in registration.addresses.iter() {
+        put_text(&mut bytes, address.name);
+        put_text(&mut bytes, address.host);
         bytes.extend_from_slice(&address.port.to_le_bytes());
     }
     bytes.extend_from_slice(&view.weight().to_le_bytes());

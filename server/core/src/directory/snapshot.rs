@@ -16,13 +16,14 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::changelog::{ChangeLog, ChangeLogBounds};
 use super::digest::{self, StateDigest};
 use super::limits::Limits;
+use super::owned::OwnedNodes;
 use super::record::{Group, GroupMode, NodeState, Service, Session};
 use super::requests::{Remembered, RequestTable};
 use super::session_table::SessionTable;
 use super::sign::Sign;
 use super::state::{Directory, Totals};
 use crate::guard::Ledger;
-use crate::ids::{GroupName, Incarnation, LogIndex, NodeKey, RequestId, Revision, SessionId};
+use crate::ids::{GroupName, Incarnation, LogIndex, RequestId, Revision, SessionId};
 use crate::storm::{Modes, Scope};
 
 const MAGIC: &[u8; 8] = b"ROLLCALL";
@@ -129,11 +130,7 @@ impl Directory {
                 .iter()
                 .map(|session| StoredSession::of(session))
                 .collect(),
-            requests: self
-                .requests
-                .iter()
-                .map(|(id, remembered)| (id, remembered.clone()))
-                .collect(),
+            requests: self.requests.iter().collect(),
         };
         let mut bytes = Vec::with_capacity(64 * 1024);
         bytes.extend_from_slice(MAGIC);
@@ -228,7 +225,7 @@ impl StoredSession {
             opened: self.opened,
             last_renewal: self.last_renewal,
             lapsed: self.lapsed,
-            nodes: Vec::new(),
+            nodes: OwnedNodes::default(),
         }
     }
 }
@@ -245,7 +242,7 @@ impl Body {
             incarnation_floor: self.incarnation_floor,
             requests: RequestTable::default(),
             storm: Arc::default(),
-            digest: StateDigest::default(),
+            digest: StateDigest::starting_at(self.revision),
             totals: Totals::default(),
             changes: ChangeLog::starting_at(self.revision, ChangeLogBounds::default()),
         };
@@ -257,13 +254,18 @@ impl Body {
                     "session {id} is there twice, or was never given out"
                 )));
             }
-            directory
-                .sessions
-                .insert(session.restore(), &mut directory.digest);
+            let session = session.restore();
+            directory.digest.add(digest::of_session(&session));
+            directory.sessions.insert_counted(session);
         }
         for (id, remembered) in self.requests {
             if directory.requests.contains(id) {
                 return Err(malformed(format!("request {id} is there twice")));
+            }
+            if !remembered.is_plausible() {
+                return Err(malformed(format!(
+                    "what is remembered of request {id} was never answered"
+                )));
             }
             directory
                 .requests
@@ -322,22 +324,20 @@ impl Directory {
 
     fn take_in_service(&mut self, service: &Service) -> Result<(), SnapshotError> {
         let key = &service.key;
+        let mut sign = Sign::default();
         for (id, node) in &service.nodes {
             agree(|| "the id of a node".into(), id, &node.registration.id)?;
-            self.digest.add(digest::of_node(key, node));
+            let over = service.overrides.get(id).map(AsRef::as_ref);
+            let (shown, hash) = digest::of_node(key, node, over);
+            sign = sign.plus(shown);
+            self.digest.add(hash);
             let Some(owner) = node.session else { continue };
             if self.sessions.of(owner).is_none() {
                 return Err(malformed(format!(
                     "session {owner}, which owns node {key}/{id}, is missing"
                 )));
             }
-            self.sessions.give_node(
-                owner,
-                NodeKey {
-                    service: key.clone(),
-                    node: id.clone(),
-                },
-            );
+            self.sessions.give_nodes(owner, key, [id]);
         }
         for (id, over) in &service.overrides {
             self.digest.add(digest::of_override(key, id, over));
@@ -346,10 +346,6 @@ impl Directory {
             self.digest.add(digest::of_tombstone(key, id, tombstone));
         }
         self.check_guard(service)?;
-        let sign = service
-            .views()
-            .map(Sign::of_node)
-            .fold(Sign::default(), Sign::plus);
         agree(|| format!("the sign of service {key}"), &service.sign, &sign)?;
         self.digest.add(digest::of_service(service));
         self.totals.services += 1;

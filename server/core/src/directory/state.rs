@@ -19,7 +19,6 @@ use super::requests::RequestTable;
 use super::session_table::SessionTable;
 use super::sign::Sign;
 use super::tombstone::{Tombstone, Tombstones};
-use super::view::NodeView;
 use crate::guard::{Ending, GuardSettings, HoldReason, Ledger, Verdict};
 use crate::ids::{GroupName, Incarnation, NodeId, NodeKey, Revision, ServiceKey, SessionId};
 use crate::mutants::{Mutant, planted};
@@ -222,8 +221,9 @@ impl Directory {
         &self.changes
     }
 
-    /// Hash of the whole replicated state; O(1). Equal on all servers that applied the same log up to the same
-    /// entry, whatever snapshots they took or started from.
+    /// Hash of the whole replicated state. Equal on all servers that applied the same log up to the same entry,
+    /// whatever snapshots they took or started from. Takes some time for each record that was written since
+    /// [`Self::settle`], of which there are at most some thousand.
     #[must_use]
     pub fn state_hash(&self) -> u128 {
         let counters = (
@@ -232,7 +232,34 @@ impl Directory {
             self.incarnation_floor,
             &self.limits,
         );
-        digest::record_hash(0, &(self.digest.value(), counters))
+        let records = self.digest.sum().wrapping_add(self.hash_open());
+        digest::record_hash(0, &(records, counters))
+    }
+
+    /// Does ahead what [`Self::state_hash`] would do each time. Changes nothing that is replicated.
+    pub fn settle(&mut self) {
+        let hashes = self.hash_open();
+        self.digest.settle(hashes, self.revision);
+    }
+
+    /// The same once it is worth it.
+    pub(super) fn settle_if_behind(&mut self) {
+        if self.digest.is_behind() {
+            self.settle();
+        }
+    }
+
+    /// Sum of the hashes of the records that are not counted in the digest.
+    fn hash_open(&self) -> u128 {
+        const THERE: &str = "an open record is there, or it would have been closed when it went";
+        let open = self.digest.open();
+        let groups = open.groups.iter().map(|name| self.group(name).expect(THERE));
+        let services = open.services.iter().map(|key| self.service(key).expect(THERE));
+        let sessions = open.sessions.iter().map(|id| self.session(*id).expect(THERE));
+        let groups = groups.map(|group| digest::of_group(group));
+        let services = services.map(|service| digest::of_service(service));
+        let sessions = sessions.map(|session| digest::of_session(session));
+        groups.chain(services).chain(sessions).fold(0, u128::wrapping_add)
     }
 
     pub(super) fn require_group(&self, name: &GroupName) -> Result<&Arc<Group>, Refusal> {
@@ -298,21 +325,22 @@ impl Directory {
                 moving: None,
             })
         });
-        let group = Arc::make_mut(group);
-        if group.created != draft.revision {
-            self.digest.take(digest::of_group(group));
-            group.settings = settings.clone();
-            group.modified = draft.revision;
-            group.settings_modified = draft.revision;
+        if group.created == draft.revision {
+            self.digest.group_came(name);
+            return;
         }
-        self.digest.add(digest::of_group(group));
+        self.digest.open_group(group);
+        let group = Arc::make_mut(group);
+        group.settings = settings.clone();
+        group.modified = draft.revision;
+        group.settings_modified = draft.revision;
     }
 
     /// Deletes a group that has no services.
     pub(super) fn delete_group(&mut self, draft: &mut Draft, name: &GroupName) {
         draft.groups.insert(name.clone(), false);
         if let Some(group) = Arc::make_mut(&mut self.groups).remove(name) {
-            self.digest.take(digest::of_group(&group));
+            self.digest.group_went(&group);
         }
     }
 
@@ -320,9 +348,8 @@ impl Directory {
     pub(super) fn write_group(&mut self, name: &GroupName, write: impl FnOnce(&mut Group)) {
         let groups = Arc::make_mut(&mut self.groups);
         let group = Arc::make_mut(groups.get_mut(name).expect("the group was found before"));
-        self.digest.take(digest::of_group(group));
+        self.digest.open_group(group);
         write(group);
-        self.digest.add(digest::of_group(group));
     }
 
     /// Creates a service in a group that is there.
@@ -341,8 +368,8 @@ impl Directory {
             settings_modified: revision,
         };
         self.totals.services += 1;
-        self.digest.add(digest::of_service(&service));
-        let change = draft.services.entry(key.clone()).or_default();
+        self.digest.service_came(key);
+        let change = draft.services.of(key);
         change.fate = ServiceFate::Created;
         change.settings = Some(settings.clone());
         self.write_group(&key.group, |group| {
@@ -363,7 +390,7 @@ impl Directory {
             }
         });
         let service = deleted.expect("the service was found before");
-        self.digest.take(digest::of_service(&service));
+        self.digest.service_went(&service);
         for (id, over) in &service.overrides {
             self.digest.take(digest::of_override(key, id, over));
             draft.overrides.push((
@@ -382,13 +409,10 @@ impl Directory {
         draft.guards.remove(key);
         self.totals.overrides -= service.overrides.len() as u64;
         self.incarnation_floor = self.incarnation_floor.max(service.tombstones.highest());
-        draft.services.insert(
-            key.clone(),
-            ServiceDraft {
-                fate: ServiceFate::Deleted,
-                ..Default::default()
-            },
-        );
+        *draft.services.of(key) = ServiceDraft {
+            fate: ServiceFate::Deleted,
+            ..Default::default()
+        };
     }
 
     /// Changes a service that is there.
@@ -400,16 +424,16 @@ impl Directory {
     ) {
         let groups = Arc::make_mut(&mut self.groups);
         let group = Arc::make_mut(groups.get_mut(&key.group).expect("the group was found before"));
-        self.digest.take(digest::of_group(group));
+        self.digest.open_group(group);
         let slot = group
             .services
             .get_mut(&key.service)
             .expect("the service was found before");
+        self.digest.open_service(slot);
         let service = Arc::make_mut(slot);
-        self.digest.take(digest::of_service(service));
         let (sign_before, nodes_before) = (service.sign, service.nodes.len() as u64);
         let (guard_before, said_before) = (service.guard, service.guard_said());
-        let change = draft.services.entry(key.clone()).or_default();
+        let change = draft.services.of(key);
         service.modified = draft.revision;
         let mut writer = ServiceWriter {
             service,
@@ -434,14 +458,12 @@ impl Directory {
             || service.guard_status(),
             ending,
         );
-        self.digest.add(digest::of_service(service));
         let (name, sign, nodes) = (&key.service, service.sign, service.nodes.len() as u64);
         group.sign = group
             .sign
             .minus(Sign::of_service(name, sign_before))
             .plus(Sign::of_service(name, sign));
         group.nodes = group.nodes - nodes_before + nodes;
-        self.digest.add(digest::of_group(group));
     }
 
     /// Changes what a service's guard keeps, and no node. How an engagement ended, if it did, comes back from
@@ -458,18 +480,17 @@ impl Directory {
             .services
             .get_mut(&key.service)
             .expect("the service was found before");
+        self.digest.open_service(slot);
         let service = Arc::make_mut(slot);
-        self.digest.take(digest::of_service(service));
         let (before, said_before) = (service.guard, service.guard_said());
         let ending = write(&mut service.guard, &service.settings.guard, draft.revision);
         if service.guard_said() != said_before {
             service.modified = draft.revision;
-            let change = draft.services.entry(key.clone()).or_default();
+            let change = draft.services.of(key);
             change.sign = service.sign;
             change.guard = Some(service.guard_status());
         }
         self.totals.note_ledger(&before, &service.guard);
-        self.digest.add(digest::of_service(service));
         draft.note_guard(key, before, &service.guard, || service.guard_status(), ending);
     }
 
@@ -517,13 +538,10 @@ impl ServiceWriter<'_> {
     /// Puts a node, new or in place of what it was.
     pub(super) fn put_node(&mut self, node: Node) {
         let id = node.registration.id.clone();
-        if let Some(before) = self.service.nodes.get(&id) {
-            let over = self.service.overrides.get(&id).map(AsRef::as_ref);
-            self.service.sign = self
-                .service
-                .sign
-                .minus(Sign::of_node(NodeView::new(before, over)));
-            self.digest.take(digest::of_node(&self.service.key, before));
+        let node = Arc::new(node);
+        let over = self.service.overrides.get(&id).cloned();
+        if let Some(before) = self.service.nodes.insert(id.clone(), Arc::clone(&node)) {
+            self.count_out(&before, over.as_deref());
             self.service
                 .guard
                 .changed(before.state.standing(), node.state.standing());
@@ -537,28 +555,28 @@ impl ServiceWriter<'_> {
                     .take(digest::of_tombstone(&self.service.key, &id, &tombstone));
             }
         }
-        let over = self.service.overrides.get(&id).cloned();
-        self.service.sign = self
-            .service
-            .sign
-            .plus(Sign::of_node(NodeView::new(&node, over.as_deref())));
-        self.digest.add(digest::of_node(&self.service.key, &node));
-        let node = Arc::new(node);
-        self.change.nodes.insert(
-            id.clone(),
-            NodeChange::Put {
-                node: Arc::clone(&node),
-                over,
-            },
-        );
-        self.service.nodes.insert(id, node);
+        self.count_in(&node, over.as_deref());
+        self.change.nodes.push(NodeChange::Put { node, over });
+    }
+
+    /// A node is listed, or listed like this.
+    fn count_in(&mut self, node: &Node, over: Option<&Override>) {
+        let (sign, hash) = digest::of_node(&self.service.key, node, over);
+        self.service.sign = self.service.sign.plus(sign);
+        self.digest.add(hash);
+    }
+
+    /// A node is not listed any more, or not like this.
+    fn count_out(&mut self, node: &Node, over: Option<&Override>) {
+        let (sign, hash) = digest::of_node(&self.service.key, node, over);
+        self.service.sign = self.service.sign.minus(sign);
+        self.digest.take(hash);
     }
 
     pub(super) fn remove_node(&mut self, id: NodeId, cause: RemovalCause) {
         let node = self.service.nodes.remove(&id).expect("the node was found before");
-        let over = self.service.overrides.get(&id).map(AsRef::as_ref);
-        self.service.sign = self.service.sign.minus(Sign::of_node(NodeView::new(&node, over)));
-        self.digest.take(digest::of_node(&self.service.key, &node));
+        let over = self.service.overrides.get(&id).cloned();
+        self.count_out(&node, over.as_deref());
         self.totals.nodes -= 1;
         let guard = &mut self.service.guard;
         match cause {
@@ -568,14 +586,11 @@ impl ServiceWriter<'_> {
             RemovalCause::Deregistered | RemovalCause::SessionClosed => guard.left(node.state.standing()),
         }
         let incarnation = node.incarnation;
-        self.change.nodes.insert(
-            id.clone(),
-            NodeChange::Removed {
-                id: id.clone(),
-                incarnation,
-                cause,
-            },
-        );
+        self.change.nodes.push(NodeChange::Removed {
+            id: id.clone(),
+            incarnation,
+            cause,
+        });
         let tombstone = Tombstone {
             incarnation,
             removed: self.revision,
@@ -667,27 +682,19 @@ impl ServiceWriter<'_> {
             self.digest
                 .take(digest::of_override(&self.service.key, id, before));
         }
-        let Some(node) = self.service.nodes.get_mut(id) else {
+        let Some(node) = self.service.nodes.get(id).cloned() else {
             return;
         };
-        self.service.sign = self
-            .service
-            .sign
-            .minus(Sign::of_node(NodeView::new(node, before.as_deref())));
-        self.digest.take(digest::of_node(&self.service.key, node));
-        Arc::make_mut(node).modified = self.revision;
-        self.digest.add(digest::of_node(&self.service.key, node));
-        let over = over.map(Arc::clone);
-        self.service.sign = self
-            .service
-            .sign
-            .plus(Sign::of_node(NodeView::new(node, over.as_deref())));
-        self.change.nodes.insert(
-            id.clone(),
-            NodeChange::Put {
-                node: Arc::clone(node),
-                over,
-            },
-        );
+        self.count_out(&node, before.as_deref());
+        let node = Arc::new(Node {
+            modified: self.revision,
+            ..Node::clone(&node)
+        });
+        self.count_in(&node, over.map(AsRef::as_ref));
+        self.service.nodes.insert(id.clone(), Arc::clone(&node));
+        self.change.nodes.push(NodeChange::Put {
+            node,
+            over: over.map(Arc::clone),
+        });
     }
 }

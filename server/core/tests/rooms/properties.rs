@@ -298,7 +298,10 @@ fn check_sums(directory: &Directory) {
         nodes += group_nodes;
     }
     for session in directory.sessions() {
-        assert_eq!(session.nodes, owned.remove(&session.id).unwrap_or_default());
+        assert_eq!(
+            session.nodes.keys().collect::<Vec<_>>(),
+            owned.remove(&session.id).unwrap_or_default()
+        );
     }
     assert!(owned.is_empty(), "nodes of sessions that are gone: {owned:?}");
     let totals = directory.totals();

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use rollcall_core::directory::{
-    Address, Command, Expected, GroupSettings, Limits, NodeKind, NodeState, Override, Refusal, Request,
-    ServiceSettings,
+    Address, Addresses, Command, Expected, GroupSettings, Limits, NodeKind, NodeState, Override, Refusal,
+    Request, ServiceSettings,
 };
 use rollcall_core::ids::{GroupName, LogPosition, NameError, RequestId, Revision, SessionId};
 
@@ -336,16 +336,20 @@ fn wrong_fields_are_named() {
             other => panic!("unexpected: {other}"),
         }
     };
-    assert_eq!(wrong(&|r| r.addresses.clear()), "addresses");
+    assert_eq!(wrong(&|r| r.addresses = Addresses::new()), "addresses");
+    let mut wrong_address = |change: &dyn Fn(&mut Vec<Address>)| {
+        wrong(&|r| {
+            let mut addresses = Vec::from(&r.addresses);
+            change(&mut addresses);
+            r.addresses = addresses.into();
+        })
+    };
+    assert_eq!(wrong_address(&|a| a.push(a[0].clone())), "address.name");
+    assert_eq!(wrong_address(&|a| a[0].port = 0), "address.port");
+    assert_eq!(wrong_address(&|a| a[0].host.clear()), "address.host");
+    assert_eq!(wrong_address(&|a| a[0].host = "a b".into()), "address.host");
     assert_eq!(
-        wrong(&|r| r.addresses.push(r.addresses[0].clone())),
-        "address.name"
-    );
-    assert_eq!(wrong(&|r| r.addresses[0].port = 0), "address.port");
-    assert_eq!(wrong(&|r| r.addresses[0].host.clear()), "address.host");
-    assert_eq!(wrong(&|r| r.addresses[0].host = "a b".into()), "address.host");
-    assert_eq!(
-        wrong(&|r| r.addresses[0].host = "h".repeat(254)),
+        wrong_address(&|a| a[0].host = "h".repeat(254)),
         "address.host too large"
     );
     let many = |n: u16| Address {
@@ -354,7 +358,7 @@ fn wrong_fields_are_named() {
         port: 1,
     };
     assert_eq!(
-        wrong(&|r| r.addresses = (0..17).map(many).collect()),
+        wrong_address(&|a| *a = (0..17).map(many).collect()),
         "addresses too large"
     );
     assert_eq!(wrong(&|r| r.state = NodeState::Suspect), "state");
@@ -504,6 +508,12 @@ fn changes_are_kept_within_bounds_and_found_by_revision() {
     assert_eq!(small.changes().len(), 1, "the newest revision is always kept");
 }
 
+fn change_address(registration: &mut rollcall_core::directory::Registration, change: impl Fn(&mut Address)) {
+    let mut addresses = Vec::from(&registration.addresses);
+    change(&mut addresses[0]);
+    registration.addresses = addresses.into();
+}
+
 #[test]
 fn signs_ignore_who_and_when_but_nothing_that_consumers_see() {
     let mut scene = scene();
@@ -514,9 +524,9 @@ fn signs_ignore_who_and_when_but_nothing_that_consumers_see() {
     let base = registration("a:80");
     let changed: Vec<Box<Change>> = vec![
         Box::new(|r| r.weight = 1),
-        Box::new(|r| r.addresses[0].port = 81),
-        Box::new(|r| r.addresses[0].name = "grpc".into()),
-        Box::new(|r| r.addresses[0].host = "127.0.0.2".into()),
+        Box::new(|r| change_address(r, |a| a.port = 81)),
+        Box::new(|r| change_address(r, |a| a.name = "grpc".into())),
+        Box::new(|r| change_address(r, |a| a.host = "127.0.0.2".into())),
         Box::new(|r| drop(r.labels.insert("a".into(), "b".into()))),
         Box::new(|r| drop(r.metadata.insert("a".into(), "b".into()))),
         Box::new(|r| r.kind = Some(NodeKind::Static)),

@@ -37,7 +37,8 @@ pub(crate) fn registration(id: &str) -> Registration {
             name: "http".into(),
             host: "127.0.0.1".into(),
             port: 80,
-        }],
+        }]
+        .into(),
         weight: WEIGHT_DEFAULT,
         labels: Labels::new(),
         metadata: Labels::new(),

@@ -232,7 +232,7 @@ impl DirectoryPlayer {
             return match self.directory.session(id) {
                 None => "no such session".into(),
                 Some(session) => {
-                    let nodes: Vec<_> = session.nodes.iter().map(ToString::to_string).collect();
+                    let nodes: Vec<_> = session.nodes.keys().map(|key| key.to_string()).collect();
                     let lapsed = session
                         .lapsed
                         .map_or(String::new(), |at| format!("lapsed at {at}, "));
