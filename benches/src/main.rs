@@ -1,6 +1,7 @@
 //! The outside judge of speed: Rollcall side by side with what users would pick instead, on this machine, with the same
 //! load. `scripts/bench.sh` installs the others and runs this; `benches/README.md` says what is measured and how.
 
+mod bare;
 mod board;
 mod cluster;
 mod course;
@@ -46,6 +47,9 @@ enum What {
     /// A client that is going to be killed
     #[command(hide = true)]
     Hold(Hold),
+    /// The bare machine's echo
+    #[command(hide = true)]
+    Bare,
 }
 
 #[derive(clap::Args)]
@@ -138,6 +142,9 @@ impl Scale {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     raise_file_limit();
+    if matches!(arguments.command, What::Bare) {
+        return bare::serve();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match arguments.command {
@@ -147,6 +154,7 @@ fn main() -> Result<()> {
                 report::write(&results, &report)
             }
             What::Compare(compare) => run(compare).await,
+            What::Bare => Ok(()),
         }
     })
 }
@@ -217,6 +225,7 @@ async fn run(compare: Compare) -> Result<()> {
     }
     let results = Arc::new(Mutex::new(results));
     let ground = workload::Ground::new(sizes, Arc::clone(&results), only);
+    bare::measure(&ground, &data).await;
     course::run(&ground, &products, &programs, &data).await;
     let mut results = results.lock().await;
     results.took_s = started.elapsed().as_secs_f64().round();

@@ -10,6 +10,10 @@ use rollcall_server::server::{Server, data_folder};
 use rollcall_server::telemetry;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// Much of what a server does is to take and give back memory, on many threads (docs/decisions/0021).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Exit status of a configuration that makes no sense.
 const USAGE: u8 = 2;
 

@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use self::goals::{GOALS, Goal, Reached};
+use crate::bare::{BARE, FLOORS};
 use crate::results::{Results, Row, Spread};
 
 /// The generated part of the report stands between these.
@@ -120,6 +121,21 @@ pub(crate) fn table(results: &Results) -> String {
     text
 }
 
+/// What no server can go below, in Markdown; empty if it was not measured.
+fn floors(results: &Results) -> String {
+    let mut text = String::new();
+    for (workload, metric, what) in FLOORS {
+        let row = results.row(workload, 1, BARE, "");
+        if let Some(spread) = row.and_then(|row| row.spread(metric)) {
+            let _infallible = writeln!(text, "| {what} | {} |", spread_text(spread, 1.0));
+        }
+    }
+    if text.is_empty() {
+        return text;
+    }
+    format!("\nThe bare machine, which no server can go below:\n\n| what | |\n|---|---|\n{text}")
+}
+
 /// Every row, with what is common to most.
 fn details(results: &Results) -> String {
     const COLUMNS: [(&str, &str); 6] = [
@@ -227,9 +243,10 @@ pub(crate) fn write(results: &Results, folder: &Path) -> Result<()> {
     }
     let generated = format!(
         "{BEGIN}\n{}\n{}\nMedian and range of the runs; the ratio is that of medians, to the best peer of the run, \
-         which is named.\n\n{images}<details><summary>All rows</summary>\n\n{}\n</details>\n{END}",
+         which is named.\n{}\n{images}<details><summary>All rows</summary>\n\n{}\n</details>\n{END}",
         heading(results),
         table(results),
+        floors(results),
         details(results)
     );
     let readme = folder.join("README.md");
