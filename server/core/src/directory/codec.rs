@@ -16,6 +16,8 @@ use crate::ids::RequestId;
 pub const FORMAT: u8 = 1;
 /// Room to begin an encoding with: enough for most.
 const ROOM: usize = 512;
+/// Of a node that is registered, besides labels and metadata.
+const NODE_ROOM: usize = 128;
 
 /// Bytes that are no request, outcome or refusal of this version.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,7 +69,11 @@ pub(crate) fn decode_value<T: DeserializeOwned>(what: &'static str, bytes: &[u8]
 }
 
 fn encode(value: &impl Serialize) -> Bytes {
-    let mut bytes = Vec::with_capacity(ROOM);
+    encode_in(ROOM, value)
+}
+
+fn encode_in(room: usize, value: &impl Serialize) -> Bytes {
+    let mut bytes = Vec::with_capacity(room);
     bytes.push(FORMAT);
     let bytes = postcard::to_extend(value, bytes).expect("plain records always encode");
     Bytes::from(bytes)
@@ -169,7 +175,34 @@ macro_rules! coded {
     };
 }
 
-coded!(Request, "request");
+impl Request {
+    /// Its bytes, in the current format.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        encode_in(room_for(&self.command), self)
+    }
+
+    /// Reads what [`Self::encode`] wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError`] says whether the bytes are damaged or of another version.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        decode("request", bytes)
+    }
+}
+
+/// So that a batch need not be moved again and again while it grows.
+fn room_for(command: &Command) -> usize {
+    let Command::Register { nodes, .. } = command else {
+        return ROOM;
+    };
+    let room = nodes.iter().map(|node| {
+        NODE_ROOM + node.registration.labels.size_hint() + node.registration.metadata.size_hint()
+    });
+    ROOM.max(room.sum::<usize>() + 64)
+}
+
 coded!(Outcome, "outcome");
 coded!(Refusal, "refusal");
 

@@ -40,6 +40,11 @@ impl Labels {
         self.iter().count()
     }
 
+    /// About how many bytes their encoding has.
+    pub(super) fn size_hint(&self) -> usize {
+        self.packed.as_ref().map_or(1, |packed| packed.len() + 8)
+    }
+
     /// The value of a key. Walks them: there are few.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {

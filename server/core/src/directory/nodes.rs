@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
 use super::command::{DeregisterNode, Expected, RegisterNode, UpdateNode};
 use super::draft::{Draft, Effect};
 use super::few::Few;
@@ -63,9 +65,8 @@ impl Directory {
             .transpose()?
             .map_or(0, |session| session.nodes.len());
         let mut plan = RegistrationPlan::default();
-        let mut seen = Seen::default();
+        check_distinct(nodes.iter().map(|node| (&node.key, &node.registration.id)))?;
         for node in nodes {
-            check_twice(&mut seen, &node.key, &node.registration.id)?;
             self.plan_registration(&mut plan, session, node)?;
         }
         if owned + plan.gained > self.limits.nodes_per_session_max as usize {
@@ -248,10 +249,9 @@ impl Directory {
         if let Some(session) = session {
             self.require_session(session)?;
         }
-        let mut seen = Seen::default();
+        check_distinct(nodes.iter().map(|update| (&update.key.service, &update.key.node)))?;
         let mut plan: Few<ServiceKey, Vec<Node>> = Few::default();
         for update in nodes {
-            check_twice(&mut seen, &update.key.service, &update.key.node)?;
             if let Some(node) = self.updated(session, update)? {
                 plan.of(&update.key.service).push(node);
             }
@@ -320,11 +320,10 @@ impl Directory {
         if let Some(session) = session {
             self.require_session(session)?;
         }
-        let mut seen = Seen::default();
+        check_distinct(nodes.iter().map(|node| (&node.key.service, &node.key.node)))?;
         let mut plan: Few<ServiceKey, Vec<NodeId>> = Few::default();
         let mut lost = Vec::new();
         for DeregisterNode { key, expected } in nodes {
-            check_twice(&mut seen, &key.service, &key.node)?;
             let service = self.require_writable_service(&key.service)?;
             let node = service.nodes.get(&key.node);
             check_node(*expected, node.map(AsRef::as_ref), &key.service, &key.node)?;
@@ -393,15 +392,28 @@ fn check_node(
     )
 }
 
-/// The nodes of a batch, by service: most batches speak of one.
-type Seen<'a> = Few<&'a ServiceKey, BTreeSet<&'a NodeId>>;
-
-fn check_twice<'a>(seen: &mut Seen<'a>, service: &'a ServiceKey, id: &'a NodeId) -> Result<(), Refusal> {
-    if !seen.of(&service).insert(id) {
-        return Err(rules::invalid(
-            "nodes",
-            format!("node {service}/{id} is there twice, must be once in a batch"),
-        ));
+/// A batch names no node twice. Hashes tell most batches apart from such: the names themselves are compared only where
+/// two hashes are the same.
+fn check_distinct<'a>(
+    nodes: impl Iterator<Item = (&'a ServiceKey, &'a NodeId)> + Clone,
+) -> Result<(), Refusal> {
+    let hash = |(service, id): (&ServiceKey, &NodeId)| {
+        let seed = xxh3_64(service.service.as_str().as_bytes());
+        xxh3_64_with_seed(id.as_str().as_bytes(), seed)
+    };
+    let mut hashes: Vec<u64> = nodes.clone().map(hash).collect();
+    hashes.sort_unstable();
+    if hashes.windows(2).all(|pair| pair[0] != pair[1]) {
+        return Ok(());
+    }
+    let mut seen = BTreeSet::new();
+    for (service, id) in nodes {
+        if !seen.insert((service, id)) {
+            return Err(rules::invalid(
+                "nodes",
+                format!("node {service}/{id} is there twice, must be once in a batch"),
+            ));
+        }
     }
     Ok(())
 }
