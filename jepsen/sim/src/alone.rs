@@ -33,6 +33,8 @@ pub struct Alone {
     pub took_max: Duration,
     /// Whether the words of the process go to standard error, and `RUST_LOG` is heeded.
     pub speaks: bool,
+    /// Where the history of a seed goes, if it is kept.
+    pub history: Option<PathBuf>,
 }
 
 impl Alone {
@@ -43,6 +45,7 @@ impl Alone {
             program,
             took_max,
             speaks: false,
+            history: None,
         }
     }
 
@@ -60,6 +63,9 @@ impl Alone {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        if let Some(history) = &self.history {
+            command.arg("--history").arg(history);
+        }
         if !self.speaks {
             command.env_remove("RUST_LOG");
         }

@@ -103,6 +103,9 @@ struct SeedArguments {
     /// Does not look for a smaller plan when a seed fails.
     #[arg(long)]
     no_shrink: bool,
+    /// Writes the history of one seed into a file, in the form of the lab's.
+    #[arg(long, conflicts_with_all = ["seeds", "results"])]
+    history: Option<PathBuf>,
     /// Prints what came of one seed as a line of JSON, and nothing else.
     #[arg(long, conflicts_with_all = ["seeds", "results", "twice"])]
     json: bool,
@@ -174,20 +177,20 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     let seed = arguments.seed.unwrap_or_else(drawn);
     if arguments.json {
-        return Ok(here(seed, &options, arguments.ends_with_parent));
+        return Ok(here(seed, &options, &arguments));
     }
     println!("seed {seed}");
     one(seed, &options, &arguments)
 }
 
 /// Runs a seed in this process, the first and the last of it.
-fn here(seed: u64, options: &Options, ends_with_parent: bool) -> ExitCode {
-    if ends_with_parent {
+fn here(seed: u64, options: &Options, arguments: &SeedArguments) -> ExitCode {
+    if arguments.ends_with_parent {
         // Without it the process goes on to its end; that is all.
         let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     }
     let began = Instant::now();
-    let found = run(seed, options).and_then(|findings| {
+    let found = run(seed, options, arguments.history.as_deref()).and_then(|findings| {
         Ok(serde_json::to_string(&Findings {
             took_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             ..findings
@@ -209,6 +212,7 @@ fn one(seed: u64, options: &Options, arguments: &SeedArguments) -> anyhow::Resul
     let alone = alone(arguments.wall_seconds)?;
     let speaking = Alone {
         speaks: true,
+        history: arguments.history.clone(),
         ..alone.clone()
     };
     let findings = speaking.run(seed, options)?;

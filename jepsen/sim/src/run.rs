@@ -1,10 +1,11 @@
 //! One run: a world that follows from a seed, its load, the end in peace, and the judges.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use rollcall_jepsen::campaign::{self, Ran, Workload};
-use rollcall_jepsen::history::{Heartbeats, Operation, Outcome, Record, pair};
+use rollcall_jepsen::history::{Heartbeats, History, Operation, Outcome, Record, pair};
 use rollcall_jepsen::seed::Seeded;
 use rollcall_server::ground;
 use tempfile::TempDir;
@@ -24,21 +25,21 @@ use crate::world::{Done, World};
 const ENDING_MAX: Duration = Duration::from_secs(150);
 
 /// Runs a seed on a thread of its own. Only the first run of a process is the one that a replay repeats: see
-/// [`crate::Alone`].
+/// [`crate::Alone`]. Its history goes to the file `history`, too, if there is one.
 ///
 /// # Errors
 /// The run could not be carried out. A violation is no error: see [`Findings::is_good`].
 ///
 /// # Panics
 /// Something in the run did.
-pub fn run(seed: u64, options: &Options) -> anyhow::Result<Findings> {
-    let options = options.clone();
+pub fn run(seed: u64, options: &Options, history: Option<&Path>) -> anyhow::Result<Findings> {
+    let (options, history) = (options.clone(), history.map(Path::to_owned));
     words::listen();
     let folder = disk::folder()?;
     let thread = std::thread::Builder::new()
         .name(format!("seed-{seed}"))
         .stack_size(16 << 20)
-        .spawn(move || run_here(seed, &options, folder))?;
+        .spawn(move || run_here(seed, &options, folder, history.as_deref()))?;
     match thread.join() {
         Ok(findings) => findings,
         Err(panic) => std::panic::resume_unwind(panic),
@@ -61,7 +62,12 @@ fn plant(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run_here(seed: u64, options: &Options, folder: TempDir) -> anyhow::Result<Findings> {
+fn run_here(
+    seed: u64,
+    options: &Options,
+    folder: TempDir,
+    history: Option<&Path>,
+) -> anyhow::Result<Findings> {
     let Setting { tuning, plan, load } = Setting::new(seed, options)?;
     let entered = boundary::enter(seed, disk::on_sync);
     plant(options)?;
@@ -71,10 +77,12 @@ fn run_here(seed: u64, options: &Options, folder: TempDir) -> anyhow::Result<Fin
         .iter()
         .map(|planned| (planned.number, planned.to_string()))
         .collect();
-    let mut world = World::new(entered, tuning, plan, disks, seed)?;
+    let history = History::start(history)?;
+    let mut world = World::new(entered, tuning, plan, disks, seed, history);
     let carried_out = carry_out(&mut world, load, options.length);
     world.end_all();
     Disks::leave();
+    world.history.flush()?;
     let mut findings = carried_out?;
     findings.seed = seed;
     findings.plan = sentences;

@@ -104,7 +104,10 @@ fn drawn_workloads(random: &mut Seeded) -> Vec<Workload> {
     let mut more = SOMETIMES.to_vec();
     random.shuffle(&mut more);
     more.truncate(usize::try_from(random.below(MORE_MAX + 1)).unwrap_or(0));
-    ALWAYS.into_iter().chain(more).collect()
+    let mut chosen: Vec<Workload> = ALWAYS.into_iter().chain(more).collect();
+    // In the order in which chosen ones start: the same by name is the same run.
+    chosen.sort_unstable();
+    chosen
 }
 
 fn workloads(names: &[String]) -> anyhow::Result<Vec<Workload>> {

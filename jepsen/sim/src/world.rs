@@ -85,7 +85,8 @@ impl World {
         plan: Vec<Planned>,
         disks: Rc<RefCell<Disks>>,
         seed: u64,
-    ) -> anyhow::Result<Self> {
+        history: History,
+    ) -> Self {
         let hosts = tuning.servers + 1;
         let mut agenda = Agenda::default();
         for (index, planned) in plan.iter().enumerate() {
@@ -93,8 +94,7 @@ impl World {
             agenda.put(planned.until, Event::End(index));
         }
         agenda.put(LOOK_EVERY, Event::Look);
-        entered.set_now(0);
-        Ok(Self {
+        Self {
             entered,
             now: 0,
             tuning,
@@ -109,10 +109,10 @@ impl World {
             failing: BTreeSet::new(),
             trace: Trace::default(),
             done: Done::default(),
-            history: History::start(None)?,
+            history,
             invariants: Invariants::default(),
             healed: false,
-        })
+        }
     }
 
     /// The host of the clients.

@@ -42,12 +42,12 @@ impl Excuses<'_> {
     }
 
     /// When a session that stopped is due at the latest: not before the end of a fault that lay on its way, and a full
-    /// ttl and an election after every new leader that came before it was due.
+    /// ttl and an election after every new leader that came before it was due, also one that came just before it stopped.
     fn extend(&self, mut due: Duration, stopped: Duration, ttl: Duration) -> Duration {
         loop {
             let fault = |fault: &&&Fault| fault.time <= due && fault.end >= stopped;
             let faults = self.faults.iter().filter(fault).map(|fault| fault.end + ELECTION);
-            let leader = |leads: &&Duration| **leads <= due + ELECTION && **leads >= stopped;
+            let leader = |leads: &&Duration| **leads <= due + ELECTION;
             let leaders = self
                 .leaders
                 .iter()
@@ -300,6 +300,17 @@ mod tests {
         assert_eq!(late.findings.len(), 1, "{late:?}");
         // A leader that came when it was overdue anyway excuses nothing.
         let late = check(&[open(1), stop(1, 0), leads(6), gone(1, 11)], &[], LATE, s(20));
+        assert_eq!(late.findings.len(), 1, "{late:?}");
+        // One that came half a second before its last heartbeat granted more than that did (seed 1083 of the simulation).
+        let leads = Heartbeats::Leads {
+            server: 1,
+            term: 2,
+            time: Duration::from_millis(4_500),
+        };
+        let stops = [open(1), beat(1, 5, Some(true)), stop(1, 5), leads, gone(1, 10)];
+        let excused = check(&stops, &[], Duration::from_millis(600), s(20));
+        assert!(excused.is_good(), "{excused:?}");
+        let late = check(&stops, &[], Duration::from_millis(400), s(20));
         assert_eq!(late.findings.len(), 1, "{late:?}");
         let undead = check(&[open(1), gone(1, 5), beat(1, 6, Some(true))], &[], LATE, s(20));
         assert_eq!(undead.findings.len(), 1, "{undead:?}");
