@@ -28,6 +28,13 @@ const APART: Duration = Duration::from_millis(2);
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
 /// After its ttl, a session of a server that is gone: the time to notice, to wait for clients, to grant a full ttl.
 const SUCCESSION: Duration = Duration::from_secs(8);
+/// How long after everything has healed, and after its client fell silent, a session of this ttl may still be there:
+/// somebody may have to take it over, and to grant it a full ttl.
+#[must_use]
+pub fn gone_within(ttl: Duration) -> Duration {
+    ttl.saturating_mul(2) + SUCCESSION
+}
+
 /// Shown for so long, it is synced.
 const SYNCED_AFTER: Duration = Duration::from_millis(900);
 
@@ -128,7 +135,7 @@ fn judge(lines: &[Ap], group: &str, faults: &[Fault], mut verdict: Verdict, move
     }
     if clocks < Clocks::Ahead {
         for (id, life) in &sorted.lives {
-            lives(id, life, &sorted, faults, &mut verdict);
+            lives(id, life, &sorted, faults, rules, &mut verdict);
         }
     }
     removals(&sorted, faults, &mut verdict);
@@ -202,6 +209,13 @@ fn sort<'a>(lines: &'a [Ap], group: &str, clocks: Clocks) -> Sorted<'a> {
 }
 
 impl<'a> Sorted<'a> {
+    /// The first view of every server after everything.
+    fn first_views(&self) -> BTreeMap<u64, &View<'a>> {
+        let healed = self.healed.unwrap_or(Duration::MAX);
+        let after = self.views.iter().rev().filter(|view| view.sent >= healed);
+        after.map(|view| (view.server, view)).collect()
+    }
+
     /// The last view of every server, after everything.
     fn last_views(&self) -> BTreeMap<u64, &View<'a>> {
         let healed = self.healed.unwrap_or(Duration::MAX);
@@ -210,7 +224,7 @@ impl<'a> Sorted<'a> {
     }
 }
 
-/// In the end all servers answer, and show the same.
+/// In the end all servers answer, and show the same. When they are looked at first, sessions may still be about to lapse.
 fn agreement(sorted: &Sorted<'_>, verdict: &mut Verdict) {
     let last = sorted.last_views();
     let servers: BTreeSet<u64> = sorted.views.iter().map(|view| view.server).collect();
@@ -221,25 +235,37 @@ fn agreement(sorted: &Sorted<'_>, verdict: &mut Verdict) {
             format!("server {server} showed nothing any more after everything had healed"),
         );
     }
-    let mut last = last.values();
-    let Some(first) = last.next() else { return };
+    let lives_on = |id: &String| !sorted.lives.contains_key(id.as_str());
+    same(&sorted.first_views(), lives_on, sorted.healed, verdict);
+    same(&last, |_| true, sorted.healed, verdict);
+}
+
+/// Whether these views show the same of the nodes that count.
+fn same(
+    views: &BTreeMap<u64, &View<'_>>,
+    counts: impl Fn(&String) -> bool,
+    healed: Option<Duration>,
+    verdict: &mut Verdict,
+) {
+    let mut views = views.values();
+    let Some(first) = views.next() else { return };
     verdict.judged += 1;
-    for other in last {
+    for other in views {
         verdict.judged += 1;
-        if other.nodes != first.nodes {
-            let differing = differing(first.nodes, other.nodes);
+        let differing = differing(first.nodes, other.nodes, &counts);
+        if !differing.is_empty() {
             verdict.find(
                 other.sent,
                 format!(
                     "servers {} and {} still differ {:?} after everything had healed, in {} nodes: {}",
                     first.server,
                     other.server,
-                    other.sent.saturating_sub(sorted.healed.unwrap_or_default()),
+                    other.sent.saturating_sub(healed.unwrap_or_default()),
                     differing.len(),
                     differing[..differing.len().min(4)].join(", ")
                 ),
             );
-        } else if other.sign != first.sign {
+        } else if first.nodes == other.nodes && other.sign != first.sign {
             verdict.find(
                 other.sent,
                 format!(
@@ -251,10 +277,14 @@ fn agreement(sorted: &Sorted<'_>, verdict: &mut Verdict) {
     }
 }
 
-fn differing(one: &BTreeMap<String, u64>, other: &BTreeMap<String, u64>) -> Vec<String> {
+fn differing(
+    one: &BTreeMap<String, u64>,
+    other: &BTreeMap<String, u64>,
+    counts: impl Fn(&String) -> bool,
+) -> Vec<String> {
     let ids: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
     ids.into_iter()
-        .filter(|id| one.get(*id) != other.get(*id))
+        .filter(|id| counts(id) && one.get(*id) != other.get(*id))
         .map(|id| {
             format!(
                 "{id} ({} and {})",
@@ -454,7 +484,7 @@ fn overtaken(found: Option<u64>, writes: &[Write], view: &View<'_>, rules: Rules
 }
 
 /// A node that lives with a session stays as long as that is heard from, and not for ever after.
-fn lives(id: &str, life: &Life, sorted: &Sorted<'_>, faults: &[Fault], verdict: &mut Verdict) {
+fn lives(id: &str, life: &Life, sorted: &Sorted<'_>, faults: &[Fault], rules: Rules, verdict: &mut Verdict) {
     if life.registered.is_none() {
         return;
     }
@@ -504,9 +534,13 @@ fn lives(id: &str, life: &Life, sorted: &Sorted<'_>, faults: &[Fault], verdict: 
             return;
         }
         let healed = sorted.healed.unwrap_or_default();
-        let due = stopped
-            .max(last_fault(faults).min(healed))
-            .saturating_add(life.ttl * 2 + SUCCESSION);
+        // Each move may give it its time again.
+        let disturbed = if rules.moves {
+            healed
+        } else {
+            last_fault(faults).min(healed)
+        };
+        let due = stopped.max(disturbed).saturating_add(gone_within(life.ttl));
         if there && due < view.sent {
             verdict.find(
                 view.sent,

@@ -189,6 +189,14 @@ fn servers_that_differ_in_the_end_are_caught() {
         *of = sign;
     }
     bad(&lines(&[other]), "different signs");
+    // They were late, though the same in the end.
+    let [one, other] = [1, 2].map(|server| view(server, 1, 40, &[("a", 1)]));
+    bad(&lines(&[view(2, 1, 20, &[("a", 2)]), one, other]), "still differ");
+    // A session lapsed between the two looks, here sooner than there; it is gone in the end.
+    let [one, other] = [1, 2].map(|server| view(server, 1, 40, &[("a", 1)]));
+    let silent = view(2, 1, 20, &[("a", 1), ("s", 0)]);
+    good(&lines(&[session("s", 1), silent.clone(), one, other]), &[]);
+    bad(&lines(&[session("s", 1), silent]), "still differ");
 }
 
 #[test]
@@ -249,6 +257,11 @@ fn sessions_are_neither_struck_off_early_nor_kept_for_ever() {
     let mut late = life.clone();
     late.extend([heal(30), there(31)]);
     bad(&late, "still shows");
+    // Moves may have given it its time again; once they have ended it goes as any other.
+    assert!(check_moving(&late, "g", &[]).is_good());
+    late.push(there(47));
+    let kept = check_moving(&late, "g", &[]);
+    assert!(kept.findings[0].what.contains("still shows"), "{kept:?}");
     life.extend([gone(8), heal(30), gone(31)]);
     bad(&life, "struck");
     // It was cut off for a ttl.

@@ -16,6 +16,7 @@ use super::Stage;
 use super::call::{Caller, Wrote, ms, node_key, options, persistent, reading, service, value_of};
 use super::door::put_group_as;
 use super::provider::Provider;
+use crate::checker::ap::gone_within;
 use crate::history::{Ap, Record};
 use crate::lab::eventually;
 use crate::seed::Seeded;
@@ -114,7 +115,7 @@ impl Writers {
     }
 
     /// Waits until the writers have ended (they were told to stop), then until all servers show the same, or time is
-    /// up, and looks at them for the last time.
+    /// up, and looks at them; and once more when every session should be gone.
     pub async fn finish(mut self) {
         while self.tasks.join_next().await.is_some() {}
         self.lookers.abort_all();
@@ -149,6 +150,15 @@ impl Writers {
                 "still different"
             }
         ));
+        self.look_for_the_last_time().await;
+        // All sessions are silent: once the last has had its time there is none.
+        let all_gone = healed + gone_within(stage.ttl) + LOOK_EVERY;
+        tokio::time::sleep(all_gone.saturating_sub(stage.history.now())).await;
+        self.look_for_the_last_time().await;
+    }
+
+    async fn look_for_the_last_time(&self) {
+        let Shared { stage, .. } = &*self.shared;
         for (server, address) in stage.servers() {
             let last = eventually("an answer", CONVERGED_WITHIN, || {
                 shown(&self.shared, server, address)
