@@ -26,6 +26,7 @@ fn options(seed: u64, seconds: u64, kinds: &[Kind], folder: &Path) -> Options {
         folder: folder.into(),
         binary: None,
         upgrade_to: None,
+        loopback: false,
     }
 }
 

@@ -32,6 +32,7 @@ async fn run_well(seed: u64, seconds: u64, workloads: &[Workload], kinds: &[Kind
         folder: folder.path().into(),
         binary: None,
         upgrade_to: None,
+        loopback: false,
     };
     let findings = run(&options).await.unwrap();
     println!(

@@ -55,10 +55,11 @@ impl Load {
         history: &History,
         stop: &Stop,
         hosts: &[HostRuntime],
-        net: Option<&Arc<Net>>,
+        net: &Arc<Net>,
     ) -> anyhow::Result<Self> {
+        let addresses = cluster.addresses();
         let stage = Stage {
-            addresses: cluster.addresses(),
+            addresses: addresses.clone(),
             history: history.clone(),
             stop: stop.clone(),
             seed: options.seed,
@@ -68,6 +69,11 @@ impl Load {
         let mut running = Vec::new();
         for (index, workload) in options.workloads.iter().enumerate() {
             let host = hosts.get(index % hosts.len().max(1));
+            let mut stage = stage.clone();
+            if let Some(host) = host {
+                let dialled = addresses.iter().map(|of| net.dialled_from(host.host(), of));
+                stage.addresses = dialled.collect();
+            }
             running.push(start(*workload, options, &stage, host, net).await?);
         }
         Ok(Self {
@@ -76,28 +82,35 @@ impl Load {
         })
     }
 
-    /// Ends them, after they were told to stop, and lets each look at what became of its work.
+    /// Ends them, after they were told to stop, and lets each look at what became of its work, all at the same time.
     pub(super) async fn finish(self, bound: Duration) -> Option<Followed> {
-        let mut followed = None;
-        for running in self.running {
-            match running {
-                Running::Registers(of) => of.finish().await,
-                Running::Fleet(of) => of.finish(self.aftermath).await,
-                Running::Followers(of) => followed = Some(of.finish(bound).await),
-                Running::Ap(of) => of.finish().await,
-                Running::Guard(of) => of.finish().await,
-                Running::Takeovers(of) => of.finish().await,
-                Running::Moving(of) => of.finish().await,
-                Running::Resumes(of) => of.finish(bound).await,
-                Running::Batches(of) => of.finish().await,
-                Running::Retries(of) => of.finish().await,
-                Running::Racers(of) => of.finish().await,
-                Running::Ages(of) => of.finish().await,
-                Running::Storm(of) => of.finish().await,
-            }
-        }
-        followed
+        let aftermath = self.aftermath;
+        let ending = self
+            .running
+            .into_iter()
+            .map(|running| finish(running, aftermath, bound));
+        let ended = futures_util::future::join_all(ending).await;
+        ended.into_iter().flatten().next()
     }
+}
+
+async fn finish(running: Running, aftermath: Duration, bound: Duration) -> Option<Followed> {
+    match running {
+        Running::Registers(of) => of.finish().await,
+        Running::Fleet(of) => of.finish(aftermath).await,
+        Running::Followers(of) => return Some(of.finish(bound).await),
+        Running::Ap(of) => of.finish().await,
+        Running::Guard(of) => of.finish().await,
+        Running::Takeovers(of) => of.finish().await,
+        Running::Moving(of) => of.finish().await,
+        Running::Resumes(of) => of.finish(bound).await,
+        Running::Batches(of) => of.finish().await,
+        Running::Retries(of) => of.finish().await,
+        Running::Racers(of) => of.finish().await,
+        Running::Ages(of) => of.finish().await,
+        Running::Storm(of) => of.finish().await,
+    }
+    None
 }
 
 /// On a host of clients, if there is one: sockets that the workload's tasks make are that host's.
@@ -106,7 +119,7 @@ async fn start(
     options: &Options,
     stage: &Stage,
     host: Option<&HostRuntime>,
-    net: Option<&Arc<Net>>,
+    net: &Arc<Net>,
 ) -> anyhow::Result<Running> {
     let Stage {
         addresses,
@@ -152,7 +165,7 @@ async fn start(
         Workload::Storm => {
             let prepared = Storm::prepare(stage).await?;
             let _there = host.map(HostRuntime::enter);
-            Running::Storm(Storm::start(stage, prepared, net.cloned()))
+            Running::Storm(Storm::start(stage, prepared, Some(Arc::clone(net))))
         }
         Workload::Ages => {
             Ages::prepare(stage).await?;

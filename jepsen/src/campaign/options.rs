@@ -136,6 +136,8 @@ pub struct Options {
     pub binary: Option<PathBuf>,
     /// What rolling upgrades install; `None`: there are none.
     pub upgrade_to: Option<PathBuf>,
+    /// On loopback behind a proxy, as without root, whoever runs it.
+    pub loopback: bool,
 }
 
 impl Options {
@@ -157,7 +159,7 @@ impl Options {
         };
         format!(
             "rollcall-jepsen lab --seed {} --seconds {} --servers {} --clients {} --ttl {} --reads {reads} --workload {} \
-             --nemesis {}",
+             --nemesis {}{}",
             self.seed,
             self.length.as_secs(),
             self.servers,
@@ -165,6 +167,7 @@ impl Options {
             self.ttl.as_secs(),
             list(self.workloads.iter().map(|of| of.name()).collect()),
             list(self.kinds.iter().map(|of| of.name()).collect()),
+            if self.loopback { " --loopback" } else { "" },
         )
     }
 }

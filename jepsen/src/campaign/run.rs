@@ -12,8 +12,8 @@ use super::options::{Options, Workload};
 use super::stall::StallWatch;
 use crate::checker::{Finding, Verdict};
 use crate::history::{History, Record};
-use crate::lab::{Cluster, ClusterOptions, Leading};
-use crate::nemesis::{Nemesis, Tally, schedule};
+use crate::lab::{Cluster, ClusterOptions, Endpoints, Leading};
+use crate::nemesis::{Kind, Nemesis, RESIZED_BY, Tally, schedule};
 use crate::net::{HostRuntime, Net};
 use crate::workload::{Stop, resumes, storm};
 
@@ -56,20 +56,20 @@ impl Findings {
 /// The run could not be carried out. A violation is no error: see [`Findings::is_good`].
 pub async fn run(options: &Options) -> anyhow::Result<Findings> {
     let mut left_out = Vec::new();
-    let net = match Net::start_with_clients(options.servers, CLIENT_HOSTS, options.seed) {
-        Ok(net) => Some(Arc::new(net)),
-        Err(reason) => {
-            left_out.push(format!("everything done to the network: {reason:#}"));
-            None
-        }
-    };
-    let mut cluster = start_cluster(options, net.as_ref()).await?;
+    let net = Arc::new(start_net(options)?);
+    let mut cluster = start_cluster(options, &net).await?;
     let history = History::start(Some(&options.folder.join("history.jsonl")))?;
     let stalls = StallWatch::start(&history)?;
     let leading = Leading::default();
-    let _leaders = leaders::watch(&cluster.addresses(), cluster.folder(), &history, &leading);
-    let mut nemesis =
-        Nemesis::new(net.clone(), history.clone(), leading).upgrading_to(options.upgrade_to.clone());
+    // Also where a server may come to be.
+    let everywhere: Vec<String> = net
+        .hosts()
+        .iter()
+        .map(|host| Endpoints::on(&net, *host).client)
+        .collect();
+    let _leaders = leaders::watch(&everywhere, cluster.folder(), &history, &leading);
+    let mut nemesis = Nemesis::new(Some(Arc::clone(&net)), history.clone(), leading)
+        .upgrading_to(options.upgrade_to.clone());
     let mut possible = Vec::new();
     for kind in &options.kinds {
         match nemesis.can(*kind, &cluster) {
@@ -77,9 +77,12 @@ pub async fn run(options: &Options) -> anyhow::Result<Findings> {
             Err(reason) => left_out.push(format!("{}: {reason}", kind.name())),
         }
     }
-    let hosts = client_hosts(net.as_deref())?;
+    for left_out in &left_out {
+        println!("not possible here: {left_out}");
+    }
+    let hosts = client_hosts(&net)?;
     let stop = Stop::default();
-    let load = Load::start(options, &cluster, &history, &stop, &hosts, net.as_ref()).await?;
+    let load = Load::start(options, &cluster, &history, &stop, &hosts, &net).await?;
     let plan = schedule(options.seed, options.length, &possible);
     nemesis.run(&plan, &mut cluster).await?;
     tokio::time::sleep(options.length.saturating_sub(history.now())).await;
@@ -129,7 +132,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Findings> {
     let mut verdicts = judge(&ran, &records, followed.as_ref(), &mut figures);
     verdicts.push(survival);
     figures.extend(faults_done(nemesis.tally()));
-    figures.extend(metered(net.as_deref()));
+    figures.push(metered(&net));
     if options.keep && !verdicts.iter().all(Verdict::is_good) {
         let kept = cluster.keep_folder();
         figures.push(format!(
@@ -145,7 +148,26 @@ pub async fn run(options: &Options) -> anyhow::Result<Findings> {
     })
 }
 
-async fn start_cluster(options: &Options, net: Option<&Arc<Net>>) -> anyhow::Result<Cluster> {
+/// Hosts of their own for servers and clients; without root, or if it is wished so, loopback and a proxy.
+fn start_net(options: &Options) -> anyhow::Result<Net> {
+    let spare = if options.kinds.contains(&Kind::Resize) {
+        RESIZED_BY
+    } else {
+        0
+    };
+    let (servers, seed) = (options.servers + spare, options.seed);
+    let reason = match options.loopback {
+        true => "so it was wished".to_owned(),
+        false => match Net::start_with_clients(servers, CLIENT_HOSTS, seed) {
+            Ok(net) => return Ok(net),
+            Err(reason) => format!("{reason:#}"),
+        },
+    };
+    println!("on loopback, behind a proxy in this process: {reason}");
+    Net::start_on_loopback(servers, CLIENT_HOSTS, seed)
+}
+
+async fn start_cluster(options: &Options, net: &Arc<Net>) -> anyhow::Result<Cluster> {
     let mut cluster = ClusterOptions {
         name: "jepsen".into(),
         arguments: settings(options),
@@ -153,11 +175,10 @@ async fn start_cluster(options: &Options, net: Option<&Arc<Net>>) -> anyhow::Res
         own_clocks: true,
         ..ClusterOptions::servers(options.servers)
     };
-    if let Some(net) = net {
-        cluster = cluster.on(net);
-        cluster.disk_bytes = Some(DISK_BYTES);
-    }
-    Cluster::start_with(cluster).await.context("starting the cluster")
+    cluster.disk_bytes = (!net.is_on_loopback()).then_some(DISK_BYTES);
+    Cluster::start_with(cluster.on(net))
+        .await
+        .context("starting the cluster")
 }
 
 /// What servers are started with, so that workloads meet bounds that they would not reach otherwise.
@@ -228,23 +249,21 @@ fn faults_done(tally: &Tally) -> Vec<String> {
 }
 
 /// Traffic of clients, counted by the switch.
-fn metered(net: Option<&Net>) -> Option<String> {
-    let net = net?;
+fn metered(net: &Net) -> String {
     let clients = net.clients();
     let bytes = |from: &[u64], to: &[u64]| -> u64 {
         let pairs = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
         pairs.map(|(from, to)| net.bytes(from, to)).sum()
     };
     let (there, back) = (bytes(&clients, &net.hosts()), bytes(&net.hosts(), &clients));
-    Some(format!(
+    format!(
         "{} hosts of clients sent {} kB to the servers and were sent {} kB",
         clients.len(),
         there / 1_000,
         back / 1_000
-    ))
+    )
 }
 
-fn client_hosts(net: Option<&Net>) -> anyhow::Result<Vec<HostRuntime>> {
-    let Some(net) = net else { return Ok(Vec::new()) };
+fn client_hosts(net: &Net) -> anyhow::Result<Vec<HostRuntime>> {
     net.clients().into_iter().map(|host| net.runtime(host)).collect()
 }

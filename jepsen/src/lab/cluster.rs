@@ -64,9 +64,9 @@ impl ClusterOptions {
         self
     }
 
-    fn endpoints(&self, id: u64) -> std::io::Result<Endpoints> {
+    fn endpoints(&self, host: u64) -> std::io::Result<Endpoints> {
         match &self.net {
-            Some(net) => Ok(Endpoints::on(net, id)),
+            Some(net) => Ok(Endpoints::on(net, host)),
             None => Endpoints::free(),
         }
     }
@@ -151,7 +151,15 @@ impl Cluster {
             .map(|(id, of)| {
                 let arguments = [&arguments[..], options.arguments_of(id)].concat();
                 let net = options.net.clone();
-                Server::new(id, of, &binary, &options.name, folder.path(), &arguments, net)
+                Server::new(
+                    (id, id),
+                    of,
+                    &binary,
+                    &options.name,
+                    folder.path(),
+                    &arguments,
+                    net,
+                )
             })
             .collect();
         let mut cluster = Self {
@@ -315,9 +323,10 @@ impl Cluster {
         let mut arguments = self.options.arguments.clone();
         arguments.push("--join".into());
         arguments.extend_from_slice(self.options.arguments_of(id));
-        let endpoints = self.options.endpoints(id)?;
+        let host = self.free_host(id)?;
+        let endpoints = self.options.endpoints(host)?;
         let mut server = Server::new(
-            id,
+            (id, host),
             endpoints,
             &self.binary,
             &self.options.name,
@@ -380,6 +389,16 @@ impl Cluster {
         Ok(new)
     }
 
+    /// The first host on which no server is, if servers have hosts of their own.
+    fn free_host(&self, id: u64) -> anyhow::Result<u64> {
+        let Some(net) = &self.options.net else {
+            return Ok(id);
+        };
+        let taken = |host: &u64| self.servers.iter().any(|server| server.host() == *host);
+        let mut hosts = net.hosts().into_iter();
+        hosts.find(|host| !taken(host)).context("every host has a server")
+    }
+
     fn next_id(&self) -> u64 {
         // Ids are never used twice, also when the one who had the last is gone.
         let highest = self.servers.iter().map(Server::id).max().unwrap_or(0);
@@ -404,8 +423,14 @@ impl Cluster {
     /// The removal fails. How the removed process ends does not matter.
     pub async fn shrink(&mut self, id: u64) -> anyhow::Result<()> {
         self.remove(id).await?;
-        self.servers.retain(|server| server.id() != id);
+        self.discard(id);
         Ok(())
+    }
+
+    /// Ends the process of server `id`, which is no member any more. What it had is gone; its host is free.
+    pub fn discard(&mut self, id: u64) {
+        self.latest = self.latest.max(id);
+        self.servers.retain(|server| server.id() != id);
     }
 
     /// The end of every server's log.

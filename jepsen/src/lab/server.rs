@@ -37,6 +37,8 @@ pub struct Endpoints {
     pub peer: String,
     /// For probes and metrics (HTTP).
     pub http: String,
+    /// Where it listens for the other servers, if what they dial is a proxy.
+    pub peer_behind: Option<String>,
 }
 
 impl Endpoints {
@@ -49,17 +51,27 @@ impl Endpoints {
             client: ports::free_address()?,
             peer: ports::free_address()?,
             http: ports::free_address()?,
+            peer_behind: None,
         })
     }
 
     /// The usual ports, at a host's own address.
     #[must_use]
     pub fn on(net: &Net, host: u64) -> Self {
+        if let Some(place) = net.place(host) {
+            return Self {
+                client: place.client.clone(),
+                peer: place.told.clone(),
+                http: place.http.clone(),
+                peer_behind: Some(place.peer.clone()),
+            };
+        }
         let at = |port| format!("{}:{port}", net.address(host));
         Self {
             client: at(CLIENT_PORT),
             peer: at(PEER_PORT),
             http: at(HTTP_PORT),
+            peer_behind: None,
         }
     }
 }
@@ -84,7 +96,7 @@ pub struct Server {
 
 impl Server {
     pub(super) fn new(
-        id: u64,
+        (id, host): (u64, u64),
         endpoints: Endpoints,
         binary: &Path,
         cluster: &str,
@@ -97,7 +109,7 @@ impl Server {
         let log = folder.join(format!("server-{id}.log"));
         Self {
             id,
-            host: id,
+            host,
             endpoints,
             binary: binary.into(),
             arguments,
@@ -223,11 +235,11 @@ impl Server {
         if let Some(clock) = &self.clock {
             clock.give_to(&mut command);
         }
-        self.process = Some(Process::spawn(
-            &format!("server {}", self.id),
-            command,
-            &self.log,
-        )?);
+        let process = Process::spawn(&format!("server {}", self.id), command, &self.log)?;
+        if let Some(net) = &self.net {
+            net.note_process(self.host, process.pid());
+        }
+        self.process = Some(process);
         Ok(())
     }
 
@@ -370,7 +382,14 @@ fn command_line(
     flag("--cluster", cluster);
     flag("--data", &data.to_string_lossy());
     flag("--listen-client", &endpoints.client);
-    flag("--listen-peer", &endpoints.peer);
+    flag(
+        "--listen-peer",
+        endpoints.peer_behind.as_ref().unwrap_or(&endpoints.peer),
+    );
+    if endpoints.peer_behind.is_some() {
+        flag("--set", &format!("listen.advertise_peer={}", endpoints.peer));
+        flag("--set", &format!("listen.advertise_gossip={}", endpoints.peer));
+    }
     flag("--listen-http", &endpoints.http);
     flag("--log-format", "text");
     flag("--log", "info,openraft=warn");

@@ -132,6 +132,7 @@ impl Trial {
                     folder,
                     binary: Some(binary),
                     upgrade_to: None,
+                    loopback: false,
                 };
                 let findings = run(&options).await?;
                 let lacking: Vec<&str> = lab.kinds.iter().map(|kind| kind.name()).collect();

@@ -10,7 +10,7 @@ use anyhow::Context;
 use super::deed::{Deed, Effect, Ground};
 use super::kind::Kind;
 use super::schedule::Planned;
-use super::{members, network, process, scarcity, storage};
+use super::{members, network, process, resize, scarcity, storage};
 use crate::history::{Fault, History, Record};
 use crate::lab::{Cluster, Leading};
 use crate::net::Net;
@@ -80,11 +80,24 @@ impl Nemesis {
             }
             _ if kind.is_network() => match &self.net {
                 None => Err("there is no network to do it to".into()),
+                Some(net) if net.is_on_loopback() && kind == Kind::Mangle => {
+                    Err("a proxy passes streams on, of which nothing arrives twice or damaged".into())
+                }
+                Some(net) if !net.is_on_loopback() && kind == Kind::Reset => {
+                    Err("a switch passes frames on and knows of no connections".into())
+                }
                 Some(net) if kind.is_of_clients() && net.clients().is_empty() => {
                     Err("clients have no hosts of their own".into())
                 }
                 Some(_) => Ok(()),
             },
+            Kind::Resize => {
+                let hosts = self.net.as_ref().map_or(0, |net| net.hosts().len() as u64);
+                match hosts >= cluster.ids().len() as u64 + resize::BY {
+                    true => Ok(()),
+                    false => Err("there are no hosts for more servers".into()),
+                }
+            }
             Kind::RollingUpgrade if self.upgrade_to.is_none() => Err("no second program was named".into()),
             Kind::FullDisk
             | Kind::PowerLoss
@@ -257,6 +270,7 @@ async fn begin(kind: Kind, ground: &mut Ground<'_>, random: &mut Seeded) -> anyh
         | Kind::Delay
         | Kind::Mangle
         | Kind::Narrow
+        | Kind::Reset
         | Kind::ClientCut
         | Kind::ClientLoss
         | Kind::ClientSlow => Ok(network::begin(kind, ground, random)),
@@ -267,6 +281,7 @@ async fn begin(kind: Kind, ground: &mut Ground<'_>, random: &mut Seeded) -> anyh
         | Kind::RollingUpgrade
         | Kind::Transfer => process::begin(kind, ground, random).await,
         Kind::Membership => Ok(members::begin(ground, random)),
+        Kind::Resize => Ok(resize::begin(ground)),
         Kind::FullDisk
         | Kind::PowerLoss
         | Kind::PowerLossAll

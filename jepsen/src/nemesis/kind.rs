@@ -27,6 +27,8 @@ pub enum Kind {
     Mangle,
     /// 10 to 100 kB/s for each link.
     Narrow,
+    /// Connections that break off, again and again.
+    Reset,
     /// A host of clients that reaches no server, or only some.
     ClientCut,
     /// A host of clients that loses 10 to 50 % of its frames.
@@ -45,6 +47,8 @@ pub enum Kind {
     RollingUpgrade,
     /// A server leaves for good, and a new one joins with its disk, wiped.
     Membership,
+    /// Two servers join, two others leave, the leader first; and the same way back.
+    Resize,
     /// The leader is asked to hand over.
     Transfer,
     /// A disk without a free byte.
@@ -79,7 +83,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in no order that matters.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 37] = [
         Self::Halves,
         Self::Single,
         Self::Bridge,
@@ -91,6 +95,7 @@ impl Kind {
         Self::Delay,
         Self::Mangle,
         Self::Narrow,
+        Self::Reset,
         Self::ClientCut,
         Self::ClientLoss,
         Self::ClientSlow,
@@ -100,6 +105,7 @@ impl Kind {
         Self::RollingRestart,
         Self::RollingUpgrade,
         Self::Membership,
+        Self::Resize,
         Self::Transfer,
         Self::FullDisk,
         Self::PowerLoss,
@@ -132,6 +138,7 @@ impl Kind {
             Self::Delay => "delay",
             Self::Mangle => "mangle",
             Self::Narrow => "narrow",
+            Self::Reset => "reset",
             Self::ClientCut => "client-cut",
             Self::ClientLoss => "client-loss",
             Self::ClientSlow => "client-slow",
@@ -141,6 +148,7 @@ impl Kind {
             Self::RollingRestart => "rolling-restart",
             Self::RollingUpgrade => "rolling-upgrade",
             Self::Membership => "membership",
+            Self::Resize => "resize",
             Self::Transfer => "transfer",
             Self::FullDisk => "full-disk",
             Self::PowerLoss => "power-loss",
@@ -175,6 +183,7 @@ impl Kind {
                 | Self::Delay
                 | Self::Mangle
                 | Self::Narrow
+                | Self::Reset
         ) || self.is_of_clients()
     }
 
@@ -195,6 +204,7 @@ impl Kind {
                 | Self::RollingRestart
                 | Self::RollingUpgrade
                 | Self::Membership
+                | Self::Resize
                 | Self::PowerLoss
                 | Self::PowerLossAll
                 | Self::HungDisk
@@ -216,6 +226,7 @@ impl Kind {
             self,
             Self::FullDisk
                 | Self::Membership
+                | Self::Resize
                 | Self::PowerLoss
                 | Self::PowerLossAll
                 | Self::HungDisk

@@ -119,13 +119,13 @@ fn promote(ground: &mut Ground<'_>, new: u64) -> JoinHandle<anyhow::Result<()>> 
     tokio::spawn(async move { operator.promote(new).await })
 }
 
-enum Call {
+pub(super) enum Call {
     Open(JoinHandle<anyhow::Result<()>>),
     Done,
     Refused,
 }
 
-async fn finished(call: JoinHandle<anyhow::Result<()>>) -> anyhow::Result<Call> {
+pub(super) async fn finished(call: JoinHandle<anyhow::Result<()>>) -> anyhow::Result<Call> {
     if !call.is_finished() {
         return Ok(Call::Open(call));
     }

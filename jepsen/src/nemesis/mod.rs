@@ -5,7 +5,7 @@
 //! - [`Nemesis`]: does it, writes it down with what was seen of it from outside, and undoes it.
 //!
 //! Each kind is a `Deed`: `network` (cuts and bad links, of servers and of clients), `process` (pauses, kills, restarts,
-//! upgrades, leadership), `members`, `storage` (power, disks; `damage`, `sync_errors`) and `scarcity` (processor, memory, descriptors,
+//! upgrades, leadership), `members`, `resize`, `storage` (power, disks; `damage`, `sync_errors`) and `scarcity` (processor, memory, descriptors,
 //! clocks). A fault that was not seen to bite is counted as such: a run in which nothing bit proves nothing.
 
 mod damage;
@@ -15,6 +15,7 @@ mod kind;
 mod members;
 mod network;
 mod process;
+mod resize;
 mod scarcity;
 mod schedule;
 mod storage;
@@ -22,4 +23,5 @@ mod sync_errors;
 
 pub use director::{Nemesis, Tally};
 pub use kind::Kind;
+pub(crate) use resize::BY as RESIZED_BY;
 pub use schedule::{Planned, schedule};

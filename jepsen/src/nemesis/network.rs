@@ -1,11 +1,11 @@
 //! Cuts and bad links.
 
 use std::num::NonZeroU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::deed::{Deed, Effect, Ground, Nothing};
 use super::kind::Kind;
-use crate::lab::PEER_PORT;
+use crate::lab::{PEER_PORT, Server};
 use crate::net::{FaultId, Net, Protocol, Quality, Traffic};
 use crate::seed::Seeded;
 
@@ -15,6 +15,44 @@ type Links = Vec<(u64, u64)>;
 struct Plan {
     what: String,
     parts: Vec<(Links, Quality)>,
+}
+
+/// Breaks connections off, again and again.
+#[derive(Debug)]
+struct Resets {
+    links: Links,
+    what: String,
+    last: Instant,
+    broken_off: usize,
+}
+
+/// How often.
+const RESET_EVERY: Duration = Duration::from_millis(700);
+
+impl Resets {
+    fn break_off(&mut self, net: &Net) {
+        self.last = Instant::now();
+        self.broken_off += net.reset(&self.links).unwrap_or(0);
+    }
+}
+
+#[tonic::async_trait]
+impl Deed for Resets {
+    fn what(&self) -> String {
+        self.what.clone()
+    }
+
+    async fn tend(&mut self, ground: &mut Ground<'_>) -> anyhow::Result<()> {
+        if let Some(net) = ground.net.filter(|_| self.last.elapsed() >= RESET_EVERY) {
+            self.break_off(net);
+        }
+        Ok(())
+    }
+
+    async fn end(&mut self, _ground: &mut Ground<'_>) -> anyhow::Result<Option<Effect>> {
+        let seen = format!("{} connections were broken off", self.broken_off);
+        Ok(Some(Effect::seen(self.broken_off > 0, seen)))
+    }
 }
 
 #[derive(Debug)]
@@ -36,10 +74,15 @@ pub(super) fn begin(kind: Kind, ground: &mut Ground<'_>, random: &mut Seeded) ->
     let Some(net) = ground.net else {
         return Box::new(Nothing(format!("{}: without a network", kind.name())));
     };
-    for host in net.hosts() {
+    for host in ground.cluster.servers().map(Server::host) {
         if !hosts.contains(&host) {
             hosts.push(host);
         }
+    }
+    if kind == Kind::Reset {
+        let mut resets = resets(net, &hosts, random);
+        resets.break_off(net);
+        return Box::new(resets);
     }
     let plan = plan(kind, net, &hosts, random);
     let mut faults = Vec::new();
@@ -180,6 +223,25 @@ fn plan(kind: Kind, net: &Net, hosts: &[u64], random: &mut Seeded) -> Plan {
                 both_ways(&[*first], &others),
             )
         }
+    }
+}
+
+/// Of one server, or of all.
+fn resets(net: &Net, hosts: &[u64], random: &mut Seeded) -> Resets {
+    let (whose, links) = match hosts.first().filter(|_| random.chance(0.5)) {
+        Some(first) => {
+            let mut others = net.hosts();
+            others.extend(net.all_clients());
+            others.retain(|other| other != first);
+            (format!("of {first}"), both_ways(&[*first], &others))
+        }
+        None => ("of all".to_owned(), net.pairs(true)),
+    };
+    Resets {
+        links,
+        what: format!("reset: connections {whose}"),
+        last: Instant::now(),
+        broken_off: 0,
     }
 }
 

@@ -34,6 +34,8 @@
 //! - `switch`, `quality`, `frame`, `meter`: the switch, deterministic and tested without root.
 //! - `wire`: the thread that carries frames between it and the TAP devices.
 //! - `host`, `runtime`, `claim`: namespaces, threads in them, and what has to be undone even after a crash.
+//! - `loopback`, `stream`, `owner`: without root, a proxy that carries connections and datagrams instead, who dialled
+//!   whom, and what one connection waits for.
 //!
 //! The kernel's own netem would do for delays and loss; many kernels lack it, and it neither counts nor obeys a seed.
 
@@ -41,10 +43,13 @@ mod claim;
 mod command;
 mod frame;
 mod host;
+mod loopback;
 mod meter;
 mod network;
+mod owner;
 mod quality;
 mod runtime;
+mod stream;
 mod switch;
 mod wire;
 

@@ -3,12 +3,14 @@
 use std::net::Ipv4Addr;
 use std::num::NonZeroU64;
 use std::process::Command;
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use anyhow::ensure;
 
 use super::claim::Claim;
 use super::host::Plan;
+use super::loopback::{Loopback, Place};
 use super::meter::{Count, Traffic};
 use super::quality::{Protocol, Quality};
 use super::runtime::HostRuntime;
@@ -25,12 +27,42 @@ pub const HOSTS_MAX: u64 = 32;
 /// Hosts are numbers: [`Net::hosts`] are namespaces (server 1 of a cluster lives on host 1), [`Net::clients`] are
 /// more of them, for whoever talks to the servers; [`HARNESS`] is where the test itself runs. Methods panic when given
 /// a host that is not there. Dropping it removes everything.
+///
+/// Without root hosts are on loopback ([`Net::start_on_loopback`]), and a proxy stands for the switch: it carries
+/// connections and datagrams instead of frames, and what it counts as frames are pieces of streams. A cut holds
+/// everything back, as it does elsewhere; but a connection is taken before it is known that nothing will pass.
 #[derive(Debug)]
 pub struct Net {
     plan: Plan,
-    // Fields go in this order: the interfaces, then the namespaces.
-    wire: Wire,
-    _claim: Claim,
+    fabric: Fabric,
+}
+
+#[derive(Debug)]
+enum Fabric {
+    Namespaces {
+        // Fields go in this order: the interfaces, then the namespaces.
+        wire: Wire,
+        _claim: Claim,
+    },
+    Loopback(Loopback),
+}
+
+impl Fabric {
+    fn switch(&self) -> MutexGuard<'_, Switch> {
+        match self {
+            Self::Namespaces { wire, .. } => wire.switch(),
+            Self::Loopback(loopback) => loopback.switch(),
+        }
+    }
+
+    /// Changes what links do, and has whoever waits for one look again.
+    fn change<T>(&self, change: impl FnOnce(&mut Switch) -> T) -> T {
+        let changed = change(&mut self.switch());
+        if let Self::Loopback(loopback) = self {
+            loopback.tell_changed();
+        }
+        changed
+    }
 }
 
 impl Net {
@@ -55,10 +87,7 @@ impl Net {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_with_clients(hosts: u64, clients: u64, seed: u64) -> anyhow::Result<Self> {
-        ensure!(
-            hosts >= 1 && hosts.saturating_add(clients) <= HOSTS_MAX,
-            "{hosts} hosts and {clients} of clients; 1 to {HOSTS_MAX} are possible"
-        );
+        ensure_possible(hosts, clients)?;
         ensure!(
             rustix::process::geteuid().is_root(),
             "network namespaces need root, and this runs as user {}",
@@ -71,9 +100,66 @@ impl Net {
         let wire = Wire::start(devices, Switch::new(macs, seed))?;
         Ok(Self {
             plan,
-            wire,
-            _claim: claim,
+            fabric: Fabric::Namespaces { wire, _claim: claim },
         })
+    }
+
+    /// As [`Self::start_with_clients`], without root: on loopback, with a proxy in this process.
+    ///
+    /// # Errors
+    /// There are no ports.
+    pub fn start_on_loopback(hosts: u64, clients: u64, seed: u64) -> anyhow::Result<Self> {
+        ensure_possible(hosts, clients)?;
+        let plan = Plan::new(0, u8::try_from(hosts)?, u8::try_from(clients)?);
+        let macs = plan.all().map(|host| plan.mac(host)).collect();
+        let loopback = Loopback::start(hosts, clients, Switch::new(macs, seed))?;
+        Ok(Self {
+            plan,
+            fabric: Fabric::Loopback(loopback),
+        })
+    }
+
+    /// Whether hosts are on loopback, behind a proxy.
+    #[must_use]
+    pub fn is_on_loopback(&self) -> bool {
+        matches!(self.fabric, Fabric::Loopback(_))
+    }
+
+    /// Where the server of a host listens, if hosts are on loopback.
+    pub(crate) fn place(&self, host: u64) -> Option<&Place> {
+        match &self.fabric {
+            Fabric::Namespaces { .. } => None,
+            Fabric::Loopback(loopback) => loopback.place(host),
+        }
+    }
+
+    /// From now on this process is the server of a host: what it dials comes from there.
+    pub(crate) fn note_process(&self, host: u64, pid: u32) {
+        if let Fabric::Loopback(loopback) = &self.fabric {
+            loopback.note_process(self.port(host), pid);
+        }
+    }
+
+    /// What a client on this host dials to reach the server that listens for clients at `address`.
+    #[must_use]
+    pub fn dialled_from(&self, host: u64, address: &str) -> String {
+        match &self.fabric {
+            Fabric::Namespaces { .. } => address.to_owned(),
+            Fabric::Loopback(loopback) => loopback.dialled_from(host, address),
+        }
+    }
+
+    /// Breaks off every connection between the hosts of these links; how many there were. `None`: frames are carried
+    /// here, and nobody knows of connections.
+    #[must_use]
+    pub fn reset(&self, links: &[(u64, u64)]) -> Option<usize> {
+        match &self.fabric {
+            Fabric::Namespaces { .. } => None,
+            Fabric::Loopback(loopback) => {
+                let links = links.iter().map(|(from, to)| (self.port(*from), self.port(*to)));
+                Some(loopback.reset(&links.collect::<Vec<_>>()))
+            }
+        }
     }
 
     /// As [`Self::start_seeded`]; where that is not possible, prints why and gives `None`, for a test to return.
@@ -119,20 +205,25 @@ impl Net {
     /// The namespace cannot be entered.
     pub fn runtime(&self, host: u64) -> anyhow::Result<HostRuntime> {
         let known = self.known(host);
-        HostRuntime::start(host, (known > 0).then(|| self.plan.open(known)).transpose()?)
+        let elsewhere = known > 0 && !self.is_on_loopback();
+        HostRuntime::start(host, elsewhere.then(|| self.plan.open(known)).transpose()?)
     }
 
     /// The address of a host on this network.
     #[must_use]
     pub fn address(&self, host: u64) -> Ipv4Addr {
-        self.plan.address(self.known(host))
+        let host = self.known(host);
+        if self.is_on_loopback() {
+            return Ipv4Addr::LOCALHOST;
+        }
+        self.plan.address(host)
     }
 
     /// The command that runs `program` on a host. It becomes that program, with its own process id.
     #[must_use]
     pub fn command(&self, host: u64, program: &std::path::Path) -> Command {
         let host = self.known(host);
-        if host == 0 {
+        if host == 0 || self.is_on_loopback() {
             return Command::new(program);
         }
         let mut command = Command::new("nsenter");
@@ -148,7 +239,9 @@ impl Net {
     /// # Errors
     /// The namespace cannot be entered.
     pub fn inside<T: Send>(&self, host: u64, work: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
-        self.plan.inside(self.known(host), work)
+        let host = self.known(host);
+        self.plan
+            .inside(if self.is_on_loopback() { 0 } else { host }, work)
     }
 
     /// No frame passes between the two groups, in either direction. Hosts in neither, clients among them, keep
@@ -182,17 +275,17 @@ impl Net {
     pub fn impose(&self, links: &[(u64, u64)], quality: Quality) -> FaultId {
         let links = links.iter().map(|(from, to)| (self.port(*from), self.port(*to)));
         let links = links.filter(|(from, to)| from != to).collect();
-        self.wire.switch().impose(links, quality)
+        self.fabric.change(|switch| switch.impose(links, quality))
     }
 
     /// Ends one fault, and no other; `false`: it had ended.
     pub fn lift(&self, fault: FaultId) -> bool {
-        self.wire.switch().lift(fault)
+        self.fabric.change(|switch| switch.lift(fault))
     }
 
     /// Ends every fault and gives every link its perfect quality back.
     pub fn heal(&self) {
-        self.wire.switch().heal();
+        self.fabric.change(Switch::heal);
     }
 
     /// The link from one host to another, in this direction.
@@ -242,7 +335,7 @@ impl Net {
     /// What became of the frames from one host to another.
     #[must_use]
     pub fn traffic(&self, from: u64, to: u64) -> Traffic {
-        self.wire.switch().traffic(self.port(from), self.port(to))
+        self.fabric.switch().traffic(self.port(from), self.port(to))
     }
 
     /// Bytes that one host sent towards another, whether they arrived or not.
@@ -261,7 +354,7 @@ impl Net {
     /// What a host sent to all others for the service at `port`, its own or theirs.
     #[must_use]
     pub fn port_traffic(&self, from: u64, protocol: Protocol, port: u16) -> Count {
-        let switch = self.wire.switch();
+        let switch = self.fabric.switch();
         let mut sum = Count::default();
         for to in self.plan.all().map(usize::from) {
             sum.merge(switch.port(self.port(from), to, protocol, port));
@@ -279,6 +372,14 @@ impl Net {
     fn port(&self, host: u64) -> usize {
         usize::from(self.known(host))
     }
+}
+
+fn ensure_possible(hosts: u64, clients: u64) -> anyhow::Result<()> {
+    ensure!(
+        hosts >= 1 && hosts.saturating_add(clients) <= HOSTS_MAX,
+        "{hosts} hosts and {clients} of clients; 1 to {HOSTS_MAX} are possible"
+    );
+    Ok(())
 }
 
 fn both_ways(one: &[u64], other: &[u64]) -> Vec<(u64, u64)> {
@@ -300,10 +401,11 @@ pub struct Links<'a> {
 
 impl Links<'_> {
     fn set(&self, change: impl Fn(&mut Quality)) -> &Self {
-        let mut switch = self.net.wire.switch();
-        for (from, to) in &self.links {
-            switch.set_base(*from, *to, &change);
-        }
+        self.net.fabric.change(|switch| {
+            for (from, to) in &self.links {
+                switch.set_base(*from, *to, &change);
+            }
+        });
         self
     }
 

@@ -130,9 +130,9 @@ fn a_dead_owner_is_cleaned_up_after() {
     };
     let name = net.plan.namespace_path(1);
     // As after a crash: nobody undoes anything, and the lock goes.
-    let Net {
-        wire, _claim: claim, ..
-    } = net;
+    let Fabric::Namespaces { wire, _claim: claim } = net.fabric else {
+        unreachable!("it was started with namespaces");
+    };
     drop(wire);
     claim.abandon();
     let identity = |name: &str| std::fs::metadata(name).map(|namespace| namespace.ino()).ok();

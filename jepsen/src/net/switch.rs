@@ -18,6 +18,12 @@ const BANDWIDTH_WAIT_MAX: Duration = Duration::from_millis(200);
 /// How long an overtaken frame is held back at least.
 pub(super) const REORDER_HOLD: Duration = Duration::from_millis(5);
 
+/// When TCP sends again what was not acknowledged, at the earliest.
+const RESENT_AFTER: Duration = Duration::from_millis(200);
+
+/// A protocol, and the ports from and to which something goes.
+pub(super) type Ports = (Protocol, u16, u16);
+
 /// Names a fault that was imposed, so that it can be lifted while others stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FaultId(u64);
@@ -188,6 +194,81 @@ impl Switch {
         None
     }
 
+    /// A datagram that a proxy carries: when its copies are due, none if it gets lost. [`Self::arrives`] follows for each.
+    pub(super) fn datagram(
+        &mut self,
+        (from, to): (usize, usize),
+        bytes: usize,
+        ports: Ports,
+        now: Duration,
+    ) -> Vec<Duration> {
+        let index = self.index(from, to);
+        let link = &mut self.links[index];
+        link.meter.sent(bytes, Some(ports));
+        if link.quality.cuts(Some(ports)) {
+            link.meter.traffic.cut.add(bytes);
+            return Vec::new();
+        }
+        if link.random.chance(link.quality.loss) {
+            link.meter.traffic.lost.add(bytes);
+            return Vec::new();
+        }
+        let twice = link.random.chance(link.quality.duplicate);
+        if twice {
+            link.meter.traffic.duplicated.add(bytes);
+        }
+        let copies = 0..=usize::from(twice);
+        copies.filter_map(|_| link.schedule(bytes, now)).collect()
+    }
+
+    /// Whether a copy that is due now gets there.
+    pub(super) fn arrives(&mut self, (from, to): (usize, usize), bytes: usize, ports: Ports) -> bool {
+        let index = self.index(from, to);
+        let link = &mut self.links[index];
+        link.queued_bytes = link.queued_bytes.saturating_sub(bytes);
+        let cut = link.quality.cuts(Some(ports));
+        let traffic = &mut link.meter.traffic;
+        let count = if cut {
+            &mut traffic.cut
+        } else {
+            &mut traffic.delivered
+        };
+        count.add(bytes);
+        !cut
+    }
+
+    /// A piece of a stream that a proxy carries: when it is due, unless one before it is due later. Nothing of a stream
+    /// gets lost: where a frame would have been, it comes when that would have been sent again.
+    pub(super) fn piece(
+        &mut self,
+        (from, to): (usize, usize),
+        bytes: usize,
+        ports: Ports,
+        now: Duration,
+    ) -> Duration {
+        let index = self.index(from, to);
+        let link = &mut self.links[index];
+        link.meter.sent(bytes, Some(ports));
+        link.schedule_piece(bytes, now)
+    }
+
+    /// Whether nothing of this passes at the moment.
+    pub(super) fn cuts(&self, (from, to): (usize, usize), ports: Ports) -> bool {
+        self.links[self.index(from, to)].quality.cuts(Some(ports))
+    }
+
+    /// A piece of a stream, or a connection, waits for the end of a cut.
+    pub(super) fn note_held(&mut self, (from, to): (usize, usize), bytes: usize) {
+        let index = self.index(from, to);
+        self.links[index].meter.traffic.cut.add(bytes);
+    }
+
+    /// A piece of a stream got there.
+    pub(super) fn note_delivered(&mut self, (from, to): (usize, usize), bytes: usize) {
+        let index = self.index(from, to);
+        self.links[index].meter.traffic.delivered.add(bytes);
+    }
+
     /// A frame that was due found no room at its receiver.
     pub(super) fn note_refused(&mut self, from: usize, to: usize, bytes: usize) {
         let index = self.index(from, to);
@@ -238,6 +319,27 @@ impl Link {
         }
         self.last_due = due.max(self.last_due);
         Some(self.last_due)
+    }
+
+    /// When a piece of a stream arrives. It waits for bandwidth as long as it takes: its sender is slowed down instead.
+    fn schedule_piece(&mut self, bytes: usize, now: Duration) -> Duration {
+        let mut leaves = now;
+        if let Some(bandwidth) = self.quality.bandwidth {
+            let starts = self.busy_until.max(now);
+            if starts - now > BANDWIDTH_WAIT_MAX {
+                self.meter.traffic.overflowed.add(bytes);
+            }
+            let nanos = (bytes as u64).saturating_mul(1_000_000_000) / bandwidth.get();
+            self.busy_until = starts + Duration::from_nanos(nanos);
+            leaves = self.busy_until;
+        }
+        if self.random.chance(self.quality.loss) {
+            self.meter.traffic.lost.add(bytes);
+            leaves += RESENT_AFTER;
+        }
+        let jitter = u64::try_from(self.quality.jitter.as_nanos()).unwrap_or(u64::MAX);
+        let jitter = if jitter == 0 { 0 } else { self.random.below(jitter) };
+        leaves + self.quality.delay + Duration::from_nanos(jitter)
     }
 
     /// Flips one bit behind the Ethernet header.
