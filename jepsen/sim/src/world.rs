@@ -238,11 +238,7 @@ impl World {
                 self.agenda.put(self.now + LOOK_EVERY, Event::Look);
             }
             Event::Respawn(server) => {
-                let held = self
-                    .in_force
-                    .values()
-                    .any(|(_, effect)| matches!(effect, Effect::Down(down) if down.contains(&server)));
-                if !held && !self.hosts[server].is_running() {
+                if !self.is_held_down(server) && !self.hosts[server].is_running() {
                     self.start_server(server)?;
                 }
             }
@@ -346,11 +342,7 @@ impl World {
     }
 
     fn take_down(&mut self, servers: Vec<HostIndex>, power: bool) -> anyhow::Result<Effect> {
-        let mut down = Vec::new();
-        for server in servers {
-            if !self.hosts[server].is_running() {
-                continue;
-            }
+        for &server in &servers {
             self.stop_server(server, power);
             if power {
                 self.disks
@@ -358,17 +350,27 @@ impl World {
                     .lose_power(server)
                     .context("rebuilding a disk after a loss of power")?;
             }
-            down.push(server);
         }
-        Ok(Effect::Down(down))
+        Ok(Effect::Down(servers))
     }
 
     fn pause(&mut self, servers: Vec<HostIndex>) -> Effect {
-        let paused: Vec<_> = servers
-            .into_iter()
-            .filter(|server| !std::mem::replace(&mut self.hosts[*server].paused, true))
-            .collect();
-        Effect::Paused(paused)
+        for &server in &servers {
+            self.hosts[server].paused = true;
+        }
+        Effect::Paused(servers)
+    }
+
+    /// Whether a fault in force keeps a server down.
+    fn is_held_down(&self, server: HostIndex) -> bool {
+        let mut effects = self.in_force.values().map(|(_, effect)| effect);
+        effects.any(|effect| matches!(effect, Effect::Down(down) if down.contains(&server)))
+    }
+
+    /// Whether a fault in force makes a server stand still.
+    fn is_held_still(&self, server: HostIndex) -> bool {
+        let mut effects = self.in_force.values().map(|(_, effect)| effect);
+        effects.any(|effect| matches!(effect, Effect::Paused(paused) if paused.contains(&server)))
     }
 
     fn end(&mut self, index: usize) -> anyhow::Result<()> {
@@ -378,15 +380,17 @@ impl World {
         match effect {
             Effect::Down(servers) => {
                 for server in servers {
-                    if !self.hosts[server].is_running() {
+                    if !self.is_held_down(server) && !self.hosts[server].is_running() {
                         self.start_server(server)?;
                     }
                 }
             }
             Effect::Paused(servers) => {
                 for server in servers {
-                    self.hosts[server].paused = false;
-                    self.due.insert(server);
+                    if !self.is_held_still(server) {
+                        self.hosts[server].paused = false;
+                        self.due.insert(server);
+                    }
                 }
             }
             Effect::WallClock(server, by) => self.hosts[server].wall_offset -= by,
@@ -396,7 +400,9 @@ impl World {
                 if self.hosts[server].is_running() {
                     self.stop_server(server, false);
                 }
-                self.start_server(server)?;
+                if !self.is_held_down(server) {
+                    self.start_server(server)?;
+                }
             }
             Effect::Links(_) | Effect::Nothing => {}
         }

@@ -57,15 +57,23 @@ pub fn check(lines: &[Heartbeats], faults: &[Fault]) -> Verdict {
     verdict
 }
 
-/// For how long the server slept in this span, at least.
+/// For how long the server slept in this span, at least. Pauses that overlap are one.
 fn slept(faults: &[Fault], from: Duration, to: Duration) -> Duration {
     let pauses = faults.iter().filter(|fault| fault.what.starts_with(PAUSE));
-    pauses
-        .map(|pause| {
-            let within = pause.end.min(to).saturating_sub(pause.time.max(from));
-            within.saturating_sub(LATENESS_MAX)
-        })
-        .sum()
+    let mut spans: Vec<(Duration, Duration)> = pauses.map(|pause| (pause.time, pause.end)).collect();
+    spans.sort_unstable();
+    let mut apart: Vec<(Duration, Duration)> = Vec::new();
+    for (began, ended) in spans {
+        match apart.last_mut() {
+            Some(last) if began <= last.1 => last.1 = last.1.max(ended),
+            Some(_) | None => apart.push((began, ended)),
+        }
+    }
+    let within = apart.into_iter().map(|(began, ended)| {
+        let within = ended.min(to).saturating_sub(began.max(from));
+        within.saturating_sub(LATENESS_MAX)
+    });
+    within.sum()
 }
 
 #[cfg(test)]
@@ -112,6 +120,15 @@ mod tests {
         assert_eq!(blamed.findings.len(), 1, "{blamed:?}");
         assert!(check(&life(17), faults).is_good());
         assert!(check(&life(13), &[]).is_good());
+        // Two that overlap are not counted twice: it slept for six seconds, not for nine.
+        let again = Fault {
+            what: "pause: 1".into(),
+            time: s(12),
+            end: s(16),
+            ..pause.clone()
+        };
+        assert!(check(&life(18), &[again.clone(), pause.clone()]).is_good());
+        assert_eq!(check(&life(17), &[again, pause.clone()]).findings.len(), 1);
         let other = Fault {
             what: "loss: 10 %".into(),
             ..pause
