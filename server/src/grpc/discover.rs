@@ -28,6 +28,8 @@ const CLOSING_GRACE: Duration = Duration::from_secs(1);
 /// When to come again with a query for which there is no room: those that wait have their answer soon, or never.
 const ROOM_PAUSE: Duration = Duration::from_millis(50);
 
+/// How many queries of a busy stream are taken between two looks at whether the server closes.
+const TURNS_BETWEEN_LOOKS: u64 = 64;
 /// What an answer's number and frame take.
 const ENVELOPE_BYTES: usize = 32;
 
@@ -48,6 +50,8 @@ enum Stage {
     Asking {
         inbound: Box<Streaming<v1::DiscoverRequest>>,
         closing: Pin<Box<WaitForCancellationFutureOwned>>,
+        /// How many queries it has asked.
+        asked: u64,
     },
     /// It has asked all it wanted.
     AskedAll,
@@ -67,6 +71,7 @@ impl Discovery {
             stage: Stage::Asking {
                 inbound: Box::new(inbound),
                 closing,
+                asked: 0,
             },
         }
     }
@@ -135,9 +140,20 @@ impl Stream for Discovery {
             {
                 return Poll::Ready(Some(Ok(answer)));
             }
+            if let Stage::Asking { closing, asked, .. } = &mut this.stage
+                && asked.is_multiple_of(TURNS_BETWEEN_LOOKS)
+                && closing.as_mut().poll(cx).is_ready()
+            {
+                return Poll::Ready(Some(Ok(this.close())));
+            }
             match &mut this.stage {
-                Stage::Asking { inbound, closing } => match inbound.poll_next_unpin(cx) {
+                Stage::Asking {
+                    inbound,
+                    closing,
+                    asked,
+                } => match inbound.poll_next_unpin(cx) {
                     Poll::Ready(Some(Ok(message))) => {
+                        *asked += 1;
                         if let Some(answer) = this.take(message) {
                             return Poll::Ready(Some(Ok(answer)));
                         }
