@@ -493,6 +493,8 @@ async fn benches_report_and_clean_up() {
         "bench discover --count 200 --services 2 --nodes 10 --read local",
         200,
     );
+    let lists = calls("bench discover --count 100 --services 2 --nodes 10 --unary", 100);
+    assert_eq!(lists["items"], 1_000);
     let unchanged = calls(
         "bench discover --count 100 --services 2 --nodes 10 --known-sign",
         100,
