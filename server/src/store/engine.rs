@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rocksdb::{
     ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Direction, IteratorMode,
-    LogLevel, Options, WriteBatch, WriteOptions,
+    LogLevel, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
 use super::error::StoreError;
@@ -105,8 +105,12 @@ impl Engine {
     pub(crate) fn rows_from(&self, family: Family, key: &[u8]) -> io::Result<Found<'_>> {
         Ok(match self {
             Self::RocksDb(db) => {
-                let rows = db.iterator_cf(
+                // Rows are read from one end to the other and seldom twice: kept blocks would only take up memory.
+                let mut options = ReadOptions::default();
+                options.fill_cache(false);
+                let rows = db.iterator_cf_opt(
                     family_of(db, family)?,
+                    options,
                     IteratorMode::From(key, Direction::Forward),
                 );
                 Box::new(rows.map(|row| row.map_err(io_error)))
@@ -185,7 +189,7 @@ fn open_rocksdb(path: &Path) -> Result<DB, StoreError> {
     // After a full disk RocksDB waits until there is room for its largest memtable; hence the small default.
     let families = [
         (CF_DEFAULT, 64 << 10),
-        (CF_LOG, 8 << 20),
+        (CF_LOG, 4 << 20),
         (CF_META, 256 << 10),
         (CF_ROWS, 4 << 20),
     ];

@@ -35,8 +35,9 @@ pub(crate) const KEY_VOTE: &[u8] = b"vote";
 pub(crate) const KEY_PURGED: &[u8] = b"purged";
 pub(crate) const KEY_COMMITTED: &[u8] = b"committed";
 
-/// Bytes of synced entries kept in memory, so that followers are served without a read.
-pub(crate) const CACHE_BYTES_MAX: usize = 16 << 20;
+/// Bytes of synced entries kept in memory, so that followers are served without a read. One that fell further behind
+/// is read for from disk, a megabyte at a time.
+pub(crate) const CACHE_BYTES_MAX: usize = 4 << 20;
 /// Bytes of entries given out at once where the reader can come again.
 const READ_BYTES_MAX: usize = 1 << 20;
 
