@@ -213,3 +213,51 @@ async fn a_move_to_raft_without_a_member_is_taken_back_and_nothing_changed() {
     assert!(set_mode(&cluster, GroupMode::Cp).await.changed);
     wait_listed(&cluster, STEADY, &["a", "b"].map(String::from).into()).await;
 }
+
+/// The one that stands still learns of the end of the move before it has any of the records.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_away_during_a_move_shows_all_of_the_group_or_nothing() {
+    let mut cluster = cluster(3).await;
+    let leader = cluster.leader(WAIT_MAX).await.unwrap();
+    let away = cluster.ids().into_iter().find(|id| *id != leader).unwrap();
+    let there = cluster.server(away).address().to_owned();
+    let here: Vec<String> = cluster
+        .addresses()
+        .into_iter()
+        .filter(|of| *of != there)
+        .collect();
+    let nodes: BTreeSet<String> = (0..40)
+        .flat_map(|n| (1..=5).map(move |port| format!("f{n}-{port}")))
+        .collect();
+    let fleet = fleet(&here, STEADY, 40, 5, TTL * 8).await;
+    wait_listed(&cluster, STEADY, &nodes).await;
+    cluster.server(away).pause().await.unwrap();
+    let moved = registry(&here, 0)
+        .set_group_mode(GROUP, GroupMode::Ap, Duration::from_secs(60))
+        .await
+        .unwrap();
+    assert!(moved.changed);
+    cluster.server(away).resume().unwrap();
+    let shown = eventually(
+        "the group by records, at the one that was away",
+        WAIT_MAX,
+        || async {
+            let view = local_view(&there, GROUP, STEADY, 0).await.ok()?;
+            let listed = view.map_or(0, |view| view.nodes.len());
+            assert_eq!(
+                listed,
+                nodes.len(),
+                "it answers, and lacks nodes\n{}",
+                cluster.log_tails()
+            );
+            let read = ReadOptions::default();
+            let answer = registry(std::slice::from_ref(&there), 0)
+                .query(&ServiceKey::new(GROUP, STEADY), read)
+                .await
+                .ok()?;
+            (answer.header.mode() == GroupMode::Ap).then_some(())
+        },
+    );
+    shown.await.unwrap();
+    drop(fleet);
+}

@@ -196,6 +196,27 @@ fn to_adopt(raft: &Directory, view: &Directory) -> Vec<(GroupName, u64)> {
     coming.collect()
 }
 
+/// Groups that moved to gossip without this server: it was away, and learns of the end of the move first. `known`:
+/// those whose records it had when it was started, or took over since.
+fn missed<'a>(
+    raft: &'a Directory,
+    view: &Directory,
+    touched: &'a Touched,
+    known: &BTreeSet<String>,
+) -> impl Iterator<Item = &'a GroupName> {
+    let defined = touched.groups.iter().filter_map(|name| raft.group(name));
+    let unseen: Vec<_> = defined
+        .filter(|group| view.group(&group.name).is_none() && !known.contains(group.name.as_str()))
+        .collect();
+    // One that was created here or there with this mode has had no other.
+    let moved = |group: &&'a Arc<Group>| {
+        group.settings.mode == GroupMode::Ap
+            && group.moving.is_none()
+            && group.settings_modified > group.created
+    };
+    unseen.into_iter().filter(moved).map(|group| &group.name)
+}
+
 /// Groups of which there are records, and that do not live by records.
 fn to_forget(raft: &Directory, view: &Directory, recorded: &[String]) -> Vec<GroupName> {
     let gone = recorded.iter().filter_map(|name| {
@@ -244,6 +265,7 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
     let mut seen: Option<Revision> = None;
     let mut undone = false;
     let mut settled_at = None;
+    let mut known: BTreeSet<String> = recorded(&inner).into_iter().collect();
     loop {
         // Asked first: what was applied by then is followed below.
         let complete = inner.defined.load(Ordering::Acquire) || is_complete(&inner);
@@ -252,6 +274,16 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
             let raft = inner.consensus.directory().read();
             let view = inner.view.read();
             let touched = touched_since(seen.filter(|_| !undone), &raft, &view);
+            let missed: Vec<_> = missed(&raft, &view, &touched, &known).cloned().collect();
+            if !missed.is_empty() {
+                tracing::info!(
+                    ?missed,
+                    "AP groups: moved here while this server was away; asking others for what is in them"
+                );
+                known.extend(missed.iter().map(ToString::to_string));
+                // Before they are in the view, so that nobody reads them empty.
+                inner.note_missed();
+            }
             let commands = differences(&raft, &view, &touched);
             (commands, !touched.groups.is_empty(), raft.revision())
         };
@@ -265,7 +297,7 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
         }
         // Looking through all groups is for when one of them changed, and for now and then.
         if regrouped || settled_at.is_none_or(|at: Instant| at.elapsed() >= RETRY) {
-            settled_at = match settle_moves(&inner).await {
+            settled_at = match settle_moves(&inner, &mut known).await {
                 None => return,
                 Some(Settled::Yes) => Some(Instant::now()),
                 Some(Settled::NotYet) => None,
@@ -297,12 +329,15 @@ enum Settled {
     NotYet,
 }
 
+/// Groups of which there are records.
+fn recorded(inner: &Inner) -> Vec<String> {
+    let digests = inner.desk.lock().replica.group_digests();
+    digests.into_iter().map(|(name, _)| name).collect()
+}
+
 /// Takes over groups that come, and forgets those that went. `None`: the committing task is gone.
-async fn settle_moves(inner: &Inner) -> Option<Settled> {
-    let recorded: Vec<String> = {
-        let digests = inner.desk.lock().replica.group_digests();
-        digests.into_iter().map(|(name, _)| name).collect()
-    };
+async fn settle_moves(inner: &Inner, known: &mut BTreeSet<String>) -> Option<Settled> {
+    let recorded = recorded(inner);
     let (raft, coming, gone) = {
         let raft = inner.consensus.directory().read();
         let view = inner.view.read();
@@ -313,6 +348,7 @@ async fn settle_moves(inner: &Inner) -> Option<Settled> {
         (raft.clone(), coming, gone)
     };
     for (group, stamp_ms) in coming {
+        known.insert(group.to_string());
         let from = Box::new(raft.clone());
         let adopted = inner.perform(|done| Job::Adopt {
             from,
@@ -323,6 +359,7 @@ async fn settle_moves(inner: &Inner) -> Option<Settled> {
         adopted.await.ok()?;
     }
     for group in gone {
+        known.remove(group.as_str());
         inner.perform(|done| Job::Forget { group, done }).await.ok()?;
     }
     Some(Settled::NotYet)

@@ -131,10 +131,10 @@ impl Ap {
     }
 
     /// Whether the view may be shown. Not before what is on disk is in it; and if there is nothing, or it is too
-    /// old, not before others were asked.
+    /// old, or a group moved here while this server was away, not before others were asked.
     #[must_use]
     pub fn is_loaded(&self) -> bool {
-        self.inner.defined.load(Ordering::Acquire) && self.inner.is_sure()
+        self.inner.defined.load(Ordering::Acquire) && self.inner.is_sure() && !self.inner.misses_records()
     }
 
     /// Whether this life of the server has agreed with another one on every group: until then it may lack what
@@ -449,6 +449,7 @@ impl Inner {
             created: Notify::new(),
             returned: Notify::new(),
             agreed_at: parking_lot::Mutex::default(),
+            missed_at: parking_lot::Mutex::default(),
             metrics: options.metrics,
             clock_offset_ms: 0.into(),
         }

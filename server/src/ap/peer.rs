@@ -145,7 +145,8 @@ impl Ap for ApDoor {
     ) -> Result<Response<ApCompareResponse>, Status> {
         let asked = request.into_inner();
         self.check(&asked.cluster, asked.from, asked.to)?;
-        let answer = self.inner.read_synced(|desk| compare(desk, &asked)).await?;
+        let mut answer = self.inner.read_synced(|desk| compare(desk, &asked)).await?;
+        answer.sure &= !self.inner.misses_records();
         Ok(Response::new(answer))
     }
 

@@ -51,15 +51,15 @@ pub(super) async fn run(inner: Arc<Inner>, stop: CancellationToken) {
     };
     loop {
         let sure = inner.is_sure();
-        let pause = if sure {
-            jittered(inner.config.repair_interval)
+        let (pause, patience) = if sure && !inner.misses_records() {
+            (jittered(inner.config.repair_interval), PATIENCE)
         } else {
-            UNSURE_EVERY
+            (UNSURE_EVERY, 1)
         };
         let patience = tokio::select! {
             () = stop.cancelled() => return,
             () = inner.returned.notified() => 1,
-            () = tokio::time::sleep(pause) => PATIENCE,
+            () = tokio::time::sleep(pause) => patience,
         };
         let round = async {
             match sure {
@@ -94,7 +94,7 @@ impl Repairer {
     fn note(&mut self, agreed: bool) {
         if agreed {
             self.differing.clear();
-            *self.inner.agreed_at.lock() = Some(Instant::now());
+            self.inner.note_agreed();
         }
     }
 
