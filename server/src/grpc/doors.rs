@@ -19,6 +19,7 @@ use super::listener;
 use super::metrics::DoorsMetrics;
 use super::oversize::Oversize;
 use super::read::Reader;
+use super::shared_body::SharedBytes;
 use super::watch::WATCH_REQUEST_BYTES_MAX;
 use super::write::Writer;
 use crate::access::{RefusedList, Tokens};
@@ -184,9 +185,11 @@ impl Doors {
             ))
             .add_service(reflection)
             .add_service(Oversize::new(
-                RegistryServer::new(self.clone())
-                    .max_decoding_message_size(decode)
-                    .max_encoding_message_size(encode),
+                SharedBytes(
+                    RegistryServer::new(self.clone())
+                        .max_decoding_message_size(decode)
+                        .max_encoding_message_size(encode),
+                ),
                 metrics.clone(),
             ))
             .add_service(Oversize::new(
@@ -196,9 +199,11 @@ impl Doors {
                 metrics.clone(),
             ))
             .add_service(Oversize::new(
-                WatchServer::new(self.clone())
-                    .max_decoding_message_size(watch_decode)
-                    .max_encoding_message_size(encode),
+                SharedBytes(
+                    WatchServer::new(self.clone())
+                        .max_decoding_message_size(watch_decode)
+                        .max_encoding_message_size(encode),
+                ),
                 metrics.clone(),
             ))
             .add_service(Oversize::new(

@@ -19,6 +19,7 @@ mod read;
 mod registry;
 mod rehearsal;
 mod sessions;
+mod shared_body;
 mod speaker;
 mod status;
 mod storm;

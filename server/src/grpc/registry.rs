@@ -20,6 +20,7 @@ use super::doors::Doors;
 use super::fields;
 use super::modes::Shown;
 use super::sessions;
+use super::shared_body::shared;
 use super::speaker::Speaker;
 use super::status::{DoorError, of_refusal, status};
 use super::storm;
@@ -593,7 +594,8 @@ macro_rules! unary {
                 let opened = self.principal(&request).map(|by| {
                     Discovery::new(self.clone(), by, request.into_inner()).boxed()
                 });
-                self.answer("discover", opened)
+                let opened = self.answer("discover", opened)?;
+                Ok(shared(opened.into_inner(), self.limits.message_bytes_max))
             }
         }
     };

@@ -15,6 +15,7 @@ use super::convert::{self, bounded};
 use super::doors::Doors;
 use super::listener::Peer;
 use super::oversize;
+use super::shared_body::shared;
 use super::status::{DoorError, of_refusal, of_stream_end, of_subscribe, of_too_many_streams, status};
 use crate::watch::{PairedHandle, Parts, StreamEnd, SubscribeError, Subscription, Target};
 
@@ -56,7 +57,7 @@ impl Watch for Doors {
             let next = stream.next().await?;
             Some((next.map_err(|end| status(&of_stream_end(&end))), stream))
         });
-        Ok(Response::new(answers.boxed()))
+        Ok(shared(answers.boxed(), self.limits.message_bytes_max))
     }
 
     async fn convergence(
