@@ -48,6 +48,10 @@ const LOSSES: [&str; 6] = [
     "sync-errors",
 ];
 
+/// Faults after which a server may lack what it had acknowledged: another one took its place, or the disk forgot what it
+/// had said was on it. The others have it.
+const FORGETTING: [&str; 4] = ["membership", "resize", "lost-tail", "bit-rot"];
+
 /// What may be asked.
 #[derive(Clone, Copy, Debug)]
 struct Rules {
@@ -83,6 +87,7 @@ struct View<'a> {
     end: Duration,
     nodes: &'a BTreeMap<String, u64>,
     sign: (u64, u64),
+    remembers_from: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -125,7 +130,7 @@ fn judge(lines: &[Ap], group: &str, faults: &[Fault], mut verdict: Verdict, move
             .iter()
             .any(|fault| LOSSES.iter().any(|loss| fault.what.starts_with(loss))),
     };
-    let sorted = sort(lines, group, clocks);
+    let sorted = sort(lines, group, clocks, faults);
     if clocks < Clocks::Ahead {
         agreement(&sorted, &mut verdict);
         endings(&sorted, &mut verdict);
@@ -152,7 +157,15 @@ fn judge(lines: &[Ap], group: &str, faults: &[Fault], mut verdict: Verdict, move
     verdict
 }
 
-fn sort<'a>(lines: &'a [Ap], group: &str, clocks: Clocks) -> Sorted<'a> {
+/// Since when a server knows all that it has acknowledged, as seen at a time.
+fn remembers_from(faults: &[Fault], at: Duration) -> Duration {
+    let forgetting = faults
+        .iter()
+        .filter(|fault| fault.time < at && FORGETTING.iter().any(|kind| fault.what.starts_with(kind)));
+    forgetting.map(|fault| fault.end).max().unwrap_or_default()
+}
+
+fn sort<'a>(lines: &'a [Ap], group: &str, clocks: Clocks, faults: &[Fault]) -> Sorted<'a> {
     let mut sorted = Sorted::default();
     for line in lines.iter().filter(|line| line.group() == group) {
         match line {
@@ -200,6 +213,7 @@ fn sort<'a>(lines: &'a [Ap], group: &str, clocks: Clocks) -> Sorted<'a> {
                 end: *end,
                 nodes,
                 sign: *sign,
+                remembers_from: remembers_from(faults, *end),
             }),
             Ap::Removed { server, id, time, .. } => sorted.removed.push((id, *server, *time)),
         }
@@ -464,9 +478,10 @@ fn overtaken(found: Option<u64>, writes: &[Write], view: &View<'_>, rules: Rules
     if rules.moves && view.epoch == 0 {
         return None;
     }
+    let known = |end| end >= view.remembers_from && end < view.sent;
     let own = writes
         .iter()
-        .filter(|write| write.server == view.server && write.end.is_some_and(|end| end < view.sent));
+        .filter(|write| write.server == view.server && write.end.is_some_and(known));
     let own = own.max_by_key(|write| write.sent)?;
     let mut sources = writes.iter().filter(|write| write.value == found);
     let may_be = found.is_none()
