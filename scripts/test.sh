@@ -13,6 +13,10 @@ lints() { cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 tests() {
     # The programs that the tests start, with the features that the tests are built with: nothing is built twice.
     cargo build --quiet --locked --workspace --all-targets
+    # Seeds of the simulation cost a twentieth in an optimized program: some hundred of them pay for building it.
+    cargo build --quiet --locked --profile tools -p rollcall-sim
+    ROLLCALL_SIM="$(realpath "${CARGO_TARGET_DIR:-target}/tools/rollcall-sim")"
+    export ROLLCALL_SIM
     cargo test --quiet --locked --workspace --all-targets --no-fail-fast
 }
 doctests() { cargo test --quiet --locked --workspace --doc; }

@@ -84,10 +84,10 @@ const INVARIANTS: &str = "all servers at once";
 
 impl Violation {
     /// Of an invariant.
-    pub(crate) fn seen(what: &String) -> Self {
+    pub(crate) fn seen(what: &str) -> Self {
         Self {
             by: INVARIANTS.to_owned(),
-            what: what.clone(),
+            what: what.to_owned(),
         }
     }
 }

@@ -158,7 +158,12 @@ fn judge(world: &World, workloads: &[Workload], progress: &Progress) -> Findings
         digest: format!("{:016x}", world.trace.digest()),
         events: world.trace.length,
         workloads: workloads.iter().map(|of| of.name().to_owned()).collect(),
-        violations: world.invariants.findings.iter().map(Violation::seen).collect(),
+        violations: world
+            .invariants
+            .findings
+            .iter()
+            .map(|what| Violation::seen(what))
+            .collect(),
         figures: figures(world, &records),
         ..Findings::default()
     };

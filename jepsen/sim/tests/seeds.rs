@@ -58,6 +58,25 @@ fn short_runs_of_many_seeds_keep_every_promise() {
     );
 }
 
+/// Each of these found something once, in the server (200008: who missed a move of a group showed it empty) or in a judge
+/// (1083: a leader that came just before a session stopped).
+#[test]
+fn seeds_that_found_something_find_nothing_any_more() {
+    let options = Options {
+        length: Duration::from_secs(5),
+        ..short()
+    };
+    for seed in [200_008, 1_083] {
+        let findings = alone().run(seed, &options).unwrap();
+        assert!(
+            findings.is_good(),
+            "{}\n{:#?}",
+            options.command_line(seed),
+            findings.violations
+        );
+    }
+}
+
 /// What a process counts for all its threads (ids of tasks, say) goes on from seed to seed, so each has a process of its
 /// own, and is the same beside others as alone.
 #[test]

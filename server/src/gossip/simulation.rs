@@ -102,6 +102,23 @@ impl Network {
         self.swims.get_mut(&id).unwrap().announce(address, now);
     }
 
+    /// Everybody asks those whom it does not see to be let in, as an agent asks its seeds.
+    pub(super) fn call_the_missing(&mut self) {
+        let ids: Vec<u64> = self.swims.keys().copied().collect();
+        for id in &ids {
+            let seen: BTreeSet<SocketAddr> = self.swims[id]
+                .members()
+                .filter(|view| view.state != MemberState::Down)
+                .map(|view| view.identity.address)
+                .collect();
+            for other in ids.iter().filter(|other| *other != id) {
+                if !seen.contains(&identity(*other, 1).address) {
+                    self.announce(*id, *other);
+                }
+            }
+        }
+    }
+
     /// Asks whoever is at another address of `to`, which `to` itself does not tell, to be let in.
     pub(super) fn announce_to_alias(&mut self, id: u64, to: u64) {
         let alias = SocketAddr::from(([10, 0, 9, u8::try_from(to).unwrap()], 7_401));
