@@ -33,6 +33,8 @@ details { margin: .5rem 0; } summary { cursor: pointer; color: var(--soft); } .s
 .key { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%; margin: 0 .3rem 0 1rem; vertical-align: -1px; }
 ";
 
+/// Findings of one judge that are in sight at once: what comes below, the faults above all, tells as much.
+const IN_SIGHT: usize = 2;
 /// Findings of one judge that are shown; more are in the history.
 const SHOWN_MAX: usize = 12;
 /// Pieces that are drawn.
@@ -184,7 +186,12 @@ fn verdicts(verdicts: &[Verdict], html: &mut String) {
     }
     html.push_str("</table>\n");
     for verdict in verdicts {
-        for finding in verdict.findings.iter().take(SHOWN_MAX) {
+        for (number, finding) in verdict.findings.iter().take(SHOWN_MAX).enumerate() {
+            if number == IN_SIGHT {
+                let more = verdict.findings.len() - IN_SIGHT;
+                let checker = escape(verdict.checker);
+                let _ = writeln!(html, "<details><summary>{more} more of {checker}</summary>");
+            }
             let _ = writeln!(
                 html,
                 "<h2 class=\"bad\">{} at {:.3?}</h2><pre>{}</pre>",
@@ -195,7 +202,10 @@ fn verdicts(verdicts: &[Verdict], html: &mut String) {
         }
         if verdict.findings.len() > SHOWN_MAX {
             let more = verdict.findings.len() - SHOWN_MAX;
-            let _ = writeln!(html, "<p>and {more} more of {}</p>", escape(verdict.checker));
+            let _ = writeln!(html, "<p>and {more} in the history</p>");
+        }
+        if verdict.findings.len() > IN_SIGHT {
+            html.push_str("</details>\n");
         }
         for undecided in &verdict.undecided {
             let _ = writeln!(html, "<pre>undecided: {}</pre>", escape(undecided));
