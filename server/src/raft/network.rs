@@ -4,11 +4,10 @@
 //! another. Votes are single calls with a deadline. Connections are made lazily and watched by keepalive, so
 //! that a dead server holds nobody up.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt::Display;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,7 +28,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
-use super::types::{PeerAddresses, TypeConfig, Vote};
+use super::types::{LogId, PeerAddresses, TypeConfig, Vote};
 use super::wire;
 use crate::store::SnapshotFile;
 
@@ -231,10 +230,10 @@ impl Link {
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
-        let unanswered = Arc::new(AtomicU64::new(0));
-        let (peers, target, counter) = (self.peers.clone(), self.target, unanswered.clone());
+        let unanswered = Unanswered::default();
+        let (peers, target, asked) = (self.peers.clone(), self.target, unanswered.clone());
         let requests = input.map(move |request| {
-            counter.fetch_add(1, Ordering::Relaxed);
+            asked.note(&request);
             peers.envelope(target, wire::encode_append(&request))
         });
         let answers = self.open(requests).await?;
@@ -282,19 +281,50 @@ impl Link {
     }
 }
 
+/// The requests of a pipeline that are not answered yet, by the last entry that each is about, in their order.
+///
+/// Raft takes an answer for an answer to every request that is about no later entry, so to those that were sent later and
+/// hold none (they tell what is committed). An answer that was held up for long would so count as heard just now: a leader
+/// that was replaced would take itself for confirmed, and answer reads. Such an answer is left out: that to the later
+/// request says the same.
+#[derive(Clone, Default)]
+struct Unanswered(Arc<Mutex<VecDeque<Option<LogId>>>>);
+
+impl Unanswered {
+    fn note(&self, request: &AppendEntriesRequest<TypeConfig>) {
+        let last = request.entries.last().map(|entry| entry.log_id);
+        self.0.lock().push_back(last.or(request.prev_log_id));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+
+    /// The first is answered; whether that may be told.
+    fn settle(&self, answer: &StreamAppendResult<TypeConfig>) -> bool {
+        let mut waiting = self.0.lock();
+        waiting.pop_front();
+        match (answer, waiting.front()) {
+            (Ok(matching), Some(later)) => later > matching,
+            (Ok(_) | Err(_), _) => true,
+        }
+    }
+}
+
 async fn next_answer(
     answers: &mut Streaming<PeerMessage>,
-    unanswered: &AtomicU64,
+    unanswered: &Unanswered,
 ) -> Option<Rpc<StreamAppendResult<TypeConfig>>> {
     loop {
         match tokio::time::timeout(STALL_TIMEOUT, answers.message()).await {
-            Ok(Ok(Some(answer))) => {
-                unanswered.fetch_sub(1, Ordering::Relaxed);
-                return Some(wire::decode_appended(answer.payload).map_err(unreachable));
-            }
+            Ok(Ok(Some(answer))) => match wire::decode_appended(answer.payload) {
+                Ok(answer) if unanswered.settle(&answer) => return Some(Ok(answer)),
+                Ok(_) => {}
+                Err(error) => return Some(Err(unreachable(error))),
+            },
             Ok(Ok(None)) => return None,
             Ok(Err(status)) => return Some(Err(unreachable(status))),
-            Err(_) if unanswered.load(Ordering::Relaxed) > 0 => return Some(Err(timed_out("append"))),
+            Err(_) if !unanswered.is_empty() => return Some(Err(timed_out("append"))),
             Err(_) => {}
         }
     }
@@ -468,5 +498,36 @@ mod tests {
             "three tries within {:?}",
             from.elapsed()
         );
+    }
+}
+
+#[cfg(test)]
+mod unanswered_tests {
+    use super::super::types::log_id;
+    use super::*;
+
+    fn about(index: u64) -> AppendEntriesRequest<TypeConfig> {
+        AppendEntriesRequest {
+            vote: Vote::new_committed(2, 1),
+            prev_log_id: Some(log_id(2, index)),
+            leader_commit: None,
+            entries: Vec::new(),
+        }
+    }
+
+    /// Raft would take the first answer for one to the second request, which may have been sent much later.
+    #[test]
+    fn an_answer_that_a_later_request_could_be_taken_for_answered_by_is_left_out() {
+        let unanswered = Unanswered::default();
+        let answer = |index| unanswered.settle(&Ok(Some(log_id(2, index))));
+        unanswered.note(&about(5));
+        unanswered.note(&about(5));
+        assert!(!answer(5));
+        assert!(answer(5));
+        unanswered.note(&about(5));
+        unanswered.note(&about(8));
+        assert!(answer(5));
+        assert!(answer(8));
+        assert!(unanswered.is_empty());
     }
 }
