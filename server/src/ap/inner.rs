@@ -41,8 +41,8 @@ pub(super) struct Inner {
     /// The other servers have come or gone: compare at once.
     pub(super) returned: Notify,
     pub(super) agreed_at: Mutex<Option<Instant>>,
-    /// When this server learned of a group that moved to gossip without it. Until it has compared what it has with
-    /// another server's, or has tried for [`MISSED_MAX`], it shows nothing.
+    /// When this server learned of a group that moved to gossip without it. Until it has fetched what another server
+    /// has, or has tried for [`MISSED_MAX`], it shows nothing.
     pub(super) missed_at: Mutex<Option<Instant>>,
     pub(super) metrics: ApMetrics,
     pub(super) clock_offset_ms: AtomicI64,
@@ -66,15 +66,16 @@ const MISSED_MAX: std::time::Duration = std::time::Duration::from_secs(10);
 impl Inner {
     /// A group is here that moved while this server was away: its records are elsewhere.
     pub(super) fn note_missed(&self) {
-        *self.agreed_at.lock() = None;
         *self.missed_at.lock() = Some(Instant::now());
         self.returned.notify_one();
     }
 
-    /// It agreed with another server on every group.
-    pub(super) fn note_agreed(&self) {
-        *self.agreed_at.lock() = Some(Instant::now());
-        *self.missed_at.lock() = None;
+    /// All that another server had when it was asked, at the earliest then, is here.
+    pub(super) fn note_fetched(&self, asked_at: Instant) {
+        let mut missed_at = self.missed_at.lock();
+        if missed_at.is_some_and(|at| at <= asked_at) {
+            *missed_at = None;
+        }
     }
 
     pub(super) fn misses_records(&self) -> bool {

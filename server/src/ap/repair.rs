@@ -83,8 +83,14 @@ impl Repairer {
         let Some(other) = self.inner.others_here().into_iter().next() else {
             return;
         };
+        let asked_at = Instant::now();
         match self.compare(&other, patience).await {
-            Ok(compared) => self.note(compared.same && compared.sure),
+            Ok(compared) => {
+                if compared.sure && patience <= 1 {
+                    self.inner.note_fetched(asked_at);
+                }
+                self.note(compared.same && compared.sure);
+            }
             Err(status) => {
                 tracing::debug!(server = other.server.0, reason = status.message(), "not compared");
             }
@@ -94,7 +100,7 @@ impl Repairer {
     fn note(&mut self, agreed: bool) {
         if agreed {
             self.differing.clear();
-            self.inner.note_agreed();
+            *self.inner.agreed_at.lock() = Some(Instant::now());
         }
     }
 
