@@ -198,23 +198,20 @@ fn to_adopt(raft: &Directory, view: &Directory) -> Vec<(GroupName, u64)> {
 
 /// Groups that moved to gossip without this server: it was away, and learns of the end of the move first. `known`:
 /// those whose records it had when it was started, or took over since.
-fn missed<'a>(
-    raft: &'a Directory,
-    view: &Directory,
-    touched: &'a Touched,
-    known: &BTreeSet<String>,
-) -> impl Iterator<Item = &'a GroupName> {
-    let defined = touched.groups.iter().filter_map(|name| raft.group(name));
-    let unseen: Vec<_> = defined
-        .filter(|group| view.group(&group.name).is_none() && !known.contains(group.name.as_str()))
-        .collect();
+fn missed(raft: &Directory, view: &Directory, touched: &Touched, known: &BTreeSet<String>) -> Vec<GroupName> {
     // One that was created here or there with this mode has had no other.
-    let moved = |group: &&'a Arc<Group>| {
+    let moved = |group: &Arc<Group>| {
         group.settings.mode == GroupMode::Ap
             && group.moving.is_none()
             && group.settings_modified > group.created
     };
-    unseen.into_iter().filter(moved).map(|group| &group.name)
+    let unseen = |name: &&GroupName| view.group(name).is_none() && !known.contains(name.as_str());
+    let missed = touched
+        .groups
+        .iter()
+        .filter(unseen)
+        .filter(|name| raft.group(name).is_some_and(moved));
+    missed.cloned().collect()
 }
 
 /// Groups of which there are records, and that do not live by records.
@@ -274,7 +271,7 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
             let raft = inner.consensus.directory().read();
             let view = inner.view.read();
             let touched = touched_since(seen.filter(|_| !undone), &raft, &view);
-            let missed: Vec<_> = missed(&raft, &view, &touched, &known).cloned().collect();
+            let missed = missed(&raft, &view, &touched, &known);
             if !missed.is_empty() {
                 tracing::info!(
                     ?missed,

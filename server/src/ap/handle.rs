@@ -134,7 +134,7 @@ impl Ap {
     /// old, or a group moved here while this server was away, not before others were asked.
     #[must_use]
     pub fn is_loaded(&self) -> bool {
-        self.inner.defined.load(Ordering::Acquire) && self.inner.is_sure() && !self.inner.misses_records()
+        self.inner.defined.load(Ordering::Acquire) && self.inner.is_sure() && !self.inner.waits_for_missed()
     }
 
     /// Whether this life of the server has agreed with another one on every group: until then it may lack what
@@ -355,7 +355,7 @@ impl Ap {
     /// How long ago this server last agreed with another on every group; `None`: never since its start. Costs a look.
     #[must_use]
     pub fn agreed(&self) -> Option<std::time::Duration> {
-        self.inner.agreed_at.lock().map(|at| at.elapsed())
+        self.inner.agreed_at().map(|at| at.elapsed())
     }
 
     /// How AP groups stand here.
@@ -364,7 +364,7 @@ impl Ap {
         let now = std::time::Instant::now();
         let inner = &self.inner;
         let origins = inner.origins.all();
-        let agreed = inner.agreed_at.lock().map(|at| now - at);
+        let agreed = inner.agreed_at().map(|at| now - at);
         let loaded = self.is_loaded();
         let desk = inner.desk.lock();
         let origin = |(server, origin): (ServerId, super::origins::Origin)| {

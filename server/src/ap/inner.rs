@@ -60,7 +60,7 @@ impl Now {
     }
 }
 
-/// How long a server tries to get what it missed before it shows what it has. Its answers do not tell an age then.
+/// How long a server tries to get what it missed before it shows what it has; how old that is, it does not say.
 const MISSED_MAX: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl Inner {
@@ -78,9 +78,21 @@ impl Inner {
         }
     }
 
+    /// Whether records that it missed are still elsewhere.
     pub(super) fn misses_records(&self) -> bool {
-        let missed_at = *self.missed_at.lock();
-        missed_at.is_some_and(|at| at.elapsed() < MISSED_MAX) && self.consensus.members().len() > 1
+        self.missed_at.lock().is_some() && self.consensus.members().len() > 1
+    }
+
+    /// Whether it still waits for them, and shows nothing.
+    pub(super) fn waits_for_missed(&self) -> bool {
+        let waits = self.missed_at.lock().is_some_and(|at| at.elapsed() < MISSED_MAX);
+        waits && self.misses_records()
+    }
+
+    /// When it last agreed with another server on every group. What it missed since, it cannot tell the age of.
+    pub(super) fn agreed_at(&self) -> Option<Instant> {
+        let agreed_at = *self.agreed_at.lock();
+        agreed_at.filter(|_| !self.misses_records())
     }
 
     pub(super) fn now(&self) -> Now {
