@@ -55,6 +55,12 @@ impl Addresses {
         self.iter().next()
     }
 
+    fn of_packed(packed: String) -> Self {
+        Self {
+            packed: (!packed.is_empty()).then(|| packed.into()),
+        }
+    }
+
     /// One after the other.
     pub fn iter(&self) -> impl Iterator<Item = AddressRef<'_>> {
         let mut rest = self.packed.as_deref().unwrap_or_default();
@@ -68,18 +74,20 @@ impl Addresses {
     }
 }
 
+fn pack(packed: &mut String, AddressRef { name, host, port }: AddressRef<'_>) {
+    packed.reserve(name.len() + host.len() + 8);
+    put_text(packed, name);
+    put_text(packed, host);
+    put_number(packed, port.into());
+}
+
 impl<'a> FromIterator<AddressRef<'a>> for Addresses {
     fn from_iter<I: IntoIterator<Item = AddressRef<'a>>>(addresses: I) -> Self {
         let mut packed = String::new();
-        for AddressRef { name, host, port } in addresses {
-            packed.reserve(name.len() + host.len() + 8);
-            put_text(&mut packed, name);
-            put_text(&mut packed, host);
-            put_number(&mut packed, port.into());
+        for address in addresses {
+            pack(&mut packed, address);
         }
-        Self {
-            packed: (!packed.is_empty()).then(|| packed.into()),
-        }
+        Self::of_packed(packed)
     }
 }
 
@@ -157,14 +165,10 @@ impl<'de> Visitor<'de> for AddressesVisitor {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Addresses, A::Error> {
         let mut packed = String::new();
         while let Some(Read { name, host, port }) = list.next_element::<Read<'de>>()? {
-            packed.reserve(name.0.len() + host.0.len() + 8);
-            put_text(&mut packed, &name.0);
-            put_text(&mut packed, &host.0);
-            put_number(&mut packed, port.into());
+            let (name, host) = (&*name.0, &*host.0);
+            pack(&mut packed, AddressRef { name, host, port });
         }
-        Ok(Addresses {
-            packed: (!packed.is_empty()).then(|| packed.into()),
-        })
+        Ok(Addresses::of_packed(packed))
     }
 }
 
