@@ -18,7 +18,7 @@ use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
 use parking_lot::{Mutex, RwLock};
 use rollcall_core::mutants::{Mutant, planted};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::engine::Engine;
 use super::error::StoreError;
@@ -26,7 +26,7 @@ use super::mark::{Mark, MarkFile};
 use super::record;
 use super::rows::{self, RowBatch, RowsError};
 use super::space::SpaceWatch;
-use super::writer::{self, MarkKeeper, Op, QUEUE_MAX};
+use super::writer::{self, MarkKeeper, Op};
 use crate::ground::{self, Family};
 use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
 use crate::raft::wire;
@@ -45,7 +45,7 @@ const READ_BYTES_MAX: usize = 1 << 20;
 #[derive(Clone)]
 pub struct LogStore {
     shared: Arc<Shared>,
-    ops: mpsc::Sender<Op>,
+    ops: Arc<writer::Queue>,
 }
 
 /// A log as it was found.
@@ -181,6 +181,10 @@ impl Shared {
         }
     }
 
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn is_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed)
     }
@@ -306,10 +310,12 @@ impl LogStore {
             fault: watch::Sender::new(None),
             abandoned: AtomicBool::new(false),
         });
-        let (ops, queue) = mpsc::channel(QUEUE_MAX);
-        writer::start(shared.clone(), queue, last).map_err(|error| StoreError::folder(&path, error))?;
+        let ops = writer::start(shared.clone(), last).map_err(|error| StoreError::folder(&path, error))?;
         Ok(OpenedLog {
-            store: Self { shared, ops },
+            store: Self {
+                shared,
+                ops: Arc::new(ops),
+            },
             last,
             purged: found.purged,
             pristine: last.is_none() && vote.is_none(),
@@ -341,7 +347,7 @@ impl LogStore {
 
     /// A write that waits for space is given up from now on.
     pub(crate) fn abandon(&self) {
-        self.shared.abandoned.store(true, Ordering::Relaxed);
+        self.shared.abandon();
     }
 
     /// Waits for what is queued, then closes the files.
@@ -370,10 +376,7 @@ impl LogStore {
     }
 
     async fn submit(&self, op: Op) -> io::Result<()> {
-        self.ops
-            .send(op)
-            .await
-            .map_err(|_| io::Error::other("the log is closed"))
+        self.ops.send(op).await
     }
 
     async fn submit_and_wait(&self, op: impl FnOnce(writer::Done) -> Op) -> io::Result<()> {

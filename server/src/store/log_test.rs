@@ -81,6 +81,19 @@ async fn what_was_synced_is_there_after_a_restart() {
     log.close().await;
 }
 
+/// RocksDB lets nobody else in before it has closed, and a process may not end before that.
+#[tokio::test]
+async fn the_last_handle_leaves_when_the_files_are_closed() {
+    let folder = tempfile::tempdir().unwrap();
+    for index in 0..20 {
+        let mut log = open(folder.path()).expect("nobody has it open").store;
+        let another = log.clone();
+        log.blocking_append([entry(1, index, 100)]).await.unwrap();
+        drop(log);
+        drop(another);
+    }
+}
+
 #[tokio::test]
 async fn appended_entries_are_readable_before_they_are_synced_and_after_eviction() {
     let folder = tempfile::tempdir().unwrap();

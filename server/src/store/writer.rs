@@ -25,14 +25,16 @@ use crate::ground::{self, Family};
 use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
 use crate::raft::wire;
 
-/// Operations that may wait before [`mpsc::Sender::send`] waits in turn.
-pub(crate) const QUEUE_MAX: usize = 256;
+/// Operations that may wait before [`Queue::send`] waits in turn.
+const QUEUE_MAX: usize = 256;
 /// A group is closed when it holds this much...
 const GROUP_BYTES_MAX: usize = 4 << 20;
 /// ... or this many operations.
 const GROUP_OPS_MAX: usize = 1024;
 /// Room for RocksDB to start in: a memtable, a write-ahead log.
 const RESTART_ROOM: u64 = 32 << 20;
+/// Who drops the queue waits this long for the files to be closed. Beyond it the disk hangs, and so would the process.
+const ENDING_MAX: Duration = Duration::from_secs(10);
 /// The mark is written at most this often.
 const MARK_EVERY: Duration = Duration::from_secs(1);
 
@@ -132,16 +134,60 @@ impl MarkKeeper {
     }
 }
 
-/// Starts the writer and the thread that keeps the mark. Both end when the queue is closed.
-pub(crate) fn start(shared: Arc<Shared>, ops: mpsc::Receiver<Op>, flushed: Option<LogId>) -> io::Result<()> {
-    let writer = Writer { shared, ops, flushed };
-    match ground::simulated(|_| ()) {
-        None => writer.start_thread(),
-        Some(()) => {
-            writer.start_task();
-            Ok(())
+/// The way to the writer. Dropped, it ends the writer and waits until the files are closed: a process that ends
+/// while RocksDB still closes has its threads pulled from under it, and is killed by a signal instead of ending.
+pub(crate) struct Queue {
+    /// None once it is closed.
+    ops: Option<mpsc::Sender<Op>>,
+    shared: Arc<Shared>,
+    /// Disconnected when the writer's thread is at its end; none where the writer is a task.
+    ended: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
+}
+
+impl Queue {
+    /// Waits while the queue is full.
+    ///
+    /// # Errors
+    /// The log is closed.
+    pub(crate) async fn send(&self, op: Op) -> io::Result<()> {
+        let closed = || io::Error::other("the log is closed");
+        let ops = self.ops.as_ref().ok_or_else(closed)?;
+        ops.send(op).await.map_err(|_| closed())
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.shared.abandon();
+        self.ops = None;
+        let ended = self.ended.get_mut().take();
+        let waited = ended.map(|ended| ended.recv_timeout(ENDING_MAX));
+        if waited == Some(Err(std::sync::mpsc::RecvTimeoutError::Timeout)) {
+            tracing::warn!("the log's files could not be closed in time; does its disk answer?");
         }
     }
+}
+
+/// Starts the writer and the thread that keeps the mark. Both end when the queue is closed.
+pub(crate) fn start(shared: Arc<Shared>, flushed: Option<LogId>) -> io::Result<Queue> {
+    let (sender, ops) = mpsc::channel(QUEUE_MAX);
+    let writer = Writer {
+        shared: shared.clone(),
+        ops,
+        flushed,
+    };
+    let ended = match ground::simulated(|_| ()) {
+        None => Some(writer.start_thread()?),
+        Some(()) => {
+            writer.start_task();
+            None
+        }
+    };
+    Ok(Queue {
+        ops: Some(sender),
+        shared,
+        ended: Mutex::new(ended),
+    })
 }
 
 struct Writer {
@@ -151,8 +197,9 @@ struct Writer {
 }
 
 impl Writer {
-    fn start_thread(self) -> io::Result<()> {
+    fn start_thread(self) -> io::Result<std::sync::mpsc::Receiver<()>> {
         let (ended, ending) = std::sync::mpsc::channel::<()>();
+        let (left, leaving) = std::sync::mpsc::channel::<()>();
         let marked = self.shared.clone();
         let keeper = std::thread::Builder::new()
             .name("log-mark".into())
@@ -169,8 +216,9 @@ impl Writer {
             if keeper.join().is_err() {
                 tracing::warn!("the mark's thread panicked");
             }
+            drop(left);
         })?;
-        Ok(())
+        Ok(leaving)
     }
 
     /// Where nothing runs beside one thread.
