@@ -8,7 +8,6 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Parser;
 use prost::Message;
 use rollcall_client::{Error, Registration, RegistryConfig, ServiceKey, SessionOptions};
 use rollcall_jepsen::lab::{WAIT_MAX, eventually};
@@ -17,59 +16,23 @@ use rollcall_proto::v1::session_request::Request as Asked;
 use rollcall_proto::v1::session_response::Response as Answered;
 use rollcall_proto::v1::sessions_client::SessionsClient;
 use rollcall_proto::v1::{self, ErrorCode};
-use rollcall_server::config::{Flags, Preset};
+use rollcall_server::config::Preset;
 use rollcall_server::server::Server;
 use sha2::{Digest, Sha256};
+use support::alone::{Alone, PATIENCE, config, start, start_in};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// One server in this process.
-struct Fixture {
-    server: Server,
-    folder: tempfile::TempDir,
-}
-
-async fn start(settings: &[&str]) -> Fixture {
-    start_in(tempfile::tempdir().unwrap(), settings).await
-}
-
-async fn start_in(folder: tempfile::TempDir, settings: &[&str]) -> Fixture {
-    let data = folder.path().join("data").display().to_string();
-    let mut line = vec!["rollcalld", "--dev", "--data", &data];
-    for flag in ["--listen-client", "--listen-peer", "--listen-http"] {
-        line.extend([flag, "127.0.0.1:0"]);
-    }
-    for setting in settings {
-        line.extend(["--set", setting]);
-    }
-    let config = Flags::try_parse_from(line).unwrap().into_config().unwrap();
-    let server = Server::start(config, Preset::Dev).await.unwrap();
-    let mut leadership = server.consensus().leadership();
-    let leading = leadership.wait_for(|leadership| leadership.leading);
-    tokio::time::timeout(PATIENCE, leading).await.unwrap().unwrap();
-    Fixture { server, folder }
-}
-
-impl Fixture {
+impl Alone {
     fn caller(&self) -> Caller {
         Caller::to(&self.server.addresses().client.to_string())
     }
 
     async fn metrics(&self) -> String {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut stream = tokio::net::TcpStream::connect(self.server.addresses().http)
-            .await
-            .unwrap();
-        let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
+        self.page("/metrics").await
     }
 }
 
@@ -668,12 +631,13 @@ const FEED: (&str, &str, &[&str]) = ("feed", "feed-secret", &["register:prod"]);
 const GUEST: (&str, &str, &[&str]) = ("guest", "guest-secret", &["register:test"]);
 
 /// A server with tokens, and where they stand.
-async fn start_with_tokens() -> (Fixture, PathBuf) {
+async fn start_with_tokens() -> (Alone, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokens.toml");
     write_tokens(&path, &[OPS, FEED, GUEST]);
     let setting = format!("tokens.path={}", path.display());
-    (start_in(folder, &[&setting]).await, path)
+    let config = config(folder.path(), &[&setting]);
+    (start_in(folder, config).await, path)
 }
 
 fn code<T: std::fmt::Debug>(answer: Result<T, v1::Error>) -> (ErrorCode, String) {
@@ -930,15 +894,8 @@ async fn a_token_file_that_cannot_be_used_is_named_and_nothing_starts() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokens.toml");
     let data = folder.path().join("data");
-    let line = [
-        "rollcalld".into(),
-        "--dev".into(),
-        "--data".into(),
-        data.display().to_string(),
-        "--set".into(),
-        format!("tokens.path={}", path.display()),
-    ];
-    let config = Flags::try_parse_from(line).unwrap().into_config().unwrap();
+    let setting = format!("tokens.path={}", path.display());
+    let config = config(folder.path(), &[&setting]);
     for text in [None, Some("garbage"), Some("")] {
         if let Some(text) = text {
             std::fs::write(&path, text).unwrap();

@@ -2,120 +2,41 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::time::Duration;
+mod support;
 
-use clap::Parser;
+use std::collections::BTreeMap;
+
 use prost::Message;
 use rollcall_proto::v1::discover_response::Answer;
-use rollcall_proto::v1::registry_client::RegistryClient;
 use rollcall_proto::v1::{self, ErrorCode, ReadMode};
-use rollcall_server::config::{Config, Flags, Preset};
-use rollcall_server::server::Server;
+use support::alone::{self, Alone, PATIENCE, persistent, query_by, register, view};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Streaming};
 
-/// Nothing here takes long; this bounds what goes wrong.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// No server gets there by itself.
 const FAR: u64 = 1_000_000;
 
-fn config(folder: &Path, settings: &[&str]) -> Config {
-    let data = folder.join("data").display().to_string();
-    let mut line = vec![
-        "rollcalld",
-        "--dev",
-        "--listen-client",
-        "127.0.0.1:0",
-        "--listen-peer",
-        "127.0.0.1:0",
-        "--listen-http",
-        "127.0.0.1:0",
-        "--data",
-        &data,
-        "--set",
-        "raft.heartbeat_interval=50ms",
-        "--set",
-        "raft.election_timeout_min=200ms",
-        "--set",
-        "raft.election_timeout_max=400ms",
-    ];
-    for setting in settings {
-        line.extend(["--set", setting]);
-    }
-    Flags::try_parse_from(line).unwrap().into_config().unwrap()
-}
-
-struct Fixture {
-    server: Server,
-    registry: RegistryClient<Channel>,
-    _folder: tempfile::TempDir,
-}
-
 /// A server with one node in each of the services `web` and `api`.
-async fn start(settings: &[&str]) -> Fixture {
-    let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(config(folder.path(), settings), Preset::Dev)
-        .await
-        .unwrap();
-    let channel = Endpoint::new(format!("http://{}", server.addresses().client))
-        .unwrap()
-        .connect_lazy();
-    let fixture = Fixture {
-        server,
-        registry: RegistryClient::new(channel),
-        _folder: folder,
-    };
-    let registered = async {
-        while fixture.register("web", 80).await.is_err() || fixture.register("api", 80).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, registered)
-        .await
-        .expect("the development group appears");
-    fixture
+async fn start(settings: &[&str]) -> Alone {
+    let alone = alone::start(settings).await;
+    for service in ["web", "api"] {
+        alone.register(service, 80).await.unwrap();
+    }
+    alone
 }
 
-fn key(service: &str) -> Option<v1::ServiceKey> {
-    Some(v1::ServiceKey {
-        group: "default".into(),
-        service: service.into(),
-    })
-}
-
-impl Fixture {
+impl Alone {
     /// The revision at which it is registered.
     async fn register(&self, service: &str, port: u32) -> Result<u64, tonic::Status> {
-        let address = v1::Address {
-            name: "http".into(),
-            host: "10.0.0.1".into(),
-            port,
-        };
-        let registration = v1::Registration {
-            addresses: vec![address],
-            kind: v1::NodeKind::Persistent.into(),
-            ..v1::Registration::default()
-        };
-        let node = v1::RegisterNode {
-            key: key(service),
-            registration: Some(registration),
-            expected: None,
-        };
-        let request = v1::RegisterRequest {
-            nodes: vec![node],
-            ..v1::RegisterRequest::default()
-        };
-        let written = self.registry.clone().register(request).await?;
+        let request = register(vec![persistent(service, port)]);
+        let written = self.registry().register(request).await?;
         Ok(written.into_inner().revision)
     }
 
     async fn discover(&self) -> Asker {
         let (requests, outgoing) = mpsc::channel(64);
-        let mut registry = self.registry.clone();
+        let mut registry = self.registry();
         let answers = registry.discover(ReceiverStream::new(outgoing)).await.unwrap();
         Asker {
             requests,
@@ -168,26 +89,11 @@ impl Asker {
     }
 }
 
-fn query(service: &str, mode: ReadMode) -> v1::QueryRequest {
-    v1::QueryRequest {
-        key: key(service),
-        read: Some(v1::ReadOptions {
-            mode: mode.into(),
-            ..v1::ReadOptions::default()
-        }),
-        ..v1::QueryRequest::default()
-    }
-}
-
 /// Waits until the server has got so far.
 fn query_at(service: &str, min_revision: u64) -> v1::QueryRequest {
-    let mut query = query(service, ReadMode::Local);
+    let mut query = query_by(service, ReadMode::Local);
     query.read.as_mut().unwrap().min_revision = min_revision;
     query
-}
-
-fn view(found: v1::QueryResponse) -> v1::ServiceView {
-    v1::ServiceView::decode(found.view.expect("a view")).unwrap()
 }
 
 #[tokio::test]
@@ -202,12 +108,12 @@ async fn queries_are_answered_by_number_as_calls_would_be_and_an_error_ends_noth
     ];
     for (call, mode) in (1..).zip(modes) {
         asker
-            .ask(call, query(if call % 2 == 0 { "api" } else { "web" }, mode))
+            .ask(call, query_by(if call % 2 == 0 { "api" } else { "web" }, mode))
             .await;
     }
-    asker.ask(10, query("absent", ReadMode::Local)).await;
-    asker.ask(11, query("absent", ReadMode::Linearizable)).await;
-    asker.ask(12, query("not a name", ReadMode::Local)).await;
+    asker.ask(10, query_by("absent", ReadMode::Local)).await;
+    asker.ask(11, query_by("absent", ReadMode::Linearizable)).await;
+    asker.ask(12, query_by("not a name", ReadMode::Local)).await;
     let nothing = v1::DiscoverRequest {
         call: 13,
         ..v1::DiscoverRequest::default()
@@ -226,12 +132,7 @@ async fn queries_are_answered_by_number_as_calls_would_be_and_an_error_ends_noth
         let Some(Answer::Found(streamed)) = answers.remove(&call) else {
             panic!("call {call} has no view");
         };
-        let called = fixture
-            .registry
-            .clone()
-            .query(query(service, mode))
-            .await
-            .unwrap();
+        let called = fixture.registry().query(query_by(service, mode)).await.unwrap();
         let called = called.into_inner();
         assert_eq!(streamed.view, called.view, "the same bytes");
         let (streamed, called) = (streamed.header.unwrap(), called.header.unwrap());
@@ -260,10 +161,10 @@ async fn queries_are_answered_by_number_as_calls_would_be_and_an_error_ends_noth
     assert_eq!(code(11), ErrorCode::ServiceNotFound);
     assert_eq!(code(12), ErrorCode::InvalidName);
     assert_eq!(code(13), ErrorCode::InvalidArgument);
-    asker.ask(14, query("web", ReadMode::Local)).await;
+    asker.ask(14, query_by("web", ReadMode::Local)).await;
     assert_eq!(asker.found().await.0, 14);
     // Who has asked everything gets the rest of the answers, then the end.
-    asker.ask(15, query("web", ReadMode::Linearizable)).await;
+    asker.ask(15, query_by("web", ReadMode::Linearizable)).await;
     let Asker {
         requests,
         mut answers,
@@ -278,12 +179,12 @@ async fn queries_are_answered_by_number_as_calls_would_be_and_an_error_ends_noth
 async fn a_sign_that_still_holds_is_answered_without_a_body() {
     let fixture = start(&[]).await;
     let mut asker = fixture.discover().await;
-    asker.ask(1, query("web", ReadMode::Local)).await;
+    asker.ask(1, query_by("web", ReadMode::Local)).await;
     let sign = view(asker.found().await.1).sign;
     for (call, mode) in [(2, ReadMode::Local), (3, ReadMode::Linearizable)] {
         let known = v1::QueryRequest {
             known_sign: sign,
-            ..query("web", mode)
+            ..query_by("web", mode)
         };
         asker.ask(call, known.clone()).await;
         let (answered, found) = asker.found().await;
@@ -292,7 +193,7 @@ async fn a_sign_that_still_holds_is_answered_without_a_body() {
     fixture.register("web", 81).await.unwrap();
     let known = v1::QueryRequest {
         known_sign: sign,
-        ..query("web", ReadMode::Linearizable)
+        ..query_by("web", ReadMode::Linearizable)
     };
     asker.ask(4, known).await;
     let (_, found) = asker.found().await;
@@ -312,14 +213,14 @@ async fn a_query_that_waits_holds_up_nobody_and_too_many_are_refused() {
     let (call, error) = asker.refused().await;
     assert_eq!((call, error.code()), (3, ErrorCode::Overloaded));
     assert!(error.retry_after_ms > 0, "{error:?}");
-    asker.ask(4, query("api", ReadMode::Local)).await;
+    asker.ask(4, query_by("api", ReadMode::Local)).await;
     assert_eq!(asker.found().await.0, 4);
     // What comes true is answered, and its place is free again.
     assert_eq!(fixture.register("web", 82).await.unwrap(), next);
     let (call, found) = asker.found().await;
     assert_eq!((call, view(found).nodes.len()), (2, 3));
     asker.ask(5, query_at("web", next + 1)).await;
-    asker.ask(6, query("api", ReadMode::Local)).await;
+    asker.ask(6, query_by("api", ReadMode::Local)).await;
     assert_eq!(asker.found().await.0, 6, "call 5 waits");
     fixture.register("web", 83).await.unwrap();
     assert_eq!(asker.found().await.0, 5);
@@ -354,7 +255,9 @@ async fn a_stream_reads_what_was_written_before_it_asked() {
     let mut asker = fixture.discover().await;
     for port in 1_000..1_200 {
         let revision = fixture.register("api", port).await.unwrap();
-        asker.ask(port.into(), query("api", ReadMode::Linearizable)).await;
+        asker
+            .ask(port.into(), query_by("api", ReadMode::Linearizable))
+            .await;
         let (call, found) = asker.found().await;
         assert_eq!(call, u64::from(port));
         assert!(found.header.unwrap().revision >= revision);
@@ -368,7 +271,7 @@ async fn an_unreadable_request_ends_the_stream_in_our_own_words() {
     let mut asker = fixture.discover().await;
     let large = v1::QueryRequest {
         consumer: "x".repeat(1 << 14),
-        ..query("web", ReadMode::Local)
+        ..query_by("web", ReadMode::Local)
     };
     asker.ask(1, large).await;
     let status = asker.answers.message().await.unwrap_err();
@@ -383,11 +286,11 @@ async fn a_closing_server_sends_its_readers_away_and_answers_what_it_has_taken_i
     let fixture = start(&[]).await;
     let mut asker = fixture.discover().await;
     asker.ask(1, query_at("web", FAR)).await;
-    asker.ask(2, query("web", ReadMode::Local)).await;
+    asker.ask(2, query_by("web", ReadMode::Local)).await;
     assert_eq!(asker.found().await.0, 2);
     let closing = tokio::spawn(fixture.server.shutdown());
     assert!(matches!(asker.next().await, (0, Answer::Move(_))));
-    // It waits for what never comes, but not for ever.
+    // It waits for what never comes, but not for long.
     let end = tokio::time::timeout(PATIENCE, asker.answers.message())
         .await
         .unwrap();

@@ -2,112 +2,29 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+mod support;
+
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use clap::Parser;
 use prost::Message;
-use rollcall_proto::v1::registry_client::RegistryClient;
 use rollcall_proto::v1::sessions_client::SessionsClient;
 use rollcall_proto::v1::watch_client::WatchClient;
 use rollcall_proto::v1::{
     self, ErrorCode, cluster_client::ClusterClient, session_request::Request, session_response::Response,
     watch_frame::Frame, watch_request, watch_target,
 };
-use rollcall_server::config::{Config, Flags, Preset};
+use rollcall_server::config::Preset;
 use rollcall_server::server::{Server, StartError};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use support::alone::{
+    Alone, MESSAGE_BYTES_MAX, PATIENCE, config, key, node, persistent, query, register, start, start_in, view,
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
-const MESSAGE_BYTES_MAX: usize = 32 << 20;
-/// Nothing here takes long; this bounds what goes wrong.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-fn config(folder: &Path, settings: &[&str]) -> Config {
-    let data = folder.join("data").display().to_string();
-    let mut line = vec![
-        "rollcalld",
-        "--dev",
-        "--listen-client",
-        "127.0.0.1:0",
-        "--listen-peer",
-        "127.0.0.1:0",
-        "--listen-http",
-        "127.0.0.1:0",
-        "--data",
-        &data,
-        "--set",
-        "raft.heartbeat_interval=50ms",
-        "--set",
-        "raft.election_timeout_min=200ms",
-        "--set",
-        "raft.election_timeout_max=400ms",
-    ];
-    for setting in settings {
-        line.extend(["--set", setting]);
-    }
-    Flags::try_parse_from(line).unwrap().into_config().unwrap()
-}
-
-struct Fixture {
-    server: Server,
-    channel: Channel,
-    folder: tempfile::TempDir,
-}
-
-async fn start(settings: &[&str]) -> Fixture {
-    let folder = tempfile::tempdir().unwrap();
-    let config = config(folder.path(), settings);
-    start_in(folder, config).await
-}
-
-async fn start_in(folder: tempfile::TempDir, config: Config) -> Fixture {
-    let server = Server::start(config, Preset::Dev).await.unwrap();
-    let channel = Endpoint::new(format!("http://{}", server.addresses().client))
-        .unwrap()
-        .connect_lazy();
-    let fixture = Fixture {
-        server,
-        channel,
-        folder,
-    };
-    fixture.wait_for_group().await;
-    fixture
-}
-
-impl Fixture {
-    fn registry(&self) -> RegistryClient<Channel> {
-        RegistryClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
-    }
-
-    async fn wait_for_group(&self) {
-        let found = async {
-            loop {
-                if let Ok(groups) = self
-                    .registry()
-                    .list_groups(v1::ListGroupsRequest::default())
-                    .await
-                    && groups
-                        .get_ref()
-                        .groups
-                        .iter()
-                        .any(|group| group.group == "default")
-                {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, found)
-            .await
-            .expect("the development group appears");
-    }
-
+impl Alone {
     async fn attend(&self) -> Attendance {
         let (requests, stream) = mpsc::channel(1_024);
         let answers = SessionsClient::new(self.channel.clone())
@@ -145,17 +62,6 @@ impl Fixture {
             answers,
             frames: Default::default(),
         }
-    }
-
-    async fn page(&self, path: &str) -> String {
-        let mut stream = tokio::net::TcpStream::connect(self.server.addresses().http)
-            .await
-            .unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
     }
 }
 
@@ -242,49 +148,12 @@ impl Watching {
     }
 }
 
-fn key(service: &str) -> Option<v1::ServiceKey> {
-    Some(v1::ServiceKey {
-        group: "default".into(),
-        service: service.into(),
-    })
-}
-
 fn node_key(service: &str, node: &str) -> Option<v1::NodeKey> {
     Some(v1::NodeKey {
         group: "default".into(),
         service: service.into(),
         node: node.into(),
     })
-}
-
-fn node(service: &str, port: u32) -> v1::RegisterNode {
-    let address = v1::Address {
-        name: "http".into(),
-        host: "10.0.0.1".into(),
-        port,
-    };
-    let registration = v1::Registration {
-        addresses: vec![address],
-        ..Default::default()
-    };
-    v1::RegisterNode {
-        key: key(service),
-        registration: Some(registration),
-        expected: None,
-    }
-}
-
-fn persistent(service: &str, port: u32) -> v1::RegisterNode {
-    let mut node = node(service, port);
-    node.registration.as_mut().unwrap().kind = v1::NodeKind::Persistent.into();
-    node
-}
-
-fn register(nodes: Vec<v1::RegisterNode>) -> v1::RegisterRequest {
-    v1::RegisterRequest {
-        nodes,
-        ..Default::default()
-    }
 }
 
 fn follow(subscription: u64, service: &str) -> v1::Subscribe {
@@ -296,20 +165,9 @@ fn follow(subscription: u64, service: &str) -> v1::Subscribe {
     }
 }
 
-fn query(service: &str) -> v1::QueryRequest {
-    v1::QueryRequest {
-        key: key(service),
-        ..Default::default()
-    }
-}
-
 fn error(status: &Status) -> v1::Error {
     assert!(!status.details().is_empty(), "no typed error in {status:?}");
     v1::Error::decode(status.details()).unwrap()
-}
-
-fn view(response: v1::QueryResponse) -> v1::ServiceView {
-    v1::ServiceView::decode(response.view.unwrap()).unwrap()
 }
 
 #[tokio::test]
@@ -999,7 +857,7 @@ async fn a_closing_server_moves_its_clients_on_and_keeps_what_it_acknowledged() 
     let mut watching = fixture.watch(vec![follow(1, "web")]).await;
     assert!(matches!(watching.news().await, Frame::Snapshot(_)));
     assert!(matches!(watching.news().await, Frame::Started(_)));
-    let Fixture { server, folder, .. } = fixture;
+    let Alone { server, folder, .. } = fixture;
     let closing = tokio::spawn(server.shutdown());
     let (call, response) = stream.next().await;
     assert!(call == 0 && matches!(response, Response::Move(_)), "{response:?}");

@@ -2,70 +2,31 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+mod support;
+
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use prost::Message;
-use rollcall_proto::v1::registry_client::RegistryClient;
 use rollcall_proto::v1::watch_client::WatchClient;
 use rollcall_proto::v1::{self, ErrorCode, watch_frame::Frame, watch_request, watch_target};
-use rollcall_server::config::{Flags, Preset};
-use rollcall_server::server::Server;
+use support::alone::{self, Alone, PATIENCE};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
 
-/// Nothing here takes long; this bounds what goes wrong.
-const PATIENCE: Duration = Duration::from_secs(20);
 const EPOCH: Duration = Duration::from_millis(200);
 
-struct Fixture {
-    server: Server,
-    channel: Channel,
-    _folder: tempfile::TempDir,
-}
-
-async fn start() -> Fixture {
+async fn start() -> Alone {
     start_with(&[]).await
 }
 
 /// With further settings.
-async fn start_with(settings: &[&str]) -> Fixture {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data").display().to_string();
-    let any = "127.0.0.1:0";
-    let line = [
-        "rollcalld",
-        "--dev",
-        "--data",
-        &data,
-        "--listen-client",
-        any,
-        "--listen-peer",
-        any,
-        "--listen-http",
-        any,
-        "--set",
+async fn start_with(settings: &[&str]) -> Alone {
+    let of_all = [
         "storm.epoch=200ms",
-        "--set",
         "storm.cold_per_second=1",
-        "--set",
         "storm.cold_burst=1",
     ];
-    let further = settings.iter().flat_map(|setting| ["--set", *setting]);
-    let config = Flags::try_parse_from(line.into_iter().chain(further))
-        .unwrap()
-        .into_config()
-        .unwrap();
-    let server = Server::start(config, Preset::Dev).await.unwrap();
-    let channel = Endpoint::new(format!("http://{}", server.addresses().client))
-        .unwrap()
-        .connect_lazy();
-    Fixture {
-        server,
-        channel,
-        _folder: folder,
-    }
+    alone::start(&[&of_all, settings].concat()).await
 }
 
 fn key() -> v1::ServiceKey {
@@ -80,12 +41,8 @@ fn other_sign() -> v1::Sign {
     v1::Sign { high: 1, low: 2 }
 }
 
-impl Fixture {
-    fn registry(&self) -> RegistryClient<Channel> {
-        RegistryClient::new(self.channel.clone())
-    }
-
-    /// Registers a node, as soon as the development group is there.
+impl Alone {
+    /// Registers a node.
     async fn register(&self, node: &str) {
         self.register_in(node, "", 0).await;
     }
@@ -112,12 +69,7 @@ impl Fixture {
             }],
             ..Default::default()
         };
-        let registered = async {
-            while self.registry().register(request.clone()).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, registered).await.unwrap();
+        self.registry().register(request).await.unwrap();
     }
 
     async fn set(&self, mode: v1::StormMode) {
@@ -307,7 +259,7 @@ struct Watcher {
 }
 
 impl Watcher {
-    async fn subscribe(fixture: &Fixture, consumer: &str) -> Self {
+    async fn subscribe(fixture: &Alone, consumer: &str) -> Self {
         let (requests, stream) = mpsc::channel(4);
         let subscribe = v1::Subscribe {
             subscription: 1,
@@ -369,7 +321,7 @@ impl Watcher {
 }
 
 /// In how much time so many watchers that come together have their list.
-async fn all_started(fixture: &Fixture, watchers: usize) -> Duration {
+async fn all_started(fixture: &Alone, watchers: usize) -> Duration {
     let began = Instant::now();
     let all = (0..watchers).map(|number| async move {
         let mut watcher = Watcher::subscribe(fixture, &format!("{number}")).await;

@@ -1,5 +1,5 @@
-//! What the tests of real processes share: clusters of this build, providers that keep a ledger, watchers that
-//! check each frame.
+//! What the tests share: clusters of this build as real processes, providers that keep a ledger, watchers that check each
+//! frame; and one server in the process of the test.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
@@ -19,6 +19,8 @@ use rollcall_jepsen::lab::watching::{Mirror, Told, Watching};
 use rollcall_jepsen::lab::{Cluster, ClusterOptions, WAIT_MAX, eventually};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
+
+pub(crate) mod alone;
 
 /// The group of every test.
 pub(crate) const GROUP: &str = "test";
