@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use prost::Message;
 use rollcall_proto::v1::discover_response::Answer;
@@ -228,6 +229,39 @@ async fn a_query_that_waits_holds_up_nobody_and_too_many_are_refused() {
 }
 
 #[tokio::test]
+async fn all_streams_together_have_a_bound_and_each_has_a_place_of_its_own() {
+    let fixture = start(&["doors.queries_waiting_max=2", "doors.read_timeout=1m"]).await;
+    let mut greedy = fixture.discover().await;
+    for call in 1..=4 {
+        greedy.ask(call, query_at("web", FAR)).await;
+    }
+    let (call, error) = greedy.refused().await;
+    assert_eq!((call, error.code()), (4, ErrorCode::Overloaded));
+    assert!(error.message.contains("at this server"), "{error:?}");
+    let mut other = fixture.discover().await;
+    other.ask(1, query_by("web", ReadMode::Linearizable)).await;
+    assert_eq!(other.found().await.0, 1);
+    other.ask(2, query_at("web", FAR)).await;
+    other.ask(3, query_at("web", FAR)).await;
+    assert_eq!(other.refused().await.0, 3);
+    // Who goes gives its places back.
+    drop(greedy);
+    let served = async {
+        for call in 4.. {
+            other.ask(call, query_by("web", ReadMode::Linearizable)).await;
+            if let (_, Answer::Found(_)) = other.next().await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, served)
+        .await
+        .expect("there is room again");
+    fixture.server.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_query_is_given_up_when_its_answer_is_of_no_use_any_more() {
     let fixture = start(&["doors.queries_per_stream_max=1", "doors.read_timeout=1500ms"]).await;
     let mut asker = fixture.discover().await;
@@ -299,4 +333,25 @@ async fn a_closing_server_sends_its_readers_away_and_answers_what_it_has_taken_i
         .await
         .expect("it closes in time")
         .unwrap();
+}
+
+#[tokio::test]
+async fn who_has_asked_everything_is_told_too_that_the_server_closes() {
+    let fixture = start(&["doors.read_timeout=1m"]).await;
+    let mut asker = fixture.discover().await;
+    asker.ask(1, query_at("web", FAR)).await;
+    asker.ask(2, query_by("web", ReadMode::Local)).await;
+    assert_eq!(asker.found().await.0, 2);
+    let Asker {
+        requests,
+        mut answers,
+    } = asker;
+    drop(requests);
+    let closing = tokio::spawn(fixture.server.shutdown());
+    let told = tokio::time::timeout(PATIENCE, answers.message()).await.unwrap();
+    let told = told.unwrap().unwrap();
+    assert!(matches!((told.call, told.answer), (0, Some(Answer::Move(_)))));
+    let end = tokio::time::timeout(PATIENCE, answers.message()).await.unwrap();
+    assert!(end.unwrap().is_none(), "it ends in order");
+    closing.await.unwrap();
 }

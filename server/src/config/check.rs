@@ -393,6 +393,7 @@ impl Config {
         for (field, value) in [
             ("doors.batch_max", doors.batch_max),
             ("doors.queries_per_stream_max", doors.queries_per_stream_max),
+            ("doors.queries_waiting_max", doors.queries_waiting_max),
             ("doors.connections_max", doors.connections_max),
             ("doors.connections_burst", doors.connections_burst as usize),
             ("doors.sessions_burst", doors.sessions_burst as usize),

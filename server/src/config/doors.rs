@@ -39,6 +39,8 @@ pub struct DoorsConfig {
     /// Most queries of one stream that wait, for the leader or for a revision. Beyond it they are refused; those that need not
     /// wait are answered all the same.
     pub queries_per_stream_max: usize,
+    /// Most of them on all streams, besides one for each stream.
+    pub queries_waiting_max: usize,
     /// HTTP/2 streams of one connection.
     pub streams_per_connection_max: u32,
     /// Largest header list, in bytes.
@@ -66,6 +68,7 @@ impl Default for DoorsConfig {
             sessions_per_second: 2_000,
             sessions_burst: 20_000,
             queries_per_stream_max: 256,
+            queries_waiting_max: 65_536,
             streams_per_connection_max: 256,
             header_bytes_max: 16 << 10,
             keepalive_interval: Duration::from_secs(10),

@@ -12,6 +12,7 @@ use futures_util::Stream;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use prost::Message;
 use rollcall_proto::v1::{self, discover_response::Answer};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
@@ -42,6 +43,8 @@ pub(super) struct Discovery {
     /// Whose stream it is.
     by: Principal,
     waiting: FuturesUnordered<Waiting>,
+    /// The server closes.
+    closing: Pin<Box<WaitForCancellationFutureOwned>>,
     stage: Stage,
 }
 
@@ -49,13 +52,12 @@ enum Stage {
     /// It may ask.
     Asking {
         inbound: Box<Streaming<v1::DiscoverRequest>>,
-        closing: Pin<Box<WaitForCancellationFutureOwned>>,
         /// How many queries it has asked.
         asked: u64,
     },
     /// It has asked all it wanted.
     AskedAll,
-    /// The server closes: what is not answered in time is not answered at all.
+    /// It was told that the server closes: what is not answered in time is not answered at all.
     Closing(Pin<Box<Sleep>>),
 }
 
@@ -68,9 +70,9 @@ impl Discovery {
             doors,
             by,
             waiting: FuturesUnordered::new(),
+            closing,
             stage: Stage::Asking {
                 inbound: Box::new(inbound),
-                closing,
                 asked: 0,
             },
         }
@@ -91,21 +93,37 @@ impl Discovery {
         if let Some(found) = self.doors.query_at_once(&query) {
             return found.map(Some);
         }
-        let room = self.doors.limits.queries_per_stream_max;
-        if self.waiting.len() >= room {
-            let problem = format!("{room} queries of this stream wait already");
-            return Err(DoorError::Overloaded {
-                problem,
-                retry_after: ROOM_PAUSE,
-            }
-            .into());
-        }
+        let place = self.place_to_wait()?;
         let (doors, call, patience) = (self.doors.clone(), message.call, message.timeout_ms);
         self.waiting.push(Box::pin(async move {
+            let _place = place;
             let found = doors.query_within(query, patience).await;
             doors.discovered(call, found)
         }));
         Ok(None)
+    }
+
+    /// Leave to wait, for as long as it is kept. Each stream has one place of its own, so that nobody can take them all; the
+    /// others have a bound for the stream, and one for all streams.
+    fn place_to_wait(&self) -> Result<Option<OwnedSemaphorePermit>, DoorError> {
+        let (waiting, limits) = (self.waiting.len(), &self.doors.limits);
+        let overloaded = |problem| DoorError::Overloaded {
+            problem,
+            retry_after: ROOM_PAUSE,
+        };
+        if waiting == 0 {
+            return Ok(None);
+        }
+        if waiting >= limits.queries_per_stream_max {
+            return Err(overloaded(format!(
+                "{waiting} queries of this stream wait already"
+            )));
+        }
+        let place = self.doors.places_to_wait.clone().try_acquire_owned();
+        let all = limits.queries_waiting_max;
+        place
+            .map(Some)
+            .map_err(|_| overloaded(format!("{all} queries wait at this server already")))
     }
 
     /// Tells the client to ask elsewhere.
@@ -140,18 +158,14 @@ impl Stream for Discovery {
             {
                 return Poll::Ready(Some(Ok(answer)));
             }
-            if let Stage::Asking { closing, asked, .. } = &mut this.stage
+            if let Stage::Asking { asked, .. } = &this.stage
                 && asked.is_multiple_of(TURNS_BETWEEN_LOOKS)
-                && closing.as_mut().poll(cx).is_ready()
+                && this.closing.as_mut().poll(cx).is_ready()
             {
                 return Poll::Ready(Some(Ok(this.close())));
             }
             match &mut this.stage {
-                Stage::Asking {
-                    inbound,
-                    closing,
-                    asked,
-                } => match inbound.poll_next_unpin(cx) {
+                Stage::Asking { inbound, asked } => match inbound.poll_next_unpin(cx) {
                     Poll::Ready(Some(Ok(message))) => {
                         *asked += 1;
                         if let Some(answer) = this.take(message) {
@@ -165,12 +179,15 @@ impl Stream for Discovery {
                     }
                     Poll::Ready(None) => this.stage = Stage::AskedAll,
                     Poll::Pending => {
-                        std::task::ready!(closing.as_mut().poll(cx));
+                        std::task::ready!(this.closing.as_mut().poll(cx));
                         return Poll::Ready(Some(Ok(this.close())));
                     }
                 },
                 Stage::AskedAll if this.waiting.is_empty() => return Poll::Ready(None),
-                Stage::AskedAll => return Poll::Pending,
+                Stage::AskedAll => {
+                    std::task::ready!(this.closing.as_mut().poll(cx));
+                    return Poll::Ready(Some(Ok(this.close())));
+                }
                 Stage::Closing(grace) => {
                     if !this.waiting.is_empty() {
                         std::task::ready!(grace.as_mut().poll(cx));

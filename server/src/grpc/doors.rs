@@ -10,6 +10,7 @@ use rollcall_proto::v1::registry_server::RegistryServer;
 use rollcall_proto::v1::sessions_server::SessionsServer;
 use rollcall_proto::v1::watch_server::WatchServer;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
@@ -80,6 +81,8 @@ pub struct Hall {
     pub(super) session: Arc<SessionConfig>,
     pub(super) watch: Arc<WatchConfig>,
     pub(super) new_sessions: Arc<AddressLimiter>,
+    /// Of queries on streams that wait.
+    pub(super) places_to_wait: Arc<Semaphore>,
     pub(super) closing: CancellationToken,
     pub(super) started_at: Instant,
     pub(super) heartbeat: String,
@@ -120,6 +123,9 @@ impl Doors {
             new_sessions: Arc::new(AddressLimiter::new(
                 limits.sessions_per_second,
                 limits.sessions_burst,
+            )),
+            places_to_wait: Arc::new(Semaphore::new(
+                limits.queries_waiting_max.min(Semaphore::MAX_PERMITS),
             )),
             limits: Arc::new(limits),
             session: Arc::new(config.session.clone()),
