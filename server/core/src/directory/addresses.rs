@@ -49,6 +49,11 @@ impl Addresses {
         self.iter().count()
     }
 
+    /// Bytes that they take up.
+    pub(super) fn weight(&self) -> usize {
+        self.packed.as_ref().map_or(0, |packed| packed.len())
+    }
+
     /// The first one.
     #[must_use]
     pub fn first(&self) -> Option<AddressRef<'_>> {

@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::labels::Labels;
 use super::outcome::{NodeChange, RevisionChanges};
 use super::record::{Node, Override};
 use crate::ids::Revision;
@@ -46,8 +45,15 @@ pub struct BelowFloor {
 pub struct ChangeLog {
     bounds: ChangeLogBounds,
     floor: Revision,
-    changes: VecDeque<Arc<RevisionChanges>>,
+    changes: VecDeque<Kept>,
     bytes: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Kept {
+    changes: Arc<RevisionChanges>,
+    /// As it was when they came: to look at what lies in no cache any more costs more than all the rest of a change.
+    weight: usize,
 }
 
 impl ChangeLog {
@@ -62,8 +68,9 @@ impl ChangeLog {
 
     pub(super) fn push(&mut self, changes: Arc<RevisionChanges>) {
         debug_assert_eq!(changes.revision, self.head().next());
-        self.bytes += weight(&changes);
-        self.changes.push_back(changes);
+        let weight = weight(&changes);
+        self.bytes += weight;
+        self.changes.push_back(Kept { changes, weight });
         self.trim();
     }
 
@@ -77,8 +84,8 @@ impl ChangeLog {
             && (self.changes.len() > self.bounds.revisions_max || self.bytes > self.bounds.bytes_max)
         {
             if let Some(oldest) = self.changes.pop_front() {
-                self.bytes -= weight(&oldest);
-                self.floor = oldest.revision;
+                self.bytes -= oldest.weight;
+                self.floor = self.floor.next();
             }
         }
     }
@@ -86,7 +93,8 @@ impl ChangeLog {
     /// The newest revision; equal to the directory's.
     #[must_use]
     pub fn head(&self) -> Revision {
-        self.changes.back().map_or(self.floor, |newest| newest.revision)
+        let newest = self.changes.back();
+        newest.map_or(self.floor, |newest| newest.changes.revision)
     }
 
     /// A reader that has seen everything up to this revision, or a later one, can go on from here.
@@ -128,7 +136,8 @@ impl ChangeLog {
             });
         }
         let skip = usize::try_from(after.0 - self.floor.0).unwrap_or(usize::MAX);
-        Ok(self.changes.iter().skip(skip).take(max).cloned().collect())
+        let wanted = self.changes.iter().skip(skip).take(max);
+        Ok(wanted.map(|kept| kept.changes.clone()).collect())
     }
 }
 
@@ -146,7 +155,7 @@ fn weight(changes: &RevisionChanges) -> usize {
         240 + service
             .settings
             .as_ref()
-            .map_or(0, |settings| labels_weight(&settings.metadata))
+            .map_or(0, |settings| settings.metadata.weight())
     });
     let overrides = changes
         .overrides
@@ -166,23 +175,12 @@ fn weight(changes: &RevisionChanges) -> usize {
 
 fn node_weight(node: &Node) -> usize {
     let registration = &node.registration;
-    let addresses = registration
-        .addresses
-        .iter()
-        .map(|address| 8 + address.name.len() + address.host.len());
     208 + registration.id.as_str().len()
-        + addresses.sum::<usize>()
-        + labels_weight(&registration.labels)
-        + labels_weight(&registration.metadata)
+        + registration.addresses.weight()
+        + registration.labels.weight()
+        + registration.metadata.weight()
 }
 
 fn override_weight(over: &Override) -> usize {
-    128 + over.reason.len() + over.author.len() + labels_weight(&over.labels)
-}
-
-fn labels_weight(labels: &Labels) -> usize {
-    labels
-        .iter()
-        .map(|(key, value)| 8 + key.len() + value.len())
-        .sum()
+    128 + over.reason.len() + over.author.len() + over.labels.weight()
 }

@@ -45,6 +45,11 @@ impl Labels {
         self.packed.as_ref().map_or(1, |packed| packed.len() + 8)
     }
 
+    /// Bytes that they take up.
+    pub(super) fn weight(&self) -> usize {
+        self.packed.as_ref().map_or(0, |packed| packed.len())
+    }
+
     /// The value of a key. Walks them: there are few.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {

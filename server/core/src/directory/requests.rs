@@ -8,6 +8,7 @@
 //! id's hash, and the record's number. The index is ordered by hash and id, so that ids of one hash, made on purpose,
 //! are found as fast as others.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -209,12 +210,33 @@ impl RequestTable {
         Some(self.shards[shard][place].number)
     }
 
-    /// Where an id is in its shard, or belongs.
+    /// Where an id is in its shard, or belongs. Tags are as good as evenly spread, so one tells about where to look, and
+    /// from there it goes outwards in doubled steps: for one or two lines of memory, and never for more than twice
+    /// the steps of a binary search.
     fn search(&self, shard: usize, tag: u32, id: RequestId) -> Result<usize, usize> {
-        self.shards[shard].binary_search_by(|place| {
+        let places: &[Place] = &self.shards[shard];
+        let order = |place: &Place| {
             let tags = place.tag.cmp(&tag);
             tags.then_with(|| self.record(place.number).id.cmp(&id))
-        })
+        };
+        let guess = (u64::from(tag) * places.len() as u64 >> 32) as usize;
+        let (mut low, mut high, mut step) = (guess, guess, 1);
+        while low > 0 && order(&places[low - 1]).is_ge() {
+            high = low;
+            low = low.saturating_sub(step);
+            step *= 2;
+        }
+        while let Some(place) = places.get(high) {
+            match order(place) {
+                Ordering::Less => low = high + 1,
+                Ordering::Equal => return Ok(high),
+                Ordering::Greater => break,
+            }
+            high = (high + step).min(places.len());
+            step *= 2;
+        }
+        let found = places[low..high].binary_search_by(order);
+        found.map(|place| low + place).map_err(|place| low + place)
     }
 
     fn record(&self, number: u32) -> &Record {
@@ -303,6 +325,41 @@ mod tests {
         assert_eq!(digest.sum(), 0, "what was counted in was counted out");
         assert!(table.shards.iter().all(|shard| shard.is_empty()));
         assert!(table.voided.is_empty());
+    }
+
+    /// Tags may be anything: somebody may choose ids so that they are all alike.
+    #[test]
+    fn every_place_is_found_however_the_tags_lie() {
+        let ids = |n: usize| RequestId(n as u128 * 2);
+        let spreads: [fn(u32) -> u32; 4] = [|_| 7, |n| n, |n| u32::MAX - n, |n| n.wrapping_mul(0x9E37_79B9)];
+        for (spread, len) in spreads
+            .iter()
+            .flat_map(|spread| [0, 1, 2, 3, 50, 400].map(|len| (spread, len)))
+        {
+            let mut table = RequestTable::default();
+            let mut places: Vec<(u32, RequestId)> = (0..len).map(|n| (spread(n as u32), ids(n))).collect();
+            places.sort_unstable();
+            for (at, (tag, id)) in places.iter().enumerate() {
+                let number = table.push(Record {
+                    id: *id,
+                    fingerprint: 0,
+                    revision: 0,
+                    session: SessionId(0),
+                });
+                assert_eq!(number as usize, at);
+                Arc::make_mut(&mut table.shards[3]).push(Place { tag: *tag, number });
+            }
+            for (at, (tag, id)) in places.iter().enumerate() {
+                assert_eq!(table.search(3, *tag, *id), Ok(at));
+                let behind = RequestId(id.0 + 1);
+                assert_eq!(table.search(3, *tag, behind), Err(at + 1));
+            }
+            for tag in [0, 1, 7, 1 << 31, u32::MAX] {
+                let id = RequestId(1);
+                let place = places.partition_point(|place| *place < (tag, id));
+                assert_eq!(table.search(3, tag, id), Err(place));
+            }
+        }
     }
 
     #[test]
