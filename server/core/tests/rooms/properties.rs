@@ -367,8 +367,12 @@ proptest! {
     #[test]
     fn two_directories_say_the_same_and_sums_hold_at_each_step(log in log()) {
         let (mut one, mut other) = (Directory::new(limits()), Directory::new(limits()));
-        for (at, request) in &log {
+        for (step, (at, request)) in log.iter().enumerate() {
             let request = &Request::decode(&request.encode()).unwrap();
+            // When records are counted in that were written is a server's own matter.
+            if step % 3 == 1 {
+                other.settle();
+            }
             let before = one.clone();
             let (said, echoed) = (one.apply(*at, request), other.apply(*at, request));
             prop_assert_eq!(&said.result, &echoed.result);
