@@ -28,6 +28,18 @@ fn left(id: u64, at: u64) -> Guarding {
         id: format!("n{id}"),
         sent: s(at),
         end: Some(s(at)),
+        revision: Some(at),
+    }
+}
+
+/// A deregistration that left a second before, and took nothing away (if it was answered).
+fn left_in_vain(id: u64, at: u64, answered: bool) -> Guarding {
+    Guarding::Left {
+        service: NAME.into(),
+        id: format!("n{id}"),
+        sent: s(at - 1),
+        end: answered.then(|| s(at + 1)),
+        revision: None,
     }
 }
 
@@ -155,6 +167,21 @@ fn blocked_words_false_counts_and_stuck_guards_are_caught() {
     bad(&[set(false), said(true, 2, 2)], &following, "still engaged");
     bad(&[set(false), said(false, 5, 2)], &following, "says that 5");
     bad(&[set(false), left(7, 5)], &following, "still listed");
+}
+
+/// A node may lapse while the word that it is to go is under way: the answer to that says which it was.
+#[test]
+fn what_lapsed_while_its_deregistration_was_under_way_has_lapsed() {
+    let following = told(&[(0..10, 0..0), (0..0, 0..1)]);
+    let with = |word, claimed| [set(false), silent(0..1, 1), word, said(false, claimed, 2)];
+    good(&with(left_in_vain(0, 2, true), 1), &following);
+    bad(&with(left_in_vain(0, 2, true), 0), &following, "says that 0");
+    good(&with(left(0, 2), 0), &following);
+    bad(&with(left(0, 2), 1), &following, "says that 1");
+    // Nobody knows.
+    good(&with(left_in_vain(0, 2, false), 0), &following);
+    good(&with(left_in_vain(0, 2, false), 1), &following);
+    bad(&with(left_in_vain(0, 2, false), 2), &following, "says that 2");
 }
 
 #[test]

@@ -52,6 +52,8 @@ pub enum Guarding {
         sent: Duration,
         /// When it was acknowledged.
         end: Option<Duration>,
+        /// The revision at which it went by this word. `None`, acknowledged: it had gone before.
+        revision: Option<u64>,
     },
     /// A deregistration was refused for a reason that is no outage.
     Blocked {
@@ -146,7 +148,9 @@ impl Guarding {
             }),
             Self::Joined { id, end, .. } => json!({ "ev": "reg", "id": id, "end": end.map(&ms) }),
             Self::Silent { ids, .. } => json!({ "ev": "stop", "ids": ids }),
-            Self::Left { id, end, .. } => json!({ "ev": "dereg", "id": id, "end": end.map(&ms) }),
+            Self::Left {
+                id, end, revision, ..
+            } => json!({ "ev": "dereg", "id": id, "end": end.map(&ms), "rev": revision }),
             Self::Blocked { id, why, .. } => json!({ "ev": "blocked", "id": id, "why": why }),
             Self::Confirmed { .. } => json!({ "ev": "confirm" }),
             Self::Listed {

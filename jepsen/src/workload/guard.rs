@@ -280,15 +280,18 @@ impl Act {
             let sent = self.stage.history.now();
             let wrote = caller.deregister(options(), vec![node_key(&self.key, &id)]).await;
             let time = self.stage.history.now();
-            let (service, left) = (self.name(), |end| Guarding::Left {
+            let (service, left) = (self.name(), |end, revision| Guarding::Left {
                 service: self.name(),
                 id: id.clone(),
                 sent,
                 end,
+                revision,
             });
             match wrote {
-                Wrote::Ok(_) => self.record(left(Some(time))),
-                Wrote::Unknown => self.record(left(None)),
+                Wrote::Ok(written) => {
+                    self.record(left(Some(time), written.changed.then_some(written.revision)));
+                }
+                Wrote::Unknown => self.record(left(None, None)),
                 Wrote::Nothing(error) if is_outage(error.code()) => {}
                 Wrote::Nothing(error) => self.record(Guarding::Blocked {
                     service,
