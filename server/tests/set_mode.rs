@@ -8,26 +8,31 @@ mod support;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use prost::Message;
 use rollcall_client::v1::GroupMode;
 use rollcall_client::{
     Error, ReadOptions, Registration, ServiceKey, SessionOptions, SessionStatus, WatchEvent, WriteOptions,
 };
-use rollcall_jepsen::lab::reading::local_view;
-use rollcall_jepsen::lab::{WAIT_MAX, eventually};
-use support::{GROUP, Load, Stage, cluster, fleet, registry};
+use rollcall_jepsen::lab::reading::{connect, local_view};
+use rollcall_jepsen::lab::{ClusterOptions, WAIT_MAX, eventually};
+use rollcall_proto::v1::registry_client::RegistryClient;
+use rollcall_proto::v1::{QueryRequest, ReadMode, ServiceView};
+use support::{GROUP, Load, Stage, cluster, cluster_with, fleet, registry};
+use tonic::transport::Channel;
 
 const TTL: Duration = Duration::from_secs(4);
 const STEADY: &str = "steady";
 const BUSY: &str = "busy";
 
-/// What a consumer of the whole group was told of nodes that left or services that went.
+/// What a consumer of the whole group was told: of nodes, and of nodes that left or services that went.
 struct Consumer {
+    seen: Arc<Mutex<BTreeSet<String>>>,
     gone: Arc<Mutex<Vec<String>>>,
     stop: Arc<AtomicBool>,
-    task: tokio::task::JoinHandle<BTreeSet<String>>,
+    task: tokio::task::JoinHandle<()>,
 }
 
 impl Consumer {
@@ -36,10 +41,11 @@ impl Consumer {
             .watch(rollcall_client::WatchTarget::Group(GROUP.into()))
             .await
             .unwrap();
-        let (gone, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-        let (told, stopped) = (gone.clone(), stop.clone());
+        let (seen, gone) = (Arc::default(), Arc::new(Mutex::new(Vec::new())));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (known, told, stopped): (Arc<Mutex<BTreeSet<String>>>, _, _) =
+            (Arc::clone(&seen), gone.clone(), stop.clone());
         let task = tokio::spawn(async move {
-            let mut seen = BTreeSet::new();
             loop {
                 let event = tokio::time::timeout(Duration::from_millis(200), watch.next()).await;
                 match event {
@@ -49,6 +55,7 @@ impl Consumer {
                         let service = view.key.service.clone();
                         let of_service =
                             |name: &String| name.starts_with(if &*service == STEADY { 'f' } else { 'w' });
+                        let mut seen = known.lock();
                         let lost = seen
                             .iter()
                             .filter(|name| of_service(name) && !names.contains(*name));
@@ -57,25 +64,37 @@ impl Consumer {
                         seen.extend(names);
                     }
                     Ok(WatchEvent::Changed { put, removed, .. }) => {
-                        seen.extend(put.iter().map(|node| node.id.to_string()));
+                        known.lock().extend(put.iter().map(|node| node.id.to_string()));
                         told.lock()
                             .extend(removed.iter().map(|node| format!("{} was removed", node.id)));
                     }
                     Ok(WatchEvent::Gone { view }) => told.lock().push(format!("{} is gone", view.key)),
                     Ok(_) => {}
-                    Err(_) if stopped.load(Ordering::Acquire) => return seen,
+                    Err(_) if stopped.load(Ordering::Acquire) => return,
                     Err(_) => {}
                 }
             }
         });
-        Self { gone, stop, task }
+        Self {
+            seen,
+            gone,
+            stop,
+            task,
+        }
+    }
+
+    async fn wait_seen(&self, wanted: &BTreeSet<String>) {
+        eventually("a consumer is told of everything", WAIT_MAX, || async {
+            wanted.is_subset(&self.seen.lock()).then_some(())
+        })
+        .await
+        .unwrap();
     }
 
     async fn finish(self) -> (Vec<String>, BTreeSet<String>) {
         self.stop.store(true, Ordering::Release);
-        let seen = self.task.await.unwrap();
-        let gone = self.gone.lock().clone();
-        (gone, seen)
+        self.task.await.unwrap();
+        (self.gone.lock().clone(), self.seen.lock().clone())
     }
 }
 
@@ -214,10 +233,17 @@ async fn a_move_to_raft_without_a_member_is_taken_back_and_nothing_changed() {
     wait_listed(&cluster, STEADY, &["a", "b"].map(String::from).into()).await;
 }
 
-/// The one that stands still learns of the end of the move before it has any of the records.
+/// The one that stands still learns of the end of the move before it has any of the records, and nothing but that makes
+/// it ask for them: it does not compare by itself for as long as the test lasts.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_was_away_during_a_move_shows_all_of_the_group_or_nothing() {
-    let mut cluster = cluster(3).await;
+    let arguments = ["ap.repair_interval=1h", "gossip.preset=local"];
+    let arguments = arguments.iter().flat_map(|set| ["--set", set]);
+    let mut cluster = cluster_with(ClusterOptions {
+        arguments: arguments.map(str::to_owned).collect(),
+        ..ClusterOptions::servers(3)
+    })
+    .await;
     let leader = cluster.leader(WAIT_MAX).await.unwrap();
     let away = cluster.ids().into_iter().find(|id| *id != leader).unwrap();
     let there = cluster.server(away).address().to_owned();
@@ -226,11 +252,14 @@ async fn a_server_that_was_away_during_a_move_shows_all_of_the_group_or_nothing(
         .into_iter()
         .filter(|of| *of != there)
         .collect();
-    let nodes: BTreeSet<String> = (0..40)
+    let mut nodes: BTreeSet<String> = (0..40)
         .flat_map(|n| (1..=5).map(move |port| format!("f{n}-{port}")))
         .collect();
     let fleet = fleet(&here, STEADY, 40, 5, TTL * 8).await;
     wait_listed(&cluster, STEADY, &nodes).await;
+    let consumer = Consumer::start(std::slice::from_ref(&there), 0).await;
+    consumer.wait_seen(&nodes).await;
+
     cluster.server(away).pause().await.unwrap();
     let moved = registry(&here, 0)
         .set_group_mode(GROUP, GroupMode::Ap, Duration::from_secs(60))
@@ -238,26 +267,61 @@ async fn a_server_that_was_away_during_a_move_shows_all_of_the_group_or_nothing(
         .unwrap();
     assert!(moved.changed);
     cluster.server(away).resume().unwrap();
-    let shown = eventually(
-        "the group by records, at the one that was away",
-        WAIT_MAX,
-        || async {
-            let view = local_view(&there, GROUP, STEADY, 0).await.ok()?;
-            let listed = view.map_or(0, |view| view.nodes.len());
-            assert_eq!(
-                listed,
-                nodes.len(),
-                "it answers, and lacks nodes\n{}",
-                cluster.log_tails()
-            );
-            let read = ReadOptions::default();
-            let answer = registry(std::slice::from_ref(&there), 0)
-                .query(&ServiceKey::new(GROUP, STEADY), read)
-                .await
-                .ok()?;
-            (answer.header.mode() == GroupMode::Ap).then_some(())
-        },
-    );
-    shown.await.unwrap();
-    drop(fleet);
+
+    // Asked without a pause from the first moment on, at eight places at once.
+    let mut askers = tokio::task::JoinSet::new();
+    let asked_until = Instant::now() + WAIT_MAX;
+    for _ in 0..8 {
+        let (there, listed) = (there.clone(), nodes.len());
+        askers.spawn(async move {
+            let mut registry = RegistryClient::new(connect(&there).await.unwrap());
+            while Instant::now() < asked_until {
+                let Ok((mode, found)) = ask(&mut registry).await else {
+                    continue;
+                };
+                assert_eq!(found, listed, "it answers as {mode:?}, and lacks nodes");
+                if mode == GroupMode::Ap {
+                    return;
+                }
+            }
+            panic!("it does not show the group by records in time");
+        });
+    }
+    while let Some(asked) = askers.join_next().await {
+        assert!(asked.is_ok(), "{asked:?}\n{}", cluster.log_tails());
+    }
+
+    // Its consumers are told of what came later, and of nothing that left.
+    let late = Registration::new("tcp", "127.0.0.1", 6).id("f0-6");
+    let service = ServiceKey::new(GROUP, STEADY);
+    let written = fleet[0].register(&service, late).await.unwrap();
+    assert_eq!(written.mode, GroupMode::Ap);
+    nodes.insert("f0-6".into());
+    consumer.wait_seen(&nodes).await;
+    let (gone, _) = consumer.finish().await;
+    assert_eq!(gone, Vec::<String>::new());
+}
+
+/// In which mode the service is shown, and how many nodes it has.
+async fn ask(registry: &mut RegistryClient<Channel>) -> Result<(GroupMode, usize), tonic::Status> {
+    let request = QueryRequest {
+        key: Some(rollcall_proto::v1::ServiceKey {
+            group: GROUP.into(),
+            service: STEADY.into(),
+        }),
+        read: Some(rollcall_proto::v1::ReadOptions {
+            mode: ReadMode::Local.into(),
+            ..rollcall_proto::v1::ReadOptions::default()
+        }),
+        ..QueryRequest::default()
+    };
+    let answer = match registry.query(request).await {
+        Ok(answer) => answer.into_inner(),
+        // No such service: nothing is listed.
+        Err(status) if status.code() == tonic::Code::NotFound => return Ok((GroupMode::Unspecified, 0)),
+        Err(status) => return Err(status),
+    };
+    let view = ServiceView::decode(answer.view.unwrap_or_default());
+    let mode = answer.header.unwrap_or_default().mode();
+    Ok((mode, view.map_or(0, |view| view.nodes.len())))
 }

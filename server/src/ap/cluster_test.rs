@@ -27,7 +27,7 @@ struct Site {
     server: Option<Server>,
 }
 
-struct Cluster {
+pub(super) struct Cluster {
     sites: Vec<Site>,
     _folder: tempfile::TempDir,
 }
@@ -43,11 +43,11 @@ fn free_port() -> u16 {
     }
 }
 
-fn soon() -> Instant {
+pub(super) fn soon() -> Instant {
     Instant::now() + PATIENCE
 }
 
-fn service() -> ServiceKey {
+pub(super) fn service() -> ServiceKey {
     ServiceKey {
         group: "edge".parse().expect("a good name"),
         service: "feed".parse().expect("a good name"),
@@ -61,14 +61,14 @@ fn node(id: &str) -> NodeKey {
     }
 }
 
-fn request(command: Command) -> Request {
+pub(super) fn request(command: Command) -> Request {
     Request {
         id: RequestId(rand::random()),
         command,
     }
 }
 
-fn register(session: Option<SessionId>, id: &str) -> Request {
+pub(super) fn register(session: Option<SessionId>, id: &str) -> Request {
     let registration = Registration {
         id: node(id).node,
         addresses: vec![Address {
@@ -106,7 +106,7 @@ fn deregister(id: &str) -> Request {
     })
 }
 
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(super) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < until, "it never came to this: {what}");
@@ -134,7 +134,7 @@ fn config(id: u64, members: &[MemberConfig], folder: &Path, adjust: &impl Fn(&mu
 }
 
 impl Cluster {
-    async fn start(servers: u64, adjust: impl Fn(&mut Config)) -> Self {
+    pub(super) async fn start(servers: u64, adjust: impl Fn(&mut Config)) -> Self {
         let folder = tempfile::tempdir().expect("there is room");
         let members: Vec<MemberConfig> = (1..=servers)
             .map(|id| MemberConfig {
@@ -161,23 +161,23 @@ impl Cluster {
         &mut self.sites[usize::try_from(id).expect("few") - 1]
     }
 
-    async fn begin(&mut self, id: u64) {
+    pub(super) async fn begin(&mut self, id: u64) {
         let config = self.site(id).config.clone();
         let server = Server::start(config, Preset::None).await;
         self.site(id).server = Some(server.expect("it starts"));
     }
 
-    async fn end(&mut self, id: u64) {
+    pub(super) async fn end(&mut self, id: u64) {
         let server = self.site(id).server.take();
         server.expect("it runs").shutdown().await;
     }
 
-    fn ap(&self, id: u64) -> &Ap {
+    pub(super) fn ap(&self, id: u64) -> &Ap {
         let site = &self.sites[usize::try_from(id).expect("few") - 1];
         site.server.as_ref().expect("it runs").ap()
     }
 
-    fn running(&self) -> impl Iterator<Item = &Server> {
+    pub(super) fn running(&self) -> impl Iterator<Item = &Server> {
         self.sites.iter().filter_map(|site| site.server.as_ref())
     }
 
@@ -211,7 +211,7 @@ impl Cluster {
     }
 
     /// Waits until every running server lists exactly these, and all agree on the sign.
-    async fn wait_listed(&self, expected: &[&str]) {
+    pub(super) async fn wait_listed(&self, expected: &[&str]) {
         for server in self.running() {
             let id = server.consensus().status().server;
             eventually(&format!("server {id} lists {expected:?}"), || {
@@ -227,7 +227,7 @@ impl Cluster {
         assert!(signs.windows(2).all(|pair| pair[0] == pair[1]), "{signs:?}");
     }
 
-    async fn stop(mut self) {
+    pub(super) async fn stop(mut self) {
         for site in &mut self.sites {
             if let Some(server) = site.server.take() {
                 server.shutdown().await;
@@ -236,7 +236,7 @@ impl Cluster {
     }
 }
 
-fn listed(ap: &Ap) -> Vec<String> {
+pub(super) fn listed(ap: &Ap) -> Vec<String> {
     let view = ap.view().read();
     let nodes = view
         .service(&service())
@@ -245,7 +245,7 @@ fn listed(ap: &Ap) -> Vec<String> {
     nodes.map(|id| id.to_string()).collect()
 }
 
-async fn write(ap: &Ap, request: Request) -> Acknowledged {
+pub(super) async fn write(ap: &Ap, request: Request) -> Acknowledged {
     ap.write(request, 1, soon()).await.expect("it is written")
 }
 

@@ -196,8 +196,8 @@ fn to_adopt(raft: &Directory, view: &Directory) -> Vec<(GroupName, u64)> {
     coming.collect()
 }
 
-/// Groups that moved to gossip without this server: it was away, and learns of the end of the move first. `known`:
-/// those whose records it had when it was started, or took over since.
+/// Groups that moved to gossip without this server: it was away, and learns of the end of the move before it has what
+/// is in them. `known`: those whose records it had when it was started, or took over since.
 fn missed(raft: &Directory, view: &Directory, touched: &Touched, known: &BTreeSet<String>) -> Vec<GroupName> {
     // One that was created here or there with this mode has had no other.
     let moved = |group: &Arc<Group>| {
@@ -205,11 +205,13 @@ fn missed(raft: &Directory, view: &Directory, touched: &Touched, known: &BTreeSe
             && group.moving.is_none()
             && group.settings_modified > group.created
     };
-    let unseen = |name: &&GroupName| view.group(name).is_none() && !known.contains(name.as_str());
+    // The beginning may have been followed, and the end come before what was frozen was taken over.
+    let comes = |group: &Arc<Group>| group.moving.is_some_and(|moving| moving.to == GroupMode::Ap);
+    let lacks = |name: &&GroupName| !known.contains(name.as_str()) && view.group(name).is_none_or(comes);
     let missed = touched
         .groups
         .iter()
-        .filter(unseen)
+        .filter(lacks)
         .filter(|name| raft.group(name).is_some_and(moved));
     missed.cloned().collect()
 }
@@ -271,6 +273,12 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
             let raft = inner.consensus.directory().read();
             let view = inner.view.read();
             let touched = touched_since(seen.filter(|_| !undone), &raft, &view);
+            for name in &touched.groups {
+                // If it comes back it comes with other records.
+                if !raft.group(name).is_some_and(|group| is_ap(group)) {
+                    known.remove(name.as_str());
+                }
+            }
             let missed = missed(&raft, &view, &touched, &known);
             if !missed.is_empty() {
                 tracing::info!(
@@ -356,7 +364,6 @@ async fn settle_moves(inner: &Inner, known: &mut BTreeSet<String>) -> Option<Set
         adopted.await.ok()?;
     }
     for group in gone {
-        known.remove(group.as_str());
         inner.perform(|done| Job::Forget { group, done }).await.ok()?;
     }
     Some(Settled::NotYet)
@@ -447,3 +454,7 @@ async fn propose(inner: &Inner, key: ServiceKey) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "definitions_test.rs"]
+mod tests;

@@ -38,3 +38,5 @@ pub use rollcall_core::ap::{SessionSeed, SessionValue, Standing};
 mod cluster_test;
 #[cfg(test)]
 mod desk_test;
+#[cfg(test)]
+mod moves_test;

@@ -29,6 +29,8 @@ const UNSURE_EVERY: Duration = Duration::from_millis(200);
 struct Compared {
     /// No group differed.
     same: bool,
+    /// All that the other server had when it was asked is here now.
+    complete: bool,
     /// The other server knows what it should.
     sure: bool,
 }
@@ -86,7 +88,7 @@ impl Repairer {
         let asked_at = Instant::now();
         match self.compare(&other, patience).await {
             Ok(compared) => {
-                if compared.sure && patience <= 1 {
+                if compared.sure && compared.complete {
                     self.inner.note_fetched(asked_at);
                 }
                 self.note(compared.same && compared.sure);
@@ -138,7 +140,10 @@ impl Repairer {
             return Ok(false);
         }
         self.resolve(Resolve::Drop).await;
-        while !self.compare(other, 1).await?.same {}
+        // What it writes from now on comes by its log.
+        while !self.compare(other, 1).await?.complete {
+            tokio::time::sleep(UNSURE_EVERY).await;
+        }
         self.resolve(Resolve::Fetched).await;
         Ok(true)
     }
@@ -156,35 +161,39 @@ impl Repairer {
         let ours = self.inner.desk.lock().replica.group_digests();
         let answer = self.ask(other, None, digest_of_all(&ours)).await?;
         let ours: BTreeMap<String, u128> = ours.into_iter().collect();
+        let mut complete = true;
         for digest in &answer.digests {
             let Ok(group) = std::str::from_utf8(&digest.name) else {
                 return Err(Status::invalid_argument("the name of a group is no text"));
             };
             if ours.get(group) != Some(&whole(digest.high, digest.low)) {
-                self.compare_group(other, group, patience).await?;
+                complete &= self.compare_group(other, group, patience).await?;
             }
         }
         Ok(Compared {
             same: answer.same,
+            complete,
             sure: answer.sure,
         })
     }
 
-    async fn compare_group(&mut self, other: &Other, group: &str, patience: u8) -> Result<(), Status> {
+    /// Whether all that the other has of it is here now.
+    async fn compare_group(&mut self, other: &Other, group: &str, patience: u8) -> Result<bool, Status> {
         let (digest, ours) = {
             let desk = self.inner.desk.lock();
             (digest_of_group(&desk, group), desk.replica.bucket_digests(group))
         };
         let ours: BTreeMap<Bucket, u128> = ours.into_iter().collect();
+        let mut complete = true;
         for theirs in self.ask(other, Some(group), digest).await?.digests {
             let bucket = decode_bucket(&theirs.name)?;
             if ours.get(&bucket) == Some(&whole(theirs.high, theirs.low)) {
                 self.differing.remove(&bucket);
-            } else if self.is_lasting(&bucket, patience) {
-                self.fetch(other, &bucket).await?;
+            } else {
+                complete &= self.is_lasting(&bucket, patience) && self.fetch(other, &bucket).await?;
             }
         }
-        Ok(())
+        Ok(complete)
     }
 
     /// Whether a bucket has differed long enough.
@@ -223,9 +232,11 @@ impl Repairer {
         Ok(answer)
     }
 
-    async fn fetch(&self, other: &Other, bucket: &Bucket) -> Result<(), Status> {
+    /// Whether all of it was taken.
+    async fn fetch(&self, other: &Other, bucket: &Bucket) -> Result<bool, Status> {
         let mut client = self.inner.client(other)?;
         let mut skip = 0;
+        let mut complete = true;
         loop {
             let request = ApFetchRequest {
                 cluster: self.inner.consensus.peers().cluster().to_owned(),
@@ -237,10 +248,12 @@ impl Repairer {
             let piece = in_time(client.fetch(request)).await?;
             skip += piece.records.len() as u64;
             let records = self.credible(decode_all(&piece.records)?);
+            complete &= records.len() == piece.records.len();
             let heard = hear(&self.inner, records, None, false).await?;
+            complete &= heard.refused.is_none();
             self.inner.metrics.repaired.inc_by(heard.new as u64);
             if !piece.more || piece.records.is_empty() {
-                return Ok(());
+                return Ok(complete);
             }
         }
     }

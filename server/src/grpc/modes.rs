@@ -131,8 +131,12 @@ impl Reader {
         self.taken_over(bound, || self.view_has_defined(services)).await;
     }
 
-    /// Waits, within a bound, until the view has taken these groups over.
-    async fn learn_groups(&self, groups: &[GroupName], deadline: Instant) -> Result<(), v1::Error> {
+    /// Waits, within a bound, until the view has taken these groups over, and may be shown with them.
+    pub(crate) async fn learn_groups(
+        &self,
+        groups: &[GroupName],
+        deadline: Instant,
+    ) -> Result<(), v1::Error> {
         let lacking = || {
             let view = self.ap().view().read();
             groups.iter().find(|group| view.group(group).is_none()).cloned()
@@ -140,7 +144,8 @@ impl Reader {
         self.taken_over(deadline.min(Instant::now() + LEARN_WAIT), || lacking().is_none())
             .await;
         match lacking() {
-            None => Ok(()),
+            // One that came just now may have come without what is in it.
+            None => self.check_view_ready(),
             Some(group) => Err(DoorError::NotReady {
                 reason: format!("it has yet to take group {group} over"),
             }

@@ -12,6 +12,7 @@ use rollcall_core::directory::{
 use rollcall_core::guard::HoldReason;
 use rollcall_core::ids::{GroupName, NodeId, Revision, ServerId, ServiceKey};
 use rollcall_proto::v1::{self, registry_server::Registry};
+use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{self, bounded};
@@ -115,7 +116,7 @@ impl Doors {
 
     async fn delete_group(&self, request: v1::DeleteGroupRequest) -> Answer<v1::WriteResponse> {
         let group = convert::group_from(&request.group).map_err(refused)?;
-        self.check_empty(&group, None)?;
+        self.check_empty(&group, None).await?;
         let command = Command::DeleteGroup {
             group,
             expected: convert::expected_from(request.expected).map_err(refused)?,
@@ -154,7 +155,7 @@ impl Doors {
 
     async fn delete_service(&self, request: v1::DeleteServiceRequest) -> Answer<v1::WriteResponse> {
         let key = convert::service_key_from("key", request.key.as_ref()).map_err(refused)?;
-        self.check_empty(&key.group, Some(&key))?;
+        self.check_empty(&key.group, Some(&key)).await?;
         let command = Command::DeleteService {
             key,
             expected: convert::expected_from(request.expected).map_err(refused)?,
@@ -163,11 +164,14 @@ impl Doors {
     }
 
     /// An AP group, or a service of one, does not go while it shows nodes: the log, which has none of them, cannot tell.
-    fn check_empty(&self, group: &GroupName, service: Option<&ServiceKey>) -> Answer<()> {
+    async fn check_empty(&self, group: &GroupName, service: Option<&ServiceKey>) -> Answer<()> {
         if self.reader.mode_of(group) != Some(GroupMode::Ap) {
             return Ok(());
         }
-        self.reader.check_view_ready()?;
+        let deadline = Instant::now() + self.reader.timeout();
+        self.reader
+            .learn_groups(std::slice::from_ref(group), deadline)
+            .await?;
         let view = self.reader.ap().view().read();
         let (subject, nodes) = match service {
             Some(key) => {

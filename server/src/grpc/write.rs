@@ -108,6 +108,8 @@ impl Writer {
         let deadline = self.deadline(options);
         self.reader.check_view_ready()?;
         self.reader.learn(&services_of(&command), deadline).await;
+        // A group that came just now may have come without what is in it.
+        self.reader.check_view_ready()?;
         let began = Instant::now();
         if let Some(speaker) = speaker {
             let introduced = speaker.introduce(&self.reader, deadline).await;

@@ -1,0 +1,121 @@
+use rollcall_core::directory::Limits;
+use rollcall_core::ids::{LogIndex, LogPosition, Term};
+
+use super::*;
+
+fn name() -> GroupName {
+    "edge".parse().expect("a good name")
+}
+
+fn empty() -> [Directory; 2] {
+    let directory = || Directory::new(Limits::default());
+    [directory(), directory().serving(GroupMode::Ap)]
+}
+
+fn apply(directory: &mut Directory, command: Command) {
+    let next = directory.revision().0 + 1;
+    let at = LogPosition {
+        term: Term(1),
+        index: LogIndex(next),
+    };
+    let request = Request {
+        id: RequestId(next.into()),
+        command,
+    };
+    directory.apply(at, &request).result.expect("applied");
+}
+
+fn create(directory: &mut Directory, mode: GroupMode) {
+    let settings = GroupSettings {
+        mode,
+        ..GroupSettings::default()
+    };
+    apply(
+        directory,
+        Command::PutGroup {
+            group: name(),
+            settings,
+            expected: Expected::Any,
+        },
+    );
+}
+
+fn begin(directory: &mut Directory) {
+    apply(
+        directory,
+        Command::BeginMove {
+            group: name(),
+            to: GroupMode::Ap,
+            stamp_ms: 7,
+        },
+    );
+}
+
+fn end(directory: &mut Directory, done: bool) {
+    let since = directory.group(&name()).and_then(|group| group.moving);
+    apply(
+        directory,
+        Command::EndMove {
+            group: name(),
+            since: since.expect("it moves").since,
+            done,
+        },
+    );
+}
+
+/// The view does what follows from the log as it stands.
+fn follow(raft: &Directory, view: &mut Directory) {
+    for command in differences(raft, view, &Touched::all(raft, view)) {
+        apply(view, command);
+    }
+}
+
+fn is_missed(raft: &Directory, view: &Directory, known: &[&str]) -> bool {
+    let known = known.iter().map(ToString::to_string).collect();
+    missed(raft, view, &Touched::all(raft, view), &known) == [name()]
+}
+
+#[test]
+fn a_group_that_was_created_where_it_is_was_not_missed() {
+    let [mut raft, view] = empty();
+    create(&mut raft, GroupMode::Ap);
+    assert!(!is_missed(&raft, &view, &[]));
+}
+
+#[test]
+fn a_group_of_which_only_the_end_of_a_move_is_seen_was_missed_unless_its_records_are_here() {
+    let [mut raft, mut view] = empty();
+    create(&mut raft, GroupMode::Cp);
+    begin(&mut raft);
+    end(&mut raft, true);
+    assert!(is_missed(&raft, &view, &[]));
+    assert!(!is_missed(&raft, &view, &["edge"]));
+    // Once is enough: it is here from then on, and records come as they do for any other.
+    follow(&raft, &mut view);
+    assert!(!is_missed(&raft, &view, &[]));
+}
+
+#[test]
+fn a_group_whose_move_ended_before_it_was_taken_over_was_missed() {
+    let [mut raft, mut view] = empty();
+    create(&mut raft, GroupMode::Cp);
+    begin(&mut raft);
+    follow(&raft, &mut view);
+    assert!(
+        !is_missed(&raft, &view, &[]),
+        "it still moves, and can be taken over"
+    );
+    end(&mut raft, true);
+    assert!(is_missed(&raft, &view, &[]));
+    assert!(!is_missed(&raft, &view, &["edge"]), "it was taken over in time");
+}
+
+#[test]
+fn a_group_whose_move_was_taken_back_was_not_missed() {
+    let [mut raft, mut view] = empty();
+    create(&mut raft, GroupMode::Cp);
+    begin(&mut raft);
+    follow(&raft, &mut view);
+    end(&mut raft, false);
+    assert!(!is_missed(&raft, &view, &[]));
+}

@@ -1,0 +1,69 @@
+//! Groups that move, on three whole servers in this process.
+
+use rollcall_core::directory::GroupMode;
+use rollcall_core::ids::ServerId;
+
+use super::Ap;
+use super::cluster_test::{Cluster, eventually, listed, register, service, soon, write};
+
+/// A clock that is ahead by more than is believed.
+const AHEAD_MS: i64 = 3_600_000;
+
+async fn move_to(ap: &Ap, mode: GroupMode) {
+    let moved = ap.move_group(&service().group, mode, soon()).await;
+    assert!(moved.expect("it is moved").changed);
+}
+
+/// The clocks of the two that moved it are ahead of the third's, so this one can ask, and may take nothing: what it has
+/// of the group stays incomplete for as long as the test wants.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_missed_a_move_shows_nothing_of_the_group_until_it_has_all_of_it() {
+    let mut cluster = Cluster::start(3, |_| {}).await;
+    let ids: Vec<String> = (0..20).map(|number| format!("n{number:02}")).collect();
+    for id in &ids {
+        write(cluster.ap(1), register(None, id)).await;
+    }
+    let all: Vec<&str> = ids.iter().map(String::as_str).collect();
+    cluster.wait_listed(&all).await;
+    move_to(cluster.ap(1), GroupMode::Cp).await;
+    for server in cluster.running() {
+        let is_forgotten = || server.ap().status().records == 0;
+        eventually("the records are forgotten", is_forgotten).await;
+    }
+    cluster.end(3).await;
+    for id in [1, 2] {
+        cluster.ap(id).shift_clock(AHEAD_MS);
+    }
+    let is_gone = || {
+        cluster
+            .ap(1)
+            .inner
+            .gone_since(ServerId(3), std::time::Instant::now())
+    };
+    eventually("the third is known to be gone", || is_gone().is_some()).await;
+    move_to(cluster.ap(1), GroupMode::Ap).await;
+    cluster.begin(3).await;
+
+    let ap = cluster.ap(3);
+    let is_there = || ap.view().read().group(&service().group).is_some();
+    // As a door asks before it reads.
+    let check = || {
+        let shown = is_there() && ap.is_loaded();
+        assert!(!shown || listed(ap) == all, "it shows {:?}", listed(ap));
+        shown
+    };
+    eventually("the group is known to be here", || check() || is_there()).await;
+    let asked = ap.inner.metrics.comparisons.get();
+    let has_asked = || check() || ap.inner.metrics.comparisons.get() >= asked + 5;
+    eventually("it has asked again and again", has_asked).await;
+    assert!(!check(), "it had nothing to show");
+    assert_eq!(ap.agreed(), None);
+    ap.shift_clock(AHEAD_MS);
+    eventually("all of it is shown", check).await;
+    assert!(
+        !ap.inner.misses_records(),
+        "it is shown because it is here, not because time is up"
+    );
+    cluster.wait_listed(&all).await;
+    cluster.stop().await;
+}
