@@ -1,54 +1,21 @@
 //! A short run of everything, as root with faults in the network. Needs a `rollcalld` that was built before.
 
-use std::path::Path;
-use std::time::Duration;
+mod support;
 
-use rollcall_jepsen::campaign::{Findings, Options, Workload, run};
-use rollcall_jepsen::history::{Record, export};
+use std::path::Path;
+
+use rollcall_jepsen::campaign::Options;
+use rollcall_jepsen::history::export;
 use rollcall_jepsen::nemesis::Kind;
 use rollcall_jepsen::net::Net;
 use rollcall_jepsen::report::page;
-use rollcall_proto::v1::ReadMode;
-use tempfile::TempDir;
+use support::{assert_local_reads_are_found_out, faults, run_well, verdict};
 
 fn options(seed: u64, seconds: u64, kinds: &[Kind], folder: &Path) -> Options {
-    println!("seed {seed}");
     Options {
-        seed,
-        length: Duration::from_secs(seconds),
-        servers: 3,
-        workloads: vec![Workload::Registers, Workload::Heartbeats, Workload::Followers],
-        kinds: kinds.to_vec(),
-        reads: ReadMode::Linearizable,
         clients: 6,
-        ttl: Duration::from_secs(4),
-        keep: true,
-        folder: folder.into(),
-        binary: None,
-        upgrade_to: None,
-        loopback: false,
+        ..support::options(seed, seconds, kinds, folder)
     }
-}
-
-/// Runs it; nothing must be violated.
-async fn run_well(options: &Options, folder: TempDir) -> (Findings, TempDir) {
-    let findings = match run(options).await {
-        Ok(findings) => findings,
-        Err(reason) => panic!("the run could not be carried out: {reason:#}"),
-    };
-    println!(
-        "{:#?}\n{:#?}\n{:#?}",
-        findings.left_out, findings.figures, findings.verdicts
-    );
-    if !findings.is_good() {
-        let kept = folder.keep();
-        let written = std::fs::write(kept.join("report.html"), page(options, &findings));
-        panic!(
-            "violations; history and page ({written:?}) are in {}",
-            kept.display()
-        );
-    }
-    (findings, folder)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,11 +55,7 @@ async fn power_cuts_and_bad_disks_lose_nothing_that_was_acknowledged() {
     ];
     let options = options(3, 25, &kinds, folder.path());
     let (findings, _folder) = run_well(&options, folder).await;
-    let faults = findings.records.iter().filter_map(|record| match record {
-        Record::Fault(fault) => Some(fault),
-        _ => None,
-    });
-    let bit = faults
+    let bit = faults(&findings)
         .filter(|fault| fault.bit && !fault.effect.is_empty())
         .count();
     // Where the machine has no loop devices, or this is not root, it said so above, and less could be done.
@@ -105,25 +68,8 @@ async fn local_reads_under_partitions_are_found_out() {
     // Only to say why it is skipped.
     let Some(_) = Net::start_or_skip(1, 1) else { return };
     let folder = tempfile::tempdir().unwrap();
-    let options = Options {
-        workloads: vec![Workload::Registers],
-        reads: ReadMode::Local,
-        keep: false,
-        ..options(9, 15, &[Kind::Single, Kind::Halves], folder.path())
-    };
-    let findings = run(&options).await.unwrap();
-    let found = |checker| {
-        findings
-            .verdicts
-            .iter()
-            .any(|of| of.checker == checker && !of.findings.is_empty())
-    };
-    assert!(found("linearizable registers"), "{:#?}", findings.verdicts);
-    assert!(found("revisions in real time"), "{:#?}", findings.verdicts);
-    let equal = findings
-        .verdicts
-        .iter()
-        .find(|of| of.checker == "survival and equal state")
-        .unwrap();
+    let options = options(9, 15, &[Kind::Single, Kind::Halves], folder.path());
+    let findings = assert_local_reads_are_found_out(options).await;
+    let equal = verdict(&findings, "survival and equal state");
     assert!(equal.is_good(), "{equal:?}");
 }

@@ -1,13 +1,10 @@
 //! A short run of every workload that `campaign.rs` leaves out, as root with faults in the network. Needs a `rollcalld`
 //! that was built before.
 
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+mod support;
 
-use std::time::Duration;
-
-use rollcall_jepsen::campaign::{Findings, Options, Workload, run};
+use rollcall_jepsen::campaign::{Options, Workload};
 use rollcall_jepsen::nemesis::Kind;
-use rollcall_jepsen::report::page;
 use rollcall_proto::v1::ReadMode;
 use tokio::sync::Mutex;
 
@@ -15,36 +12,15 @@ use tokio::sync::Mutex;
 static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Runs them; nothing must be violated, and every judge must have had something to judge.
-async fn run_well(seed: u64, seconds: u64, workloads: &[Workload], kinds: &[Kind]) -> Findings {
+async fn run_well(seed: u64, seconds: u64, workloads: &[Workload], kinds: &[Kind]) {
     let _turn = TURN.lock().await;
-    let folder = tempfile::tempdir().unwrap();
-    println!("seed {seed}");
+    let folder = tempfile::tempdir().expect("a folder for what is found");
     let options = Options {
-        seed,
-        length: Duration::from_secs(seconds),
-        servers: 3,
         workloads: workloads.to_vec(),
-        kinds: kinds.to_vec(),
         reads: ReadMode::Unspecified,
-        clients: 4,
-        ttl: Duration::from_secs(4),
-        keep: true,
-        folder: folder.path().into(),
-        binary: None,
-        upgrade_to: None,
-        loopback: false,
+        ..support::options(seed, seconds, kinds, folder.path())
     };
-    let findings = run(&options).await.unwrap();
-    println!(
-        "{:#?}\n{:#?}\n{:#?}",
-        findings.left_out, findings.figures, findings.verdicts
-    );
-    if !findings.is_good() {
-        let kept = folder.keep();
-        std::fs::write(kept.join("report.html"), page(&options, &findings)).unwrap();
-        panic!("violations; history and page are in {}", kept.display());
-    }
-    findings
+    support::run_well(&options, folder).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
