@@ -219,7 +219,7 @@ impl RequestTable {
             let tags = place.tag.cmp(&tag);
             tags.then_with(|| self.record(place.number).id.cmp(&id))
         };
-        let guess = (u64::from(tag) * places.len() as u64 >> 32) as usize;
+        let guess = ((u64::from(tag) * places.len() as u64) >> 32) as usize;
         let (mut low, mut high, mut step) = (guess, guess, 1);
         while low > 0 && order(&places[low - 1]).is_ge() {
             high = low;
