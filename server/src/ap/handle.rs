@@ -23,7 +23,8 @@ use super::metrics::{ApMetrics, ServerLabel};
 use super::origins::Origins;
 use super::peer::ApDoor;
 use super::rows::Found;
-use super::{definitions, exchange, judge, mover, repair, upkeep};
+use super::strays::{self, Coordinated};
+use super::{definitions, exchange, judge, repair, upkeep};
 use crate::config::ApConfig;
 use crate::gossip::Gossip;
 use crate::raft::{
@@ -97,7 +98,7 @@ impl Ap {
             tokio::spawn(judge::run(inner.clone(), stop.clone())),
             tokio::spawn(exchange::run(inner.clone(), stop.clone())),
             tokio::spawn(repair::run(inner.clone(), stop.clone())),
-            tokio::spawn(mover::end_strays(inner.clone(), stop.clone())),
+            tokio::spawn(strays::run(inner.clone(), stop.clone())),
             tokio::spawn(upkeep::run(inner.clone(), stop)),
         ];
         Ok((Self { inner }, tasks))
@@ -450,6 +451,7 @@ impl Inner {
             returned: Notify::new(),
             agreed_at: parking_lot::Mutex::default(),
             missed_at: parking_lot::Mutex::default(),
+            coordinated: Coordinated::default(),
             metrics: options.metrics,
             clock_offset_ms: 0.into(),
         }

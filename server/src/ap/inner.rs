@@ -12,6 +12,7 @@ use super::committer::Job;
 use super::desk::{Desk, Footing, Now, Work};
 use super::metrics::ApMetrics;
 use super::origins::Origins;
+use super::strays::Coordinated;
 use crate::config::ApConfig;
 use crate::gossip::Gossip;
 use crate::raft::{AppliedHead, Consensus, ProposeError, SharedDirectory};
@@ -44,6 +45,7 @@ pub(super) struct Inner {
     /// When this server learned of a group that moved to gossip without it. Until it has fetched what another server
     /// has, or has tried for [`MISSED_MAX`], it shows nothing.
     pub(super) missed_at: Mutex<Option<Instant>>,
+    pub(super) coordinated: Coordinated,
     pub(super) metrics: ApMetrics,
     pub(super) clock_offset_ms: AtomicI64,
 }

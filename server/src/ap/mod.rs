@@ -6,7 +6,7 @@
 //! `definitions` brings groups and services from the replicated directory. `exchange` follows the others' logs, by
 //! `news` and by pulls, `repair` compares and fetches, `peer` is the other end of both. `judge` says who lapsed.
 //! `members` and `origins` are what is known of the other servers; `upkeep` forgets what is old. `mover` takes groups
-//! from one mode to the other.
+//! from one mode to the other, and `strays` takes back what lost its mover.
 
 mod committer;
 mod contract;
@@ -24,6 +24,7 @@ mod origins;
 mod peer;
 mod repair;
 mod rows;
+mod strays;
 mod upkeep;
 
 pub use contract::{Acknowledged, ApStatus, OriginStatus};

@@ -4,7 +4,7 @@
 //! takes the frozen nodes over as records; to Raft, each stops writing, and the records spread until all have the same.
 //! When every server that is there says that it has what the others have, by its sign, the log ends the move for
 //! everybody at once. Until then a failure takes the move back, and nothing has changed. If the coordinator dies, the
-//! leader takes it back after a while.
+//! leader takes it back (`strays`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +16,6 @@ use rollcall_core::ids::{GroupName, RequestId, Revision, ServerId};
 use rollcall_core::mutants::{Mutant, planted};
 use rollcall_proto::v1::{ApStandingRequest, ApStandingResponse, GroupMode as WireMode};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::desk::milliseconds;
@@ -24,6 +23,7 @@ use super::handle::Ap;
 use super::inner::Inner;
 use super::members::Other;
 use super::peer::{digest_of_group, halves, whole};
+use super::strays::AtWork;
 use crate::raft::ProposeError;
 
 /// How often the servers are asked whether they are ready.
@@ -36,10 +36,6 @@ const PROPOSAL_MAX: Duration = Duration::from_secs(5);
 const NODES_PER_PROPOSAL: usize = 100;
 /// Proposals under way at once.
 const PROPOSALS_AT_ONCE: usize = 8;
-/// A move that lasts longer has lost its coordinator.
-const MOVE_MAX: Duration = Duration::from_secs(120);
-/// How often the leader looks for such.
-const STRAY_LOOK: Duration = Duration::from_secs(5);
 
 /// What a move did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +91,7 @@ pub enum MoveError {
 
 /// How a group stands at one server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Standing {
+pub(super) struct Standing {
     /// The move that the server knows of.
     since: Revision,
     /// The side from which it moves is frozen there, and the other has been prepared.
@@ -107,6 +103,8 @@ struct Standing {
     records: u128,
     /// The group's mode, as applied there.
     mode: GroupMode,
+    /// Whether it coordinates a move of the group.
+    pub(super) coordinates: bool,
 }
 
 impl Ap {
@@ -124,6 +122,7 @@ impl Ap {
         deadline: Instant,
     ) -> Result<MoveReport, MoveError> {
         let mover = Mover {
+            _at_work: AtWork::begin(&self.inner, group),
             inner: self.inner.clone(),
             group: group.clone(),
             to,
@@ -138,6 +137,7 @@ impl Ap {
 }
 
 struct Mover {
+    _at_work: AtWork,
     inner: Arc<Inner>,
     group: GroupName,
     to: GroupMode,
@@ -206,7 +206,7 @@ impl Mover {
         // Somebody else who was asked the same may have ended it first.
         if !ended.changed && !is_there() {
             return Err(MoveError::TakenBack {
-                reason: "it lasted too long, and the leader ended it".into(),
+                reason: "the leader took it for one without a coordinator".into(),
             });
         }
         tracing::info!(
@@ -412,6 +412,7 @@ fn standing(inner: &Inner, group: &GroupName) -> Standing {
         sign,
         records: digest_of_group(&desk, group.as_str()),
         mode: defined.settings.mode,
+        coordinates: inner.coordinated.contains(group),
     }
 }
 
@@ -438,10 +439,12 @@ pub(super) async fn answer(inner: &Inner, asked: &ApStandingRequest) -> Result<A
             GroupMode::Cp => WireMode::Cp.into(),
             GroupMode::Ap => WireMode::Ap.into(),
         },
+        coordinates: standing.coordinates,
     })
 }
 
-async fn ask(inner: &Inner, other: &Other, group: &GroupName) -> Result<Standing, Status> {
+/// Asks another server how a group stands there.
+pub(super) async fn ask(inner: &Inner, other: &Other, group: &GroupName) -> Result<Standing, Status> {
     let request = ApStandingRequest {
         cluster: inner.consensus.peers().cluster().to_owned(),
         from: inner.server.0,
@@ -463,11 +466,12 @@ async fn ask(inner: &Inner, other: &Other, group: &GroupName) -> Result<Standing
             WireMode::Ap => GroupMode::Ap,
             WireMode::Cp | WireMode::Unspecified => GroupMode::Cp,
         },
+        coordinates: answer.coordinates,
     })
 }
 
 /// Ends a move without effect.
-async fn take_back(inner: &Inner, group: &GroupName, since: Revision) {
+pub(super) async fn take_back(inner: &Inner, group: &GroupName, since: Revision) {
     let request = Request {
         id: RequestId(rand::random()),
         command: Command::EndMove {
@@ -479,32 +483,5 @@ async fn take_back(inner: &Inner, group: &GroupName, since: Revision) {
     let deadline = Instant::now() + PROPOSAL_MAX;
     if let Err(error) = inner.consensus.propose(request, deadline).await {
         tracing::warn!(%group, %error, "a move could not be taken back yet; the leader will do it");
-    }
-}
-
-/// As the leader: takes moves back that have lost their coordinator. Until `stop`.
-pub(super) async fn end_strays(inner: Arc<Inner>, stop: CancellationToken) {
-    let mut seen: BTreeMap<(GroupName, Revision), Instant> = BTreeMap::new();
-    while stop
-        .run_until_cancelled(tokio::time::sleep(STRAY_LOOK))
-        .await
-        .is_some()
-    {
-        let moving: Vec<(GroupName, Revision)> = {
-            let directory = inner.consensus.directory().read();
-            let moving = directory.groups().filter_map(|group| {
-                let since = group.moving?.since;
-                Some((group.name.clone(), since))
-            });
-            moving.collect()
-        };
-        seen.retain(|key, _| moving.contains(key));
-        for key in moving {
-            let first_seen = *seen.entry(key.clone()).or_insert_with(Instant::now);
-            if first_seen.elapsed() >= MOVE_MAX && inner.consensus.leadership().borrow().leading {
-                tracing::warn!(group = %key.0, "a move has lost its coordinator and is taken back");
-                take_back(&inner, &key.0, key.1).await;
-            }
-        }
     }
 }

@@ -1,10 +1,13 @@
 //! Groups that move, on three whole servers in this process.
 
-use rollcall_core::directory::GroupMode;
+use std::time::Duration;
+
+use rollcall_core::directory::{Command, GroupMode};
 use rollcall_core::ids::ServerId;
+use tokio::time::Instant;
 
 use super::Ap;
-use super::cluster_test::{Cluster, eventually, listed, register, service, soon, write};
+use super::cluster_test::{Cluster, eventually, listed, register, request, service, soon, write};
 
 /// A clock that is ahead by more than is believed.
 const AHEAD_MS: i64 = 3_600_000;
@@ -65,5 +68,64 @@ async fn a_server_that_missed_a_move_shows_nothing_of_the_group_until_it_has_all
         "it is shown because it is here, not because time is up"
     );
     cluster.wait_listed(&all).await;
+    cluster.stop().await;
+}
+
+fn begin_move(to: GroupMode) -> Command {
+    Command::BeginMove {
+        group: service().group,
+        to,
+        stamp_ms: 1,
+    }
+}
+
+fn is_moving(cluster: &Cluster) -> bool {
+    let first = cluster.running().next().expect("one runs");
+    let directory = first.consensus().directory().read();
+    let group = directory.group(&service().group);
+    group.is_some_and(|group| group.moving.is_some())
+}
+
+/// As after a coordinator that was killed: the group is frozen, and nobody is at it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_nobody_coordinates_is_taken_back_soon() {
+    let cluster = Cluster::start(3, |_| {}).await;
+    write(cluster.ap(1), register(None, "a")).await;
+    cluster.wait_listed(&["a"]).await;
+    let first = cluster.running().next().expect("one runs");
+    let begun = first
+        .consensus()
+        .propose(request(begin_move(GroupMode::Cp)), soon())
+        .await;
+    assert!(begun.expect("it begins").changed);
+    eventually("the group moves", || is_moving(&cluster)).await;
+    // Well before two minutes.
+    eventually("it is taken back", || !is_moving(&cluster)).await;
+    let ap = cluster.ap(1);
+    let is_still = || {
+        let view = ap.view().read();
+        let group = view.group(&service().group);
+        group.is_some_and(|group| group.moving.is_none() && group.settings.mode == GroupMode::Ap)
+    };
+    eventually("the view follows", is_still).await;
+    write(cluster.ap(1), register(None, "b")).await;
+    cluster.wait_listed(&["a", "b"]).await;
+    cluster.stop().await;
+}
+
+/// It waits for a server that is down, which lasts longer than it takes to notice that nobody is at it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_somebody_coordinates_is_left_to_him() {
+    let mut cluster = Cluster::start(3, |_| {}).await;
+    cluster.end(3).await;
+    let deadline = Instant::now() + Duration::from_secs(8);
+    let moved = cluster
+        .ap(1)
+        .move_group(&service().group, GroupMode::Cp, deadline)
+        .await;
+    let refused = moved.expect_err("one is missing").to_string();
+    assert!(refused.contains("server 3"), "{refused}");
+    assert!(Instant::now() >= deadline, "{refused}");
+    eventually("it is taken back", || !is_moving(&cluster)).await;
     cluster.stop().await;
 }
