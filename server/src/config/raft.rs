@@ -19,8 +19,8 @@ pub struct RaftConfig {
     /// datacenters take at least ten round trips.
     #[serde(with = "duration")]
     pub election_timeout_min: Duration,
-    /// See `election_timeout_min`. The wider the gap, the rarer split votes. A leader's death costs writes about
-    /// this long.
+    /// See `election_timeout_min`. The wider the gap, the rarer split votes. A leader's silence costs writes about
+    /// this long; the end of its process, which its followers can tell, little more than half.
     #[serde(with = "duration")]
     pub election_timeout_max: Duration,
     /// Log entries between two snapshots. Fewer shorten restarts and cost disk writes.

@@ -18,7 +18,7 @@ use rollcall_core::ids::{LogIndex, Revision, ServerId, SessionId, Term};
 use rollcall_core::mutants::{Mutant, planted};
 use rollcall_proto::v1;
 use rollcall_proto::v1::peer_server::PeerServer;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -78,6 +78,8 @@ pub(super) struct Inner {
     pub(super) stop: CancellationToken,
     pub(super) loaded: AtomicBool,
     pub(super) receiving: tokio::sync::Mutex<()>,
+    /// Told when a leader's stream of entries to this server has ended.
+    pub(super) stream_ended: Arc<Notify>,
     room: Arc<Semaphore>,
     proposer: Proposer,
     forwarder: Forwarder,
@@ -238,6 +240,7 @@ impl Consensus {
             stop,
             loaded: AtomicBool::new(false),
             receiving: tokio::sync::Mutex::default(),
+            stream_ended: Arc::default(),
             room: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
             raft,
             options,
@@ -916,7 +919,7 @@ impl Inner {
         self.raft.metrics()
     }
 
-    fn members(&self) -> Vec<MemberInfo> {
+    pub(super) fn members(&self) -> Vec<MemberInfo> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();

@@ -3,7 +3,7 @@
 //! [`Consensus`] is the handle; [`ReplicationOptions`] say how it is set up. The other files are one part of the
 //! work each: `proposer` and `forward` bring writes into the log, `read_index` and `freshness` confirm reads,
 //! `state_machine` applies, `network` and `peer` are the two ends of the lines between servers, `vote_gate`
-//! and `upkeep` keep a server honest whose disk forgot something.
+//! and `upkeep` keep a server honest whose disk forgot something, `vacancy` sees that a leader's process has ended.
 
 mod checkpoint;
 mod consensus;
@@ -20,6 +20,7 @@ mod state_machine;
 mod ticket;
 pub mod types;
 mod upkeep;
+mod vacancy;
 mod vote_gate;
 pub(crate) mod wire;
 
@@ -31,5 +32,9 @@ pub use peer::PeerDoor;
 
 #[cfg(test)]
 mod divergence_test;
+#[cfg(test)]
+mod servers_test;
+#[cfg(test)]
+mod vacancy_test;
 
 pub(crate) type Raft = openraft::Raft<types::TypeConfig, state_machine::StateMachine>;

@@ -30,6 +30,7 @@ use super::membership::{Order, wire_error};
 use super::read_index::RoundError;
 use super::ticket::Attempt;
 use super::types::{TypeConfig, Vote};
+use super::vacancy::StreamEnd;
 use super::wire::{self, WireError};
 use crate::store::{IncomingSnapshot, SnapshotFile};
 
@@ -415,8 +416,9 @@ fn appends(
     door: PeerDoor,
     messages: Streaming<PeerMessage>,
 ) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static {
-    stream::unfold(Some((door, messages)), |state| async move {
-        let (door, mut messages) = state?;
+    let end = StreamEnd::new(&door.inner.stream_ended);
+    stream::unfold(Some((door, messages, end)), |state| async move {
+        let (door, mut messages, end) = state?;
         let message = match messages.message().await {
             Ok(Some(message)) => message,
             Ok(None) | Err(_) => return None,
@@ -425,7 +427,7 @@ fn appends(
         let read = checked.and_then(|()| wire::decode_append(message.payload).map_err(malformed));
         let read = read.and_then(|request| door.check_term(&request.vote).map(|()| request));
         match read {
-            Ok(request) => Some((request, Some((door, messages)))),
+            Ok(request) => Some((request, Some((door, messages, end)))),
             Err(status) => {
                 tracing::warn!(from = message.from, reason = status.message(), "append refused");
                 None

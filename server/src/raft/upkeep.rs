@@ -12,6 +12,7 @@ use super::checkpoint::Checkpoint;
 use super::consensus::Inner;
 use super::contract::Freshness;
 use super::network::Peers;
+use super::vacancy;
 
 /// How often free space is measured.
 const SPACE_EVERY: Duration = Duration::from_secs(1);
@@ -28,13 +29,14 @@ const CATCH_UP_EVERY: Duration = Duration::from_millis(50);
 
 /// Starts the tasks. They hold the server weakly where they wait long, and end with it.
 pub(super) fn start(inner: &Arc<Inner>) {
-    let tasks: [std::pin::Pin<Box<dyn Future<Output = ()> + Send>>; 6] = [
+    let tasks: [std::pin::Pin<Box<dyn Future<Output = ()> + Send>>; 7] = [
         Box::pin(follow_leadership(Arc::downgrade(inner))),
         Box::pin(note_loaded(Arc::downgrade(inner))),
         Box::pin(earn_vote(Arc::downgrade(inner))),
         Box::pin(watch_space(Arc::downgrade(inner))),
         Box::pin(compare(Arc::downgrade(inner))),
         Box::pin(measure_age(Arc::downgrade(inner))),
+        Box::pin(vacancy::fill(Arc::downgrade(inner))),
     ];
     for task in tasks {
         tokio::spawn(inner.stop.clone().run_until_cancelled_owned(task));

@@ -1,0 +1,112 @@
+//! Servers for this folder's tests: each with a folder, a peer listener and a runtime of its own, so that one can end
+//! as a process does.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::Duration;
+
+use rollcall_core::directory::{Command, Expected, GroupSettings, Request};
+use rollcall_core::ids::{RequestId, ServerId};
+use tokio::runtime::Runtime;
+use tokio::time::Instant;
+use tokio_stream::wrappers::TcpListenerStream;
+
+use super::types::PeerAddresses;
+use super::{Consensus, ProposeError, ReplicationOptions};
+
+pub(super) struct Server {
+    pub(super) consensus: Consensus,
+    runtime: Runtime,
+    /// The peer port, which does not refuse as long as somebody keeps this.
+    pub(super) port: TcpListener,
+}
+
+impl Server {
+    /// Ends it as `kill -9` does, but for its port, which goes with the listener that is handed out.
+    pub(super) fn kill(self) -> TcpListener {
+        drop(self.consensus);
+        self.runtime.shutdown_background();
+        self.port
+    }
+}
+
+/// Starts servers 1, 2, ... of one cluster below `folder`.
+pub(super) async fn start(folder: &Path, count: u64, tune: fn(&mut ReplicationOptions)) -> Vec<Server> {
+    let mut members = BTreeMap::new();
+    let mut servers = Vec::new();
+    for id in 1..=count {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap();
+        port.set_nonblocking(true).unwrap();
+        let addresses = PeerAddresses {
+            peer_address: port.local_addr().unwrap().to_string(),
+            ..PeerAddresses::default()
+        };
+        members.insert(ServerId(id), addresses.clone());
+        let data = folder.join(id.to_string());
+        let mut options = ReplicationOptions::new("test", ServerId(id), addresses, data);
+        options.disk_reserve = 0;
+        tune(&mut options);
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
+        let listener = port.try_clone().unwrap();
+        let started = runtime.spawn(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let consensus = Consensus::start(options).await.unwrap();
+            let service = tonic::transport::Server::builder().add_service(consensus.peer_service());
+            tokio::spawn(service.serve_with_incoming(TcpListenerStream::new(listener)));
+            consensus
+        });
+        servers.push(Server {
+            consensus: started.await.unwrap(),
+            runtime,
+            port,
+        });
+    }
+    let starts = servers
+        .iter()
+        .map(|server| server.consensus.initialize(members.clone()));
+    futures_util::future::join_all(starts).await;
+    servers
+}
+
+pub(super) fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(30)
+}
+
+pub(super) fn put_group(number: u64) -> Request {
+    let group = format!("group-{number}").parse().unwrap();
+    let command = Command::PutGroup {
+        group,
+        settings: GroupSettings::default(),
+        expected: Expected::Any,
+    };
+    Request {
+        id: RequestId(u128::from(number)),
+        command,
+    }
+}
+
+/// Writes, and again where the outcome is unknown.
+pub(super) async fn write(server: &Consensus, number: u64) {
+    loop {
+        match server.propose(put_group(number), soon()).await {
+            Ok(_) => return,
+            Err(ProposeError::Unknown { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Which of them leads; the others know it.
+pub(super) async fn leader_of(servers: &[Server]) -> usize {
+    let mut known = servers[0].consensus.leadership();
+    let known = tokio::time::timeout_at(soon(), known.wait_for(|now| now.leader.is_some()));
+    let leader = known.await.unwrap().unwrap().leader;
+    for server in servers {
+        let mut known = server.consensus.leadership();
+        let same = known.wait_for(|now| now.leader == leader);
+        tokio::time::timeout_at(soon(), same).await.unwrap().unwrap();
+    }
+    leader.unwrap().0 as usize - 1
+}

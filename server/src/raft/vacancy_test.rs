@@ -1,0 +1,55 @@
+//! The place of a leader whose process has ended is filled at once; that of a silent one is left to the timeout.
+
+use std::time::Duration;
+
+use super::servers_test::{Server, leader_of, soon, start, write};
+
+/// Three servers of which nobody seeks election because a time has passed.
+async fn without_timeouts(folder: &std::path::Path) -> (Vec<Server>, usize) {
+    let servers = start(folder, 3, |_| {}).await;
+    write(&servers[0].consensus, 1).await;
+    let leader = leader_of(&servers).await;
+    seek_election(&servers, false);
+    (servers, leader)
+}
+
+fn seek_election(servers: &[Server], may: bool) {
+    for server in servers {
+        server.consensus.inner.raft.runtime_config().elect(may);
+    }
+}
+
+#[tokio::test]
+async fn a_leader_that_ended_is_replaced_without_an_election_timeout() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut servers, leader) = without_timeouts(folder.path()).await;
+    let term = servers[leader].consensus.leadership().borrow().term;
+    drop(servers.remove(leader).kill());
+    for server in &servers {
+        let mut known = server.consensus.leadership();
+        let next = known.wait_for(|now| now.term > term && now.leader.is_some());
+        tokio::time::timeout_at(soon(), next).await.unwrap().unwrap();
+    }
+    write(&servers[0].consensus, 2).await;
+    servers.into_iter().map(Server::kill).for_each(drop);
+}
+
+#[tokio::test]
+async fn a_leader_that_is_only_silent_keeps_its_place_until_the_timeout() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut servers, leader) = without_timeouts(folder.path()).await;
+    let term = servers[leader].consensus.leadership().borrow().term;
+    // Its connections end, but its port still answers: as behind a proxy, or at the limit of its descriptors.
+    let port = servers.remove(leader).kill();
+    let mut known = servers[0].consensus.leadership();
+    let changed = known.wait_for(|now| now.term > term);
+    let waited = tokio::time::timeout(Duration::from_secs(2), changed).await;
+    assert!(
+        waited.is_err(),
+        "a port that takes connections is no sign of an end"
+    );
+    seek_election(&servers, true);
+    write(&servers[0].consensus, 2).await;
+    drop(port);
+    servers.into_iter().map(Server::kill).for_each(drop);
+}
