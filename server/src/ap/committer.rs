@@ -224,6 +224,8 @@ fn carry_out(desk: &mut Desk, work: &mut Work<'_>, job: Job) -> Option<Finish> {
             Some(finish(done, Ok(())))
         }
         Job::Forget { group, done } => {
+            // After a crash the group may be back, and these must not.
+            work.rows.sync = true;
             desk.forget(work, &group);
             Some(finish(done, Ok(())))
         }

@@ -273,9 +273,10 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
             let raft = inner.consensus.directory().read();
             let view = inner.view.read();
             let touched = touched_since(seen.filter(|_| !undone), &raft, &view);
-            for name in &touched.groups {
-                // If it comes back it comes with other records.
-                if !raft.group(name).is_some_and(|group| is_ap(group)) {
+            if inner.consensus.is_loaded() {
+                // One that comes back comes with other records.
+                let elsewhere = |name: &&GroupName| !raft.group(name).is_some_and(|group| is_ap(group));
+                for name in touched.groups.iter().filter(elsewhere) {
                     known.remove(name.as_str());
                 }
             }
@@ -346,7 +347,12 @@ async fn settle_moves(inner: &Inner, known: &mut BTreeSet<String>) -> Option<Set
     let (raft, coming, gone) = {
         let raft = inner.consensus.directory().read();
         let view = inner.view.read();
-        let (coming, gone) = (to_adopt(&raft, &view), to_forget(&raft, &view, &recorded));
+        let coming = to_adopt(&raft, &view);
+        // Until it has caught up, what a server has applied is the past: the group may have come back since.
+        let gone = match inner.consensus.is_loaded() {
+            true => to_forget(&raft, &view, &recorded),
+            false => Vec::new(),
+        };
         if coming.is_empty() && gone.is_empty() {
             return Some(Settled::Yes);
         }
@@ -364,6 +370,7 @@ async fn settle_moves(inner: &Inner, known: &mut BTreeSet<String>) -> Option<Set
         adopted.await.ok()?;
     }
     for group in gone {
+        known.remove(group.as_str());
         inner.perform(|done| Job::Forget { group, done }).await.ok()?;
     }
     Some(Settled::NotYet)
