@@ -55,6 +55,8 @@ mod directory;
 mod endpoint;
 mod error;
 mod key;
+#[doc(hidden)]
+pub mod measured;
 mod node;
 mod pick;
 mod poll;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rollcall_benches::{Case, cases, counted};
 
 /// Above the budget by more than this fails.
@@ -82,9 +82,12 @@ fn count(case: &Case) -> Result<f64> {
     Ok(total as f64 / case.times as f64)
 }
 
-fn chosen(names: &[&str]) -> Vec<Case> {
+/// At least one.
+fn chosen(names: &[&str]) -> Result<Vec<Case>> {
     let wanted = |case: &Case| names.is_empty() || names.iter().any(|name| case.name.starts_with(name));
-    cases().into_iter().filter(wanted).collect()
+    let chosen: Vec<_> = cases().into_iter().filter(wanted).collect();
+    ensure!(!chosen.is_empty(), "there is no case whose name begins like this");
+    Ok(chosen)
 }
 
 type Budgets = BTreeMap<String, u64>;
@@ -102,7 +105,7 @@ fn check(path: &Path, names: &[&str]) -> Result<bool> {
         "{:<46} {:>12} {:>12} {:>8}",
         "instructions of", "budget", "now", ""
     );
-    for case in chosen(names) {
+    for case in chosen(names)? {
         let now = count(&case)?;
         let Some(budget) = budgets.get(case.name) else {
             println!("{:<46} {:>12} {now:>12.0} {:>8}  NO BUDGET", case.name, "-", "");
@@ -141,10 +144,7 @@ fn record(path: &Path, names: &[&str]) -> Result<()> {
     } else {
         Budgets::new()
     };
-    let counted = chosen(names);
-    if counted.is_empty() {
-        bail!("there is no such case");
-    }
+    let counted = chosen(names)?;
     for case in &counted {
         let now = count(case)?;
         println!("{:<46} {now:>12.0}", case.name);

@@ -7,7 +7,7 @@ use rollcall_core::directory::{
 };
 use rollcall_core::ids::{RequestId, Term};
 
-use super::ground::{Ground, NODES_PER_SESSION, key, register};
+use super::ground::{Ground, NODES_PER_SERVICE, NODES_PER_SESSION, key, register};
 use crate::Case;
 
 const NODES: u64 = 10_000;
@@ -17,6 +17,12 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         case("directory/register", 5_000, register_one),
         case("directory/register again", NODES, register_again),
+        case("directory/register 100 of a service", 50, register_batch),
+        case(
+            "directory/register 1,000 of as many services",
+            5,
+            register_scattered,
+        ),
         case("directory/update", NODES, update_one),
         case("directory/deregister", 5_000, deregister_one),
         case("directory/expire a session", 500, expire_one),
@@ -52,6 +58,48 @@ fn register_one() -> Box<dyn FnMut()> {
     // Every service has a hundred already, and gets one more now and then.
     let numbers = (0..NODES / 2).map(|number| 1_000_000 + number);
     apply_each(ground, numbers.map(move |number| register(session, number)))
+}
+
+/// What these register, as one command.
+fn together(commands: impl Iterator<Item = Command>) -> Command {
+    let mut session = None;
+    let mut all = Vec::new();
+    for command in commands {
+        if let Command::Register { session: by, nodes } = command {
+            session = by;
+            all.extend(nodes);
+        }
+    }
+    Command::Register { session, nodes: all }
+}
+
+fn register_batch() -> Box<dyn FnMut()> {
+    let (mut ground, _) = Ground::with(NODES);
+    let session = ground.open();
+    let batches = (0..50).map(move |batch| {
+        let numbers = 1_000_000 + batch * NODES_PER_SERVICE..1_000_000 + (batch + 1) * NODES_PER_SERVICE;
+        together(numbers.map(|number| register(session, number)))
+    });
+    apply_each(ground, batches)
+}
+
+/// A node in each of a thousand services, in an order that is not theirs.
+fn register_scattered() -> Box<dyn FnMut()> {
+    let (mut ground, _) = Ground::with(10 * NODES);
+    let session = ground.open();
+    let batches = (0..5).map(move |batch| {
+        let services = (0..1_000).rev();
+        // Of an id that is new in its service.
+        let nodes = services.map(move |of| {
+            let mut command = register(session, of * NODES_PER_SERVICE);
+            if let Command::Register { nodes, .. } = &mut command {
+                nodes[0].registration.id = key(1_000_000 + batch * 1_000 + of).node;
+            }
+            command
+        });
+        together(nodes)
+    });
+    apply_each(ground, batches)
 }
 
 fn register_again() -> Box<dyn FnMut()> {
