@@ -146,10 +146,7 @@ impl Reader {
         match lacking() {
             // One that came just now may have come without what is in it.
             None => self.check_view_ready(),
-            Some(group) => Err(DoorError::NotReady {
-                reason: format!("it has yet to take group {group} over"),
-            }
-            .into()),
+            Some(group) => Err(not_taken_over(&group)),
         }
     }
 
@@ -286,10 +283,8 @@ impl Reader {
         if self.mode_of(&key.group) != Some(GroupMode::Ap) {
             let grounds = self.admit(options).await?;
             // Its mode may be known only now.
-            if self.mode_of(&key.group) != Some(GroupMode::Ap) {
-                let directory = self.consensus().directory().read();
-                let service = find(&directory, key).map_err(|e| of_refusal(&e))?;
-                return Ok((service, self.header(grounds, directory.revision())));
+            if let Some(found) = self.service_at_once(grounds, key) {
+                return found;
             }
         }
         self.admit_view(options).await?;
@@ -305,7 +300,8 @@ impl Reader {
         Ok((service, self.view_header(revision)))
     }
 
-    /// One service of the Raft directory; `None`: its group is in mode ap.
+    /// One service of the Raft directory; `None`: its group is in mode ap. The mode and the nodes are read under one lock:
+    /// a group that moves to gossip leaves the directory empty.
     pub(crate) fn service_at_once(
         &self,
         grounds: Grounds,
@@ -362,7 +358,14 @@ impl Reader {
     }
 
     /// The groups that `asked` picks, in the order of their names, and what the answer says of itself.
-    pub(crate) fn groups(&self, part: Part, asked: impl Fn(&Group) -> bool) -> (Vec<Shown>, ResponseHeader) {
+    ///
+    /// # Errors
+    /// One of them has moved to gossip since leave was given, and is not to be shown yet.
+    pub(crate) fn groups(
+        &self,
+        part: Part,
+        asked: impl Fn(&Group) -> bool,
+    ) -> Result<(Vec<Shown>, ResponseHeader), v1::Error> {
         let shown = |group: &Arc<Group>| Shown {
             definition: group.clone(),
             content: group.clone(),
@@ -380,18 +383,23 @@ impl Reader {
         if !groups.iter().any(in_view)
             && let Part::Both(grounds) = part
         {
-            return (groups, self.header(grounds, revision));
+            return Ok((groups, self.header(grounds, revision)));
         }
         // The lock is left before the header is made: what that asks for has locks of its own.
         let view_revision = {
             let view = self.ap().view().read();
             for group in groups.iter_mut().filter(|group| in_view(group)) {
-                if let Some(content) = view.group(&group.definition.name) {
-                    group.content = content.clone();
+                let defined = &group.definition;
+                match view.group(&defined.name) {
+                    Some(content) => group.content = content.clone(),
+                    // It has had no other mode, and was created a moment ago: there is nothing in it.
+                    None if defined.settings_modified == defined.created => {}
+                    None => return Err(not_taken_over(&defined.name)),
                 }
             }
             view.revision()
         };
+        self.check_view_ready()?;
         let header = match part {
             Part::View => self.view_header(view_revision),
             Part::Both(grounds) => ResponseHeader {
@@ -399,8 +407,16 @@ impl Reader {
                 ..self.header(grounds, revision)
             },
         };
-        (groups, header)
+        Ok((groups, header))
     }
+}
+
+/// The group is one of mode ap, and the view does not have it yet: it is not empty.
+pub(crate) fn not_taken_over(group: &GroupName) -> v1::Error {
+    DoorError::NotReady {
+        reason: format!("it has yet to take group {group} over"),
+    }
+    .into()
 }
 
 #[cfg(test)]

@@ -330,7 +330,7 @@ impl Doors {
             .reader
             .admit_list(request.read.as_ref(), asked, false)
             .await?;
-        let (groups, header) = self.reader.groups(part, asked);
+        let (groups, header) = self.reader.groups(part, asked)?;
         let mut services: Vec<v1::ServiceSummary> = groups
             .iter()
             .flat_map(|group| {
@@ -368,7 +368,7 @@ impl Doors {
             .reader
             .admit_list(request.read.as_ref(), asked, false)
             .await?;
-        let (mut groups, header) = self.reader.groups(part, asked);
+        let (mut groups, header) = self.reader.groups(part, asked)?;
         let more = groups.len() > limit;
         groups.truncate(limit);
         Ok(v1::ListGroupsResponse {
@@ -396,7 +396,7 @@ impl Doors {
             .reader
             .admit_list(request.read.as_ref(), asked, unknown)
             .await?;
-        let (groups, header) = self.reader.groups(part, asked);
+        let (groups, header) = self.reader.groups(part, asked)?;
         let groups: BTreeMap<&GroupName, &Shown> = groups
             .iter()
             .map(|group| (&group.definition.name, group))

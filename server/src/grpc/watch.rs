@@ -14,9 +14,10 @@ use tonic::{Request, Response, Status, Streaming};
 use super::convert::{self, bounded};
 use super::doors::Doors;
 use super::listener::Peer;
+use super::modes::not_taken_over;
 use super::oversize;
 use super::shared_body::shared;
-use super::status::{DoorError, of_refusal, of_stream_end, of_subscribe, of_too_many_streams, status};
+use super::status::{of_refusal, of_stream_end, of_subscribe, of_too_many_streams, status};
 use crate::watch::{PairedHandle, Parts, StreamEnd, SubscribeError, Subscription, Target};
 
 /// Largest request of a watch stream: a subscription may bring many known signs.
@@ -361,10 +362,7 @@ impl Doors {
         match lacking {
             // Asked last: one that came just now may have come without what is in it.
             None => self.reader.check_view_ready(),
-            Some(group) => Err(DoorError::NotReady {
-                reason: format!("it has yet to take group {group} over"),
-            }
-            .into()),
+            Some(group) => Err(not_taken_over(group)),
         }
     }
 }

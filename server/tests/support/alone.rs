@@ -82,7 +82,7 @@ impl Alone {
             .wait_for(|leadership| leadership.leading)
             .await
             .unwrap();
-        while !consensus.is_loaded() {
+        while !consensus.is_loaded() || !self.server.ap().is_loaded() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
