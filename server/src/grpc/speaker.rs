@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rollcall_core::ap::{SessionSeed, Standing};
+use rollcall_core::directory::Directory;
 use rollcall_core::ids::{NodeKey, SessionId};
 use rollcall_proto::v1;
 use tokio::time::Instant;
@@ -101,7 +102,13 @@ impl Speaker {
 
     /// Nothing of it hangs on the leader: it owns nodes in AP groups only.
     fn needs_no_leader(&self, reader: &Reader) -> bool {
-        in_log(reader, self.id()).is_empty() && !in_view(reader, self.id()).is_empty()
+        let owns = |directory: &Directory| {
+            let session = directory.session(self.id());
+            session.is_some_and(|session| !session.nodes.is_empty())
+        };
+        // The two locks are never held together.
+        let in_log = owns(&reader.consensus().directory().read());
+        !in_log && owns(&reader.ap().view().read())
     }
 
     fn alone_after(&self) -> Duration {
