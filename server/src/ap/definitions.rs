@@ -196,6 +196,15 @@ fn to_adopt(raft: &Directory, view: &Directory) -> Vec<(GroupName, u64)> {
     coming.collect()
 }
 
+/// Groups on their way to gossip with nothing in them: there is nothing to take over.
+fn bare<'a>(raft: &'a Directory, touched: &'a Touched) -> impl Iterator<Item = &'a GroupName> {
+    touched.groups.iter().filter(|name| {
+        let comes = |group: &Arc<Group>| group.moving.is_some_and(|moving| moving.to == GroupMode::Ap);
+        raft.group(name)
+            .is_some_and(|group| comes(group) && group.nodes == 0)
+    })
+}
+
 /// Groups that moved to gossip without this server: it was away, and learns of the end of the move before it has what
 /// is in them. `known`: those whose records it had when it was started, or took over since.
 fn missed(raft: &Directory, view: &Directory, touched: &Touched, known: &BTreeSet<String>) -> Vec<GroupName> {
@@ -280,6 +289,7 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
                     known.remove(name.as_str());
                 }
             }
+            known.extend(bare(&raft, &touched).map(ToString::to_string));
             let missed = missed(&raft, &view, &touched, &known);
             if !missed.is_empty() {
                 tracing::info!(

@@ -119,3 +119,15 @@ fn a_group_whose_move_was_taken_back_was_not_missed() {
     end(&mut raft, false);
     assert!(!is_missed(&raft, &view, &[]));
 }
+
+#[test]
+fn a_group_with_nothing_in_it_needs_not_be_taken_over() {
+    let [mut raft, view] = empty();
+    create(&mut raft, GroupMode::Cp);
+    begin(&mut raft);
+    let touched = Touched::all(&raft, &view);
+    assert!(bare(&raft, &touched).eq([&name()]));
+    end(&mut raft, true);
+    let touched = Touched::all(&raft, &view);
+    assert_eq!(bare(&raft, &touched).count(), 0);
+}

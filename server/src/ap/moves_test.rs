@@ -71,6 +71,26 @@ async fn a_server_that_missed_a_move_shows_nothing_of_the_group_until_it_has_all
     cluster.stop().await;
 }
 
+/// Nobody has anything to take over, so nobody waits for anybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_group_that_moves_is_missed_by_nobody() {
+    let cluster = Cluster::start(3, |_| {}).await;
+    for mode in [GroupMode::Cp, GroupMode::Ap] {
+        move_to(cluster.ap(1), mode).await;
+    }
+    for server in cluster.running() {
+        let view = server.ap().view();
+        let is_there = || {
+            let view = view.read();
+            let group = view.group(&service().group);
+            group.is_some_and(|group| group.moving.is_none() && group.settings.mode == GroupMode::Ap)
+        };
+        eventually("the group is there", is_there).await;
+        eventually("nothing is missed", || !server.ap().inner.misses_records()).await;
+    }
+    cluster.stop().await;
+}
+
 fn begin_move(to: GroupMode) -> Command {
     Command::BeginMove {
         group: service().group,
