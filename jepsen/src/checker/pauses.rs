@@ -51,7 +51,10 @@ pub fn check(lines: &[Heartbeats], faults: &[Fault]) -> Verdict {
                     );
                 }
             }
-            Heartbeats::Beat { .. } | Heartbeats::Stop { .. } | Heartbeats::Leads { .. } => {}
+            Heartbeats::Beat { .. }
+            | Heartbeats::Stop { .. }
+            | Heartbeats::Seen { .. }
+            | Heartbeats::Leads { .. } => {}
         }
     }
     verdict

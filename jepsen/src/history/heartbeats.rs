@@ -36,6 +36,15 @@ pub enum Heartbeats {
         /// When.
         time: Duration,
     },
+    /// A watcher was told of the session's node, for the first time.
+    Seen {
+        /// Which.
+        session: u64,
+        /// Its node.
+        node: String,
+        /// When the word arrived.
+        time: Duration,
+    },
     /// A watcher was told that the session's node is gone.
     Gone {
         /// Which.
@@ -60,7 +69,10 @@ impl Heartbeats {
     pub(super) fn time(&self) -> Duration {
         match self {
             Self::Open { sent, .. } | Self::Beat { sent, .. } => *sent,
-            Self::Stop { time, .. } | Self::Gone { time, .. } | Self::Leads { time, .. } => *time,
+            Self::Stop { time, .. }
+            | Self::Seen { time, .. }
+            | Self::Gone { time, .. }
+            | Self::Leads { time, .. } => *time,
         }
     }
 
@@ -86,6 +98,9 @@ impl Heartbeats {
             Self::Stop { session, time } => {
                 json!({ "type": "session", "ev": "stop", "id": session, "time": ms(*time) })
             }
+            Self::Seen { session, node, time } => json!({
+                "type": "session", "ev": "seen", "id": session, "node": node, "time": ms(*time), "end": ms(*time),
+            }),
             Self::Gone { session, node, time } => json!({
                 "type": "session", "ev": "gone", "id": session, "node": node, "time": ms(*time), "end": ms(*time),
             }),

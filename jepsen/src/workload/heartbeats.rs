@@ -1,6 +1,7 @@
 //! Sessions that renew three times per ttl, move to another server when one does not answer, and now and then stop
 //! without a word; a watcher at each server tells when their nodes are gone.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -189,6 +190,7 @@ async fn reattach(
 /// Follows sessions' nodes at one server after the other.
 pub(super) async fn watch(addresses: Vec<String>, history: History, group: &str, first: usize) {
     let mut mirror = Mirror::default();
+    let mut seen = BTreeSet::new();
     for turn in first.. {
         let address = &addresses[turn % addresses.len()];
         let opening = Watching::service(address, group, SERVICE, mirror.revision());
@@ -199,8 +201,19 @@ pub(super) async fn watch(addresses: Vec<String>, history: History, group: &str,
                 }
                 match mirror.take(frame) {
                     Ok(Some(told)) => {
+                        for node in told.put {
+                            if let Some(session) =
+                                session_of(&node.id).filter(|session| seen.insert(*session))
+                            {
+                                let (node, time) = (node.id, history.now());
+                                history.record(Record::Heartbeats(Heartbeats::Seen { session, node, time }));
+                            }
+                        }
                         for (node, _) in told.removed {
-                            gone(&history, &node);
+                            if let Some(session) = session_of(&node) {
+                                let time = history.now();
+                                history.record(Record::Heartbeats(Heartbeats::Gone { session, node, time }));
+                            }
                         }
                     }
                     Ok(None) => {}
@@ -217,12 +230,7 @@ pub(super) async fn watch(addresses: Vec<String>, history: History, group: &str,
     }
 }
 
-fn gone(history: &History, node: &str) {
-    if let Some(session) = node.strip_prefix('s').and_then(|session| session.parse().ok()) {
-        history.record(Record::Heartbeats(Heartbeats::Gone {
-            session,
-            node: node.into(),
-            time: history.now(),
-        }));
-    }
+/// Nodes bear their sessions' ids.
+fn session_of(node: &str) -> Option<u64> {
+    node.strip_prefix('s')?.parse().ok()
 }
