@@ -40,8 +40,10 @@ struct Repairer {
     inner: Arc<Inner>,
     /// How often in a row a bucket differed.
     differing: BTreeMap<Bucket, u8>,
-    /// While unsure: servers that do not know better.
+    /// While unsure, or while it misses records: servers that do not know better.
     clueless: BTreeSet<ServerId>,
+    /// What they were asked about was missed then.
+    missed_at: Option<Instant>,
 }
 
 /// Compares now and then, until `stop`.
@@ -50,6 +52,7 @@ pub(super) async fn run(inner: Arc<Inner>, stop: CancellationToken) {
         inner: inner.clone(),
         differing: BTreeMap::new(),
         clueless: BTreeSet::new(),
+        missed_at: None,
     };
     loop {
         let sure = inner.is_sure();
@@ -88,7 +91,8 @@ impl Repairer {
         let asked_at = Instant::now();
         match self.compare(&other, patience).await {
             Ok(compared) => {
-                if compared.sure && compared.complete {
+                let known = compared.sure || self.is_known_to_nobody(other.server);
+                if compared.complete && known {
                     self.inner.note_fetched(asked_at);
                 }
                 self.note(compared.same && compared.sure);
@@ -97,6 +101,22 @@ impl Repairer {
                 tracing::debug!(server = other.server.0, reason = status.message(), "not compared");
             }
         }
+    }
+
+    /// Whether nobody has what this server missed: all that are there, with this one a majority, were asked and miss it
+    /// as well. A group that moved is on the disks of a majority, so there is nothing of it.
+    fn is_known_to_nobody(&mut self, asked: ServerId) -> bool {
+        let missed_at = *self.inner.missed_at.lock();
+        if std::mem::replace(&mut self.missed_at, missed_at) != missed_at {
+            self.clueless.clear();
+        }
+        self.clueless.insert(asked);
+        let members = self.inner.consensus.members();
+        self.clueless
+            .retain(|server| members.iter().any(|member| member.server == *server));
+        let here = self.inner.others_here();
+        (self.clueless.len() + 1) * 2 > members.len()
+            && here.iter().all(|other| self.clueless.contains(&other.server))
     }
 
     fn note(&mut self, agreed: bool) {

@@ -25,6 +25,7 @@ use super::seeds::{Seeds, look_up};
 use super::swim::{Event, MemberState, MemberView, Swim, SwimSettings};
 use super::timing::Timing;
 use crate::config::GossipConfig;
+use crate::store::StoreError;
 
 /// Most packets that are read before the core is ticked and what it says is sent.
 const BATCH: usize = 256;
@@ -49,14 +50,9 @@ pub enum GossipStartError {
     /// Correct the key file.
     #[error(transparent)]
     Keys(#[from] KeyFileError),
-    /// The data folder cannot be written.
-    #[error("RC-101: cannot write the gossip epoch into {}", path.display())]
-    Epoch {
-        /// The data folder.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// The gossip epoch cannot be written.
+    #[error(transparent)]
+    Epoch(#[from] StoreError),
 }
 
 /// Why news were not published. Nothing was sent; publish the then latest again later.
@@ -142,10 +138,8 @@ impl Gossip {
             tracing::warn!("gossip is neither encrypted nor authenticated: no gossip.key_file");
         }
         let epoch_file = EpochFile::in_folder(&options.data);
-        let epoch = epoch_file.begin(1).map_err(|source| GossipStartError::Epoch {
-            path: options.data.clone(),
-            source,
-        })?;
+        let unwritten = |error| StoreError::folder(options.data.join("gossip-epoch"), error);
+        let epoch = epoch_file.begin(1).map_err(unwritten)?;
         let timing = Timing::preset(options.config.preset);
         let (publish, published) = mpsc::channel(PUBLISH_MAX);
         let (deliveries, _) = broadcast::channel(DELIVERIES_MAX);

@@ -27,6 +27,14 @@ pub enum StoreError {
         /// What is needed.
         needed: u64,
     },
+    /// Make room, then start again; nothing was lost.
+    #[error("RC-111: there is no room to write {}: {source}; make room and start again", path.display())]
+    Full {
+        /// Which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The folder belongs to someone else: correct the configuration or the path.
     #[error(
         "RC-102: {} belongs to server {found_server} of cluster {found_cluster:?}, but this is server {server} of \
@@ -125,9 +133,10 @@ pub enum StoreError {
 
 impl StoreError {
     pub(crate) fn folder(path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {
-        Self::Folder {
-            path: path.as_ref().to_owned(),
-            source: source.into(),
+        let (path, source) = (path.as_ref().to_owned(), source.into());
+        match is_full(&source) {
+            true => Self::Full { path, source },
+            false => Self::Folder { path, source },
         }
     }
 }
@@ -138,4 +147,17 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_a_folder_that_cannot_be_used() {
+        let told = |kind: io::ErrorKind| StoreError::folder("/data", io::Error::from(kind)).to_string();
+        assert!(told(io::ErrorKind::StorageFull).starts_with("RC-111: "));
+        assert!(told(io::ErrorKind::QuotaExceeded).starts_with("RC-111: "));
+        assert!(told(io::ErrorKind::PermissionDenied).starts_with("RC-101: "));
+    }
 }
