@@ -36,10 +36,10 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Whether nothing was violated.
+    /// Whether nothing was violated, and everything could be judged.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        self.violations.is_empty()
+        self.violations.is_empty() && self.undecided.is_empty()
     }
 
     /// Who found something, each once.

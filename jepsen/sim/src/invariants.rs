@@ -5,8 +5,10 @@
 //! - A server's applied state never goes back while it runs.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rollcall_core::ids::LogPosition;
+use rollcall_server::raft::SharedDirectory;
 
 use crate::network::HostIndex;
 use crate::server::Handles;
@@ -22,6 +24,8 @@ pub(crate) struct Invariants {
     /// Who leads in a term.
     leaders: BTreeMap<u64, HostIndex>,
     leading: Option<(u64, HostIndex)>,
+    /// How far each server had applied, and what it keeps its state in while it runs.
+    applied: BTreeMap<HostIndex, (Arc<SharedDirectory>, LogPosition)>,
     pub(crate) compared: u64,
     pub(crate) findings: Vec<String>,
 }
@@ -69,7 +73,19 @@ impl Invariants {
                 }
             }
             let position = handles.consensus.applied_head().borrow().position;
-            if let Some(LogPosition { term, index }) = position {
+            if let Some(position) = position {
+                let LogPosition { term, index } = position;
+                let state = handles.consensus.directory().clone();
+                let before = self.applied.insert(*server, (state.clone(), position));
+                let before = before.filter(|(same, _)| Arc::ptr_eq(same, &state));
+                if let Some((_, before)) = before.filter(|(_, before)| *before > position) {
+                    self.find(format!(
+                        "server {} had applied entry {} and has only applied entry {} now",
+                        server + 1,
+                        before.index.0,
+                        index.0
+                    ));
+                }
                 let hash = handles.consensus.directory().read().state_hash();
                 self.compared += 1;
                 let seen = *self.states.entry((index.0, term.0)).or_insert((hash, *server));
