@@ -48,7 +48,10 @@ fn short_runs_of_many_seeds_keep_every_promise() {
         totals.add(findings);
         let replay = options.command_line(findings.seed);
         let (violations, undecided) = (&findings.violations, &findings.undecided);
-        anyhow::ensure!(findings.is_good(), "{replay}\n{violations:#?}\nundecided: {undecided:#?}");
+        anyhow::ensure!(
+            findings.is_good(),
+            "{replay}\n{violations:#?}\nundecided: {undecided:#?}"
+        );
         Ok(())
     })
     .unwrap();
