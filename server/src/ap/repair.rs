@@ -25,6 +25,9 @@ const DIFFERING_MAX: usize = 10_000;
 /// How often an unsure server asks.
 const UNSURE_EVERY: Duration = Duration::from_millis(200);
 
+/// After so many comparisons that did not bring all that another server has, the next one is asked.
+const TAKE_ATTEMPTS_MAX: u32 = 50;
+
 /// What a comparison found.
 struct Compared {
     /// No group differed.
@@ -154,18 +157,25 @@ impl Repairer {
     }
 
     /// Whether the other knew better; all of it is here then.
+    ///
+    /// # Errors
+    /// It did not answer, or not all of it was taken, again and again.
     async fn take_from(&mut self, other: &Other) -> Result<bool, Status> {
         let asked = self.ask(other, None, 0).await?;
         if !asked.sure {
             return Ok(false);
         }
         self.resolve(Resolve::Drop).await;
-        // What it writes from now on comes by its log.
-        while !self.compare(other, 1).await?.complete {
+        for _ in 0..TAKE_ATTEMPTS_MAX {
+            if self.compare(other, 1).await?.complete {
+                // What it writes from now on comes by its log.
+                self.resolve(Resolve::Fetched).await;
+                return Ok(true);
+            }
             tokio::time::sleep(UNSURE_EVERY).await;
         }
-        self.resolve(Resolve::Fetched).await;
-        Ok(true)
+        // It may hold what is not credible: its own clock is wrong, and the others have not taken that either.
+        Err(Status::aborted("it has records that are not taken"))
     }
 
     async fn resolve(&self, resolve: Resolve) {
