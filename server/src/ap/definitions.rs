@@ -354,17 +354,20 @@ fn recorded(inner: &Inner) -> Vec<String> {
 /// Takes over groups that come, and forgets those that went. `None`: the committing task is gone.
 async fn settle_moves(inner: &Inner, known: &mut BTreeSet<String>) -> Option<Settled> {
     let recorded = recorded(inner);
+    // Asked first: what was applied by then is looked at below.
+    let loaded = inner.consensus.is_loaded();
     let (raft, coming, gone) = {
         let raft = inner.consensus.directory().read();
         let view = inner.view.read();
-        let coming = to_adopt(&raft, &view);
-        // Until it has caught up, what a server has applied is the past: the group may have come back since.
-        let gone = match inner.consensus.is_loaded() {
-            true => to_forget(&raft, &view, &recorded),
-            false => Vec::new(),
-        };
+        let (coming, gone) = (to_adopt(&raft, &view), to_forget(&raft, &view, &recorded));
         if coming.is_empty() && gone.is_empty() {
             return Some(Settled::Yes);
+        }
+        if !loaded {
+            // What a server has applied before it has caught up is the past. A group that is seen to come may have gone and
+            // come back since, without nodes that it had then: taken over once more, they would come back to life everywhere.
+            // And one that is seen to be elsewhere may have come, and what is forgotten would have to be fetched.
+            return Some(Settled::NotYet);
         }
         (raft.clone(), coming, gone)
     };

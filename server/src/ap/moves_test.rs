@@ -161,3 +161,46 @@ async fn a_move_that_somebody_coordinates_is_left_to_him() {
     eventually("it is taken back", || !is_moving(&cluster)).await;
     cluster.stop().await;
 }
+
+/// What a server has applied before it has caught up is the past. Seed 804 of the lab: a server that joined came by an
+/// earlier move of the group in the log, took over what was in it then, and brought deregistered nodes back to life.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_has_not_caught_up_takes_nothing_over() {
+    let cluster = Cluster::start(3, |_| {}).await;
+    write(cluster.ap(1), register(None, "a")).await;
+    cluster.wait_listed(&["a"]).await;
+    move_to(cluster.ap(1), GroupMode::Cp).await;
+    let is_empty = |id| cluster.ap(id).status().records == 0;
+    for id in [1, 2, 3] {
+        eventually("the records are forgotten", || is_empty(id)).await;
+    }
+    let set_loaded = |loaded| {
+        let servers = cluster.running();
+        servers.for_each(|server| server.consensus().set_loaded(loaded));
+    };
+    set_loaded(false);
+    let first = cluster.running().next().expect("one runs");
+    let begun = first
+        .consensus()
+        .propose(request(begin_move(GroupMode::Ap)), soon())
+        .await;
+    assert!(begun.expect("it begins").changed);
+    for id in [1, 2, 3] {
+        let follows = || {
+            let view = cluster.ap(id).view().read();
+            let group = view.group(&service().group);
+            group.is_some_and(|group| group.moving.is_some())
+        };
+        eventually("it is seen to move", follows).await;
+    }
+    // They look four times a second, and at once when they see that.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!([1, 2, 3].into_iter().all(is_empty));
+    set_loaded(true);
+    // Goes on with the move, or begins another if nobody was at the first for too long.
+    let group = service().group;
+    let moved = cluster.ap(1).move_group(&group, GroupMode::Ap, soon()).await;
+    moved.expect("it is moved");
+    cluster.wait_listed(&["a"]).await;
+    cluster.stop().await;
+}

@@ -447,6 +447,11 @@ impl Consensus {
         self.inner.loaded.load(Ordering::Acquire)
     }
 
+    #[cfg(test)]
+    pub(crate) fn set_loaded(&self, loaded: bool) {
+        self.inner.loaded.store(loaded, Ordering::Release);
+    }
+
     /// How replication does.
     #[must_use]
     pub fn status(&self) -> RaftStatus {
