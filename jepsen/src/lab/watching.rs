@@ -159,6 +159,9 @@ pub struct Mirror {
 struct Mirrored {
     nodes: BTreeMap<String, Node>,
     revision: u64,
+    /// Its state of this revision came, and its stream broke before the revision was announced: whoever resumes behind
+    /// what was announced is told again of what is in that state.
+    again_up_to: Option<u64>,
 }
 
 impl Mirror {
@@ -191,6 +194,10 @@ impl Mirror {
             Frame::Started(started) => {
                 if started.kind() == StartKind::Resumed {
                     ensure!(self.revision > 0, "resumed without a resume point");
+                    let announced = self.revision;
+                    for of in self.services.values_mut() {
+                        of.again_up_to = (of.revision > announced).then_some(of.revision);
+                    }
                 } else {
                     self.advance("a start", started.revision)?;
                 }
@@ -198,7 +205,7 @@ impl Mirror {
             }
             Frame::Bookmark(bookmark) => self.advance("a bookmark", bookmark.revision).map(|()| None),
             Frame::Snapshot(snapshot) => self.replace(snapshot).map(Some),
-            Frame::Delta(delta) => self.change(delta).map(Some),
+            Frame::Delta(delta) => self.change(delta),
             Frame::Gone(gone) => {
                 self.advance("the end of a service", gone.revision)?;
                 let service = name(gone.key)?;
@@ -254,11 +261,14 @@ impl Mirror {
         })
     }
 
-    fn change(&mut self, delta: ServiceDelta) -> anyhow::Result<Told> {
+    fn change(&mut self, delta: ServiceDelta) -> anyhow::Result<Option<Told>> {
         let revision = delta.revision;
         self.advance("a change", revision)?;
         let service = name(delta.key)?;
         let of = self.services.entry(service.clone()).or_default();
+        if of.again_up_to.is_some_and(|state| revision <= state) {
+            return Ok(None);
+        }
         ensure!(
             revision > of.revision,
             "{service}: a change of revision {revision} came after revision {} had been told",
@@ -278,13 +288,13 @@ impl Mirror {
         }
         of.nodes
             .extend(delta.put.iter().map(|node| (node.id.clone(), node.clone())));
-        Ok(Told {
+        Ok(Some(Told {
             service,
             revision,
             put: delta.put,
             removed,
             as_delta: true,
-        })
+        }))
     }
 
     fn advance(&mut self, what: &str, revision: u64) -> anyhow::Result<()> {
@@ -341,6 +351,39 @@ mod tests {
             ["b", "c"]
         );
         assert_eq!(mirror.revision(), 5);
+    }
+
+    /// Seed 700725 of the simulation.
+    #[test]
+    fn who_resumes_behind_a_state_that_was_not_announced_is_told_again() {
+        let started = |kind: StartKind, revision| {
+            let mut started = rollcall_proto::v1::Started {
+                revision,
+                ..Default::default()
+            };
+            started.set_kind(kind);
+            Frame::Started(started)
+        };
+        let state = Frame::Snapshot(ServiceSnapshot {
+            revision: 9,
+            view: Some(rollcall_proto::v1::ServiceView {
+                key: Some(ServiceKey {
+                    group: "g".into(),
+                    service: "s".into(),
+                }),
+                ..Default::default()
+            }),
+            lagged: true,
+        });
+        let mut mirror = Mirror::default();
+        mirror.take(delta(3, &["a"], &[])).unwrap();
+        mirror.take(state).unwrap();
+        assert_eq!(mirror.revision(), 3, "the state's revision was not announced");
+        mirror.take(started(StartKind::Resumed, 3)).unwrap();
+        assert!(mirror.take(delta(5, &["b"], &[])).unwrap().is_none());
+        assert!(mirror.take(delta(9, &[], &["a", "b"])).unwrap().is_none());
+        assert!(mirror.take(delta(10, &["c"], &[])).unwrap().is_some());
+        assert!(mirror.take(delta(10, &["c"], &[])).is_err(), "once is enough");
     }
 
     #[test]
