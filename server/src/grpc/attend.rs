@@ -5,7 +5,7 @@
 //! bound of their own, so that no write waits behind a heartbeat. What a session may do here it may do only
 //! after it was opened on, or attached to, this very stream.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -14,12 +14,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::Stream;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use rollcall_core::directory::{Command, Refusal, RegisterNode};
 use rollcall_core::ids::{NodeKey, SessionId};
 use rollcall_proto::v1::{self, session_request::Request, session_response::Response};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::convert::{self, bounded};
@@ -110,7 +109,8 @@ pub(super) fn attend(
     by: Principal,
     inbound: Streaming<v1::SessionRequest>,
 ) -> impl Stream<Item = Result<v1::SessionResponse, Status>> {
-    let (answers, stream) = mpsc::channel(ANSWERS_MAX);
+    let answers = Answers::default();
+    doors.metrics.session_streams.inc();
     let attendance = Attendance {
         doors,
         by,
@@ -119,10 +119,49 @@ pub(super) fn attend(
         writes: 0,
         renewals: 0,
         renewed_at: None,
-        answers,
+        answers: answers.clone(),
     };
-    tokio::spawn(attendance.run(inbound));
-    ReceiverStream::new(stream)
+    Attended {
+        work: Some(Box::pin(attendance.run(inbound))),
+        answers,
+    }
+}
+
+type Told = Result<v1::SessionResponse, Status>;
+
+/// Answers that wait for whoever sends them.
+#[derive(Clone, Default)]
+struct Answers(Arc<Mutex<VecDeque<Told>>>);
+
+/// A stream's answers. The work behind them is done by whoever sends them, when there is room to send: no task and no
+/// wake-up stands between a request and its answer, and what came in together leaves together.
+struct Attended {
+    /// `None`: it is done.
+    work: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    answers: Answers,
+}
+
+impl Stream for Attended {
+    type Item = Told;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Told>> {
+        let next = || self.answers.0.lock().pop_front();
+        if let Some(answer) = next() {
+            return Poll::Ready(Some(answer));
+        }
+        let Some(work) = &mut self.work else {
+            return Poll::Ready(None);
+        };
+        let done = work.as_mut().poll(cx).is_ready();
+        if done {
+            self.work = None;
+        }
+        match self.answers.0.lock().pop_front() {
+            None if !done => Poll::Pending,
+            // Those behind it are asked for next, and after them the work's next step.
+            answer => Poll::Ready(answer),
+        }
+    }
 }
 
 struct Attendance {
@@ -135,11 +174,14 @@ struct Attendance {
     renewals: usize,
     /// When a heartbeat was last answered.
     renewed_at: Option<Instant>,
-    answers: mpsc::Sender<Result<v1::SessionResponse, Status>>,
+    answers: Answers,
 }
 
-/// The client no longer reads.
-struct Gone;
+impl Drop for Attendance {
+    fn drop(&mut self) {
+        self.doors.metrics.session_streams.dec();
+    }
+}
 
 /// What happens next on a stream.
 enum Event {
@@ -149,44 +191,30 @@ enum Event {
     AskedAll,
     Unreadable(Status),
     Closing,
-    Gone,
 }
 
 impl Attendance {
-    async fn run(mut self, inbound: Streaming<v1::SessionRequest>) {
-        self.doors.metrics.session_streams.inc();
-        // Either way the stream ends; its sessions live on until they are attached elsewhere or lapse.
-        let _ = self.serve(inbound).await;
-        self.doors.metrics.session_streams.dec();
-    }
-
-    async fn serve(&mut self, mut inbound: Streaming<v1::SessionRequest>) -> Result<(), Gone> {
-        let (closing, answers) = (self.doors.closing.clone(), self.answers.clone());
+    /// Until the stream ends; its sessions live on until they are attached elsewhere or lapse.
+    async fn run(mut self, mut inbound: Streaming<v1::SessionRequest>) {
+        let closing = self.doors.closing.clone();
         let mut closing = pin!(closing.cancelled());
-        let mut gone = pin!(answers.closed());
         for turn in 0_u64.. {
-            // These are shared by all streams, or locked: a busy stream looks at them now and then.
-            let mut ended = |cx: &mut Context<'_>| {
-                if closing.as_mut().poll(cx).is_ready() {
-                    Poll::Ready(Event::Closing)
-                } else {
-                    gone.as_mut().poll(cx).map(|()| Event::Gone)
-                }
-            };
+            // It is shared by all streams, or locked: a busy stream looks at it now and then.
+            let mut closes = |cx: &mut Context<'_>| closing.as_mut().poll(cx).map(|()| Event::Closing);
             let event = poll_fn(|cx| {
                 if turn.is_multiple_of(TURNS_BETWEEN_LOOKS)
-                    && let Poll::Ready(event) = ended(cx)
+                    && let Poll::Ready(event) = closes(cx)
                 {
                     return Poll::Ready(event);
                 }
                 match self.poll_work(&mut inbound, cx) {
-                    Poll::Pending => ended(cx),
+                    Poll::Pending => closes(cx),
                     ready @ Poll::Ready(_) => ready,
                 }
             });
             match event.await {
-                Event::Finished(done) => self.finish(done).await?,
-                Event::Asked(message) => self.take(message).await?,
+                Event::Finished(done) => self.finish(done).await,
+                Event::Asked(message) => self.take(message).await,
                 Event::AskedAll => return self.finish_all().await,
                 Event::Unreadable(refusal) => {
                     let refusal = match of_transport(&refusal) {
@@ -196,14 +224,11 @@ impl Attendance {
                         }
                         None => refusal,
                     };
-                    let _ = self.answers.send(Err(refusal)).await;
-                    return Err(Gone);
+                    return self.tell(Err(refusal)).await;
                 }
                 Event::Closing => return self.close().await,
-                Event::Gone => return Err(Gone),
             }
         }
-        Err(Gone)
     }
 
     /// What is finished goes before what is asked, so that a stream that asks for more than it may gets its answers.
@@ -228,7 +253,7 @@ impl Attendance {
     }
 
     /// Tells the client to move on, and finishes what was taken in.
-    async fn close(&mut self) -> Result<(), Gone> {
+    async fn close(&mut self) {
         // Few sessions need not be spread over all of it.
         let enough = SLOT.saturating_mul(u32::try_from(self.doors.holder.held()).unwrap_or(u32::MAX));
         let spread = self.doors.session.move_spread.min(enough);
@@ -239,22 +264,20 @@ impl Attendance {
             reason: "the server is closing".into(),
         };
         let work = async {
-            self.say(0, Response::Move(advice)).await?;
-            self.finish_all().await
+            self.say(0, Response::Move(advice)).await;
+            self.finish_all().await;
         };
-        tokio::time::timeout(CLOSING_GRACE, work)
-            .await
-            .unwrap_or(Err(Gone))
+        // What is not answered by then is not answered at all.
+        let _late = tokio::time::timeout(CLOSING_GRACE, work).await;
     }
 
-    async fn finish_all(&mut self) -> Result<(), Gone> {
+    async fn finish_all(&mut self) {
         while let Some(done) = self.works.next().await {
-            self.finish(done).await?;
+            self.finish(done).await;
         }
-        Ok(())
     }
 
-    async fn finish(&mut self, done: Done) -> Result<(), Gone> {
+    async fn finish(&mut self, done: Done) {
         match done.kind {
             Kind::Write => self.writes -= 1,
             Kind::Renewal => {
@@ -269,27 +292,41 @@ impl Attendance {
                 .iter()
                 .for_each(|session| _ = self.attached.remove(session)),
         }
-        self.reply(done.call, done.answer).await
+        self.reply(done.call, done.answer).await;
     }
 
-    async fn reply(&mut self, call: u64, answer: Answer) -> Result<(), Gone> {
+    async fn reply(&mut self, call: u64, answer: Answer) {
         let response = answer.unwrap_or_else(|error| {
             self.doors.metrics.error(&error);
             tracing::debug!(call, code = error.code().as_str_name(), message = %error.message, "refused");
             Response::Error(error)
         });
-        self.say(call, response).await
+        self.say(call, response).await;
     }
 
-    async fn say(&mut self, call: u64, response: Response) -> Result<(), Gone> {
+    async fn say(&mut self, call: u64, response: Response) {
         let response = v1::SessionResponse {
             call,
             response: Some(response),
         };
-        self.answers.send(Ok(response)).await.map_err(|_| Gone)
+        self.tell(Ok(response)).await;
     }
 
-    async fn take(&mut self, message: v1::SessionRequest) -> Result<(), Gone> {
+    /// Waits for room; whoever makes room comes here next.
+    async fn tell(&mut self, answer: Told) {
+        let mut answer = Some(answer);
+        poll_fn(|_| {
+            let mut waiting = self.answers.0.lock();
+            if waiting.len() >= ANSWERS_MAX {
+                return Poll::Pending;
+            }
+            waiting.extend(answer.take());
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    async fn take(&mut self, message: v1::SessionRequest) {
         let call = message.call;
         match self.begin(message) {
             Ok((kind, task)) => {
@@ -298,7 +335,6 @@ impl Attendance {
                     Kind::Renewal => self.renewals += 1,
                 }
                 self.works.push(Work { call, kind, task });
-                Ok(())
             }
             Err(error) => self.reply(call, Err(error)).await,
         }
