@@ -38,6 +38,10 @@ pub struct RegistryConfig {
     pub keepalive_interval: Duration,
     /// A probe unanswered for so long ends the connection. Default 2 s.
     pub keepalive_timeout: Duration,
+    /// Each stream (a session's, a handle's watches, its queries) has a TCP connection of its own, without HTTP/2: less
+    /// work and memory for the servers. A server or a proxy that does not know how gets the streams by HTTP/2 on one
+    /// shared connection, as all do with `false`. Default `true`.
+    pub own_connections: bool,
     /// Largest message accepted from a server. Default 16 MiB.
     pub message_bytes_max: usize,
     /// Writes of one session that wait for their answers; further ones wait for room until their deadline.
@@ -79,6 +83,7 @@ impl RegistryConfig {
             put_aside_max: Duration::from_secs(5),
             keepalive_interval: Duration::from_secs(2),
             keepalive_timeout: Duration::from_secs(2),
+            own_connections: true,
             message_bytes_max: 16 << 20,
             writes_in_flight_max: 256,
             watch_events_max: 1024,

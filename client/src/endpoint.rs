@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rollcall_proto::upgrade::{self, Streams};
 use tokio::time::Instant;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport;
@@ -16,7 +17,7 @@ use crate::error::Error;
 use crate::queries::Queries;
 
 /// A connection on which every call shows who calls.
-pub(crate) type Channel = InterceptedService<transport::Channel, Credentials>;
+pub(crate) type Channel = InterceptedService<upgrade::Channel, Credentials>;
 
 /// One server. Its channel connects when it is used and again when it broke.
 #[derive(Debug)]
@@ -25,6 +26,7 @@ pub(crate) struct Endpoint {
     pub(crate) channel: Channel,
     pub(crate) queries: Queries,
     dialler: transport::Endpoint,
+    streams: Option<Streams>,
     credentials: Credentials,
     health: Mutex<Health>,
 }
@@ -38,7 +40,8 @@ struct Health {
 impl Endpoint {
     /// A connection of its own, for who wants to close it: it ends with the last use of what is returned.
     pub(crate) fn own_channel(&self) -> Channel {
-        InterceptedService::new(self.dialler.connect_lazy(), self.credentials.clone())
+        let channel = upgrade::Channel::connect_lazy(&self.dialler, self.streams);
+        InterceptedService::new(channel, self.credentials.clone())
     }
 
     /// It did not answer.
@@ -82,12 +85,18 @@ impl Endpoints {
     /// Connects to none of them yet. Must be called within a tokio runtime.
     pub(crate) fn new(config: &RegistryConfig) -> Result<Self, Error> {
         let credentials = Credentials::new(config)?;
+        let streams = config.own_connections.then_some(Streams::of_clients(
+            config.keepalive_interval,
+            config.keepalive_timeout,
+            config.connect_timeout,
+        ));
         let all = config
             .servers
             .iter()
             .map(|server| {
                 let dialler = dialler(server, config)?;
-                let channel = InterceptedService::new(dialler.connect_lazy(), credentials.clone());
+                let channel = upgrade::Channel::connect_lazy(&dialler, streams);
+                let channel = InterceptedService::new(channel, credentials.clone());
                 let health = Health {
                     aside_until: None,
                     backoff: Backoff::new(config.put_aside_min, config.put_aside_max),
@@ -97,6 +106,7 @@ impl Endpoints {
                     channel,
                     queries: Queries::default(),
                     dialler,
+                    streams,
                     credentials: credentials.clone(),
                     health: Mutex::new(health),
                 }))

@@ -1,5 +1,5 @@
 //! The wire contract of Rollcall: messages and services generated from `rollcall/v1/*.proto`, and the
-//! datagrams of [`heartbeat`]. No logic.
+//! datagrams of [`heartbeat`], the connections of [`upgrade`]. No logic of a registry.
 
 /// Version 1 of the contract.
 #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
@@ -12,6 +12,7 @@ pub mod v1 {
 pub mod codec;
 pub mod heartbeat;
 pub mod shared;
+pub mod upgrade;
 
 /// The compiled file descriptors, for reflection and breaking-change checks.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

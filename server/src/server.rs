@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -21,7 +22,7 @@ use crate::config::{Config, ConfigError, DoorsConfig, MemberConfig, Preset};
 use crate::datagram::{self, Datagrams, DatagramsParts};
 use crate::descriptors;
 use crate::gossip::{self, Gossip, GossipMetrics, GossipOptions, GossipStartError};
-use crate::grpc::{Doors, DoorsParts, Gate, ListenError, bind, connections};
+use crate::grpc::{Doors, DoorsParts, Gate, ListenError, UpgradedStreams, bind};
 use crate::http::{self, Pages, Readiness};
 use crate::raft::types::PeerAddresses;
 use crate::raft::{Consensus, LeaderDesk, ProposeError, ReplicationOptions, StartError as ReplicationError};
@@ -519,16 +520,29 @@ async fn serve_peers(
         Gauge::default(),
         Counter::default(),
     );
+    let over = CancellationToken::new();
+    let gate = gate.until(over.clone());
+    let _over = over.drop_guard();
+    let routes = Routes::new(consensus.peer_service())
+        .add_service(ap.peer_service())
+        .prepare();
+    let limits = DoorsConfig {
+        keepalive_interval: PEER_KEEPALIVE,
+        keepalive_timeout: PEER_KEEPALIVE,
+        ..limits
+    };
+    let streams = UpgradedStreams::new(routes.clone(), &limits);
+    let connections = streams.beside(gate, stop.clone());
     let serving = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(PEER_KEEPALIVE))
         .http2_keepalive_timeout(Some(PEER_KEEPALIVE))
         .initial_stream_window_size(PEER_WINDOW)
         .initial_connection_window_size(PEER_WINDOW * 2)
-        .add_service(consensus.peer_service())
-        .add_service(ap.peer_service())
-        .serve_with_incoming_shutdown(connections(gate), stop.cancelled_owned());
-    if let Err(error) = serving.await {
-        tracing::error!(%error, "the peer listener failed");
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(connections, stop.cancelled_owned());
+    match serving.await {
+        Ok(()) => streams.ended().await,
+        Err(error) => tracing::error!(%error, "the peer listener failed"),
     }
 }
 

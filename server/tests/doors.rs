@@ -18,7 +18,8 @@ use rollcall_proto::v1::{
 use rollcall_server::config::Preset;
 use rollcall_server::server::{Server, StartError};
 use support::alone::{
-    Alone, MESSAGE_BYTES_MAX, PATIENCE, config, key, node, persistent, query, register, start, start_in, view,
+    Alone, MESSAGE_BYTES_MAX, PATIENCE, config, key, node, persistent, query, register, start,
+    start_for_both_ways, start_in, view,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -172,7 +173,12 @@ fn error(status: &Status) -> v1::Error {
 
 #[tokio::test]
 async fn a_session_registers_is_watched_renews_and_ends() {
-    let fixture = start(&[]).await;
+    for fixture in start_for_both_ways(&[]).await {
+        a_session_registers_is_watched_renews_and_ends_at(fixture).await;
+    }
+}
+
+async fn a_session_registers_is_watched_renews_and_ends_at(fixture: Alone) {
     let mut watching = fixture.watch(vec![follow(1, "web")]).await;
     let Frame::Started(started) = watching.news().await else {
         panic!()
@@ -313,7 +319,12 @@ async fn a_session_moves_to_another_stream_with_its_secret_only() {
 
 #[tokio::test]
 async fn requests_on_a_stream_are_pipelined_and_answered_by_number() {
-    let fixture = start(&[]).await;
+    for fixture in start_for_both_ways(&[]).await {
+        requests_on_a_stream_are_pipelined_and_answered_by_number_at(fixture).await;
+    }
+}
+
+async fn requests_on_a_stream_are_pipelined_and_answered_by_number_at(fixture: Alone) {
     let mut stream = fixture.attend().await;
     let session = stream.open(0).await.session;
     let mut waiting = std::collections::BTreeSet::new();
@@ -661,7 +672,12 @@ async fn listings_come_in_pages_and_explain_says_why() {
 
 #[tokio::test]
 async fn a_service_larger_than_four_mebibytes_is_read_and_watched() {
-    let fixture = start(&[]).await;
+    for fixture in start_for_both_ways(&[]).await {
+        a_service_larger_than_four_mebibytes_is_read_and_watched_at(fixture).await;
+    }
+}
+
+async fn a_service_larger_than_four_mebibytes_is_read_and_watched_at(fixture: Alone) {
     let mut registry = fixture.registry();
     for batch in 0..8 {
         let nodes = (0..200).map(|i| {
@@ -685,7 +701,12 @@ async fn a_service_larger_than_four_mebibytes_is_read_and_watched() {
 
 #[tokio::test]
 async fn a_reader_that_stops_gets_the_current_state_and_slows_nobody() {
-    let fixture = start(&["watch.backlog_frames=16"]).await;
+    for fixture in start_for_both_ways(&["watch.backlog_frames=16"]).await {
+        a_reader_that_stops_gets_the_current_state_and_slows_nobody_at(fixture).await;
+    }
+}
+
+async fn a_reader_that_stops_gets_the_current_state_and_slows_nobody_at(fixture: Alone) {
     let mut stopped = fixture.watch(vec![follow(1, "web")]).await;
     assert!(matches!(stopped.news().await, Frame::Started(_)));
     let mut reading = fixture.watch(vec![follow(1, "web")]).await;
@@ -848,7 +869,12 @@ async fn pages_tell_health_metrics_and_version() {
 
 #[tokio::test]
 async fn a_closing_server_moves_its_clients_on_and_keeps_what_it_acknowledged() {
-    let fixture = start(&[]).await;
+    for fixture in start_for_both_ways(&[]).await {
+        a_closing_server_moves_its_clients_on_and_keeps_what_it_acknowledged_at(fixture).await;
+    }
+}
+
+async fn a_closing_server_moves_its_clients_on_and_keeps_what_it_acknowledged_at(fixture: Alone) {
     let mut stream = fixture.attend().await;
     let opened = stream.open(60_000).await;
     stream

@@ -12,7 +12,7 @@ use prost::Message;
 use rollcall_proto::v1::registry_client::RegistryClient;
 use rollcall_proto::v1::{self, ErrorCode, GroupMode, ReadMode};
 use support::alone::{self, key, persistent, query_by, register, view};
-use tonic::transport::Channel;
+use rollcall_proto::upgrade::Channel;
 
 const NODES: usize = 20;
 const MOVES: usize = 12;

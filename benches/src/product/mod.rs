@@ -188,8 +188,12 @@ pub(crate) fn all() -> Vec<Arc<dyn Product>> {
 
 /// A gRPC connection, the same for all that speak it.
 async fn channel(address: &str) -> Result<tonic::transport::Channel> {
+    Ok(endpoint(address)?.connect().await?)
+}
+
+fn endpoint(address: &str) -> Result<tonic::transport::Endpoint> {
     let endpoint = tonic::transport::Endpoint::new(format!("http://{address}"))?
         .tcp_nodelay(true)
         .connect_timeout(Duration::from_secs(5));
-    Ok(endpoint.connect().await?)
+    Ok(endpoint)
 }

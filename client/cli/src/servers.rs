@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rand::RngCore;
 use rollcall_client::{Registry, RegistryConfig, WriteOptions};
+use rollcall_proto::upgrade::{self, Streams};
 use rollcall_proto::v1 as wire;
 use tonic::transport::{Channel, Endpoint};
 
@@ -95,6 +96,21 @@ pub(crate) async fn connect(address: &str, time: Duration) -> Result<Channel, Fa
         .connect()
         .await
         .map_err(|e| Failure::unavailable(format!("{address}: {}", root_cause(&e))))
+}
+
+/// A way to one server as the SDK has it: streams on connections of their own, made when they are opened.
+pub(crate) fn way_to(address: &str, time: Duration) -> Result<upgrade::Channel, Failure> {
+    let connect_timeout = time.min(CONNECT_MAX);
+    let endpoint = endpoint(address)?.connect_timeout(connect_timeout);
+    let sdk = RegistryConfig::new([address]);
+    let streams = Streams::of_clients(sdk.keepalive_interval, sdk.keepalive_timeout, connect_timeout);
+    Ok(upgrade::Channel::connect_lazy(&endpoint, Some(streams)))
+}
+
+/// A way to one server by HTTP/2: streams share its connection.
+pub(crate) fn shared_way_to(address: &str, time: Duration) -> Result<upgrade::Channel, Failure> {
+    let endpoint = endpoint(address)?.connect_timeout(time.min(CONNECT_MAX));
+    Ok(upgrade::Channel::connect_lazy(&endpoint, None))
 }
 
 fn endpoint(address: &str) -> Result<Endpoint, Failure> {

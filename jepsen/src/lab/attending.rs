@@ -13,7 +13,7 @@ use rollcall_proto::v1::{
 use tokio::sync::mpsc;
 use tonic::Streaming;
 
-use super::reading::connect;
+use super::reading::{ASK_MAX, way_to};
 
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
@@ -132,8 +132,7 @@ impl Attending {
 
     async fn stream(address: &str) -> anyhow::Result<Self> {
         let (requests, outgoing) = mpsc::channel(16);
-        // The connection's deadline is for a call's first answer, and a stream's headers come at once.
-        let mut client = SessionsClient::new(connect(address).await?);
+        let mut client = SessionsClient::new(way_to(address, ASK_MAX, ASK_MAX)?);
         let outgoing = tokio_stream::wrappers::ReceiverStream::new(outgoing);
         let answers = client.attend(outgoing).await?.into_inner();
         Ok(Self {

@@ -15,7 +15,7 @@ use rollcall_proto::v1::{
 use tokio::sync::mpsc;
 use tonic::Streaming;
 
-use super::reading::connect;
+use super::reading::{ASK_MAX, way_to};
 
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// Requests under way.
@@ -43,7 +43,7 @@ impl Crowd {
         count: usize,
     ) -> anyhow::Result<Self> {
         let (requests, outgoing) = mpsc::channel(PIPELINE);
-        let mut client = SessionsClient::new(connect(address).await?);
+        let mut client = SessionsClient::new(way_to(address, ASK_MAX, ASK_MAX)?);
         let outgoing = tokio_stream::wrappers::ReceiverStream::new(outgoing);
         let answers = client.attend(outgoing).await?.into_inner();
         let mut crowd = Self {

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use prost::Message;
+use rollcall_proto::upgrade::{self, Streams};
 use rollcall_proto::v1::registry_client::RegistryClient;
 use rollcall_proto::v1::{QueryRequest, ReadMode, ReadOptions, ServiceKey, ServiceView};
 use tonic::transport::{Channel, Endpoint};
 
-const ASK_MAX: Duration = Duration::from_secs(10);
+pub(super) const ASK_MAX: Duration = Duration::from_secs(10);
 
 /// A connection to the server at `address` (`host:port`), and to no other.
 ///
@@ -22,6 +23,21 @@ pub async fn connect(address: &str) -> anyhow::Result<Channel> {
         .connect()
         .await
         .with_context(|| format!("connecting to {address}"))
+}
+
+/// A way to the server at `address` as providers and consumers have it: each stream has a connection of its own. On those
+/// that may be silent, a server that stands still is noticed after `patience`.
+///
+/// # Errors
+/// The address is none.
+pub(super) fn way_to(
+    address: &str,
+    connect_max: Duration,
+    patience: Duration,
+) -> anyhow::Result<upgrade::Channel> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?.connect_timeout(connect_max);
+    let streams = Streams::of_clients(connect_max, patience, connect_max);
+    Ok(upgrade::Channel::connect_lazy(&endpoint, Some(streams)))
 }
 
 /// What the server at `address` has applied of a service, once it has applied `min_revision`. `None`: it knows

@@ -15,7 +15,8 @@ use rollcall_proto::v1::{
 };
 use tokio::sync::mpsc;
 use tonic::Streaming;
-use tonic::transport::Endpoint;
+
+use super::reading::way_to;
 
 const SUBSCRIPTION: u64 = 1;
 const CONNECT_MAX: Duration = Duration::from_secs(2);
@@ -78,18 +79,15 @@ impl Watching {
             })
             .await
             .context("the stream's own queue is closed")?;
-        // No deadline for the call: a watch lasts. Keepalive notices a server that stands still.
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))?
-            .connect_timeout(CONNECT_MAX)
-            .http2_keep_alive_interval(CONNECT_MAX)
-            .keep_alive_timeout(CONNECT_MAX * 15);
-        let channel = endpoint
-            .connect()
-            .await
-            .with_context(|| format!("connecting to {address}"))?;
+        // No deadline for the call: a watch lasts. Signs of life notice a server that stands still.
+        let channel = way_to(address, CONNECT_MAX, CONNECT_MAX * 15)?;
         let mut client = WatchClient::new(channel).max_decoding_message_size(64 << 20);
         let outgoing = tokio_stream::wrappers::ReceiverStream::new(outgoing);
-        let answers = client.watch(outgoing).await?.into_inner();
+        let answers = client
+            .watch(outgoing)
+            .await
+            .with_context(|| format!("watching at {address}"))?
+            .into_inner();
         Ok(Self {
             answers,
             ready: VecDeque::new(),

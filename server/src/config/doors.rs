@@ -62,7 +62,7 @@ impl Default for DoorsConfig {
             write_timeout: Duration::from_secs(5),
             write_timeout_max: Duration::from_secs(60),
             read_timeout: Duration::from_secs(5),
-            connections_max: 20_000,
+            connections_max: 60_000,
             connections_per_second: 1_000,
             connections_burst: 10_000,
             sessions_per_second: 2_000,

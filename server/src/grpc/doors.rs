@@ -12,6 +12,7 @@ use rollcall_proto::v1::watch_server::WatchServer;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 
@@ -21,6 +22,7 @@ use super::metrics::DoorsMetrics;
 use super::oversize::Oversize;
 use super::read::Reader;
 use super::shared_body::SharedBytes;
+use super::upgraded::UpgradedStreams;
 use super::watch::WATCH_REQUEST_BYTES_MAX;
 use super::write::Writer;
 use crate::access::{RefusedList, Tokens};
@@ -174,51 +176,60 @@ impl Doors {
             self.metrics.connections_refused.clone(),
         );
         let gate = listener::Gate::new(listener, limits.connections_max, &limits, open, refused);
-        let connections = listener::connections(gate);
+        // Whoever gives up waiting for this ends what is left.
+        let over = CancellationToken::new();
+        let gate = gate.until(over.clone());
+        let _over = over.drop_guard();
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .build_v1()
             .expect("the descriptors were compiled with this program");
         let metrics = self.metrics.clone();
         let watch_decode = decode.max(WATCH_REQUEST_BYTES_MAX);
+        let routes = Routes::new(tonic_health::pb::health_server::HealthServer::new(
+            tonic_health::server::HealthService::from_health_reporter(health),
+        ))
+        .add_service(reflection)
+        .add_service(Oversize::new(
+            SharedBytes(
+                RegistryServer::new(self.clone())
+                    .max_decoding_message_size(decode)
+                    .max_encoding_message_size(encode),
+            ),
+            metrics.clone(),
+        ))
+        .add_service(Oversize::new(
+            SessionsServer::new(self.clone())
+                .max_decoding_message_size(decode)
+                .max_encoding_message_size(encode),
+            metrics.clone(),
+        ))
+        .add_service(Oversize::new(
+            SharedBytes(
+                WatchServer::new(self.clone())
+                    .max_decoding_message_size(watch_decode)
+                    .max_encoding_message_size(encode),
+            ),
+            metrics.clone(),
+        ))
+        .add_service(Oversize::new(
+            ClusterServer::new(self)
+                .max_decoding_message_size(decode)
+                .max_encoding_message_size(encode),
+            metrics,
+        ))
+        .prepare();
+        let streams = UpgradedStreams::new(routes.clone(), &limits);
+        let connections = streams.beside(gate, shutdown.clone());
         Server::builder()
             .max_concurrent_streams(limits.streams_per_connection_max)
             .http2_max_header_list_size(limits.header_bytes_max)
             .http2_keepalive_interval(Some(limits.keepalive_interval))
             .http2_keepalive_timeout(Some(limits.keepalive_timeout))
-            .add_service(tonic_health::pb::health_server::HealthServer::new(
-                tonic_health::server::HealthService::from_health_reporter(health),
-            ))
-            .add_service(reflection)
-            .add_service(Oversize::new(
-                SharedBytes(
-                    RegistryServer::new(self.clone())
-                        .max_decoding_message_size(decode)
-                        .max_encoding_message_size(encode),
-                ),
-                metrics.clone(),
-            ))
-            .add_service(Oversize::new(
-                SessionsServer::new(self.clone())
-                    .max_decoding_message_size(decode)
-                    .max_encoding_message_size(encode),
-                metrics.clone(),
-            ))
-            .add_service(Oversize::new(
-                SharedBytes(
-                    WatchServer::new(self.clone())
-                        .max_decoding_message_size(watch_decode)
-                        .max_encoding_message_size(encode),
-                ),
-                metrics.clone(),
-            ))
-            .add_service(Oversize::new(
-                ClusterServer::new(self)
-                    .max_decoding_message_size(decode)
-                    .max_encoding_message_size(encode),
-                metrics,
-            ))
+            .add_routes(routes)
             .serve_with_incoming_shutdown(connections, shutdown.cancelled_owned())
-            .await
+            .await?;
+        streams.ended().await;
+        Ok(())
     }
 }

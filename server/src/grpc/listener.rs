@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use futures_util::Stream;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -24,7 +23,7 @@ use crate::config::DoorsConfig;
 const GREETING_BYTES: usize = 24;
 /// ... within this time: HTTP/2 begins with as many bytes, and no HTTP/1 request is shorter. Else a stranger
 /// could take every place by dialling and saying nothing.
-const GREETING_DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const GREETING_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A write from this size on is a part of a large answer, whose other parts and end follow at once: HTTP/2 hands the
 /// frames of an answer over one by one, and a system call for each costs as much as everything else about it.
@@ -60,17 +59,22 @@ pub(crate) struct Connection {
     gathered: Vec<u8>,
     /// It was not tried to send that yet.
     more_follows: bool,
-    open: Gauge,
     cut: CancellationToken,
     cut_comes: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Until the greeting has come: how much of it is there, and when it is too late.
     greeting: Option<(usize, Pin<Box<Sleep>>)>,
     /// When it ends however busy it is.
     ends: Option<Pin<Box<Sleep>>>,
+    place: Place,
+}
+
+/// A connection's place among those that are let in; given up when dropped.
+pub(super) struct Place {
+    open: Gauge,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Drop for Connection {
+impl Drop for Place {
     fn drop(&mut self) {
         self.open.dec();
     }
@@ -86,6 +90,25 @@ pub(crate) struct Peer {
 }
 
 impl Connection {
+    /// The first byte of what the client says, which stays to be read.
+    ///
+    /// # Errors
+    /// It said nothing in time, or has gone.
+    pub(super) async fn first_byte(&self) -> io::Result<u8> {
+        let mut first = [0];
+        let peeked = tokio::time::timeout(GREETING_DEADLINE, self.stream.peek(&mut first)).await?;
+        match peeked? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(first[0]),
+        }
+    }
+
+    /// The socket, for whoever speaks another protocol than the transport's, with what its calls know of it.
+    pub(super) fn into_parts(self) -> (TcpStream, Peer, Place) {
+        let peer = self.connect_info();
+        (self.stream, peer, self.place)
+    }
+
     /// Sends what was gathered.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.more_follows = false;
@@ -120,22 +143,15 @@ impl Connected for Connection {
     }
 }
 
-/// The connections that are let in. Accepting never ends: a failure (no file descriptors left, say) is waited
-/// out.
-pub(crate) fn connections(gate: Gate) -> impl Stream<Item = io::Result<Connection>> {
-    futures_util::stream::unfold(gate, |gate| async move {
-        let connection = gate.next().await;
-        Some((Ok(connection), gate))
-    })
-}
-
-/// Decides which connections are let in.
+/// Decides which connections are let in. Accepting never ends: a failure (no file descriptors left, say) is waited out.
 pub(crate) struct Gate {
     listener: TcpListener,
     room: Arc<Semaphore>,
     addresses: AddressLimiter,
     greeting_deadline: Duration,
     lifetime: Option<Duration>,
+    /// Ends all connections.
+    over: CancellationToken,
     open: Gauge,
     refused: Counter,
 }
@@ -154,9 +170,15 @@ impl Gate {
             addresses: AddressLimiter::new(limits.connections_per_second, limits.connections_burst),
             greeting_deadline: GREETING_DEADLINE,
             lifetime: None,
+            over: CancellationToken::new(),
             open,
             refused,
         }
+    }
+
+    /// Ends all connections, however busy, once `over` is cancelled.
+    pub(crate) fn until(self, over: CancellationToken) -> Self {
+        Self { over, ..self }
     }
 
     /// Ends each connection after this time: for doors where callers ask and go.
@@ -192,20 +214,22 @@ impl Gate {
         // Answers are small and waited for. A socket that refuses is about to fail anyway.
         let _ = stream.set_nodelay(true);
         self.open.inc();
-        let cut = CancellationToken::new();
+        let cut = self.over.child_token();
         let cut_comes = Box::pin(cut.clone().cancelled_owned());
         Some(Connection {
             stream,
             gathered: Vec::new(),
             more_follows: false,
-            open: self.open.clone(),
             cut,
             cut_comes,
             greeting: Some((0, Box::pin(tokio::time::sleep(self.greeting_deadline)))),
             ends: self
                 .lifetime
                 .map(|lifetime| Box::pin(tokio::time::sleep(lifetime))),
-            _permit: permit,
+            place: Place {
+                open: self.open.clone(),
+                _permit: permit,
+            },
         })
     }
 }

@@ -24,11 +24,13 @@ mod speaker;
 mod status;
 mod storm;
 mod unattended;
+mod upgraded;
 mod watch;
 mod write;
 
 pub use doors::{Doors, DoorsParts};
 pub use listener::ListenError;
-pub(crate) use listener::{Connection, Gate, bind, connections};
+pub(crate) use listener::{Connection, Gate, bind};
 pub use metrics::DoorsMetrics;
 pub(crate) use unattended::Unattended;
+pub(crate) use upgraded::UpgradedStreams;

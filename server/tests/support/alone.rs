@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use clap::Parser;
 use prost::Message;
+use rollcall_proto::upgrade::{Channel, Streams};
 use rollcall_proto::v1::registry_client::RegistryClient;
 use rollcall_proto::v1::{self, ReadMode};
 use rollcall_server::config::{Config, Flags, Preset};
 use rollcall_server::server::Server;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 /// Nothing that is asked of it takes long; this bounds what goes wrong.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -23,6 +24,7 @@ const DEV_GROUP: &str = "default";
 /// A server by the development preset, and the folder in which its data is.
 pub(crate) struct Alone {
     pub(crate) server: Server,
+    /// Its streams have connections of their own.
     pub(crate) channel: Channel,
     pub(crate) folder: TempDir,
 }
@@ -55,9 +57,8 @@ pub(crate) async fn start(settings: &[&str]) -> Alone {
 /// Starts a server where another one may have been before, and waits until it can be asked.
 pub(crate) async fn start_in(folder: TempDir, config: Config) -> Alone {
     let server = Server::start(config, Preset::Dev).await.unwrap();
-    let channel = Endpoint::new(format!("http://{}", server.addresses().client))
-        .unwrap()
-        .connect_lazy();
+    let streams = Streams::of_clients(PATIENCE / 10, PATIENCE, PATIENCE);
+    let channel = Channel::connect_lazy(&endpoint(&server), Some(streams));
     let alone = Alone {
         server,
         channel,
@@ -67,6 +68,17 @@ pub(crate) async fn start_in(folder: TempDir, config: Config) -> Alone {
         .await
         .expect("it leads and has its group");
     alone
+}
+
+fn endpoint(server: &Server) -> Endpoint {
+    Endpoint::new(format!("http://{}", server.addresses().client)).unwrap()
+}
+
+/// Two servers with these settings: the streams to one have connections of their own, those to the other share one by HTTP/2.
+pub(crate) async fn start_for_both_ways(settings: &[&str]) -> [Alone; 2] {
+    let mut by_http2 = start(settings).await;
+    by_http2.channel = Channel::connect_lazy(&endpoint(&by_http2.server), None);
+    [start(settings).await, by_http2]
 }
 
 impl Alone {

@@ -13,6 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use parking_lot::Mutex;
 use prost::Message;
+use rollcall_client::RegistryConfig;
+use rollcall_proto::upgrade::{Channel, Streams};
 use rollcall_proto::v1 as wire;
 use rollcall_proto::v1::cluster_client::ClusterClient;
 use rollcall_proto::v1::registry_client::RegistryClient;
@@ -22,16 +24,22 @@ use rollcall_proto::v1::sessions_client::SessionsClient;
 use rollcall_proto::v1::watch_client::WatchClient;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::transport::Channel;
 
 use queries::Queries;
 
-use super::{Client, Dialect, Node, PORT, Product, Programs, Read, Ticket, channel};
+use super::{Client, Dialect, Node, PORT, Product, Programs, Read, Ticket, channel, endpoint};
 use crate::board::Watcher;
 use crate::server::{Ports, ServerPlan, first_line};
 
 /// Largest answer taken; the server's bound is half of it.
 const ANSWER_MAX: usize = 64 << 20;
+
+/// As the SDK connects: each stream has a connection of its own.
+fn way_to(address: &str) -> Result<Channel> {
+    let sdk = RegistryConfig::new([address]);
+    let streams = Streams::of_clients(sdk.keepalive_interval, sdk.keepalive_timeout, sdk.connect_timeout);
+    Ok(Channel::connect_lazy(&endpoint(address)?, Some(streams)))
+}
 
 /// All processes of a workload have one address.
 const DOORS: &str = "[doors]
@@ -165,7 +173,7 @@ struct Voice {
 impl Voice {
     async fn dial(&self, address: &str) -> Result<Arc<Connection>> {
         Ok(Arc::new(Connection {
-            channel: channel(address).await?,
+            channel: way_to(address)?,
             group: self.group,
             unary: self.unary,
             sessions: OnceCell::new(),

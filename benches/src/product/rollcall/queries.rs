@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, anyhow, bail};
 use parking_lot::Mutex;
+use rollcall_proto::upgrade::Channel;
 use rollcall_proto::v1 as wire;
 use rollcall_proto::v1::discover_response::Answer;
 use rollcall_proto::v1::registry_client::RegistryClient;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::transport::Channel;
 
 use super::ANSWER_MAX;
 

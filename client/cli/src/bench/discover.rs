@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use clap::Args;
 use prost::Message;
+use rollcall_proto::upgrade::Channel;
 use rollcall_proto::v1 as wire;
 use rollcall_proto::v1::registry_client::RegistryClient;
 use serde::Serialize;
 use tokio::time::Instant;
-use tonic::transport::Channel;
 
 use super::driver::{drive_calls, gather};
 use super::ground::{Ground, filler, metadata_bytes};
@@ -20,7 +20,7 @@ use crate::arguments::{ReadMode, Reading};
 use crate::command::Context;
 use crate::exit::{Failure, Nature, failure_of};
 use crate::interrupt::Interrupt;
-use crate::servers::{ANSWER_BYTES_MAX, connect};
+use crate::servers::{ANSWER_BYTES_MAX, way_to};
 
 /// Arguments of `rollcall bench discover`.
 #[derive(Args, Clone, Debug)]
@@ -110,7 +110,7 @@ async fn measure(
     let mut askers = Vec::with_capacity(lanes);
     for index in 0..lanes {
         let addresses = context.servers.addresses();
-        let channel = connect(&addresses[index % addresses.len()], timeout).await?;
+        let channel = way_to(&addresses[index % addresses.len()], timeout)?;
         askers.push(if bench.unary {
             Asker::Unary(channel)
         } else {

@@ -14,6 +14,7 @@ use futures_util::stream::SelectAll;
 use hdrhistogram::Histogram;
 use prost::Message;
 use rollcall_client::ServiceKey;
+use rollcall_proto::upgrade::Channel;
 use rollcall_proto::v1 as wire;
 use rollcall_proto::v1::session_request::Request;
 use rollcall_proto::v1::session_response::Response;
@@ -24,7 +25,6 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use super::driver::{StreamLoad, drive_stream};
 use super::ground::{FILLER_KEY, Ground, filler, metadata_bytes};
@@ -38,7 +38,7 @@ use crate::exit::{Failure, Nature, failure_of};
 use crate::interrupt::Interrupt;
 use crate::output::table::Table;
 use crate::progress::Progress;
-use crate::servers::{ANSWER_BYTES_MAX, client_name, connect, wire_write_options};
+use crate::servers::{ANSWER_BYTES_MAX, client_name, shared_way_to, way_to, wire_write_options};
 
 pub(crate) const METHOD: &str = "\
 Each watcher is a watch stream of its own. One node of one service is changed again and again; for each change
@@ -286,7 +286,7 @@ async fn measure(
         .first()
         .ok_or_else(|| Failure::usage("--addr names no server"))?;
     let opening = Progress::counting("opening the writer's session");
-    let mut stream = SessionStream::open(connect(address, timeout).await?, 1, timeout, &opening).await?;
+    let mut stream = SessionStream::open(way_to(address, timeout)?, 1, timeout, &opening).await?;
     opening.finish();
     let measured = measure_with(context, bench, service, &mut stream, meter, &mut interrupt).await;
     if let Err(failure) = stream.close(timeout).await {
@@ -520,8 +520,12 @@ async fn start_watchers(
     let mut stops = Vec::with_capacity(connections);
     let mut tasks = Vec::with_capacity(connections);
     for index in 0..connections {
-        let channel = connect(&addresses[index % addresses.len()], timeout).await?;
         let share = bench.watchers / connections + usize::from(index < bench.watchers % connections);
+        let address = &addresses[index % addresses.len()];
+        let channel = match share {
+            1 => way_to(address, timeout)?,
+            _ => shared_way_to(address, timeout)?,
+        };
         let mut watchers = Vec::with_capacity(share);
         for number in 0..share {
             let starting = Watcher::start(channel.clone(), service);

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rollcall_proto::upgrade::Channel;
 use rollcall_proto::v1 as wire;
 use rollcall_proto::v1::discover_response::Answer;
 use rollcall_proto::v1::registry_client::RegistryClient;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use crate::exit::{Failure, Nature, failure_of};
 use crate::servers::ANSWER_BYTES_MAX;

@@ -24,7 +24,7 @@ use crate::command::Context;
 use crate::exit::{Failure, Nature, failure_of};
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
-use crate::servers::{connect, wire_write_options};
+use crate::servers::{way_to, wire_write_options};
 
 /// Weights a node goes through, so that each registration changes something.
 const WEIGHTS: u64 = 60_000;
@@ -118,7 +118,7 @@ async fn measure(
     let mut streams = Vec::with_capacity(lanes);
     for index in 0..lanes {
         let addresses = context.servers.addresses();
-        let channel = connect(&addresses[index % addresses.len()], timeout).await?;
+        let channel = way_to(&addresses[index % addresses.len()], timeout)?;
         streams.push((
             channel.clone(),
             SessionStream::open(channel, 1, timeout, &opening).await?,
@@ -250,7 +250,7 @@ async fn register_on_stream(
 }
 
 async fn register_by_calls(
-    channel: tonic::transport::Channel,
+    channel: rollcall_proto::upgrade::Channel,
     stream: SessionStream,
     lane: Lane,
     nodes: Nodes,

@@ -18,7 +18,7 @@ use crate::command::Context;
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
-use crate::servers::connect;
+use crate::servers::way_to;
 
 /// Streams on which sessions are opened that will do without.
 const OPENING_STREAMS: usize = 16;
@@ -87,7 +87,7 @@ async fn measure(
         let address = &addresses[index % addresses.len()];
         let share = bench.sessions / lanes + usize::from(index < bench.sessions % lanes);
         let opening = &opening;
-        async move { SessionStream::open(connect(address, timeout).await?, share, timeout, opening).await }
+        async move { SessionStream::open(way_to(address, timeout)?, share, timeout, opening).await }
     });
     let streams = tokio::select! {
         opened = futures_util::future::try_join_all(streams) => opened?,
@@ -139,8 +139,7 @@ async fn measure_datagrams(
         let share = bench.sessions / streams + usize::from(index < bench.sessions % streams);
         let opening = &opening;
         async move {
-            let stream =
-                SessionStream::open(connect(address, timeout).await?, share, timeout, opening).await?;
+            let stream = SessionStream::open(way_to(address, timeout)?, share, timeout, opening).await?;
             let sessions = stream.sessions().iter().cloned();
             Ok::<_, Failure>(sessions.map(|session| (address, session)).collect::<Vec<_>>())
         }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use rollcall_proto::upgrade::Channel;
 use rollcall_proto::v1 as wire;
 use rollcall_proto::v1::session_request::Request;
 use rollcall_proto::v1::session_response::Response;
@@ -12,7 +13,6 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use crate::exit::{Failure, Nature, failure_of};
 use crate::progress::Progress;

@@ -17,7 +17,7 @@ use super::thread::on_thread;
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
-use crate::servers::{connect, wire_write_options};
+use crate::servers::{way_to, wire_write_options};
 
 /// Calls under way at a time: enough for any server that keeps up.
 const IN_FLIGHT_MAX: usize = 4_096;
@@ -163,9 +163,9 @@ async fn serve(
 async fn open(settings: &PulseSettings) -> Result<(SessionStream, SessionStream), Failure> {
     let timeout = settings.timeout;
     let progress = Progress::silent();
-    let channel = connect(&settings.address, timeout).await?;
+    let channel = way_to(&settings.address, timeout)?;
     let renewing = SessionStream::open(channel, settings.sessions, timeout, &progress).await?;
-    let channel = connect(&settings.address, timeout).await?;
+    let channel = way_to(&settings.address, timeout)?;
     let registering = SessionStream::open(channel, 1, timeout, &progress).await?;
     Ok((renewing, registering))
 }

@@ -1,0 +1,304 @@
+//! What goes to the other side: a body onto a socket, as few writes as may be.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use http_body::Body;
+use tokio::io::AsyncWrite;
+use tokio::time::{Instant, Sleep};
+
+use super::{beat_frame, end_frame};
+
+/// What is ready is gathered up to so many bytes before it leaves.
+const GATHERED_BYTES: usize = 64 << 10;
+/// Parts of one write.
+const SLICES_MAX: usize = 16;
+/// Writes of one turn; then others have theirs.
+const WRITES_MAX: usize = 16;
+
+/// What a sender allows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// After so long without anything to say a sign of life is sent; `None`: never.
+    pub beat: Option<Duration>,
+    /// After so long in which the other side took nothing the connection counts as lost; `None`: never.
+    pub stall_max: Option<Duration>,
+}
+
+/// Sends a body and its end, and is done; the socket is flushed, not closed. Holds at most what is gathered for one write.
+///
+/// # Errors
+/// The connection is lost.
+#[derive(Debug)]
+pub struct Sending<B, W> {
+    body: B,
+    socket: W,
+    parts: VecDeque<Bytes>,
+    bytes: usize,
+    body_ended: bool,
+    limits: Limits,
+    /// When something last left; kept only for beats.
+    sent_at: Instant,
+    /// Since when the socket takes nothing.
+    stalled_since: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<B, W> Sending<B, W>
+where
+    B: Body<Data = Bytes> + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    /// `first` is sent before the body.
+    pub fn new(body: B, socket: W, first: Option<Bytes>, limits: Limits) -> Self {
+        let mut sending = Self {
+            body,
+            socket,
+            parts: VecDeque::new(),
+            bytes: 0,
+            body_ended: false,
+            limits,
+            sent_at: Instant::now(),
+            stalled_since: None,
+            timer: None,
+        };
+        if let Some(first) = first {
+            sending.push(first);
+        }
+        sending
+    }
+
+    fn push(&mut self, part: Bytes) {
+        if !part.is_empty() {
+            self.bytes += part.len();
+            self.parts.push_back(part);
+        }
+    }
+
+    /// Takes what is ready; whether there may be more at once.
+    fn gather(&mut self, cx: &mut Context<'_>) -> bool {
+        while !self.body_ended {
+            if self.bytes >= GATHERED_BYTES {
+                return true;
+            }
+            match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Pending => return false,
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => self.push(data),
+                    Err(frame) => self.end(&frame.into_trailers().unwrap_or_default()),
+                },
+                // A body that breaks has no status: its end says nothing, and is read as UNKNOWN.
+                Poll::Ready(Some(Err(_)) | None) => self.end(&Default::default()),
+            }
+        }
+        false
+    }
+
+    fn end(&mut self, trailers: &tonic::codegen::http::HeaderMap) {
+        self.body_ended = true;
+        self.push(end_frame(Some(trailers)));
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(part) = self.parts.front() {
+            let socket = Pin::new(&mut self.socket);
+            let written = if self.parts.len() == 1 {
+                socket.poll_write(cx, part)
+            } else {
+                let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+                let mut used = 0;
+                for (slice, part) in slices.iter_mut().zip(&self.parts) {
+                    *slice = IoSlice::new(part);
+                    used += 1;
+                }
+                socket.poll_write_vectored(cx, &slices[..used])
+            };
+            let mut written = ready!(written)?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.bytes -= written;
+            while let Some(part) = self.parts.front_mut()
+                && written > 0
+            {
+                let of_part = written.min(part.len());
+                part.advance(of_part);
+                written -= of_part;
+                if part.is_empty() {
+                    self.parts.pop_front();
+                }
+            }
+            self.stalled_since = None;
+            if self.limits.beat.is_some() {
+                self.sent_at = Instant::now();
+            }
+        }
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    /// Ready: the moment has come.
+    fn poll_until(&mut self, moment: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(moment)));
+        // Set anew only if it would come too late, or came too early: most of the time neither is so.
+        loop {
+            if timer.deadline() > moment {
+                timer.as_mut().reset(moment);
+            }
+            ready!(timer.as_mut().poll(cx));
+            if Instant::now() >= moment {
+                self.timer = None;
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(moment);
+        }
+    }
+
+    /// An error once the other side has taken nothing for too long.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let since = *self.stalled_since.get_or_insert_with(Instant::now);
+        let Some(stall_max) = self.limits.stall_max else {
+            return Poll::Pending;
+        };
+        ready!(self.poll_until(since + stall_max, cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<B, W> Future for Sending<B, W>
+where
+    B: Body<Data = Bytes> + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    type Output = io::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        for _ in 0..WRITES_MAX {
+            let more = this.gather(cx);
+            if this.poll_send(cx)?.is_pending() {
+                return this.poll_stalled(cx);
+            }
+            if this.body_ended {
+                return Poll::Ready(Ok(()));
+            }
+            if more {
+                continue;
+            }
+            let Some(beat) = this.limits.beat else {
+                return Poll::Pending;
+            };
+            ready!(this.poll_until(this.sent_at + beat, cx));
+            this.push(beat_frame());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body::Frame;
+    use tokio::io::AsyncReadExt;
+    use tokio::sync::mpsc;
+    use tonic::Status;
+    use tonic::codegen::http::HeaderMap;
+
+    use super::*;
+    use crate::upgrade::BEAT;
+
+    struct Fed(mpsc::Receiver<Frame<Bytes>>);
+
+    impl Body for Fed {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            self.0.poll_recv(cx).map(|frame| frame.map(Ok))
+        }
+    }
+
+    fn fed() -> (mpsc::Sender<Frame<Bytes>>, Fed) {
+        let (feed, fed) = mpsc::channel(256);
+        (feed, Fed(fed))
+    }
+
+    #[tokio::test]
+    async fn everything_arrives_in_its_order_and_then_the_end() {
+        let (feed, body) = fed();
+        let (mut reader, socket) = tokio::io::duplex(700);
+        let mut expected = b"first".to_vec();
+        for at in 0..100_u8 {
+            let part = vec![at; usize::from(at) * 20];
+            expected.extend_from_slice(&part);
+            feed.send(Frame::data(part.into())).await.unwrap();
+        }
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().unwrap());
+        expected.extend_from_slice(&end_frame(Some(&trailers)));
+        feed.send(Frame::trailers(trailers)).await.unwrap();
+        let sending = Sending::new(
+            body,
+            socket,
+            Some(Bytes::from_static(b"first")),
+            Limits::default(),
+        );
+        let sent = tokio::spawn(sending);
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).await.unwrap();
+        assert!(all == expected);
+        sent.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_filled_with_beats_and_only_silence() {
+        let (feed, body) = fed();
+        let (mut reader, socket) = tokio::io::duplex(700);
+        let limits = Limits {
+            beat: Some(Duration::from_secs(2)),
+            stall_max: None,
+        };
+        let began = Instant::now();
+        let sent = tokio::spawn(Sending::new(body, socket, None, limits));
+        for _ in 0..4 {
+            tokio::time::sleep(Duration::from_millis(1_500)).await;
+            feed.send(Frame::data(Bytes::from_static(b"m"))).await.unwrap();
+            assert_eq!(reader.read_u8().await.unwrap(), b'm');
+        }
+        for beats in 1..4 {
+            let mut beat = [0; 5];
+            reader.read_exact(&mut beat).await.unwrap();
+            assert_eq!(beat, [BEAT, 0, 0, 0, 0]);
+            assert_eq!(began.elapsed().as_secs(), 6 + beats * 2);
+        }
+        sent.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_is_given_up_and_holds_little() {
+        let (feed, body) = fed();
+        let (_reader, socket) = tokio::io::duplex(700);
+        let limits = Limits {
+            beat: None,
+            stall_max: Some(Duration::from_secs(30)),
+        };
+        let began = Instant::now();
+        let sent = tokio::spawn(Sending::new(body, socket, None, limits));
+        for _ in 0..200 {
+            feed.send(Frame::data(vec![0; 1_000].into())).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(29)).await;
+        assert!(feed.capacity() < 256 - 100, "what was not sent was not taken");
+        let lost = sent.await.unwrap().unwrap_err();
+        assert_eq!(lost.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(began.elapsed().as_secs(), 30);
+    }
+}
