@@ -19,6 +19,8 @@ use super::shown::Shown;
 
 /// Most services named while lagging; beyond, every subscription starts from state again.
 const OWED_MAX: usize = 4_096;
+/// Places that an empty queue keeps. What a stream once had to be told is no measure of what it will be.
+const SPARE_MAX: usize = 16;
 
 /// What may wait for one stream.
 #[derive(Clone, Copy, Debug)]
@@ -376,6 +378,9 @@ impl Backlog {
 
     fn pop(&mut self) -> Option<Item> {
         let item = self.queue.pop_front()?;
+        if self.queue.is_empty() && self.queue.capacity() > SPARE_MAX {
+            self.queue = VecDeque::new();
+        }
         match &item {
             Item::Change { change, .. } => self.subtract(1, change.frame.len(), 0),
             Item::Bookmark(_) => self.subtract(1, 0, 0),
@@ -408,6 +413,12 @@ impl Backlog {
             self.owed_set.clear();
             self.owes_all = true;
         }
+    }
+
+    /// Places of its queue, used or not.
+    #[cfg(test)]
+    pub(crate) fn places(&self) -> usize {
+        self.queue.capacity()
     }
 
     #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Encoded services and encoded changes, kept for the next reader.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::BuildHasher;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -9,7 +10,11 @@ use rollcall_core::ids::{Revision, ServiceKey};
 
 use super::frame;
 
-/// Encoded services. Bounded in bytes; when full, those not used for longest go, several at a time, so that a hit
+/// So many services are known to have been asked for once.
+const ASKED_MAX: usize = 8_192;
+
+/// Encoded services, kept from the second time on that somebody asks for a service: very many are asked for once, by
+/// their one watcher or by one who lists them all. Bounded in bytes; when full, those not used for longest go, several at a time, so that a hit
 /// costs no more than the look.
 pub(crate) struct ViewCache {
     bytes_max: usize,
@@ -19,6 +24,8 @@ pub(crate) struct ViewCache {
 #[derive(Default)]
 struct Views {
     by_key: HashMap<ServiceKey, View>,
+    /// Hashes of services that were asked for once and are not kept. Two of one hash do no harm.
+    asked: HashSet<u64>,
     clock: u64,
     bytes: usize,
 }
@@ -71,6 +78,9 @@ impl Views {
         {
             return;
         }
+        if !self.is_wanted(&service.key) {
+            return;
+        }
         self.drop_view(&service.key);
         self.clock += 1;
         self.bytes += bytes.len();
@@ -85,6 +95,19 @@ impl Views {
         if self.bytes > bytes_max {
             self.make_room(bytes_max - bytes_max / 8);
         }
+    }
+
+    /// Whether the service was asked for before; it is now.
+    fn is_wanted(&mut self, key: &ServiceKey) -> bool {
+        let hash = self.by_key.hasher().hash_one(key);
+        if self.by_key.contains_key(key) || self.asked.remove(&hash) {
+            return true;
+        }
+        if self.asked.len() >= ASKED_MAX {
+            self.asked.clear();
+        }
+        self.asked.insert(hash);
+        false
     }
 
     fn make_room(&mut self, bytes_wanted: usize) {
@@ -148,5 +171,120 @@ impl FrameCache {
             frames.bytes -= oldest.len();
         }
         bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rollcall_core::directory::{
+        Command, Directory, Expected, GroupSettings, Limits, Request, ServiceSettings,
+    };
+    use rollcall_core::ids::{LogIndex, LogPosition, RequestId, Term};
+
+    use super::*;
+
+    struct Ground {
+        directory: Directory,
+        index: u64,
+    }
+
+    impl Ground {
+        fn apply(&mut self, command: Command) {
+            self.index += 1;
+            let at = LogPosition {
+                term: Term(1),
+                index: LogIndex(self.index),
+            };
+            let id = RequestId(self.index.into());
+            self.directory.apply(at, &Request { id, command }).result.unwrap();
+        }
+
+        fn put(&mut self, number: usize, nodes_max: u32) {
+            let key = key(number);
+            let expected = Expected::Any;
+            let settings = ServiceSettings {
+                nodes_max,
+                ..ServiceSettings::default()
+            };
+            self.apply(Command::PutService {
+                key,
+                settings: Some(settings),
+                expected,
+            });
+        }
+
+        fn service(&self, number: usize) -> &Service {
+            self.directory.service(&key(number)).unwrap()
+        }
+    }
+
+    fn key(number: usize) -> ServiceKey {
+        ServiceKey {
+            group: "test".parse().unwrap(),
+            service: format!("service-{number}").parse().unwrap(),
+        }
+    }
+
+    fn ground(services: usize) -> Ground {
+        let mut ground = Ground {
+            directory: Directory::new(Limits::default()),
+            index: 0,
+        };
+        ground.apply(Command::PutGroup {
+            group: "test".parse().unwrap(),
+            settings: GroupSettings::default(),
+            expected: Expected::Any,
+        });
+        (0..services).for_each(|number| ground.put(number, 7));
+        ground
+    }
+
+    fn kept(cache: &ViewCache) -> (usize, usize) {
+        let views = cache.views.lock();
+        let bytes: usize = views.by_key.values().map(|view| view.bytes.len()).sum();
+        assert_eq!(views.bytes, bytes);
+        (views.by_key.len(), views.asked.len())
+    }
+
+    #[test]
+    fn what_is_asked_for_once_is_not_kept() {
+        let mut ground = ground(3);
+        let cache = ViewCache::new(1 << 20);
+        for number in 0..3 {
+            assert_eq!(
+                cache.view(ground.service(number)),
+                frame::view(ground.service(number))
+            );
+        }
+        assert_eq!(kept(&cache), (0, 3));
+        let again = cache.view(ground.service(1));
+        assert_eq!(kept(&cache), (1, 2));
+        assert_eq!(
+            cache.view(ground.service(1)).as_ptr(),
+            again.as_ptr(),
+            "it is shared"
+        );
+        // Who follows it wants it as it is now.
+        ground.put(1, 8);
+        let changed = cache.view(ground.service(1));
+        assert_eq!(changed, frame::view(ground.service(1)));
+        assert_ne!(changed, again);
+        assert_eq!(
+            cache.view(ground.service(1)).as_ptr(),
+            changed.as_ptr(),
+            "it is shared"
+        );
+        assert_eq!(kept(&cache), (1, 2));
+    }
+
+    #[test]
+    fn what_is_known_of_services_asked_for_once_is_bounded() {
+        let ground = ground(3);
+        let cache = ViewCache::new(1 << 20);
+        cache.views.lock().asked = (0..ASKED_MAX as u64 - 1).collect();
+        cache.view(ground.service(0));
+        assert_eq!(kept(&cache), (0, ASKED_MAX));
+        cache.view(ground.service(1));
+        assert_eq!(kept(&cache), (0, 1));
     }
 }

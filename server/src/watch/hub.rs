@@ -968,8 +968,9 @@ impl Inner {
             directory: subscription.directory,
             ..started
         }));
-        state.registrations.add(&subscription.target, stream);
-        backlog.subscriptions.insert(subscription.id, subscription.target);
+        let target = shown.sharing(subscription.target);
+        state.registrations.add(&target, stream);
+        backlog.subscriptions.insert(subscription.id, target);
         self.metrics.subscriptions.inc();
         Ok(())
     }

@@ -466,6 +466,40 @@ impl Client {
     }
 }
 
+/// Very many subscriptions in one stream cost little: no names of their own where the directory has them, and no room
+/// for what was said once.
+#[test]
+fn a_subscription_keeps_next_to_nothing() {
+    let mut world = World::new(WatchConfig::default(), 100);
+    for number in 0..200 {
+        world.put(&key("a", &format!("service-{number}")), "node", 1);
+    }
+    let mut client = world.open();
+    for number in 0..201 {
+        let target = Target::Service(key("a", &format!("service-{number}")));
+        client.follow(follow(number + 1, target));
+    }
+    let places = |client: &Client| client.handle.shared.backlog.lock().places();
+    assert!(places(&client) >= 400, "a list and a start for each");
+    client.read_all();
+    let count = |what: &str| client.log.iter().filter(|said| **said == what).count();
+    assert_eq!((count("snapshot"), count("current")), (200, 201));
+    assert!(places(&client) <= 16, "{}", places(&client));
+    let directory = world.directory.read();
+    let backlog = client.handle.shared.backlog.lock();
+    for target in backlog.subscriptions.values() {
+        let Target::Service(followed) = target else {
+            panic!("services are followed");
+        };
+        let group = directory.group(&followed.group).unwrap();
+        assert_eq!(followed.group.as_str().as_ptr(), group.name.as_str().as_ptr());
+        if let Some(service) = directory.service(followed) {
+            let known = service.key.service.as_str();
+            assert_eq!(followed.service.as_str().as_ptr(), known.as_ptr());
+        }
+    }
+}
+
 #[tokio::test]
 async fn state_comes_first_then_changes() {
     let mut world = World::new(small(), 100);

@@ -3,7 +3,6 @@
 //! A service is followed at the hub of its group's mode, a prefix at both. Each message comes from one hub and says
 //! which, since their revisions count different things. Order holds within a hub, never across.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -200,28 +199,25 @@ impl PairedHandle {
 
     /// Bounds that hold for both halves together. Subscriptions come from one task, so none comes in between.
     fn check(&self, id: u64) -> Result<(), SubscribeError> {
-        let cp: BTreeSet<u64> = self
-            .cp
-            .shared
-            .backlog
-            .lock()
-            .subscriptions
-            .keys()
-            .copied()
-            .collect();
+        let (known, of_cp) = {
+            let backlog = self.cp.shared.backlog.lock();
+            let subscriptions = &backlog.subscriptions;
+            (subscriptions.contains_key(&id), subscriptions.len())
+        };
         let backlog = self.ap.shared.backlog.lock();
-        let services = backlog
-            .subscriptions
-            .values()
-            .filter(|target| matches!(target, Target::Service(_)));
         let subscriptions_max = self.cp.hub.limits().subscriptions_max;
-        if cp.contains(&id) || backlog.subscriptions.contains_key(&id) {
-            Err(SubscribeError::Duplicate { id })
-        } else if cp.len() + services.count() >= subscriptions_max {
-            Err(SubscribeError::TooMany { subscriptions_max })
-        } else {
-            Ok(())
+        if known || backlog.subscriptions.contains_key(&id) {
+            return Err(SubscribeError::Duplicate { id });
         }
+        // Those to prefixes are in both. They are counted only where it matters: this is asked for each subscription.
+        if of_cp + backlog.subscriptions.len() >= subscriptions_max {
+            let of_ap = backlog.subscriptions.values();
+            let services = of_ap.filter(|target| matches!(target, Target::Service(_)));
+            if of_cp + services.count() >= subscriptions_max {
+                return Err(SubscribeError::TooMany { subscriptions_max });
+            }
+        }
+        Ok(())
     }
 
     fn settle_moves(&self) {

@@ -1,11 +1,16 @@
 //! Who follows what: found by the changed service, never by asking every subscription.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 use std::sync::Arc;
 
 use rollcall_core::ids::{GroupName, ServiceKey};
 
 use super::stream::Shared;
+
+/// Room for so many targets is never given back.
+const SPARE_MIN: usize = 1_024;
 
 /// What a subscription follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,8 +44,85 @@ struct Follower {
     subscriptions: u32,
 }
 
-/// Streams by id, so that a change meets them in a fixed order.
-type Followers = BTreeMap<u64, Follower>;
+/// The streams that follow one target. Most services have few followers on one server, many have one: a tree for that
+/// would take twenty times as much.
+enum Followers {
+    One(Follower),
+    /// By id, so that a change meets them in a fixed order.
+    #[allow(clippy::box_collection, reason = "the usual case is to be small")]
+    Many(Box<BTreeMap<u64, Follower>>),
+}
+
+impl Followers {
+    fn of(stream: &Arc<Shared>) -> Self {
+        Self::One(Follower {
+            stream: stream.clone(),
+            subscriptions: 1,
+        })
+    }
+
+    /// In the order of their ids.
+    fn iter(&self) -> impl Iterator<Item = &Follower> {
+        let (one, many) = match self {
+            Self::One(follower) => (Some(follower), None),
+            Self::Many(followers) => (None, Some(followers.values())),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+
+    fn contains(&self, stream: u64) -> bool {
+        match self {
+            Self::One(follower) => follower.stream.id == stream,
+            Self::Many(followers) => followers.contains_key(&stream),
+        }
+    }
+
+    /// With one more subscription of this stream.
+    fn with(self, stream: &Arc<Shared>) -> Self {
+        let mut followers = match self {
+            Self::One(mut follower) if follower.stream.id == stream.id => {
+                follower.subscriptions += 1;
+                return Self::One(follower);
+            }
+            Self::One(follower) => Box::new(BTreeMap::from([(follower.stream.id, follower)])),
+            Self::Many(followers) => followers,
+        };
+        match followers.entry(stream.id) {
+            Entry::Occupied(follower) => follower.into_mut().subscriptions += 1,
+            Entry::Vacant(place) => {
+                _ = place.insert(Follower {
+                    stream: stream.clone(),
+                    subscriptions: 1,
+                });
+            }
+        }
+        Self::Many(followers)
+    }
+
+    /// With one subscription of this stream less. `None`: none is left.
+    fn without(self, stream: u64) -> Option<Self> {
+        match self {
+            Self::One(mut follower) => {
+                if follower.stream.id == stream {
+                    follower.subscriptions -= 1;
+                }
+                (follower.subscriptions > 0).then_some(Self::One(follower))
+            }
+            Self::Many(mut followers) => {
+                if let Entry::Occupied(mut follower) = followers.entry(stream) {
+                    follower.get_mut().subscriptions -= 1;
+                    if follower.get().subscriptions == 0 {
+                        follower.remove();
+                    }
+                }
+                match followers.len() {
+                    1 => followers.pop_first().map(|(_, last)| Self::One(last)),
+                    _ => Some(Self::Many(followers)),
+                }
+            }
+        }
+    }
+}
 
 /// Streams by what they follow.
 #[derive(Default)]
@@ -51,17 +133,10 @@ pub(crate) struct Registrations {
 
 impl Registrations {
     pub(crate) fn add(&mut self, target: &Target, stream: &Arc<Shared>) {
-        let followers = match target {
-            Target::Service(key) => self.services.entry(key.clone()).or_default(),
-            Target::Prefix(prefix) => self.prefixes.entry(prefix.clone()).or_default(),
-        };
-        followers
-            .entry(stream.id)
-            .or_insert_with(|| Follower {
-                stream: stream.clone(),
-                subscriptions: 0,
-            })
-            .subscriptions += 1;
+        match target {
+            Target::Service(key) => add_to(&mut self.services, key, stream),
+            Target::Prefix(prefix) => add_to(&mut self.prefixes, prefix, stream),
+        }
     }
 
     pub(crate) fn remove(&mut self, target: &Target, stream: u64) {
@@ -87,14 +162,13 @@ impl Registrations {
 
     /// Whether the stream follows the service already.
     pub(crate) fn covers(&self, key: &ServiceKey, stream: u64) -> bool {
-        self.followers(key)
-            .any(|followers| followers.contains_key(&stream))
+        self.followers(key).any(|followers| followers.contains(stream))
     }
 
     /// The streams that follow the service; one that does so in two ways comes twice.
     pub(crate) fn streams<'a>(&'a self, key: &'a ServiceKey) -> impl Iterator<Item = &'a Arc<Shared>> {
         self.followers(key)
-            .flat_map(|followers| followers.values().map(|follower| &follower.stream))
+            .flat_map(|followers| followers.iter().map(|follower| &follower.stream))
     }
 
     fn followers<'a>(&'a self, key: &'a ServiceKey) -> impl Iterator<Item = &'a Followers> {
@@ -106,25 +180,25 @@ impl Registrations {
 fn streams_of(followers: &Followers) -> impl Iterator<Item = (u64, Arc<Shared>)> {
     followers
         .iter()
-        .map(|(id, follower)| (*id, follower.stream.clone()))
+        .map(|follower| (follower.stream.id, follower.stream.clone()))
 }
 
-fn remove_from<K: std::hash::Hash + Eq + Clone>(
-    targets: &mut HashMap<K, Followers>,
-    target: &K,
-    stream: u64,
-) {
-    let Some(followers) = targets.get_mut(target) else {
+fn add_to<K: Hash + Eq + Clone>(targets: &mut HashMap<K, Followers>, target: &K, stream: &Arc<Shared>) {
+    let (known, followers) = match targets.remove_entry(target) {
+        Some((known, followers)) => (known, followers.with(stream)),
+        None => (target.clone(), Followers::of(stream)),
+    };
+    targets.insert(known, followers);
+}
+
+fn remove_from<K: Hash + Eq + Clone>(targets: &mut HashMap<K, Followers>, target: &K, stream: u64) {
+    let Some((known, followers)) = targets.remove_entry(target) else {
         return;
     };
-    if let Some(follower) = followers.get_mut(&stream) {
-        follower.subscriptions -= 1;
-        if follower.subscriptions == 0 {
-            followers.remove(&stream);
-        }
-    }
-    if followers.is_empty() {
-        targets.remove(target);
+    if let Some(left) = followers.without(stream) {
+        targets.insert(known, left);
+    } else if targets.capacity() > SPARE_MIN && targets.capacity() / 8 > targets.len() {
+        targets.shrink_to(targets.len() * 2);
     }
 }
 
@@ -137,7 +211,82 @@ fn prefixes(group: &GroupName) -> impl Iterator<Item = &str> {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::backlog::{Backlog, Bounds};
     use super::*;
+
+    fn stream(id: u64) -> Arc<Shared> {
+        let bounds = Bounds { frames: 1, bytes: 1 };
+        let backlog = Backlog::new(bounds, Arc::default());
+        Arc::new(Shared::new(id, String::new(), backlog, CancellationToken::new()))
+    }
+
+    /// Whoever comes and goes, and however often: each stream is met once, in the order of their ids, until its last
+    /// subscription went; and what nobody follows leaves nothing behind.
+    #[test]
+    fn followers_are_those_who_came_and_did_not_go() {
+        let streams: Vec<_> = (0..4).map(stream).collect();
+        let group: GroupName = "a".parse().unwrap();
+        let key = |service: &str| ServiceKey {
+            group: group.clone(),
+            service: service.parse().unwrap(),
+        };
+        let targets = [
+            Target::Service(key("one")),
+            Target::Service(key("other")),
+            Target::Prefix("a".into()),
+        ];
+        let mut registrations = Registrations::default();
+        let mut model: BTreeMap<(usize, u64), u32> = BTreeMap::new();
+        let mut seed = 1_u64;
+        for step in 0..4_000 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let (target, id) = ((seed >> 33) as usize % 3, (seed >> 40) % 4);
+            // Now more come, now more go.
+            if (seed >> 50) % 8 < 3 + step / 1_000 % 2 * 2 {
+                registrations.add(&targets[target], &streams[id as usize]);
+                *model.entry((target, id)).or_default() += 1;
+            } else {
+                registrations.remove(&targets[target], id);
+                if let Some(count) = model.get_mut(&(target, id)) {
+                    *count -= 1;
+                }
+                model.retain(|_, count| *count > 0);
+            }
+            let of = |wanted: usize| model.keys().filter(move |(target, _)| *target == wanted);
+            for (target, name) in [(0, "one"), (1, "other")] {
+                let expected: Vec<u64> = of(target).chain(of(2)).map(|(_, id)| *id).collect();
+                let key = key(name);
+                let met: Vec<u64> = registrations.streams(&key).map(|stream| stream.id).collect();
+                assert_eq!(met, expected, "step {step}");
+                for id in 0..4 {
+                    assert_eq!(registrations.covers(&key, id), expected.contains(&id));
+                }
+            }
+            let services = [0, 1].iter().filter(|target| of(**target).next().is_some());
+            assert_eq!(registrations.services.len(), services.count());
+            assert_eq!(registrations.prefixes.len(), usize::from(of(2).next().is_some()));
+            let by_group: Vec<u64> = registrations.of_prefixes(&group).into_keys().collect();
+            assert!(by_group.iter().eq(of(2).map(|(_, id)| id)));
+        }
+        drop(registrations);
+        assert!(streams.iter().all(|stream| Arc::strong_count(stream) == 1));
+    }
+
+    #[test]
+    fn room_for_many_targets_is_given_back() {
+        let stream = stream(1);
+        let mut registrations = Registrations::default();
+        let target = |number: usize| Target::Prefix(format!("group-{number}"));
+        for number in 0..20_000 {
+            registrations.add(&target(number), &stream);
+        }
+        for number in 0..20_000 {
+            registrations.remove(&target(number), 1);
+        }
+        assert!(registrations.prefixes.capacity() <= 2 * SPARE_MIN);
+    }
 
     #[test]
     fn a_group_lies_within_each_of_its_leading_paths() {

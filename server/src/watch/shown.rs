@@ -60,6 +60,21 @@ impl<'a> Shown<'a> {
         self.directory.service(key)
     }
 
+    /// The same target, named by the texts that the directory has anyway.
+    pub(crate) fn sharing(&self, target: Target) -> Target {
+        let Target::Service(key) = target else {
+            return target;
+        };
+        let Some(group) = self.directory.group(&key.group) else {
+            return Target::Service(key);
+        };
+        let service = group.services.get(&key.service);
+        Target::Service(ServiceKey {
+            group: group.name.clone(),
+            service: service.map_or(key.service, |service| service.key.service.clone()),
+        })
+    }
+
     /// The services of a target that exist, in the order of their keys.
     pub(crate) fn services(&self, target: &'a Target) -> Box<dyn Iterator<Item = &'a Arc<Service>> + 'a> {
         let mode = self.mode;
