@@ -214,7 +214,7 @@ impl Doors {
             let directory = directory.read();
             let service = directory.service(&key.service);
             let node = service.and_then(|service| service.nodes.get(&key.node));
-            node.is_some_and(|node| node.session.is_none())
+            node.is_some_and(|node| node.session().is_none())
         })
     }
 

@@ -84,7 +84,7 @@ pub(crate) fn node(view: NodeView<'_>) -> v1::Node {
         registration,
         kind,
         state,
-        session,
+        owner,
         incarnation,
         created,
         modified,
@@ -101,7 +101,7 @@ pub(crate) fn node(view: NodeView<'_>) -> v1::Node {
         incarnation: incarnation.0,
         created_revision: created.0,
         modified_revision: modified.0,
-        session: session.map_or(0, |session| session.0),
+        session: owner.session().map_or(0, |session| session.0),
         r#override: view.over.map(node_override),
         origin: String::new(),
     }

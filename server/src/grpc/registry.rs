@@ -435,12 +435,12 @@ impl Doors {
                 ..Default::default()
             });
         };
-        let deadline = match view.node.session {
+        let deadline = match view.node.session() {
             Some(session) if in_view => self.reader.ap().deadlines(&[session]).pop(),
             Some(session) => sessions::deadlines(&self.reader, vec![session]).await.pop(),
             None => None,
         };
-        let judge = match view.node.session {
+        let judge = match view.node.session() {
             Some(session) if in_view => self.reader.ap().session(session).map(|record| record.holder),
             Some(_) | None => None,
         };
@@ -534,7 +534,7 @@ fn why_listed(
         "registered at revision {}, incarnation {}, last changed at revision {}",
         node.created, node.incarnation, node.modified
     )];
-    match node.session {
+    match node.session() {
         Some(session) if lapses_in_ms > 0 => {
             reasons.push(format!(
                 "lives with session {session}, which lapses in {lapses_in_ms} ms without a heartbeat"

@@ -52,9 +52,9 @@ pub(crate) fn change(change: &ServiceChange, revision: Revision) -> Bytes {
         sign: Some(convert::sign(change.sign)),
         put,
         removed,
-        settings: change.settings.as_ref().map(convert::service_settings),
+        settings: change.settings.as_deref().map(convert::service_settings),
         created: change.fate == ServiceFate::Created,
-        guard: change.guard.as_ref().map(convert::guard_status),
+        guard: change.guard.as_deref().map(convert::guard_status),
         parts_after: 0,
     }))
 }

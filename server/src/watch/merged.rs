@@ -76,7 +76,9 @@ impl Pending {
         if newer.settings.is_some() {
             self.change.settings.clone_from(&newer.settings);
         }
-        self.change.guard = newer.guard.or(self.change.guard);
+        if newer.guard.is_some() {
+            self.change.guard.clone_from(&newer.guard);
+        }
         self.add_nodes(newer);
     }
 

@@ -105,11 +105,11 @@ fn records_of(from: &Directory, group: &GroupName, stamp: Stamp) -> Vec<Record> 
             node: id.clone(),
         };
         for (id, node) in &service.nodes {
-            owners.extend(node.session);
+            owners.extend(node.session());
             let value = NodeValue {
                 registration: node.registration.clone(),
                 kind: node.kind,
-                session: node.session,
+                session: node.session(),
                 incarnation: node.incarnation,
             };
             records.push((Key::Node(key(id)), Value::Node(Some(Box::new(value)))));

@@ -144,7 +144,7 @@ impl Moved {
 }
 
 fn shows(said: &Listed, node: &Node) -> bool {
-    said.state == node.state && said.session == node.session && said.registration == node.registration
+    said.state == node.state && said.session == node.session() && said.registration == node.registration
 }
 
 /// Sessions that are held now. Those that had lapsed bring back also what the guard had let go: whoever is heard from

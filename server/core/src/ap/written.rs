@@ -129,7 +129,7 @@ impl Replica {
                 let said = NodeValue {
                     registration: node.registration.clone(),
                     kind: node.kind,
-                    session: node.session,
+                    session: node.session(),
                     incarnation: node.incarnation,
                 };
                 (known != Some(&said)).then(|| Value::Node(Some(Box::new(said))))

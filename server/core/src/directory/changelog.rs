@@ -169,7 +169,7 @@ fn weight(changes: &RevisionChanges) -> usize {
         + 64 * changes.groups.len()
         + changes
             .storm
-            .as_ref()
+            .as_deref()
             .map_or(0, |(_, record)| 192 + record.author.len() + record.reason.len())
 }
 

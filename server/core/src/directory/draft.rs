@@ -22,7 +22,7 @@ pub(super) struct Draft {
     pub(super) guards: BTreeMap<ServiceKey, GuardDraft>,
     pub(super) groups: BTreeMap<GroupName, bool>,
     pub(super) overrides: Vec<(NodeKey, Option<Arc<Override>>)>,
-    pub(super) storm: Option<(Scope, Record)>,
+    pub(super) storm: Option<Box<(Scope, Record)>>,
 }
 
 /// The changes of one service in it.
@@ -30,10 +30,10 @@ pub(super) struct Draft {
 pub(super) struct ServiceDraft {
     pub(super) fate: ServiceFate,
     pub(super) sign: Sign,
-    pub(super) settings: Option<ServiceSettings>,
+    pub(super) settings: Option<Box<ServiceSettings>>,
     /// In the order of the writes; of one node the last counts.
     pub(super) nodes: Vec<NodeChange>,
-    pub(super) guard: Option<GuardStatus>,
+    pub(super) guard: Option<Box<GuardStatus>>,
 }
 
 /// What became of a service's removal guard in it.
@@ -71,6 +71,14 @@ impl Draft {
             overrides: Vec::new(),
             storm: None,
         }
+    }
+
+    /// Most revisions tell of one session or of none, and very many are kept.
+    pub(super) fn note_session(&mut self, change: SessionChange) {
+        if self.sessions.is_empty() {
+            self.sessions.reserve_exact(1);
+        }
+        self.sessions.push(change);
     }
 
     /// A service was written: whether its guard has something new to say.

@@ -108,7 +108,7 @@ impl Directory {
                 service: key.clone(),
                 node: id.clone(),
             };
-            if let Some(owner) = self.node(&node).and_then(|node| node.session) {
+            if let Some(owner) = self.node(&node).and_then(|node| node.session()) {
                 self.sessions.take_node(owner, key, id);
                 self.end_if_spent(draft, owner);
             }

@@ -58,7 +58,7 @@ pub(crate) struct Listed {
 
 impl Listed {
     fn is_shown_by(&self, node: &Node) -> bool {
-        node.session == self.session
+        node.session() == self.session
             && node.state == self.state
             && node.kind == self.kind
             && node.incarnation == self.incarnation
@@ -99,7 +99,7 @@ impl Directory {
         }
         for (session, cause) in imposition.ended {
             if self.sessions.remove(session, &mut self.digest).is_some() {
-                draft.sessions.push(SessionChange::Ended { session, cause });
+                draft.note_session(SessionChange::Ended { session, cause });
             }
         }
         for (key, over) in imposition.overrides {
@@ -123,7 +123,7 @@ impl Directory {
             };
             self.sessions.insert(session, &mut self.digest);
             let ttl_ms = imposed.ttl_ms;
-            draft.sessions.push(match lapsed {
+            draft.note_session(match lapsed {
                 None => SessionChange::Opened { session: id, ttl_ms },
                 Some(_) => SessionChange::Lapsed { session: id, held: 0 },
             });
@@ -133,7 +133,7 @@ impl Directory {
             return;
         }
         let held = before.nodes.len();
-        draft.sessions.push(match lapsed {
+        draft.note_session(match lapsed {
             None => SessionChange::Revived {
                 session: id,
                 ttl_ms: imposed.ttl_ms,
@@ -176,7 +176,7 @@ impl Directory {
         } in nodes
         {
             let before = service.nodes.get(&node_key.node);
-            let owner_before = before.and_then(|before| before.session);
+            let owner_before = before.and_then(|before| before.session());
             let owner = match &listed {
                 Ok(listed) => listed.session,
                 Err(_) => None,
@@ -200,7 +200,7 @@ impl Directory {
                         registration: listed.registration,
                         kind: listed.kind,
                         state: listed.state,
-                        session: listed.session,
+                        owner: listed.session.into(),
                         incarnation: listed.incarnation,
                         created: same.map_or(draft.revision, |before| before.created),
                         modified: draft.revision,

@@ -55,7 +55,7 @@ pub use outcome::{
 };
 pub use owned::OwnedNodes;
 pub use record::{
-    Address, Group, GroupMode, GroupSettings, Move, Node, NodeKind, NodeState, Override, Registration,
+    Address, Group, GroupMode, GroupSettings, Move, Node, NodeKind, NodeState, Override, Owner, Registration,
     Service, ServiceSettings, Session, WEIGHT_DEFAULT,
 };
 pub use sign::Sign;

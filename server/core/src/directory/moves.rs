@@ -93,7 +93,7 @@ impl Directory {
             }
             self.sessions.write(id, &mut self.digest, |session| {
                 session.last_renewal = heard;
-                draft.sessions.push(SessionChange::Revived {
+                draft.note_session(SessionChange::Revived {
                     session: id,
                     ttl_ms: session.ttl_ms,
                     held: 0,
@@ -144,7 +144,7 @@ impl Directory {
                 continue;
             };
             for (id, node) in &service.nodes {
-                if let Some(owner) = node.session {
+                if let Some(owner) = node.session() {
                     self.sessions.take_node(owner, &key, id);
                     self.end_if_spent(draft, owner);
                 }
@@ -189,7 +189,7 @@ impl Directory {
                 },
                 registration: node.registration.clone(),
                 kind: node.kind,
-                session: node.session,
+                session: node.session(),
                 incarnation: node.incarnation,
                 state: node.state,
             })

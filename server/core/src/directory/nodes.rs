@@ -108,18 +108,18 @@ impl Directory {
             service_plan.create = Some(settings.clone());
         }
         if let Some(before) = before
-            && before.session == owner
+            && before.session() == owner
             && before.kind == kind
             && before.state == registration.state
             && before.registration == *registration
         {
             return Ok(());
         }
-        if owner.is_some() && before.is_none_or(|before| before.session != owner) {
+        if owner.is_some() && before.is_none_or(|before| before.session() != owner) {
             plan.gained += 1;
         }
         service_plan.joining += usize::from(before.is_none());
-        let owner_before = before.and_then(|before| before.session);
+        let owner_before = before.and_then(|before| before.session());
         let node = self.registered(
             registration,
             kind,
@@ -142,7 +142,7 @@ impl Directory {
     ) -> Node {
         let revision = self.revision.next();
         let (incarnation, created) = match before {
-            Some(before) if before.session == owner => (before.incarnation, before.created),
+            Some(before) if before.session() == owner => (before.incarnation, before.created),
             Some(before) => (Incarnation(before.incarnation.0 + 1), revision),
             None => {
                 let next = match service {
@@ -156,7 +156,7 @@ impl Directory {
             registration: registration.clone(),
             kind,
             state: registration.state,
-            session: owner,
+            owner: owner.into(),
             incarnation,
             created,
             modified: revision,
@@ -221,7 +221,7 @@ impl Directory {
 
     /// The nodes of one service leave the sessions that own them, and go to those that will.
     fn move_ownership(&mut self, draft: &mut Draft, key: &ServiceKey, puts: &[NodePut]) {
-        let moving = |put: &&NodePut| put.owner_before != put.node.session;
+        let moving = |put: &&NodePut| put.owner_before != put.node.session();
         for put in puts.iter().filter(moving) {
             let from = put.owner_before.filter(|_| !planted(Mutant::TakeoverForgotten));
             if let Some(from) = from {
@@ -230,8 +230,8 @@ impl Directory {
             }
         }
         // All nodes of a batch that have an owner have the same.
-        for part in puts.chunk_by(|one, next| one.node.session == next.node.session) {
-            if let Some(to) = part[0].node.session {
+        for part in puts.chunk_by(|one, next| one.node.owner == next.node.owner) {
+            if let Some(to) = part[0].node.session() {
                 let gained = part.iter().filter(moving);
                 let ids = gained.map(|put| &put.node.registration.id);
                 self.sessions.give_nodes(to, key, ids);
@@ -330,7 +330,7 @@ impl Directory {
             let Some(node) = node else { continue };
             check_owner(session, node, key)?;
             plan.of(&key.service).push(key.node.clone());
-            lost.extend(node.session.map(|owner| (owner, key)));
+            lost.extend(node.session().map(|owner| (owner, key)));
         }
         let mut draft = self.draft();
         self.note_life(&mut draft, at, session);
@@ -367,7 +367,7 @@ fn owner_of(kind: NodeKind, session: Option<SessionId>) -> Result<Option<Session
 /// A session speaks for its own nodes, and for those that belong to nobody: who registered them is not kept. Without a
 /// session it is an operator's word, about any node.
 fn check_owner(session: Option<SessionId>, node: &Node, key: &NodeKey) -> Result<(), Refusal> {
-    match (session, node.session) {
+    match (session, node.session()) {
         (Some(by), Some(owner)) if by != owner => Err(Refusal::NotOwner { key: key.clone() }),
         (Some(_) | None, _) => Ok(()),
     }

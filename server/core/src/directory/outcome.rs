@@ -151,7 +151,7 @@ pub struct Applied {
     pub changes: Option<Arc<RevisionChanges>>,
 }
 
-/// Everything that one revision changed.
+/// Everything that one revision changed. Ten thousand of them are kept, so what is rare has no room of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RevisionChanges {
     /// Which.
@@ -170,7 +170,7 @@ pub struct RevisionChanges {
     /// Overrides with a ttl that came (with it) or overrides that went (`None`).
     pub overrides: Vec<(NodeKey, Option<Arc<Override>>)>,
     /// The switch of a scope that was set, and how.
-    pub storm: Option<(Scope, Record)>,
+    pub storm: Option<Box<(Scope, Record)>>,
 }
 
 /// What one revision changed in one service.
@@ -183,12 +183,12 @@ pub struct ServiceChange {
     /// Its sign afterwards.
     pub sign: Sign,
     /// Its settings, if they changed.
-    pub settings: Option<ServiceSettings>,
+    pub settings: Option<Box<ServiceSettings>>,
     /// Its nodes that changed, in the order of their ids.
     pub nodes: Vec<NodeChange>,
     /// What its removal guard says, if that is something else than before, be it only another count. If it is
     /// idle, it has nothing to say any more.
-    pub guard: Option<GuardStatus>,
+    pub guard: Option<Box<GuardStatus>>,
 }
 
 /// What happened to a service as such.

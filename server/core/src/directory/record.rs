@@ -1,9 +1,11 @@
 //! What the directory keeps: groups, services, nodes in two layers, sessions.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::addresses::Addresses;
 use super::labels::Labels;
@@ -122,6 +124,42 @@ pub struct Override {
     pub set_at: Revision,
 }
 
+/// The session that a node lives with, if it lives with one. There are very many nodes: this takes half of what an option
+/// would.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owner(Option<NonZeroU64>);
+
+impl Owner {
+    /// Which session.
+    #[must_use]
+    pub fn session(self) -> Option<SessionId> {
+        self.0.map(|session| SessionId(session.get()))
+    }
+}
+
+impl From<Option<SessionId>> for Owner {
+    fn from(session: Option<SessionId>) -> Self {
+        Self(session.and_then(|session| NonZeroU64::new(session.0)))
+    }
+}
+
+/// As the option it stands for.
+impl Serialize for Owner {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.session().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Owner {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let session = Option::<SessionId>::deserialize(deserializer)?;
+        if session == Some(SessionId(0)) {
+            return Err(D::Error::custom("0 is no session"));
+        }
+        Ok(session.into())
+    }
+}
+
 /// A node of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
@@ -132,13 +170,22 @@ pub struct Node {
     /// What is known of its health.
     pub state: NodeState,
     /// The session it lives with.
-    pub session: Option<SessionId>,
+    #[serde(rename = "session")]
+    pub owner: Owner,
     /// Grows with each new registration of the id, also across removals.
     pub incarnation: Incarnation,
     /// Revision of this incarnation's registration.
     pub created: Revision,
     /// Revision of its last change, overrides included.
     pub modified: Revision,
+}
+
+impl Node {
+    /// The session it lives with.
+    #[must_use]
+    pub fn session(&self) -> Option<SessionId> {
+        self.owner.session()
+    }
 }
 
 /// A service's settings. Room for storm, routing and balancing comes with them.
@@ -267,4 +314,33 @@ pub struct Session {
     pub lapsed: Option<Revision>,
     /// The nodes it owns. All of them are suspects if it lapsed, none if not.
     pub nodes: OwnedNodes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_is_written_as_the_option_it_stands_for() {
+        for session in [
+            None,
+            Some(SessionId(1)),
+            Some(SessionId(SessionId::GOSSIPED | 300)),
+        ] {
+            let owner = Owner::from(session);
+            assert_eq!(owner.session(), session);
+            let bytes = postcard::to_allocvec(&session).unwrap();
+            assert_eq!(postcard::to_allocvec(&owner).unwrap(), bytes);
+            assert_eq!(postcard::from_bytes::<Owner>(&bytes).unwrap(), owner);
+        }
+        assert_eq!(Owner::from(Some(SessionId(0))).session(), None);
+        let nobody = postcard::to_allocvec(&Some(SessionId(0))).unwrap();
+        assert!(postcard::from_bytes::<Owner>(&nobody).is_err());
+    }
+
+    /// With its counts a node just fits into a piece of memory of 128 bytes; the next size is 160.
+    #[test]
+    fn a_node_is_small() {
+        assert!(size_of::<Node>() + 2 * size_of::<usize>() <= 128);
+    }
 }

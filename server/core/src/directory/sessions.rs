@@ -46,7 +46,7 @@ impl Directory {
             nodes: OwnedNodes::default(),
         };
         self.sessions.insert(session, &mut self.digest);
-        draft.sessions.push(SessionChange::Opened { session: id, ttl_ms });
+        draft.note_session(SessionChange::Opened { session: id, ttl_ms });
         Ok(Effect {
             session: Some(id),
             ..Effect::of(draft)
@@ -118,7 +118,7 @@ impl Directory {
                 left = session.nodes.len();
             });
             if left > 0 {
-                draft.sessions.push(SessionChange::Lapsed {
+                draft.note_session(SessionChange::Lapsed {
                     session: *id,
                     held: left,
                 });
@@ -176,7 +176,7 @@ impl Directory {
             self.sessions.write(*id, &mut self.digest, |session| {
                 session.lapsed = None;
                 session.last_renewal = at.index;
-                draft.sessions.push(SessionChange::Revived {
+                draft.note_session(SessionChange::Revived {
                     session: *id,
                     ttl_ms: session.ttl_ms,
                     held: session.nodes.len(),
@@ -190,7 +190,7 @@ impl Directory {
         let spent = |session: &Arc<Session>| session.lapsed.is_some() && session.nodes.is_empty();
         if self.session(id).is_some_and(spent) && self.sessions.remove(id, &mut self.digest).is_some() {
             let cause = RemovalCause::Expired;
-            draft.sessions.push(SessionChange::Ended { session: id, cause });
+            draft.note_session(SessionChange::Ended { session: id, cause });
         }
     }
 
@@ -200,7 +200,7 @@ impl Directory {
             self.sessions
                 .remove(*id, &mut self.digest)
                 .expect("the session was found before");
-            draft.sessions.push(SessionChange::Ended { session: *id, cause });
+            draft.note_session(SessionChange::Ended { session: *id, cause });
         }
         self.remove_nodes(draft, nodes, cause);
     }

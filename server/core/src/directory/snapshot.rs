@@ -331,7 +331,7 @@ impl Directory {
             let (shown, hash) = digest::of_node(key, node, over);
             sign = sign.plus(shown);
             self.digest.add(hash);
-            let Some(owner) = node.session else { continue };
+            let Some(owner) = node.session() else { continue };
             if self.sessions.of(owner).is_none() {
                 return Err(malformed(format!(
                     "session {owner}, which owns node {key}/{id}, is missing"
@@ -362,7 +362,7 @@ impl Directory {
         let key = &service.key;
         let (mut up, mut held) = (0, 0);
         for (id, node) in &service.nodes {
-            let owner = node.session.and_then(|owner| self.sessions.of(owner));
+            let owner = node.session().and_then(|owner| self.sessions.of(owner));
             let lapsed = owner.is_some_and(|session| session.lapsed.is_some());
             let suspect = node.state == NodeState::Suspect;
             agree(

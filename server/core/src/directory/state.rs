@@ -205,7 +205,7 @@ impl Directory {
             .nodes
             .values()
             .filter(|node| node.state == NodeState::Suspect);
-        let owners = held.filter_map(|node| self.sessions.of(node.session?));
+        let owners = held.filter_map(|node| self.sessions.of(node.session()?));
         owners.map(|session| session.ttl_ms).max()
     }
 
@@ -371,7 +371,7 @@ impl Directory {
         self.digest.service_came(key);
         let change = draft.services.of(key);
         change.fate = ServiceFate::Created;
-        change.settings = Some(settings.clone());
+        change.settings = Some(Box::new(settings.clone()));
         self.write_group(&key.group, |group| {
             group.sign = group.sign.plus(Sign::of_service(&key.service, service.sign));
             group.modified = revision;
@@ -448,7 +448,7 @@ impl Directory {
         let ending = writer.settle_guard();
         change.sign = service.sign;
         if change.guard.is_some() || service.guard_said() != said_before {
-            change.guard = Some(service.guard_status());
+            change.guard = Some(Box::new(service.guard_status()));
         }
         self.totals.note_ledger(&guard_before, &service.guard);
         draft.note_guard(
@@ -488,7 +488,7 @@ impl Directory {
             service.modified = draft.revision;
             let change = draft.services.of(key);
             change.sign = service.sign;
-            change.guard = Some(service.guard_status());
+            change.guard = Some(Box::new(service.guard_status()));
         }
         self.totals.note_ledger(&before, &service.guard);
         draft.note_guard(key, before, &service.guard, || service.guard_status(), ending);
@@ -527,7 +527,7 @@ impl ServiceWriter<'_> {
     pub(super) fn set_settings(&mut self, settings: &ServiceSettings) {
         self.service.settings = settings.clone();
         self.service.settings_modified = self.revision;
-        self.change.settings = Some(settings.clone());
+        self.change.settings = Some(Box::new(settings.clone()));
     }
 
     /// Sets what the removal guard keeps of it.

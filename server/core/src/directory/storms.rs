@@ -65,6 +65,6 @@ impl Directory {
         if let Some(after) = modes.of(scope) {
             self.digest.add(digest::of_storm(scope, after));
         }
-        draft.storm = Some((scope.clone(), record));
+        draft.storm = Some(Box::new((scope.clone(), record)));
     }
 }

@@ -44,11 +44,12 @@ pub struct Spread {
     pub over: Duration,
 }
 
+/// There is one for each session: times are in nanoseconds, which take half of what a [`Duration`] does.
 #[derive(Clone, Copy, Debug)]
 struct Lease {
     /// Judged.
-    deadline: Duration,
-    ttl: Duration,
+    deadline: u64,
+    ttl: u64,
     /// Tells its entry from those of an earlier countdown with the same key.
     generation: u64,
 }
@@ -112,9 +113,9 @@ impl<K: Clone + Ord + Hash> Countdown<K> {
     /// [`NotFound`] if it ended: no renewal overtakes an expiry.
     pub fn renew(&mut self, key: &K, now: Instant) -> Result<Duration, NotFound> {
         let lease = self.leases.get_mut(key).ok_or(NotFound)?;
-        let judged = self.time.at(now);
-        lease.deadline = lease.deadline.max(judged + lease.ttl);
-        Ok(lease.deadline - judged)
+        let judged = nanos(self.time.at(now));
+        lease.deadline = lease.deadline.max(judged.saturating_add(lease.ttl));
+        Ok(Duration::from_nanos(lease.deadline - judged))
     }
 
     /// Ends it without a lapse: the session was closed, or expired by someone else's word.
@@ -155,7 +156,8 @@ impl<K: Clone + Ord + Hash> Countdown<K> {
     /// How much is left of it at `now`; zero if it lapsed and was not taken yet. `None` if there is no such.
     #[must_use]
     pub fn remaining(&self, key: &K, now: Instant) -> Option<Duration> {
-        Some(self.leases.get(key)?.deadline.saturating_sub(self.time.at(now)))
+        let deadline = Duration::from_nanos(self.leases.get(key)?.deadline);
+        Some(deadline.saturating_sub(self.time.at(now)))
     }
 
     /// Whether it counts down.
@@ -204,8 +206,8 @@ impl<K: Clone + Ord + Hash> Countdown<K> {
             .insert(
                 key.clone(),
                 Lease {
-                    deadline,
-                    ttl,
+                    deadline: nanos(deadline),
+                    ttl: nanos(ttl),
                     generation,
                 },
             )
@@ -248,7 +250,7 @@ impl<K: Clone + Ord + Hash> Countdown<K> {
     /// The present deadline of the countdown that an entry stands for, if it still counts down.
     fn deadline_of(&self, key: &K, generation: u64) -> Option<Duration> {
         let lease = self.leases.get(key)?;
-        (lease.generation == generation).then_some(lease.deadline)
+        (lease.generation == generation).then(|| Duration::from_nanos(lease.deadline))
     }
 
     /// Keeps memory in proportion to the living, at a constant cost per countdown that was forgotten.
@@ -269,6 +271,11 @@ impl<K: Clone + Ord + Hash> Countdown<K> {
         self.buckets.retain(|_, bucket| !bucket.is_empty());
         self.stale = 0;
     }
+}
+
+/// Enough for five hundred years.
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn number_of(deadline: Duration) -> u128 {

@@ -325,7 +325,7 @@ fn signs_are_the_same_for_ever() {
         registration,
         kind: NodeKind::Persistent,
         state: NodeState::Draining,
-        session: Some(SessionId(9)),
+        owner: Some(SessionId(9)).into(),
         incarnation: Incarnation(3),
         created: Revision(4),
         modified: Revision(5),

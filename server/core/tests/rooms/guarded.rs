@@ -190,7 +190,11 @@ impl World {
             );
             let now = self.directory.service(&scene::service(SERVICE));
             let now = now.map(|service| service.guard_status()).unwrap_or_default();
-            for guard in changes.services.iter().filter_map(|service| service.guard) {
+            for guard in changes
+                .services
+                .iter()
+                .filter_map(|service| service.guard.as_deref().copied())
+            {
                 prop_assert_eq!(guard, now, "what watchers are told is what it says");
             }
             self.watcher.take_in(changes, self.settings.share, &now)?;
@@ -339,7 +343,7 @@ impl World {
                         .directory
                         .node(&scene::node(&path))
                         .expect("it was registered");
-                    prop_assert_eq!((node.state, node.session), (NodeState::Up, Some(by)));
+                    prop_assert_eq!((node.state, node.session()), (NodeState::Up, Some(by)));
                 }
             }
             Step::WindowOver => self.word(true).map_or(Ok(()), |word| self.say(word))?,

@@ -288,8 +288,8 @@ fn check_sums(directory: &Directory) {
                     service: service.key.clone(),
                     node: id.clone(),
                 };
-                assert_eq!(node.kind == NodeKind::Ephemeral, node.session.is_some());
-                if let Some(session) = node.session {
+                assert_eq!(node.kind == NodeKind::Ephemeral, node.session().is_some());
+                if let Some(session) = node.session() {
                     owned.entry(session).or_default().push(key);
                 }
             }
@@ -336,7 +336,7 @@ fn check_ledger(directory: &Directory, service: &Service) {
     assert_eq!(counted, (service.nodes.len(), of_state(NodeState::Up), held));
     assert_eq!(guard.hold().is_some(), held > 0);
     for node in service.nodes.values() {
-        let owner = node.session.and_then(|session| directory.session(session));
+        let owner = node.session().and_then(|session| directory.session(session));
         let lapsed = owner.is_some_and(|session| session.lapsed.is_some());
         assert_eq!(node.state == NodeState::Suspect, lapsed);
         if !lapsed {
@@ -500,7 +500,7 @@ impl Watcher {
             }
             let (sign, nodes) = self.services.entry(change.key.clone()).or_default();
             *sign = change.sign;
-            match change.guard {
+            match change.guard.as_deref().copied() {
                 Some(guard) if guard.is_idle() => _ = self.said.remove(&change.key),
                 Some(guard) => _ = self.said.insert(change.key.clone(), guard),
                 None => {}
@@ -649,7 +649,7 @@ proptest! {
                     if expired {
                         dead.insert(session, true);
                         let service = directory.service(&scene::service("a/x"));
-                        let left = service.is_some_and(|s| s.nodes.values().any(|n| n.session == Some(SessionId(session))));
+                        let left = service.is_some_and(|s| s.nodes.values().any(|n| n.session() == Some(SessionId(session))));
                         prop_assert!(!left, "its nodes left with it");
                     }
                     prop_assert_eq!(directory.session(SessionId(session)).is_none(), dead.contains_key(&session));

@@ -262,7 +262,7 @@ impl Play {
             |node: &&std::sync::Arc<rollcall_core::directory::Node>| node.kind == NodeKind::Static;
         let statics = service.nodes.values().filter(is_static);
         statics
-            .inspect(|node| assert_eq!(node.session, None, "a static node belongs to nobody"))
+            .inspect(|node| assert_eq!(node.session(), None, "a static node belongs to nobody"))
             .map(|node| (node.registration.id.clone(), node.state))
             .collect()
     }

@@ -256,7 +256,7 @@ fn the_switch_is_part_of_the_replicated_state() {
         let applied = scene.apply(set_storm(&scope, mode));
         let changes = applied.changes.unwrap();
         assert_eq!(changes.revision.0, before.0 + n as u64 + 1);
-        let (told, record) = changes.storm.clone().unwrap();
+        let (told, record) = *changes.storm.clone().unwrap();
         assert_eq!(
             (told, record.mode, record.set_at),
             (scope, mode, changes.revision)

@@ -727,7 +727,7 @@ fn describe_node(view: NodeView<'_>) -> String {
         node.incarnation,
         node.modified
     );
-    if let Some(session) = node.session {
+    if let Some(session) = node.session() {
         let _ = write!(text, " session {session}");
     }
     if !view.labels().is_empty() {
