@@ -37,7 +37,9 @@ pub(crate) const KEY_COMMITTED: &[u8] = b"committed";
 
 /// Bytes of synced entries kept in memory, so that followers are served without a read. One that fell further behind
 /// is read for from disk, a megabyte at a time.
-pub(crate) const CACHE_BYTES_MAX: usize = 4 << 20;
+pub(crate) const CACHE_BYTES_MAX: usize = 2 << 20;
+/// What an entry takes up in the cache besides its bytes.
+const CACHED_ENTRY_BYTES: usize = 256;
 /// Bytes of entries given out at once where the reader can come again.
 const READ_BYTES_MAX: usize = 1 << 20;
 
@@ -83,6 +85,11 @@ struct Cache {
     flushed: Option<LogId>,
 }
 
+/// What an entry takes up in the cache.
+fn cached_size(entry: &Entry) -> usize {
+    wire::entry_size(entry) + CACHED_ENTRY_BYTES
+}
+
 impl Cache {
     fn first_index(&self) -> Option<u64> {
         self.entries.front().map(|entry| entry.log_id.index)
@@ -97,7 +104,7 @@ impl Cache {
                     entry.log_id
                 )));
             }
-            self.bytes += wire::entry_size(entry);
+            self.bytes += cached_size(entry);
             self.last = Some(entry.log_id);
             self.entries.push_back(entry.clone());
         }
@@ -107,7 +114,7 @@ impl Cache {
     fn truncate(&mut self, last: Option<LogId>) {
         while self.entries.back().is_some_and(|entry| Some(entry.log_id) > last) {
             if let Some(entry) = self.entries.pop_back() {
-                self.bytes -= wire::entry_size(&entry);
+                self.bytes -= cached_size(&entry);
             }
         }
         self.last = self.last.min(last.max(self.purged));
@@ -132,7 +139,7 @@ impl Cache {
 
     fn drop_first(&mut self) {
         if let Some(entry) = self.entries.pop_front() {
-            self.bytes -= wire::entry_size(&entry);
+            self.bytes -= cached_size(&entry);
         }
     }
 }
