@@ -76,6 +76,8 @@ pub(super) struct Inner {
     /// Who holds this handle itself: it is kept elsewhere, or neither would ever be given back.
     pub(super) desk: OnceLock<Weak<dyn LeaderDesk>>,
     pub(super) stop: CancellationToken,
+    /// Raft's own task has ended.
+    ended: CancellationToken,
     pub(super) loaded: AtomicBool,
     pub(super) receiving: tokio::sync::Mutex<()>,
     /// Told when a leader's stream of entries to this server has ended.
@@ -183,7 +185,8 @@ impl Consensus {
             reason,
         };
         let config = Arc::new(options.raft_config(false)?);
-        let links = Links(peers.clone());
+        let ended = CancellationToken::new();
+        let links = Links::new(peers.clone(), &ended);
         let raft = Raft::new(server, config, links, log.store.clone(), state_machine).await;
         let raft = raft.map_err(|error| raft_failed(error.to_string()))?;
 
@@ -238,6 +241,7 @@ impl Consensus {
             peers,
             desk: OnceLock::new(),
             stop,
+            ended,
             loaded: AtomicBool::new(false),
             receiving: tokio::sync::Mutex::default(),
             stream_ended: Arc::default(),
@@ -565,14 +569,14 @@ impl Consensus {
     /// Waits until replication has ended, by [`Self::shutdown`] or by a failure, and says why. After a failure
     /// the process must stop: nothing more can be made durable.
     pub async fn stopped(&self) -> String {
-        let mut metrics = self.inner.raft.metrics();
+        // Not by the metrics, which change with every message: whoever waited there would be woken for each.
         let mut fault = self.inner.log.fault();
         loop {
             if let Some(reason) = self.inner.stop_reason() {
                 return reason;
             }
             tokio::select! {
-                changed = metrics.changed() => if changed.is_err() {
+                () = self.inner.ended.cancelled() => {
                     return self.inner.stop_reason().unwrap_or_else(|| "replication was shut down".into());
                 },
                 _ = fault.changed() => {}

@@ -25,6 +25,7 @@ use rollcall_proto::v1::{PeerMessage, SnapshotChunk};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
@@ -137,13 +138,24 @@ impl Peers {
     }
 }
 
-/// Makes a [`Link`] for each of Raft's tasks.
-pub(crate) struct Links(pub(crate) Arc<Peers>);
+/// Makes a [`Link`] for each of Raft's tasks. Raft's own task holds it and drops it when it has ended, having noted why.
+pub(crate) struct Links {
+    peers: Arc<Peers>,
+    _ended: DropGuard,
+}
 
 impl Links {
+    /// `ended` is cancelled when Raft's own task has ended.
+    pub(crate) fn new(peers: Arc<Peers>, ended: &CancellationToken) -> Self {
+        Self {
+            peers,
+            _ended: ended.clone().drop_guard(),
+        }
+    }
+
     fn link(&self, target: u64, node: &PeerAddresses, purpose: Purpose) -> Link {
         Link {
-            peers: self.0.clone(),
+            peers: self.peers.clone(),
             target,
             address: node.peer_address.clone(),
             purpose,
@@ -485,7 +497,8 @@ mod tests {
             peer_address: port.to_string(),
             ..PeerAddresses::default()
         };
-        let mut link = Links(Arc::new(Peers::new("test".into(), 1)))
+        let peers = Arc::new(Peers::new("test".into(), 1));
+        let mut link = Links::new(peers, &CancellationToken::new())
             .new_client(2, &node)
             .await;
         let from = Instant::now();
