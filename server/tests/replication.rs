@@ -699,6 +699,7 @@ async fn messages_for_another_cluster_or_server_are_refused() {
         from: 2,
         to: 1,
         leased: false,
+        ..ReadIndexRequest::default()
     };
     assert!(client.read_index(read).await.is_err());
     end(servers).await;

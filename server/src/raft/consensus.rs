@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Raft;
+use super::allegiance::confirm_by_word;
 use super::checkpoint::Checkpoints;
 use super::contract::{
     AppliedHead, Confirmed, DeskError, Freshness, LeaderDesk, Leadership, MemberInfo, MemberRole,
@@ -86,7 +87,7 @@ pub(super) struct Inner {
     proposer: Proposer,
     forwarder: Forwarder,
     leader_rounds: LeaderRounds,
-    remote_rounds: RemoteRounds,
+    pub(super) remote_rounds: RemoteRounds,
     age: Arc<AgeProbe>,
     folder: Mutex<Option<DataFolder>>,
 }
@@ -226,8 +227,8 @@ impl Consensus {
         let inner = Arc::new(Inner {
             proposer: Proposer::start(raft.clone(), leadership.subscribe(), stop.clone()),
             forwarder: Forwarder::new(peers.clone(), stop.clone()),
-            leader_rounds: LeaderRounds::start(&raft, options.lease(), &stop),
-            remote_rounds: RemoteRounds::start(&raft, &peers, leadership.subscribe(), &stop),
+            leader_rounds: LeaderRounds::start(&raft, &peers, options.lease(), &stop),
+            remote_rounds: RemoteRounds::start(&raft, &peers, &leadership.subscribe(), &stop),
             age: Arc::default(),
             folder: Mutex::new(Some(folder)),
             log: log.store,
@@ -785,8 +786,18 @@ impl Inner {
         }
     }
 
-    /// A round for another server: this one must lead.
-    pub(super) async fn leader_round(&self, leased: bool) -> Round<Confirmed> {
+    /// A round for another server, which follows this one in a term, if it said so: this one must lead.
+    pub(super) async fn leader_round(
+        &self,
+        leased: bool,
+        follower: u64,
+        following: Option<Term>,
+    ) -> Round<Confirmed> {
+        if let Some(term) = following
+            && let Some(confirmed) = confirm_by_word(&self.raft, follower, term).await
+        {
+            return Ok(confirmed);
+        }
         self.leader_rounds
             .ask(if leased {
                 Freshness::Leased

@@ -3,23 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{LinearizableReadError, RaftError};
 use openraft::{LinearizerOption, ReadPolicy};
 use parking_lot::Mutex;
 use rollcall_core::ids::{LogIndex, Term};
-use rollcall_proto::v1::ReadIndexRequest;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Raft;
 use super::contract::{Confirmed, Freshness, Leadership};
+use super::inquiry::{Companion, Inquirer};
 use super::network::Peers;
 use super::read_index::{Round, RoundError, Rounds};
 
-/// How long a follower waits for the leader's word in one round.
-const REMOTE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Probes go on for this long after someone asked.
 pub(super) const PROBES_LAST: Duration = Duration::from_secs(10);
 
@@ -31,13 +28,24 @@ pub(super) struct LeaderRounds {
 }
 
 impl LeaderRounds {
-    pub(super) fn start(raft: &Raft, lease: Duration, stop: &CancellationToken) -> Self {
+    pub(super) fn start(raft: &Raft, peers: &Arc<Peers>, lease: Duration, stop: &CancellationToken) -> Self {
+        let companion = Arc::new(Companion::new(raft.clone(), peers.clone()));
+        let asking = raft.clone();
+        let linearizable = Rounds::start(stop.clone(), move || {
+            let (raft, companion) = (asking.clone(), companion.clone());
+            async move {
+                match companion.confirm().await {
+                    Some(confirmed) => Ok(confirmed),
+                    None => leader_round(raft, ReadPolicy::ReadIndex.into()).await,
+                }
+            }
+        });
         let start = |option: LinearizerOption| {
             let raft = raft.clone();
             Rounds::start(stop.clone(), move || leader_round(raft.clone(), option.clone()))
         };
         Self {
-            linearizable: start(ReadPolicy::ReadIndex.into()),
+            linearizable,
             // Half of the lease, so that a clock may run twice as fast as another and do no harm.
             leased: start(LinearizerOption::new(Some(lease / 2), false).with_wait_timeout(Duration::ZERO)),
         }
@@ -76,25 +84,38 @@ async fn leader_round(raft: Raft, option: LinearizerOption) -> Round<Confirmed> 
 pub(super) struct RemoteRounds {
     linearizable: Rounds<Confirmed>,
     leased: Rounds<Confirmed>,
+    #[cfg(test)]
+    inquirer: Arc<Inquirer>,
 }
 
 impl RemoteRounds {
     pub(super) fn start(
         raft: &Raft,
         peers: &Arc<Peers>,
-        leadership: watch::Receiver<Leadership>,
+        leadership: &watch::Receiver<Leadership>,
         stop: &CancellationToken,
     ) -> Self {
-        let start = |leased: bool| {
-            let (raft, peers, leadership) = (raft.clone(), peers.clone(), leadership.clone());
+        let inquirer = |leased: bool| {
+            Arc::new(Inquirer::new(
+                raft.clone(),
+                peers.clone(),
+                leadership.clone(),
+                leased,
+            ))
+        };
+        let start = |inquirer: &Arc<Inquirer>| {
+            let inquirer = inquirer.clone();
             Rounds::start(stop.clone(), move || {
-                let leader = leadership.borrow().leader.map(|leader| leader.0);
-                remote_round(raft.clone(), peers.clone(), leader, leased)
+                let inquirer = inquirer.clone();
+                async move { inquirer.ask().await }
             })
         };
+        let linearizable = inquirer(false);
         Self {
-            linearizable: start(false),
-            leased: start(true),
+            linearizable: start(&linearizable),
+            leased: start(&inquirer(true)),
+            #[cfg(test)]
+            inquirer: linearizable,
         }
     }
 
@@ -104,36 +125,10 @@ impl RemoteRounds {
             Freshness::Leased => self.leased.ask().await,
         }
     }
-}
 
-async fn remote_round(raft: Raft, peers: Arc<Peers>, leader: Option<u64>, leased: bool) -> Round<Confirmed> {
-    let leader = leader.ok_or(RoundError::NotLeader)?;
-    let address = {
-        let membership = raft.server_metrics().borrow_watched().membership_config.clone();
-        membership.get_node(&leader).map(|node| node.peer_address.clone())
-    };
-    let address = address.ok_or(RoundError::NotLeader)?;
-    let failed = |reason: String| RoundError::Failed(reason);
-    let mut client = peers
-        .client(leader, &address)
-        .map_err(|error| failed(error.to_string()))?;
-    let request = ReadIndexRequest {
-        cluster: peers.cluster().to_owned(),
-        from: peers.server(),
-        to: leader,
-        leased,
-    };
-    let answer = tokio::time::timeout(REMOTE_TIMEOUT, client.read_index(request)).await;
-    let answer = answer.map_err(|_| failed("the leader did not answer in time".into()))?;
-    let answer = answer
-        .map_err(|status| failed(status.message().to_owned()))?
-        .into_inner();
-    match answer.error {
-        Some(error) => Err(failed(error.message)),
-        None => Ok(Confirmed {
-            term: Term(answer.term),
-            index: LogIndex(answer.index),
-        }),
+    #[cfg(test)]
+    pub(super) fn inquirer(&self) -> &Inquirer {
+        &self.inquirer
     }
 }
 

@@ -1,15 +1,18 @@
 //! Replication: one Raft group that carries the whole directory.
 //!
 //! [`Consensus`] is the handle; [`ReplicationOptions`] say how it is set up. The other files are one part of the
-//! work each: `proposer` and `forward` bring writes into the log, `read_index` and `freshness` confirm reads,
+//! work each: `proposer` and `forward` bring writes into the log, `read_index`, `freshness`, `inquiry` and `allegiance`
+//! confirm reads,
 //! `state_machine` applies, `network` and `peer` are the two ends of the lines between servers, `vote_gate`
 //! and `upkeep` keep a server honest whose disk forgot something, `vacancy` sees that a leader's process has ended.
 
+mod allegiance;
 mod checkpoint;
 mod consensus;
 mod contract;
 mod forward;
 mod freshness;
+mod inquiry;
 mod membership;
 mod network;
 mod options;

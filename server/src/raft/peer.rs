@@ -12,7 +12,7 @@ use openraft::base::BoxStream;
 use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use openraft::storage::Snapshot;
 use rollcall_core::directory::Request as CoreRequest;
-use rollcall_core::ids::{ServerId, SessionId};
+use rollcall_core::ids::{ServerId, SessionId, Term};
 use rollcall_proto::v1::leader_question::Question;
 use rollcall_proto::v1::peer_server::Peer;
 use rollcall_proto::v1::{
@@ -23,6 +23,7 @@ use rollcall_proto::v1::{
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::allegiance::allegiance;
 use super::consensus::{Inner, REQUEST_BYTES_MAX};
 use super::contract::DeskError;
 use super::forward::{IN_FLIGHT_MAX, answer_of};
@@ -156,6 +157,34 @@ impl PeerDoor {
         answer_of(request.call, attempt)
     }
 
+    /// A read index confirmed after the question came.
+    async fn confirm_read(&self, request: ReadIndexRequest) -> Result<ReadIndexResponse, Status> {
+        self.check(&request.cluster, request.from, request.to)?;
+        let mut response = ReadIndexResponse::default();
+        if request.word {
+            let following = allegiance(&self.inner.raft, request.from).await;
+            response.following = following.map_or(0, |term| term.0);
+            return Ok(response);
+        }
+        let following = (request.following != 0).then_some(Term(request.following));
+        let round = self.inner.leader_round(request.leased, request.from, following);
+        match round.await {
+            Ok(confirmed) => {
+                response.index = confirmed.index.0;
+                response.term = confirmed.term.0;
+            }
+            Err(RoundError::NotLeader) => {
+                response.error = Some(error(
+                    ErrorCode::Unavailable,
+                    "the server asked does not lead".into(),
+                ));
+            }
+            Err(RoundError::Failed(reason)) => response.error = Some(error(ErrorCode::Unavailable, reason)),
+            Err(RoundError::Overloaded) => response.error = Some(error(ErrorCode::Overloaded, String::new())),
+        }
+        Ok(response)
+    }
+
     fn matched(&self) -> Vec<MatchedIndex> {
         let metrics = self.inner.metrics();
         let metrics = metrics.borrow_watched();
@@ -214,6 +243,7 @@ fn desk_error(failure: DeskError) -> Error {
 impl Peer for PeerDoor {
     type AppendStream = BoxStream<'static, Result<PeerMessage, Status>>;
     type ForwardStream = BoxStream<'static, Result<ForwardResponse, Status>>;
+    type ReadIndexesStream = BoxStream<'static, Result<ReadIndexResponse, Status>>;
 
     async fn append(
         &self,
@@ -301,24 +331,20 @@ impl Peer for PeerDoor {
         &self,
         request: Request<ReadIndexRequest>,
     ) -> Result<Response<ReadIndexResponse>, Status> {
-        let request = request.into_inner();
-        self.check(&request.cluster, request.from, request.to)?;
-        let mut response = ReadIndexResponse::default();
-        match self.inner.leader_round(request.leased).await {
-            Ok(confirmed) => {
-                response.index = confirmed.index.0;
-                response.term = confirmed.term.0;
-            }
-            Err(RoundError::NotLeader) => {
-                response.error = Some(error(
-                    ErrorCode::Unavailable,
-                    "the server asked does not lead".into(),
-                ));
-            }
-            Err(RoundError::Failed(reason)) => response.error = Some(error(ErrorCode::Unavailable, reason)),
-            Err(RoundError::Overloaded) => response.error = Some(error(ErrorCode::Overloaded, String::new())),
-        }
-        Ok(Response::new(response))
+        self.confirm_read(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn read_indexes(
+        &self,
+        request: Request<Streaming<ReadIndexRequest>>,
+    ) -> Result<Response<Self::ReadIndexesStream>, Status> {
+        let door = self.clone();
+        let answers = request.into_inner().then(move |request| {
+            let door = door.clone();
+            async move { door.confirm_read(request?).await }
+        });
+        let ended = self.inner.stop.clone().cancelled_owned();
+        Ok(Response::new(Box::pin(answers.take_until(Box::pin(ended)))))
     }
 
     async fn report_renewals(

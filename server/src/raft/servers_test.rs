@@ -11,6 +11,7 @@ use rollcall_core::ids::{RequestId, ServerId};
 use tokio::runtime::Runtime;
 use tokio::time::Instant;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::Routes;
 
 use super::types::PeerAddresses;
 use super::{Consensus, ProposeError, ReplicationOptions};
@@ -33,6 +34,16 @@ impl Server {
 
 /// Starts servers 1, 2, ... of one cluster below `folder`.
 pub(super) async fn start(folder: &Path, count: u64, tune: fn(&mut ReplicationOptions)) -> Vec<Server> {
+    start_behind(folder, count, tune, |routes| routes).await
+}
+
+/// The same, with something before their peer listeners.
+pub(super) async fn start_behind(
+    folder: &Path,
+    count: u64,
+    tune: fn(&mut ReplicationOptions),
+    front: fn(Routes) -> Routes,
+) -> Vec<Server> {
     let mut members = BTreeMap::new();
     let mut servers = Vec::new();
     for id in 1..=count {
@@ -53,7 +64,8 @@ pub(super) async fn start(folder: &Path, count: u64, tune: fn(&mut ReplicationOp
         let started = runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             let consensus = Consensus::start(options).await.unwrap();
-            let service = tonic::transport::Server::builder().add_service(consensus.peer_service());
+            let routes = front(Routes::new(consensus.peer_service()));
+            let service = tonic::transport::Server::builder().add_routes(routes);
             tokio::spawn(service.serve_with_incoming(TcpListenerStream::new(listener)));
             consensus
         });
@@ -109,4 +121,13 @@ pub(super) async fn leader_of(servers: &[Server]) -> usize {
         tokio::time::timeout_at(soon(), same).await.unwrap().unwrap();
     }
     leader.unwrap().0 as usize - 1
+}
+
+/// Which of them leads, and will: nobody seeks election any more because a time has passed.
+pub(super) async fn steady_leader_of(servers: &[Server]) -> usize {
+    let leader = leader_of(servers).await;
+    for server in servers {
+        server.consensus.inner.raft.runtime_config().elect(false);
+    }
+    leader
 }
