@@ -8,6 +8,10 @@ use rollcall_core::ids::SessionId;
 use rollcall_proto::heartbeat::HeartbeatKey;
 use tokio::sync::Notify;
 
+/// Room for so many is kept, and for some times what there was last: a wave of heartbeats, after a leader was elected, is
+/// no measure of what comes behind it.
+const SPARE_MIN: usize = 256;
+
 /// A heartbeat that is its session's own.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Beat {
@@ -62,7 +66,7 @@ impl Gathered {
 
     /// Waits for heartbeats and takes them all, in exchange for an empty vector; since when the first of them waited.
     pub(super) async fn take(&self, emptied: &mut Vec<Beat>) -> Instant {
-        emptied.clear();
+        empty(emptied);
         loop {
             let arrived = self.arrived.notified();
             {
@@ -74,6 +78,15 @@ impl Gathered {
             }
             arrived.await;
         }
+    }
+}
+
+/// Empties it, and gives back what is far more room than was needed.
+fn empty(beats: &mut Vec<Beat>) {
+    let room = SPARE_MIN.max(beats.len() * 2);
+    beats.clear();
+    if beats.capacity() / 2 > room {
+        beats.shrink_to(room);
     }
 }
 
@@ -107,5 +120,30 @@ mod tests {
         assert_eq!(gathered.add(&mut beats(7..8), now), 0);
         gathered.take(&mut taken).await;
         assert_eq!(taken.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_room_that_a_wave_took_is_given_back() {
+        let gathered = Gathered::new(10_000);
+        let now = Instant::now();
+        let mut taken = Vec::new();
+        for wave in [10_000, 1, 1, 1] {
+            gathered.add(&mut beats(0..wave), now);
+            gathered.take(&mut taken).await;
+        }
+        assert!(taken.capacity() <= 4 * SPARE_MIN, "{}", taken.capacity());
+        let waiting = gathered.waiting.lock().beats.capacity();
+        assert!(waiting <= 4 * SPARE_MIN, "{waiting}");
+        // What comes at a steady pace needs no new room.
+        for _ in 0..3 {
+            gathered.add(&mut beats(0..2_000), now);
+            gathered.take(&mut taken).await;
+        }
+        let place = taken.as_ptr();
+        for _ in 0..2 {
+            gathered.add(&mut beats(0..2_000), now);
+            gathered.take(&mut taken).await;
+        }
+        assert_eq!(taken.as_ptr(), place);
     }
 }

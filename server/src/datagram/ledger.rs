@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use rollcall_core::ids::SessionId;
+use rollcall_core::session::SessionPage;
 use rollcall_proto::heartbeat::{Entry, HeartbeatKey, Kind};
 
 /// Lines looked at in one sweep, at most: the directory is locked meanwhile.
@@ -33,9 +34,14 @@ struct Line {
     heard: u64,
 }
 
+type Page = SessionPage<Line>;
+
 #[derive(Debug)]
 pub(super) struct Ledger {
-    lines: HashMap<SessionId, Line>,
+    /// By number. There is a line for each session, and a table of all would be half empty.
+    pages: HashMap<u64, Page>,
+    /// How many lines.
+    len: usize,
     /// Each session once, in the order in which they are looked at again, and when: in seconds since the start.
     sweep: VecDeque<(SessionId, u32)>,
     started_at: Instant,
@@ -44,7 +50,8 @@ pub(super) struct Ledger {
 impl Ledger {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            lines: HashMap::new(),
+            pages: HashMap::new(),
+            len: 0,
             sweep: VecDeque::new(),
             started_at: now,
         }
@@ -59,7 +66,8 @@ impl Ledger {
         digest_of: impl FnOnce(SessionId) -> Option<[u8; 32]>,
     ) -> Result<HeartbeatKey, Refused> {
         let session = SessionId(entry.session);
-        if let Some(line) = self.lines.get_mut(&session) {
+        let page = self.pages.get_mut(&Page::number_of(session));
+        if let Some(line) = page.and_then(|page| page.get_mut(session)) {
             if !line.key.verifies(Kind::Beats, number, entry) {
                 return Err(Refused::Forged);
             }
@@ -75,13 +83,26 @@ impl Ledger {
             return Err(Refused::Forged);
         }
         let heard = entry.counter;
-        self.lines.insert(session, Line { key, heard });
+        let page = self.pages.entry(Page::number_of(session)).or_default();
+        page.insert(session, Line { key, heard });
+        self.len += 1;
         self.sweep.push_back((session, self.seconds(now + LOOK_EVERY)));
         Ok(key)
     }
 
     pub(super) fn len(&self) -> usize {
-        self.lines.len()
+        self.len
+    }
+
+    fn strike_off(&mut self, session: SessionId) {
+        let number = Page::number_of(session);
+        let Some(page) = self.pages.get_mut(&number) else {
+            return;
+        };
+        self.len -= usize::from(page.remove(session).is_some());
+        if page.is_empty() {
+            self.pages.remove(&number);
+        }
     }
 
     fn seconds(&self, at: Instant) -> u32 {
@@ -104,16 +125,18 @@ impl Ledger {
         let looked_at: Vec<_> = self.sweep.drain(..due).map(|(session, _)| session).collect();
         let gone = gone(&looked_at);
         for session in &gone {
-            self.lines.remove(session);
+            self.strike_off(*session);
         }
-        let lines = &self.lines;
-        let left = looked_at
-            .into_iter()
-            .filter(|session| lines.contains_key(session));
+        let pages = &self.pages;
+        let has_line = |session: &SessionId| {
+            let page = pages.get(&Page::number_of(*session));
+            page.is_some_and(|page| page.get(*session).is_some())
+        };
+        let left = looked_at.into_iter().filter(has_line);
         self.sweep.extend(left.map(|session| (session, again)));
-        if self.lines.capacity() > 1_024 && self.lines.capacity() / 8 > self.lines.len() {
-            self.lines.shrink_to(self.lines.len() * 2);
-            self.sweep.shrink_to(self.lines.len() * 2);
+        if self.sweep.capacity() > 1_024 && self.sweep.capacity() / 8 > self.len {
+            self.pages.shrink_to(self.pages.len() * 2);
+            self.sweep.shrink_to(self.len * 2);
         }
         gone
     }
@@ -213,7 +236,8 @@ mod tests {
             sweeps += 1;
         }
         assert_eq!(sweeps, 3);
-        assert!(ledger.lines.capacity() < 1_000, "{}", ledger.lines.capacity());
+        assert!(ledger.pages.is_empty() && ledger.pages.capacity() < 100);
+        assert!(ledger.sweep.capacity() < 1_000, "{}", ledger.sweep.capacity());
     }
 
     proptest! {

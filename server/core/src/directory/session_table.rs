@@ -6,11 +6,9 @@ use std::sync::Arc;
 use super::digest::StateDigest;
 use super::record::Session;
 use crate::ids::{NodeId, ServiceKey, SessionId};
+use crate::session::SessionPage;
 
-/// Sessions with the same id but for these low bits share a page.
-const PAGE_BITS: u32 = 8;
-
-type Page = BTreeMap<SessionId, Arc<Session>>;
+type Page = SessionPage<Arc<Session>>;
 
 /// All sessions, by id. Writes keep the digest up.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +19,7 @@ pub(super) struct SessionTable {
 
 impl SessionTable {
     pub(super) fn of(&self, id: SessionId) -> Option<&Arc<Session>> {
-        self.pages.get(&(id.0 >> PAGE_BITS))?.get(&id)
+        self.pages.get(&Page::number_of(id))?.get(id)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Session>> {
@@ -41,7 +39,7 @@ impl SessionTable {
     /// The same of a session that the digest has counted in.
     pub(super) fn insert_counted(&mut self, session: Session) {
         let page = Arc::make_mut(&mut self.pages)
-            .entry(session.id.0 >> PAGE_BITS)
+            .entry(Page::number_of(session.id))
             .or_default();
         let before = Arc::make_mut(page).insert(session.id, Arc::new(session));
         debug_assert!(before.is_none(), "session ids are never used twice");
@@ -51,10 +49,10 @@ impl SessionTable {
     pub(super) fn remove(&mut self, id: SessionId, digest: &mut StateDigest) -> Option<Arc<Session>> {
         self.of(id)?;
         let pages = Arc::make_mut(&mut self.pages);
-        let page = Arc::make_mut(pages.get_mut(&(id.0 >> PAGE_BITS))?);
-        let session = page.remove(&id)?;
+        let page = Arc::make_mut(pages.get_mut(&Page::number_of(id))?);
+        let session = page.remove(id)?;
         if page.is_empty() {
-            pages.remove(&(id.0 >> PAGE_BITS));
+            pages.remove(&Page::number_of(id));
         }
         digest.session_went(&session);
         self.len -= 1;
@@ -96,7 +94,86 @@ impl SessionTable {
 
     fn writable(&mut self, id: SessionId) -> Option<&mut Session> {
         self.of(id)?;
-        let page = Arc::make_mut(Arc::make_mut(&mut self.pages).get_mut(&(id.0 >> PAGE_BITS))?);
-        page.get_mut(&id).map(Arc::make_mut)
+        let page = Arc::make_mut(Arc::make_mut(&mut self.pages).get_mut(&Page::number_of(id))?);
+        page.get_mut(id).map(Arc::make_mut)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{LogIndex, Revision};
+
+    fn session(id: u64) -> Session {
+        Session {
+            id: SessionId(id),
+            secret_digest: [0; 32],
+            ttl_ms: 2_000,
+            client: "".into(),
+            opened: Revision(id),
+            last_renewal: LogIndex(id),
+            lapsed: None,
+            nodes: super::super::owned::OwnedNodes::default(),
+        }
+    }
+
+    /// Opened in the order of their ids and out of it, closed in any order, while clones are held: they are what a map
+    /// would be, and keep no more room than they need.
+    #[test]
+    fn they_are_what_a_map_would_be() {
+        let (mut table, mut digest) = (SessionTable::default(), StateDigest::default());
+        let mut map: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut seed = 1_u64;
+        let mut held = table.clone();
+        for step in 0..6_000_u64 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let any = seed >> 33;
+            let id = match any % 4 {
+                0 => SessionId::GOSSIPED | any % 1_000,
+                1 => any % 1_500,
+                _ => step,
+            };
+            let going = any % 16 < 3 || step > 4_000;
+            let old = map.keys().nth(any as usize % map.len().max(1)).copied();
+            match (going, old) {
+                (true, Some(old)) => {
+                    let gone = table.remove(SessionId(old), &mut digest).unwrap();
+                    assert_eq!(Some(gone.opened.0), map.remove(&old));
+                    assert!(table.of(SessionId(old)).is_none());
+                }
+                _ if !map.contains_key(&id) => {
+                    table.insert(session(id), &mut digest);
+                    map.insert(id, id);
+                }
+                _ => table.write(SessionId(id), &mut digest, |session| {
+                    session.opened = Revision(step);
+                    map.insert(id, step);
+                }),
+            }
+            if step % 500 == 0 {
+                let of = |table: &SessionTable| -> Vec<(u64, u64)> {
+                    table
+                        .iter()
+                        .map(|session| (session.id.0, session.opened.0))
+                        .collect()
+                };
+                assert_eq!(
+                    of(&table),
+                    map.clone().into_iter().collect::<Vec<_>>(),
+                    "step {step}"
+                );
+                for id in (0..6_000).chain((0..1_000).map(|id| SessionId::GOSSIPED | id)) {
+                    let found = table.of(SessionId(id)).map(|session| session.opened.0);
+                    assert_eq!(found, map.get(&id).copied());
+                }
+                assert_eq!(table.len(), map.len());
+                let before = of(&held);
+                let also = std::mem::replace(&mut held, table.clone());
+                assert_eq!(of(&also), before, "a clone never changes");
+                for page in table.pages.values() {
+                    assert!(page.capacity() <= 12 + 2 * page.len());
+                }
+            }
+        }
     }
 }

@@ -5,9 +5,11 @@
 
 mod countdown;
 mod judged_time;
+mod page;
 
 pub use countdown::{Countdown, NotFound, Spread};
 pub use judged_time::{JudgedTime, Pace, Tick};
+pub use page::SessionPage;
 
 use crate::ids::SessionId;
 
