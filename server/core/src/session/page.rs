@@ -4,6 +4,8 @@ use crate::ids::SessionId;
 
 /// Sessions with the same id but for these low bits share a page.
 const BITS: u32 = 8;
+/// So many.
+const LEN_MAX: usize = 1 << BITS;
 
 /// Something for each of up to 256 sessions whose ids lie side by side. A list in the order of the ids, which are given out
 /// in their order: a tree that grows at its end is half empty, and so is a hash table after it has grown.
@@ -42,7 +44,8 @@ impl<V> SessionPage<V> {
             Ok(place) => Some(std::mem::replace(&mut self.0[place].1, value)),
             Err(place) => {
                 if self.0.len() == self.0.capacity() {
-                    self.0.reserve_exact(4 + self.0.len() / 8);
+                    let left = LEN_MAX.saturating_sub(self.0.len()).max(1);
+                    self.0.reserve_exact(left.min(4 + self.0.len() / 8));
                 }
                 self.0.insert(place, (session, value));
                 None
@@ -85,11 +88,33 @@ impl<V> SessionPage<V> {
 
     /// Where it is, or belongs. Without gaps before it, it stands where its low bits say, and never behind that.
     fn place_of(&self, session: SessionId) -> Result<usize, usize> {
-        let last = (session.0 & ((1 << BITS) - 1)) as usize;
+        let last = session.0 as usize % LEN_MAX;
         if self.0.get(last).is_some_and(|(known, _)| *known == session) {
             return Ok(last);
         }
         let before = &self.0[..last.min(self.0.len())];
         before.binary_search_by_key(&session, |(known, _)| *known)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_page_has_no_room_to_spare() {
+        let mut page = SessionPage::default();
+        for id in 512..768 {
+            assert_eq!(SessionPage::<u64>::number_of(SessionId(id)), 2);
+            assert_eq!(page.insert(SessionId(id), id), None);
+        }
+        assert_eq!((page.len(), page.capacity()), (LEN_MAX, LEN_MAX));
+        assert_eq!(page.insert(SessionId(600), 1), Some(600));
+        assert_eq!(page.get(SessionId(600)), Some(&1));
+        assert!(
+            page.values()
+                .copied()
+                .eq((512..768).map(|id| if id == 600 { 1 } else { id }))
+        );
     }
 }
