@@ -36,7 +36,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub struct Streams {
     /// Paths of streams on which the server is heard of often enough.
     pub plain: &'static [&'static str],
-    /// Paths of streams on which nothing may be said for long: the server shows every so often that it is there.
+    /// Paths of streams on which nothing may be said for long: both sides show every so often that they are there.
     pub beating: &'static [&'static str],
     /// How often.
     pub beat: Duration,
@@ -153,6 +153,8 @@ struct Dialled {
     headers: HeaderMap,
     socket: Option<TcpStream>,
     first: Bytes,
+    /// Whoever has lost its memory of the connection answers a sign of life with a reset.
+    beat: Option<Duration>,
     silence_max: Option<Duration>,
 }
 
@@ -165,7 +167,11 @@ impl Dialled {
             return refusal;
         };
         let (reading, writing) = socket.into_split();
-        let sending = Sending::new(body, writing, None, Limits::default());
+        let limits = Limits {
+            beat: self.beat,
+            stall_max: None,
+        };
+        let sending = Sending::new(body, writing, None, limits);
         let sender = tokio::spawn(async move {
             // If nothing can be sent any more, the answers end, too, and with a reason.
             let _lost = sending.await;
@@ -265,6 +271,7 @@ async fn dial(
         headers,
         socket: granted.then_some(socket),
         first,
+        beat: beating.then_some(streams.beat),
         silence_max: beating.then(|| streams.beat + streams.beat_patience),
     }))
 }

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use rand::seq::SliceRandom;
 use rollcall_core::ids::ServerId;
+use rollcall_proto::upgrade::Channel;
 use rollcall_proto::v1::ap_client::ApClient;
 use tonic::Status;
-use tonic::transport::Channel;
 
 use super::inner::Inner;
 use crate::gossip::MemberState;

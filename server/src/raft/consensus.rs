@@ -866,7 +866,7 @@ impl Inner {
     /// One call to whoever leads.
     pub(super) async fn ask_leader<T, F, Fut>(&self, deadline: Instant, call: F) -> Result<T, DeskError>
     where
-        F: FnOnce(v1::peer_client::PeerClient<tonic::transport::Channel>, u64) -> Fut,
+        F: FnOnce(v1::peer_client::PeerClient<rollcall_proto::upgrade::Channel>, u64) -> Fut,
         Fut: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
         let leader = self

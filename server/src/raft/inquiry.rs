@@ -10,12 +10,12 @@ use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use parking_lot::Mutex;
 use rollcall_core::ids::{LogIndex, Term};
+use rollcall_proto::upgrade::Channel;
 use rollcall_proto::v1::peer_client::PeerClient;
 use rollcall_proto::v1::{ReadIndexRequest, ReadIndexResponse};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::Raft;

@@ -20,13 +20,14 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use parking_lot::Mutex;
+use rollcall_proto::upgrade::{Channel, Streams};
 use rollcall_proto::v1::peer_client::PeerClient;
 use rollcall_proto::v1::{PeerMessage, SnapshotChunk};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Status, Streaming};
 
 use super::types::{LogId, PeerAddresses, TypeConfig, Vote};
@@ -41,6 +42,18 @@ const CHUNK_BYTES: usize = 512 << 10;
 const CHUNKS_AHEAD: usize = 4;
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Lines that last have connections of their own.
+const STREAMS: Streams = Streams {
+    plain: &[],
+    beating: &[
+        "/rollcall.v1.Peer/Append",
+        "/rollcall.v1.Peer/Forward",
+        "/rollcall.v1.Peer/ReadIndexes",
+    ],
+    beat: Duration::from_secs(1),
+    beat_patience: Duration::from_secs(2),
+    connect_timeout: CONNECT_TIMEOUT,
+};
 /// How long a follower may leave appends unanswered before the stream is made anew.
 const STALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a receiver may take for a chunk, and for the installation at the end.
@@ -92,15 +105,15 @@ impl Peers {
         let channel = match channels.get(&target) {
             Some((known, channel)) if known == address => channel.clone(),
             _ => {
-                let channel = Endpoint::from_shared(format!("http://{address}"))?
+                let endpoint = Endpoint::from_shared(format!("http://{address}"))?
                     .connect_timeout(CONNECT_TIMEOUT)
                     .tcp_nodelay(true)
-                    .http2_keep_alive_interval(Duration::from_secs(1))
-                    .keep_alive_timeout(Duration::from_secs(2))
+                    .http2_keep_alive_interval(STREAMS.beat)
+                    .keep_alive_timeout(STREAMS.beat_patience)
                     .keep_alive_while_idle(true)
                     .initial_stream_window_size(4 << 20)
-                    .initial_connection_window_size(8 << 20)
-                    .connect_lazy();
+                    .initial_connection_window_size(8 << 20);
+                let channel = Channel::connect_lazy(&endpoint, Some(STREAMS));
                 channels.insert(target, (address.to_owned(), channel.clone()));
                 channel
             }
