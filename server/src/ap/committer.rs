@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rollcall_core::ap::{Record, SessionSeed};
-use rollcall_core::directory::{Command, Directory, Outcome, Request};
+use rollcall_core::directory::{Command, Directory, LoggedRequest, Outcome};
 use rollcall_core::ids::{GroupName, ServerId};
 use rollcall_core::mutants::{Mutant, planted};
 use tokio::sync::{mpsc, oneshot};
@@ -47,7 +47,7 @@ type Done<T> = oneshot::Sender<Result<T, ProposeError>>;
 pub(super) enum Job {
     /// A client's write.
     Write {
-        request: Request,
+        request: Box<LoggedRequest>,
         deadline: Instant,
         done: Done<Wrote>,
     },

@@ -10,11 +10,11 @@ use rollcall_core::ap::{
     FarFuture, Key, Record, Replica, Seq, SessionSeed, SessionValue, Stamp, Standing, Stored, THE_LOG,
     VIEW_TERM, Value,
 };
-use rollcall_core::directory::{Command, Directory, Outcome, Refusal, Request};
+use rollcall_core::directory::{Command, Directory, LoggedRequest, Outcome, Refusal, Request};
 use rollcall_core::ids::{GroupName, RequestId, ServerId, SessionId};
 use rollcall_core::session::Spread;
 
-use super::rows::{self, Followed, Found, Life};
+use super::rows::{self, Followed, Found, Life, Numbered};
 use crate::raft::RenewalVerdict;
 use crate::session::{Office, Word};
 use crate::store::RowBatch;
@@ -80,7 +80,7 @@ pub(super) struct Desk {
     alive_ms: u64,
     followed: BTreeMap<ServerId, Followed>,
     /// What was found on disk, until it is known whether it counts.
-    set_aside: Vec<Stored>,
+    set_aside: Vec<Numbered>,
     /// Every server that held a session in this life or the last.
     holders: BTreeSet<ServerId>,
     /// Sessions held here that were heard in this life of the server.
@@ -142,11 +142,11 @@ impl Desk {
     }
 
     fn take_up(&mut self, view: &mut Directory, now: Now) {
-        for stored in std::mem::take(&mut self.set_aside) {
-            if let Value::Session(session) = &stored.record.value {
+        for (record, seq) in std::mem::take(&mut self.set_aside) {
+            if let Value::Session(session) = &record.value {
                 self.note_holder(session, now.instant);
             }
-            self.replica.load(stored);
+            self.replica.load(record, seq);
         }
         self.replica.impose_all(view);
         self.office.catch_up(view, now.instant);
@@ -189,7 +189,7 @@ impl Desk {
     pub(super) fn write(
         &mut self,
         work: &mut Work<'_>,
-        request: &Request,
+        request: &LoggedRequest,
     ) -> Result<(Outcome, Vec<Arc<Record>>), Refusal> {
         let written = self.replica.write(work.view, work.now.wall_ms, request);
         self.keep(work, &written.stored);
@@ -207,6 +207,7 @@ impl Desk {
             id: RequestId(rand::random()),
             command,
         };
+        let (request, _) = LoggedRequest::of(request);
         if let Err(refusal) = self.write(work, &request) {
             tracing::warn!(%refusal, "a judgement was refused");
         }

@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use rollcall_core::ap::{Key, Record, SessionSeed, Standing, THE_LOG, Value};
 use rollcall_core::directory::{
-    Address, Command, Directory, Expected, GroupMode, GroupSettings, Labels, Limits, NodeKind, NodeState,
-    RegisterNode, Registration, Request, ServiceSettings,
+    Address, Command, Directory, Expected, GroupMode, GroupSettings, Labels, Limits, LoggedRequest, NodeKind,
+    NodeState, RegisterNode, Registration, Request, ServiceSettings,
 };
 use rollcall_core::guard::GuardSettings;
 use rollcall_core::ids::{RequestId, ServerId, ServiceKey, SessionId};
 
 use super::desk::{Desk, Footing, Now, Resolve, Work};
-use super::rows::Found;
+use super::rows::{Found, Numbered};
 use crate::session::TICK;
 use crate::store::RowBatch;
 
@@ -131,7 +131,7 @@ impl Site {
                 }],
             },
         };
-        self.work(|desk, work| desk.write(work, &request))
+        self.work(|desk, work| desk.write(work, &LoggedRequest::of(request).0))
             .expect("it is registered");
     }
 
@@ -283,11 +283,8 @@ fn after_a_restart_a_lapse_elsewhere_holds_until_a_heartbeat_comes() {
     assert!(other.lists());
 }
 
-fn stored(record: Record) -> rollcall_core::ap::Stored {
-    rollcall_core::ap::Stored {
-        record: record.into(),
-        seq: Some(rollcall_core::ap::Seq(1)),
-    }
+fn stored(record: Record) -> Numbered {
+    (record.into(), Some(rollcall_core::ap::Seq(1)))
 }
 
 /// The holder was cut off and is back. It hears its client at its next heartbeat, so the successor waits for that.
@@ -373,7 +370,7 @@ fn a_closed_session_is_not_found_by_a_heartbeat_or_a_claim() {
         id: RequestId(1),
         command: Command::CloseSession { session: SESSION },
     };
-    site.work(|desk, work| desk.write(work, &close))
+    site.work(|desk, work| desk.write(work, &LoggedRequest::of(close).0))
         .expect("it is closed");
     assert!(!site.lists());
     let verdict = site.desk.renew(&[SESSION], &site.view, site.now.instant);

@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rollcall_core::ap::{Record, SessionSeed, SessionValue};
-use rollcall_core::directory::{ChangeLogBounds, Command, Directory, GroupMode, Limits, Refusal, Request};
+use rollcall_core::directory::{
+    ChangeLogBounds, Command, Directory, GroupMode, Limits, LoggedRequest, Refusal, Request,
+};
 use rollcall_core::ids::{ServerId, SessionId};
 use rollcall_core::mutants::{Mutant, planted};
 use rollcall_proto::v1::ap_server::ApServer;
@@ -169,7 +171,7 @@ impl Ap {
         if grows {
             self.check_room()?;
         }
-        let size = request.encode().len();
+        let (request, size) = LoggedRequest::of(request);
         if size > REQUEST_BYTES_MAX {
             return Err(ProposeError::Refused(Refusal::TooLarge {
                 what: "the request".into(),
@@ -179,7 +181,7 @@ impl Ap {
         }
         let Wrote { outcome, records } = self
             .submit(deadline, |done| Job::Write {
-                request,
+                request: Box::new(request),
                 deadline,
                 done,
             })

@@ -4,6 +4,7 @@
 //! as it travels. Rows have checksums ([`crate::store`]).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rollcall_core::ap::{Key, Record, Seq, Stamp, Stored};
 use rollcall_core::ids::ServerId;
@@ -14,6 +15,8 @@ use crate::store::{LogStore, RowBatch, RowsError};
 const LIFE_KEY: &[u8] = b"\0life";
 const LIFE_VERSION: u8 = 1;
 const RECORD_PREFIX: u8 = 1;
+/// Most keys fit into it.
+const ROW_KEY_ROOM: usize = 128;
 
 /// What a server must know of itself when it starts again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,11 +42,14 @@ pub(super) struct Followed {
     pub(super) through: Seq,
 }
 
+/// A record, with its number if this server wrote it.
+pub(super) type Numbered = (Arc<Record>, Option<Seq>);
+
 /// What was found on disk.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub(super) life: Option<Life>,
-    pub(super) records: Vec<Stored>,
+    pub(super) records: Vec<Numbered>,
 }
 
 impl Found {
@@ -56,7 +62,7 @@ impl Found {
         store.read_rows(|key, value| {
             match key {
                 LIFE_KEY => found.life = Some(life(value)?),
-                [RECORD_PREFIX, ..] => found.records.push(stored(key, value)?),
+                [RECORD_PREFIX, ..] => found.records.push(record(key, value)?),
                 _ => return Err("no such kind of row is known".into()),
             }
             Ok(())
@@ -75,27 +81,25 @@ fn life(value: &[u8]) -> Result<Life, String> {
     postcard::from_bytes(body).map_err(|error| error.to_string())
 }
 
-fn stored(key: &[u8], value: &[u8]) -> Result<Stored, String> {
-    let (seq, record) = value.split_first_chunk::<8>().ok_or("it is cut short")?;
-    let record = Record::decode(record).map_err(|error| error.to_string())?;
+fn record(key: &[u8], value: &[u8]) -> Result<Numbered, String> {
+    let (seq, bytes) = value.split_first_chunk::<8>().ok_or("it is cut short")?;
+    let record = Record::decode(bytes).map_err(|error| error.to_string())?;
     if !record.is_sound() || row_key(&record.key) != key {
         return Err("its record is another's".into());
     }
     let seq = Seq(u64::from_le_bytes(*seq));
-    Ok(Stored {
-        record: record.into(),
-        seq: (seq.0 > 0).then_some(seq),
-    })
+    Ok((record.into(), (seq.0 > 0).then_some(seq)))
 }
 
 fn row_key(key: &Key) -> Vec<u8> {
-    postcard::to_extend(key, vec![RECORD_PREFIX]).expect("plain keys always encode")
+    let mut bytes = Vec::with_capacity(ROW_KEY_ROOM);
+    bytes.push(RECORD_PREFIX);
+    postcard::to_extend(key, bytes).expect("plain keys always encode")
 }
 
 pub(super) fn put_record(rows: &mut RowBatch, stored: &Stored) {
-    let mut value = stored.seq.map_or(0, |seq| seq.0).to_le_bytes().to_vec();
-    value.extend_from_slice(&stored.record.encode());
-    rows.put(row_key(&stored.record.key), value);
+    let seq = stored.seq.map_or(0, |seq| seq.0).to_le_bytes();
+    rows.put(row_key(&stored.record.key), &[&seq, &stored.bytes]);
 }
 
 pub(super) fn remove_record(rows: &mut RowBatch, key: &Key) {
@@ -104,5 +108,5 @@ pub(super) fn remove_record(rows: &mut RowBatch, key: &Key) {
 
 pub(super) fn put_life(rows: &mut RowBatch, life: &Life) {
     let value = postcard::to_extend(life, vec![LIFE_VERSION]).expect("plain values always encode");
-    rows.put(LIFE_KEY.to_vec(), value);
+    rows.put(LIFE_KEY.to_vec(), &[&value]);
 }

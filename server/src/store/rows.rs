@@ -11,6 +11,7 @@ use crate::ground::Family;
 
 /// Longest key of a row, in bytes.
 const KEY_BYTES_MAX: usize = 1 << 10;
+const CRC_BYTES: usize = 4;
 
 /// Changes of rows that are written together, or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,8 +25,14 @@ pub(crate) struct RowBatch {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Change {
-    Put { key: Vec<u8>, value: Vec<u8> },
-    Remove { key: Vec<u8> },
+    /// The row is the checksum, then the value.
+    Put {
+        key: Vec<u8>,
+        row: Vec<u8>,
+    },
+    Remove {
+        key: Vec<u8>,
+    },
 }
 
 impl RowBatch {
@@ -36,10 +43,16 @@ impl RowBatch {
         self.bytes = 0;
     }
 
-    /// Writes a row, in place of an earlier one with its key.
-    pub(crate) fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
-        self.bytes += key.len() + value.len() + 16;
-        self.changes.push(Change::Put { key, value });
+    /// Writes a row, in place of an earlier one with its key. Its value is these parts, one behind the other.
+    pub(crate) fn put(&mut self, key: Vec<u8>, value: &[&[u8]]) {
+        let size = value.iter().map(|part| part.len()).sum::<usize>();
+        let mut row = Vec::with_capacity(CRC_BYTES + size);
+        row.extend_from_slice(&[0; CRC_BYTES]);
+        value.iter().for_each(|part| row.extend_from_slice(part));
+        let crc = checksum(&key, &row[CRC_BYTES..]);
+        row[..CRC_BYTES].copy_from_slice(&crc.to_le_bytes());
+        self.bytes += key.len() + size + 16;
+        self.changes.push(Change::Put { key, row });
     }
 
     /// Removes a row.
@@ -78,12 +91,7 @@ pub(super) fn put_into(rows: &RowBatch, batch: &mut Batch<'_>) {
     for change in &rows.changes {
         match change {
             Change::Remove { key } => batch.remove(Family::Rows, key),
-            Change::Put { key, value } => {
-                let mut row = Vec::with_capacity(4 + value.len());
-                row.extend_from_slice(&checksum(key, value).to_le_bytes());
-                row.extend_from_slice(value);
-                batch.put(Family::Rows, key, row);
-            }
+            Change::Put { key, row } => batch.put(Family::Rows, key, row),
         }
     }
 }
@@ -97,7 +105,7 @@ pub(super) fn read(
         let (key, row) = row.map_err(unreadable)?;
         let damaged = |problem: &str| RowsError(format!("row {}: {problem}", String::from_utf8_lossy(&key)));
         let (crc, value) = row
-            .split_first_chunk::<4>()
+            .split_first_chunk::<CRC_BYTES>()
             .ok_or_else(|| damaged("it is cut short"))?;
         if u32::from_le_bytes(*crc) != checksum(&key, value) {
             return Err(damaged("its checksum does not match"));
@@ -147,7 +155,7 @@ mod tests {
             ..RowBatch::default()
         };
         for (key, value) in expected(rows) {
-            batch.put(key, value);
+            batch.put(key, &[&value]);
         }
         batch
     }
@@ -169,7 +177,7 @@ mod tests {
         assert_eq!(rows(&store).unwrap(), expected(&[("b", "3"), ("c", "")]));
         let mut anew = put(&[("c", "0")]);
         anew.clear();
-        anew.put(b"d".to_vec(), b"4".to_vec());
+        anew.put(b"d".to_vec(), &[b"4"]);
         store.write_rows(anew).await.unwrap();
         assert_eq!(rows(&store).unwrap(), expected(&[("d", "4")]));
         store.close().await;

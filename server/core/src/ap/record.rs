@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_128;
 
 use super::stamp::Stamp;
 use crate::directory::{DecodeError, NodeKind, Override, Registration, decode_value, encode_value};
@@ -113,6 +112,17 @@ pub struct Stored {
     pub record: Arc<Record>,
     /// Its number, if this server wrote it.
     pub seq: Option<Seq>,
+    /// What [`Record::encode`] makes of it.
+    pub bytes: Bytes,
+}
+
+impl Stored {
+    /// With its bytes, made here once for all who need them.
+    #[must_use]
+    pub fn new(record: Arc<Record>, seq: Option<Seq>) -> Self {
+        let bytes = record.encode();
+        Self { record, seq, bytes }
+    }
 }
 
 impl SessionValue {
@@ -197,10 +207,5 @@ impl Record {
     /// [`DecodeError`] says whether the bytes are damaged or of another version.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         decode_value("record", bytes)
-    }
-
-    /// What it adds to its bucket's digest.
-    pub(super) fn hash(&self) -> u128 {
-        xxh3_128(&self.encode())
     }
 }

@@ -10,7 +10,9 @@ use super::record::{Key, Record, Seq, SessionSeed, SessionValue, Standing, Store
 use super::shown::{Moved, heard_again};
 use super::stamp::{Clock, Stamp};
 use super::table::{self, Bucket, Range, Table};
-use crate::directory::{Applied, Command, Directory, Refusal, Request, RevisionChanges, ServiceFate};
+use crate::directory::{
+    Applied, Command, Directory, LoggedRequest, Refusal, Request, RevisionChanges, ServiceFate,
+};
 use crate::ids::{LogIndex, LogPosition, RequestId, ServerId, SessionId, Term};
 use crate::mutants::{Mutant, planted};
 
@@ -80,10 +82,11 @@ impl Replica {
         }
     }
 
-    /// A record from this server's disk, in any order. [`Self::impose_all`] follows.
-    pub fn load(&mut self, stored: Stored) {
-        self.clock.observe(stored.record.stamp);
-        self.table.put(stored.record, stored.seq);
+    /// A record from this server's disk, with its number if this server wrote it, in any order. [`Self::impose_all`]
+    /// follows.
+    pub fn load(&mut self, record: Arc<Record>, seq: Option<Seq>) {
+        self.clock.observe(record.stamp);
+        self.table.put(&Stored::new(record, seq));
     }
 
     /// Brings the view to what the records say: after loading.
@@ -95,8 +98,9 @@ impl Replica {
 
     /// Carries out a local write. Definitions of groups and services, which belong to the Raft directory, and the
     /// opening of sessions ([`Self::claim`]) are refused.
-    pub fn write(&mut self, view: &mut Directory, now_ms: u64, request: &Request) -> Written {
-        if let Some(refusal) = refuse_foreign(&request.command) {
+    pub fn write(&mut self, view: &mut Directory, now_ms: u64, request: &LoggedRequest) -> Written {
+        let command = &request.request().command;
+        if let Some(refusal) = refuse_foreign(command) {
             return Written {
                 applied: Applied {
                     result: Err(refusal),
@@ -110,14 +114,14 @@ impl Replica {
             term: VIEW_TERM,
             index: LogIndex(self.applied),
         };
-        let applied = view.apply(at, request);
+        let applied = view.apply_logged(at, request);
         let mut stored = match &applied.changes {
-            Some(changes) => self.write_down(view, now_ms, &request.command, changes),
+            Some(changes) => self.write_down(view, now_ms, command, changes),
             None => Vec::new(),
         };
         let mut moved = heard_again(&stored);
         if applied.result.as_ref().is_ok_and(|outcome| !outcome.repeated) {
-            let again = self.say_again(now_ms, &request.command, &stored, &mut moved);
+            let again = self.say_again(now_ms, command, &stored, &mut moved);
             stored.extend(again);
         }
         for service in applied.changes.iter().flat_map(|changes| &changes.services) {
@@ -223,15 +227,15 @@ impl Replica {
                     return None;
                 }
                 // A lapsed session may lose the node on which it hung.
-                moved.sessions.extend(table::session_of(known));
+                moved.owners.extend(table::session_of(known));
                 after
             }
         };
         moved.note(&record.key);
-        let record = Arc::new(record);
         // What supersedes a record of this server's own log is no part of that log.
-        self.table.put(record.clone(), None);
-        Some(Stored { record, seq: None })
+        let stored = Stored::new(record.into(), None);
+        self.table.put(&stored);
+        Some(stored)
     }
 
     /// Follows a definition of the Raft directory: a group, a service, limits, the storm switch. A group that is new
@@ -378,9 +382,9 @@ impl Replica {
 
     pub(super) fn own(&mut self, key: Key, value: Value, stamp: Stamp) -> Stored {
         let record = Arc::new(Record { key, value, stamp });
-        let seq = Some(self.table.next_seq());
-        self.table.put(record.clone(), seq);
-        Stored { record, seq }
+        let stored = Stored::new(record, Some(self.table.next_seq()));
+        self.table.put(&stored);
+        stored
     }
 }
 

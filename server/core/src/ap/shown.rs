@@ -14,7 +14,11 @@ use crate::ids::{NodeKey, SessionId};
 /// Which records moved, so that the view must be looked at.
 #[derive(Default)]
 pub(super) struct Moved {
+    /// With them whatever they own.
     pub(super) sessions: BTreeSet<SessionId>,
+    /// Sessions that gained or lost a node: a lapsed one may have nothing left to hold, or something again. What else
+    /// they own stays as it is.
+    pub(super) owners: BTreeSet<SessionId>,
     pub(super) nodes: BTreeSet<NodeKey>,
     pub(super) overrides: BTreeSet<NodeKey>,
 }
@@ -24,31 +28,12 @@ impl Replica {
         let mut imposition = Imposition::default();
         // A node's session must be there before it is.
         let named = moved.nodes.iter().filter_map(|key| self.node(key)?.session);
-        moved.sessions.extend(named.collect::<Vec<_>>());
+        moved.owners.extend(named);
         for id in &moved.sessions {
             moved.nodes.extend(self.table.nodes_of(*id).cloned());
-            let Some(session) = self.session(*id) else {
-                continue;
-            };
-            let lapsed = match &session.standing {
-                Standing::Held => false,
-                Standing::Lapsed { .. } if self.holds_any(*id, session) => true,
-                Standing::Lapsed { .. } => {
-                    imposition.ended.push((*id, RemovalCause::Expired));
-                    continue;
-                }
-                Standing::Closed => {
-                    imposition.ended.push((*id, RemovalCause::SessionClosed));
-                    continue;
-                }
-            };
-            imposition.sessions.push(ImposedSession {
-                id: *id,
-                secret_digest: session.secret_digest,
-                ttl_ms: session.ttl_ms,
-                client: session.client.clone(),
-                lapsed,
-            });
+        }
+        for id in moved.sessions.union(&moved.owners) {
+            self.impose_session(view, *id, &mut imposition);
         }
         // A service that comes with its first node finds what operators said of its nodes before.
         let new: BTreeSet<_> = moved.nodes.iter().map(|key| &key.service).collect();
@@ -73,10 +58,44 @@ impl Replica {
         view.impose(imposition)
     }
 
+    fn impose_session(&self, view: &Directory, id: SessionId, imposition: &mut Imposition) {
+        let Some(session) = self.session(id) else {
+            return;
+        };
+        let lapsed = match self.is_lapsed(id, session) {
+            Ok(lapsed) => lapsed,
+            Err(cause) => {
+                imposition.ended.push((id, cause));
+                return;
+            }
+        };
+        let shown = view.session(id);
+        if shown.is_some_and(|shown| shown.lapsed.is_some() == lapsed) {
+            return;
+        }
+        imposition.sessions.push(ImposedSession {
+            id,
+            secret_digest: session.secret_digest,
+            ttl_ms: session.ttl_ms,
+            client: session.client.clone(),
+            lapsed,
+        });
+    }
+
     fn node(&self, key: &NodeKey) -> Option<&NodeValue> {
-        match &self.table.of(&Key::Node(key.clone()))?.value {
+        match &self.table.of_node(key)?.value {
             Value::Node(value) => value.as_deref(),
             Value::Override(_) | Value::Session(_) => None,
+        }
+    }
+
+    /// How a session is shown, or why it is not.
+    fn is_lapsed(&self, id: SessionId, session: &SessionValue) -> Result<bool, RemovalCause> {
+        match &session.standing {
+            Standing::Held => Ok(false),
+            Standing::Lapsed { .. } if self.holds_any(id, session) => Ok(true),
+            Standing::Lapsed { .. } => Err(RemovalCause::Expired),
+            Standing::Closed => Err(RemovalCause::SessionClosed),
         }
     }
 
@@ -113,11 +132,12 @@ impl Replica {
         })
     }
 
-    /// Whether the view lists exactly what the records say of the groups it has: for tests and for doubt.
+    /// Whether the view lists exactly what the records say of the groups it has, and has the sessions that they
+    /// say: for tests and for doubt.
     #[must_use]
     pub fn is_shown_by(&self, view: &Directory) -> bool {
         let known = |key: &NodeKey| view.group(&key.service.group).is_some();
-        let mut listed = 0;
+        let (mut listed, mut sessions) = (0, 0);
         let all_right = self.table.records().all(|record| match &record.key {
             Key::Node(key) if known(key) => match (self.listed(key), view.node(key)) {
                 (Ok(said), Some(node)) => {
@@ -127,9 +147,16 @@ impl Replica {
                 (Err(_), None) => true,
                 (Ok(_), None) | (Err(_), Some(_)) => false,
             },
-            Key::Node(_) | Key::Override(_) | Key::Session(_) => true,
+            Key::Session(id) => {
+                let said = self
+                    .session(*id)
+                    .and_then(|session| self.is_lapsed(*id, session).ok());
+                sessions += u64::from(said.is_some());
+                view.session(*id).map(|session| session.lapsed.is_some()) == said
+            }
+            Key::Node(_) | Key::Override(_) => true,
         });
-        all_right && listed == view.totals().nodes
+        all_right && listed == view.totals().nodes && sessions == view.totals().sessions
     }
 }
 

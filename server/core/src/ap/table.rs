@@ -33,82 +33,106 @@ pub struct Range {
 struct Entry {
     record: Arc<Record>,
     seq: Option<Seq>,
+    /// Of its bytes: what it adds to its bucket's digest.
     hash: u128,
+    /// How many bytes it has.
+    size: u32,
 }
 
+/// What is known of a service.
 #[derive(Clone, Debug, Default)]
 struct Shelf {
     nodes: BTreeMap<NodeId, Entry>,
     overrides: BTreeMap<NodeId, Entry>,
+    /// Of all of it.
+    digest: u128,
 }
 
-/// All records. Invariant: `log`, `digests` and `nodes_of` say what the entries say.
+/// All records. Invariant: `log`, `nodes_of` and the digests say what the entries say.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table {
     services: BTreeMap<ServiceKey, Shelf>,
     sessions: BTreeMap<SessionId, Entry>,
+    /// Of the sessions whose ids have this low byte; none if there are none.
+    session_digests: BTreeMap<u8, u128>,
     /// Nodes by the session that their records name.
     nodes_of: BTreeMap<SessionId, BTreeSet<NodeKey>>,
     log: BTreeMap<Seq, Key>,
     head: Seq,
-    digests: BTreeMap<Bucket, u128>,
     len: usize,
 }
 
-impl Bucket {
-    pub(super) fn of(key: &Key) -> Self {
-        match key {
-            Key::Node(key) | Key::Override(key) => Self::Service(key.service.clone()),
-            Key::Session(id) => Self::Sessions(id.0.to_le_bytes()[0]),
-        }
-    }
-
-    /// The group it belongs to; empty for sessions, which belong to none.
-    fn group(&self) -> &str {
-        match self {
-            Self::Sessions(_) => "",
-            Self::Service(key) => key.group.as_str(),
-        }
-    }
+/// The bucket of a session, by its low byte.
+fn low_byte(id: SessionId) -> u8 {
+    id.0.to_le_bytes()[0]
 }
 
 impl Table {
     pub(super) fn of(&self, key: &Key) -> Option<&Arc<Record>> {
-        let entry = match key {
-            Key::Node(key) => self.services.get(&key.service)?.nodes.get(&key.node),
-            Key::Override(key) => self.services.get(&key.service)?.overrides.get(&key.node),
-            Key::Session(id) => self.sessions.get(id),
-        };
+        self.entry(key).map(|entry| &entry.record)
+    }
+
+    pub(super) fn of_node(&self, key: &NodeKey) -> Option<&Arc<Record>> {
+        let entry = self.services.get(&key.service)?.nodes.get(&key.node);
         entry.map(|entry| &entry.record)
     }
 
+    fn entry(&self, key: &Key) -> Option<&Entry> {
+        match key {
+            Key::Node(key) => self.services.get(&key.service)?.nodes.get(&key.node),
+            Key::Override(key) => self.services.get(&key.service)?.overrides.get(&key.node),
+            Key::Session(id) => self.sessions.get(id),
+        }
+    }
+
     /// Puts a record in place of what there was, under a number if this server wrote it.
-    pub(super) fn put(&mut self, record: Arc<Record>, seq: Option<Seq>) {
-        self.remove(&record.key.clone());
-        let hash = record.hash();
-        let digest = self.digests.entry(Bucket::of(&record.key)).or_default();
-        *digest = digest.wrapping_add(hash);
-        if let Some(seq) = seq {
+    pub(super) fn put(&mut self, stored: &Stored) {
+        let Stored { record, seq, bytes } = stored;
+        let hash = xxh3_128(bytes);
+        let entry = Entry {
+            record: record.clone(),
+            seq: *seq,
+            hash,
+            size: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
+        };
+        let before = match &record.key {
+            Key::Node(key) => {
+                let shelf = self.shelf(&key.service);
+                shelf.digest = shelf.digest.wrapping_add(hash);
+                shelf.nodes.insert(key.node.clone(), entry)
+            }
+            Key::Override(key) => {
+                let shelf = self.shelf(&key.service);
+                shelf.digest = shelf.digest.wrapping_add(hash);
+                shelf.overrides.insert(key.node.clone(), entry)
+            }
+            Key::Session(id) => {
+                let digest = self.session_digests.entry(low_byte(*id)).or_default();
+                *digest = digest.wrapping_add(hash);
+                self.sessions.insert(*id, entry)
+            }
+        };
+        self.len += 1;
+        if let Some(before) = before {
+            self.strike(&record.key, &before, session_of(record));
+        }
+        if let Some(seq) = *seq {
             self.log.insert(seq, record.key.clone());
             self.head = self.head.max(seq);
         }
-        if let (Key::Node(key), Some(session)) = (&record.key, session_of(&record)) {
+        if let (Key::Node(key), Some(session)) = (&record.key, session_of(record)) {
             self.nodes_of.entry(session).or_default().insert(key.clone());
         }
-        let key = record.key.clone();
-        let entry = Entry { record, seq, hash };
-        match key {
-            Key::Node(key) => {
-                let shelf = self.services.entry(key.service).or_default();
-                shelf.nodes.insert(key.node, entry);
-            }
-            Key::Override(key) => {
-                let shelf = self.services.entry(key.service).or_default();
-                shelf.overrides.insert(key.node, entry);
-            }
-            Key::Session(id) => _ = self.sessions.insert(id, entry),
+    }
+
+    fn shelf(&mut self, key: &ServiceKey) -> &mut Shelf {
+        // Looked for first: most are there, and a name that is not needed need not be counted.
+        if !self.services.contains_key(key) {
+            self.services.insert(key.clone(), Shelf::default());
         }
-        self.len += 1;
+        self.services
+            .get_mut(key)
+            .expect("it was there, or was just put in")
     }
 
     pub(super) fn remove(&mut self, key: &Key) {
@@ -123,26 +147,39 @@ impl Table {
                 .and_then(|shelf| shelf.overrides.remove(&key.node)),
             Key::Session(id) => self.sessions.remove(id),
         };
-        let Some(entry) = entry else { return };
-        self.len -= 1;
-        if let Key::Node(NodeKey { service, .. }) | Key::Override(NodeKey { service, .. }) = key
-            && let Some(shelf) = self.services.get(service)
-            && shelf.nodes.is_empty()
-            && shelf.overrides.is_empty()
-        {
-            self.services.remove(service);
+        if let Some(entry) = entry {
+            self.strike(key, &entry, None);
         }
+    }
+
+    /// A record is not there any more, or has made room for one that names the session `after`: nothing speaks of it
+    /// any more.
+    fn strike(&mut self, key: &Key, entry: &Entry, after: Option<SessionId>) {
+        self.len -= 1;
         if let Some(seq) = entry.seq {
             self.log.remove(&seq);
         }
-        let bucket = Bucket::of(key);
-        if let Some(digest) = self.digests.get_mut(&bucket) {
-            *digest = digest.wrapping_sub(entry.hash);
-            if *digest == 0 {
-                self.digests.remove(&bucket);
+        match key {
+            Key::Node(NodeKey { service, .. }) | Key::Override(NodeKey { service, .. }) => {
+                if let Some(shelf) = self.services.get_mut(service) {
+                    shelf.digest = shelf.digest.wrapping_sub(entry.hash);
+                    if shelf.nodes.is_empty() && shelf.overrides.is_empty() {
+                        self.services.remove(service);
+                    }
+                }
+            }
+            Key::Session(id) => {
+                let low = low_byte(*id);
+                if let Some(digest) = self.session_digests.get_mut(&low) {
+                    *digest = digest.wrapping_sub(entry.hash);
+                    if *digest == 0 {
+                        self.session_digests.remove(&low);
+                    }
+                }
             }
         }
-        if let (Key::Node(key), Some(session)) = (key, session_of(&entry.record))
+        let session = session_of(&entry.record).filter(|session| Some(*session) != after);
+        if let (Key::Node(key), Some(session)) = (key, session)
             && let Some(nodes) = self.nodes_of.get_mut(&session)
         {
             nodes.remove(key);
@@ -203,15 +240,8 @@ impl Table {
     }
 
     pub(super) fn stored(&self, key: &Key) -> Option<Stored> {
-        let entry = match key {
-            Key::Node(key) => self.services.get(&key.service)?.nodes.get(&key.node),
-            Key::Override(key) => self.services.get(&key.service)?.overrides.get(&key.node),
-            Key::Session(id) => self.sessions.get(id),
-        }?;
-        Some(Stored {
-            record: entry.record.clone(),
-            seq: entry.seq,
-        })
+        let entry = self.entry(key)?;
+        Some(Stored::new(entry.record.clone(), entry.seq))
     }
 
     pub(super) fn len(&self) -> usize {
@@ -233,9 +263,9 @@ impl Table {
                 range.more = true;
                 return range;
             }
-            if let Some(record) = self.of(key) {
-                bytes += record.encode().len();
-                range.records.push(record.clone());
+            if let Some(entry) = self.entry(key) {
+                bytes += entry.size as usize;
+                range.records.push(entry.record.clone());
             }
             range.through = *seq;
         }
@@ -246,9 +276,13 @@ impl Table {
 
     pub(super) fn group_digests(&self) -> Vec<(String, u128)> {
         let mut groups: BTreeMap<&str, u128> = BTreeMap::new();
-        for (bucket, digest) in &self.digests {
-            let group = groups.entry(bucket.group()).or_default();
-            *group = group.wrapping_add(named(bucket, *digest));
+        for (low, digest) in &self.session_digests {
+            let sessions = groups.entry("").or_default();
+            *sessions = sessions.wrapping_add(named(&Bucket::Sessions(*low), *digest));
+        }
+        for (key, shelf) in &self.services {
+            let group = groups.entry(key.group.as_str()).or_default();
+            *group = group.wrapping_add(named(&Bucket::Service(key.clone()), shelf.digest));
         }
         groups
             .into_iter()
@@ -257,11 +291,14 @@ impl Table {
     }
 
     pub(super) fn bucket_digests(&self, group: &str) -> Vec<(Bucket, u128)> {
-        self.digests
-            .iter()
-            .filter(|(bucket, _)| bucket.group() == group)
-            .map(|(bucket, digest)| (bucket.clone(), *digest))
-            .collect()
+        // Sessions belong to no group.
+        let sessions = self.session_digests.iter().filter(|_| group.is_empty());
+        let sessions = sessions.map(|(low, digest)| (Bucket::Sessions(*low), *digest));
+        let services = self.services.iter();
+        let services = services
+            .filter(|(key, _)| key.group.as_str() == group)
+            .map(|(key, shelf)| (Bucket::Service(key.clone()), shelf.digest));
+        sessions.chain(services).collect()
     }
 
     /// A bucket's records; those of a service behind the sessions that they name.
@@ -270,7 +307,7 @@ impl Table {
             Bucket::Sessions(low) => self
                 .sessions
                 .iter()
-                .filter(|(id, _)| id.0.to_le_bytes()[0] == *low)
+                .filter(|(id, _)| low_byte(**id) == *low)
                 .map(|(_, entry)| entry.record.clone())
                 .collect(),
             Bucket::Service(key) => {

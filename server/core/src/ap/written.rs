@@ -15,7 +15,7 @@ impl Replica {
     /// Whether there is a record of this node, if only of its end.
     #[must_use]
     pub fn knows(&self, node: &NodeKey) -> bool {
-        self.table.of(&Key::Node(node.clone())).is_some()
+        self.table.of_node(node).is_some()
     }
 
     /// What a command changed in the view, as records. What follows from a session's record is not written again.
@@ -105,7 +105,7 @@ impl Replica {
             // One that is not listed may hang on a session that has lapsed.
             if matches!(value, Some(Value::Node(None))) {
                 moved
-                    .sessions
+                    .owners
                     .extend(known.and_then(|record| table::session_of(record)));
                 moved.note(&key);
             }

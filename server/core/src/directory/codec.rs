@@ -119,7 +119,7 @@ pub(super) fn fingerprint(command: &Command) -> u128 {
     xxh3_128(&bytes)
 }
 
-/// A request as it came out of the log, with its fingerprint: the command's encoding is the end of the request's,
+/// A request with its fingerprint, as it came out of the log: the command's encoding is the end of the request's,
 /// so that it need not be made again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoggedRequest {
@@ -145,6 +145,19 @@ impl LoggedRequest {
             request: Request { id, command },
             fingerprint,
         })
+    }
+
+    /// One that goes into no log, with the number of bytes that it would have there.
+    #[must_use]
+    pub fn of(request: Request) -> (Self, usize) {
+        const PLAIN: &str = "plain records always encode";
+        let mut bytes = Vec::with_capacity(room_for(&request.command));
+        bytes.push(FORMAT);
+        let bytes = postcard::to_extend(&request.id, bytes).expect(PLAIN);
+        let head = bytes.len();
+        let bytes = postcard::to_extend(&request.command, bytes).expect(PLAIN);
+        let fingerprint = xxh3_128(&bytes[head..]);
+        (Self { request, fingerprint }, bytes.len())
     }
 
     /// The request.

@@ -6,8 +6,8 @@ use rollcall_core::ap::{
     Bucket, Key, Merged, Record, Replica, Seq, SessionSeed, Stamp, Stored, VIEW_TERM, Written,
 };
 use rollcall_core::directory::{
-    Command, Directory, Expected, ExpiryFence, GroupMode, GroupSettings, Limits, NodeState, Outcome, Refusal,
-    Request, RevivalFence,
+    Command, Directory, Expected, ExpiryFence, GroupMode, GroupSettings, Limits, LoggedRequest, NodeState,
+    Outcome, Refusal, Request, RevivalFence,
 };
 use rollcall_core::ids::{NodeKey, RequestId, ServerId, ServiceKey, SessionId};
 
@@ -62,7 +62,7 @@ impl Server {
         self.replica = Replica::new(self.id, self.replica.latest(), self.head);
         self.view = Directory::new(Limits::default()).serving(GroupMode::Ap);
         for stored in self.disk.values().rev() {
-            self.replica.load(stored.clone());
+            self.replica.load(stored.record.clone(), stored.seq);
         }
         self.define("prod");
         self.replica.impose_all(&mut self.view);
@@ -74,6 +74,7 @@ impl Server {
             id: RequestId(self.requests),
             command,
         };
+        let (request, _) = LoggedRequest::of(request);
         let Written { applied, stored } = self.replica.write(&mut self.view, self.now_ms, &request);
         self.keep(stored);
         applied.result
