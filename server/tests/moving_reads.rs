@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use prost::Message;
+use rollcall_proto::upgrade::Channel;
 use rollcall_proto::v1::registry_client::RegistryClient;
 use rollcall_proto::v1::{self, ErrorCode, GroupMode, ReadMode};
 use support::alone::{self, key, persistent, query_by, register, view};
-use rollcall_proto::upgrade::Channel;
 
 const NODES: usize = 20;
 const MOVES: usize = 12;

@@ -129,7 +129,7 @@ mod tests {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let any = seed >> 33;
             let id = match any % 4 {
-                0 => SessionId::GOSSIPED | any % 1_000,
+                0 => SessionId::GOSSIPED | (any % 1_000),
                 1 => any % 1_500,
                 _ => step,
             };
