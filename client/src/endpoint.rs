@@ -26,7 +26,8 @@ pub(crate) struct Endpoint {
     pub(crate) channel: Channel,
     pub(crate) queries: Queries,
     dialler: transport::Endpoint,
-    streams: Option<Streams>,
+    /// As [`Self::channel`], without credentials.
+    way: upgrade::Channel,
     credentials: Credentials,
     health: Mutex<Health>,
 }
@@ -40,8 +41,7 @@ struct Health {
 impl Endpoint {
     /// A connection of its own, for who wants to close it: it ends with the last use of what is returned.
     pub(crate) fn own_channel(&self) -> Channel {
-        let channel = upgrade::Channel::connect_lazy(&self.dialler, self.streams);
-        InterceptedService::new(channel, self.credentials.clone())
+        InterceptedService::new(self.way.apart(&self.dialler), self.credentials.clone())
     }
 
     /// It did not answer.
@@ -95,8 +95,8 @@ impl Endpoints {
             .iter()
             .map(|server| {
                 let dialler = dialler(server, config)?;
-                let channel = upgrade::Channel::connect_lazy(&dialler, streams);
-                let channel = InterceptedService::new(channel, credentials.clone());
+                let way = upgrade::Channel::connect_lazy(&dialler, streams);
+                let channel = InterceptedService::new(way.clone(), credentials.clone());
                 let health = Health {
                     aside_until: None,
                     backoff: Backoff::new(config.put_aside_min, config.put_aside_max),
@@ -106,7 +106,7 @@ impl Endpoints {
                     channel,
                     queries: Queries::default(),
                     dialler,
-                    streams,
+                    way,
                     credentials: credentials.clone(),
                     health: Mutex::new(health),
                 }))

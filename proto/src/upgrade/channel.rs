@@ -23,7 +23,8 @@ use tonic::codegen::http::{Request, Response};
 use tonic::transport::{self, Endpoint};
 
 use super::{
-    BEAT_HEADER, HEAD_BYTES_MAX, HEADERS_MAX, Inflow, Limits, Sending, Side, head, headers_of, is_upgrade,
+    BEAT_HEADER, BEAT_MIN, HEAD_BYTES_MAX, HEADERS_MAX, Inflow, Limits, Sending, Side, head, headers_of,
+    is_upgrade,
 };
 
 /// A server that does not speak [`super::PROTOCOL`] is asked for it again after this time: it may be a newer one by then.
@@ -42,7 +43,7 @@ pub struct Streams {
     pub beat: Duration,
     /// How much later than that it may be heard of before the connection counts as lost.
     pub beat_patience: Duration,
-    /// Longest time to connect, and then again for the server to grant the stream.
+    /// Longest time to connect. How long the server may take to grant the stream is the caller's affair, as it is by HTTP/2.
     pub connect_timeout: Duration,
 }
 
@@ -107,6 +108,17 @@ impl Channel {
                 began: Instant::now(),
                 by_http2_until_ms: AtomicU64::new(0),
             }),
+        }
+    }
+}
+
+impl Channel {
+    /// The same server, with a connection of its own for calls; what is known of the server is shared.
+    #[must_use]
+    pub fn apart(&self, endpoint: &Endpoint) -> Self {
+        Self {
+            calls: endpoint.connect_lazy(),
+            server: Arc::clone(&self.server),
         }
     }
 }
@@ -218,16 +230,8 @@ async fn dial(
     beating: bool,
 ) -> Result<Option<Dialled>, Status> {
     let unavailable = |problem: String| Status::unavailable(format!("{}: {problem}", server.authority));
-    let late = |doing: &str| {
-        unavailable(format!(
-            "no answer within {:?} while {doing}",
-            streams.connect_timeout
-        ))
-    };
-    let connecting = TcpStream::connect(&server.authority);
-    let mut socket = tokio::time::timeout(streams.connect_timeout, connecting)
+    let mut socket = connect(&server.authority, streams.connect_timeout)
         .await
-        .map_err(|_| late("connecting"))?
         .map_err(|error| unavailable(error.to_string()))?;
     // A socket that refuses is about to fail anyway.
     let _ = socket.set_nodelay(true);
@@ -235,31 +239,21 @@ async fn dial(
     if let Ok(host) = HeaderValue::from_str(&server.authority) {
         headers.insert("host", host);
     }
-    if beating {
-        headers.insert(
-            BEAT_HEADER,
-            HeaderValue::from(u64::try_from(streams.beat.as_millis()).unwrap_or(u64::MAX)),
-        );
+    let beat = beating.then(|| streams.beat.max(BEAT_MIN));
+    if let Some(beat) = beat {
+        let milliseconds = u64::try_from(beat.as_millis()).unwrap_or(u64::MAX);
+        headers.insert(BEAT_HEADER, HeaderValue::from(milliseconds));
     }
     let asked = head(&format!("GET {} HTTP/1.1", call.uri.path()), true, &headers);
     let granting = async {
         socket.write_all(&asked).await?;
         answer_head(&mut socket).await
     };
-    let answered = tokio::time::timeout(streams.connect_timeout, granting)
-        .await
-        .map_err(|_| late("asking for a stream"))?;
-    let (status, headers, first) = match answered {
-        Ok(Some(head)) => head,
-        Ok(None) => {
-            server.speaks_only_http2();
-            return Ok(None);
-        }
-        // It may have closed just now; if not, the call by HTTP/2 will tell.
-        Err(error) => {
-            tracing::debug!(server = %server.authority, %error, "no stream was granted");
-            return Ok(None);
-        }
+    // Who closes without a word refuses, by HTTP/2 as well; who speaks it alone says so at once.
+    let answered = granting.await.map_err(|error| unavailable(error.to_string()))?;
+    let Some((status, headers, first)) = answered else {
+        server.speaks_only_http2();
+        return Ok(None);
     };
     let granted = status == 101 && is_upgrade(&headers);
     let refused = status == 200 && headers.contains_key("grpc-status");
@@ -271,9 +265,34 @@ async fn dial(
         headers,
         socket: granted.then_some(socket),
         first,
-        beat: beating.then_some(streams.beat),
-        silence_max: beating.then(|| streams.beat + streams.beat_patience),
+        beat,
+        silence_max: beat.map(|beat| beat + streams.beat_patience),
     }))
+}
+
+/// Connects to one of the addresses of a server, each in its share of the time: one that says nothing keeps nobody from the
+/// next.
+async fn connect(authority: &str, timeout: Duration) -> io::Result<TcpStream> {
+    let ends = Instant::now() + timeout;
+    let late = || {
+        io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no connection within {timeout:?}"),
+        )
+    };
+    let found = tokio::time::timeout_at(ends, tokio::net::lookup_host(authority)).await;
+    let mut addresses: Vec<_> = found.map_err(|_| late())??.collect();
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    while let Some(address) = (!addresses.is_empty()).then(|| addresses.remove(0)) {
+        let others = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+        let share = ends.saturating_duration_since(Instant::now()) / others.saturating_add(1);
+        match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(socket)) => return Ok(socket),
+            Ok(Err(error)) => failed = error,
+            Err(_) => failed = late(),
+        }
+    }
+    Err(failed)
 }
 
 /// The head of an answer, and what came behind it. `None`: this is no HTTP/1.

@@ -17,6 +17,8 @@ use super::trailers_of;
 
 /// Read at once. The room is on the stack: a connection on which nothing comes keeps none.
 const READ_BYTES: usize = 16 << 10;
+/// Room for more pieces than this is not kept.
+const PIECES_KEPT: usize = 16;
 
 /// Who sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub struct Inflow<R> {
     splitter: Splitter,
     pieces: VecDeque<Piece>,
     over: bool,
+    /// What came with the head was unreadable.
+    unreadable: Option<Status>,
     patience: Option<Patience>,
 }
 
@@ -57,6 +61,7 @@ impl<R: AsyncRead + Unpin> Inflow<R> {
             splitter: Splitter::new(),
             pieces: VecDeque::new(),
             over: false,
+            unreadable: None,
             patience: silence_max.map(|silence_max| Patience {
                 silence_max,
                 heard_at: Instant::now(),
@@ -64,8 +69,7 @@ impl<R: AsyncRead + Unpin> Inflow<R> {
             }),
         };
         if let Err(malformed) = inflow.splitter.take(first, &mut inflow.pieces) {
-            tracing::debug!(%malformed, "unreadable at once");
-            inflow.over = true;
+            inflow.unreadable = Some(inflow.lost(malformed));
         }
         inflow
     }
@@ -128,15 +132,17 @@ impl<R: AsyncRead + Unpin> Body for Inflow<R> {
         loop {
             match this.pieces.pop_front() {
                 Some(Piece::Data(bytes)) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
-                Some(Piece::Beat) => {}
                 Some(Piece::End(content)) => {
                     this.over = true;
                     if this.from == Side::Server {
                         return Poll::Ready(Some(Ok(Frame::trailers(trailers_of(&content)))));
                     }
                 }
-                None if this.over => return Poll::Ready(None),
+                None if this.over => return Poll::Ready(this.unreadable.take().map(Err)),
                 None => {
+                    if this.pieces.capacity() > PIECES_KEPT {
+                        this.pieces = VecDeque::new();
+                    }
                     if let Err(lost) = ready!(this.poll_read(cx)) {
                         return Poll::Ready(Some(Err(lost)));
                     }

@@ -19,6 +19,7 @@
 //! [`Channel`] of a client then makes the call by HTTP/2.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tonic::codegen::http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -34,8 +35,11 @@ pub use sending::{Limits, Sending};
 
 /// What the connection is upgraded to.
 pub const PROTOCOL: &str = "rollcall-grpc";
-/// Metadata: after how many milliseconds without anything else to say the server sends a [`BEAT`]. Without it none come.
+/// Metadata: after how many milliseconds without anything else to say the server sends a [`BEAT`]; whoever asks for that does
+/// the same. Without it they come as rarely as the server has use for.
 pub const BEAT_HEADER: &str = "rollcall-beat-ms";
+/// Beats do not come more often.
+pub const BEAT_MIN: Duration = Duration::from_secs(1);
 /// Largest head that a client accepts, in bytes, and most headers of it.
 pub const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Most headers in a head.

@@ -18,7 +18,7 @@ const GATHERED_BYTES: usize = 64 << 10;
 /// Parts of one write.
 const SLICES_MAX: usize = 16;
 /// Writes of one turn; then others have theirs.
-const WRITES_MAX: usize = 16;
+const WRITES_MAX: usize = 2;
 
 /// What a sender allows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,7 +32,7 @@ pub struct Limits {
 /// Sends a body and its end, and is done; the socket is flushed, not closed. Holds at most what is gathered for one write.
 ///
 /// # Errors
-/// The connection is lost.
+/// The connection is lost, or the body broke: then there is no end, and the other side takes it for lost.
 #[derive(Debug)]
 pub struct Sending<B, W> {
     body: B,
@@ -80,22 +80,22 @@ where
     }
 
     /// Takes what is ready; whether there may be more at once.
-    fn gather(&mut self, cx: &mut Context<'_>) -> bool {
+    fn gather(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         while !self.body_ended {
             if self.bytes >= GATHERED_BYTES {
-                return true;
+                return Ok(true);
             }
             match Pin::new(&mut self.body).poll_frame(cx) {
-                Poll::Pending => return false,
+                Poll::Pending => return Ok(false),
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => self.push(data),
                     Err(frame) => self.end(&frame.into_trailers().unwrap_or_default()),
                 },
-                // A body that breaks has no status: its end says nothing, and is read as UNKNOWN.
-                Poll::Ready(Some(Err(_)) | None) => self.end(&Default::default()),
+                Poll::Ready(None) => self.end(&Default::default()),
+                Poll::Ready(Some(Err(_))) => return Err(io::Error::other("the body broke")),
             }
         }
-        false
+        Ok(false)
     }
 
     fn end(&mut self, trailers: &tonic::codegen::http::HeaderMap) {
@@ -180,7 +180,7 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         for _ in 0..WRITES_MAX {
-            let more = this.gather(cx);
+            let more = this.gather(cx)?;
             if this.poll_send(cx)?.is_pending() {
                 return this.poll_stalled(cx);
             }

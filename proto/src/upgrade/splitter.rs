@@ -11,7 +11,6 @@ use super::{BEAT, END, PREFIX_BYTES, TRAILERS_BYTES_MAX};
 pub(super) enum Piece {
     /// Of messages, with their prefixes; cut anywhere.
     Data(Bytes),
-    Beat,
     /// The direction is closed, with this content.
     End(Bytes),
 }
@@ -101,7 +100,6 @@ impl Splitter {
                         BEAT if length == 0 => {
                             pass(from..begins_at, pieces);
                             from = at;
-                            pieces.push_back(Piece::Beat);
                             self.place = Place::Prefix(0);
                         }
                         END if length <= TRAILERS_BYTES_MAX => {
@@ -151,22 +149,21 @@ mod tests {
         frame
     }
 
-    /// What passed, how many beats came, and the end.
-    fn split(chunks: &[&[u8]]) -> Result<(Vec<u8>, usize, Option<Bytes>), Malformed> {
+    /// What passed, and the end.
+    fn split(chunks: &[&[u8]]) -> Result<(Vec<u8>, Option<Bytes>), Malformed> {
         let (mut splitter, mut pieces) = (Splitter::new(), VecDeque::new());
         for chunk in chunks {
             splitter.take(&Bytes::copy_from_slice(chunk), &mut pieces)?;
         }
-        let (mut passed, mut beats, mut end) = (Vec::new(), 0, None);
+        let (mut passed, mut end) = (Vec::new(), None);
         for piece in pieces {
             assert!(end.is_none(), "{piece:?} behind the end");
             match piece {
                 Piece::Data(bytes) => passed.extend_from_slice(&bytes),
-                Piece::Beat => beats += 1,
                 Piece::End(content) => end = Some(content),
             }
         }
-        Ok((passed, beats, end))
+        Ok((passed, end))
     }
 
     proptest! {
@@ -175,11 +172,10 @@ mod tests {
             frames in prop::collection::vec((0_u8..4, prop::collection::vec(any::<u8>(), 0..40)), 0..12),
             cuts in prop::collection::vec(1_usize..30, 0..80),
         ) {
-            let (mut all, mut messages, mut beats) = (Vec::new(), Vec::new(), 0);
+            let (mut all, mut messages) = (Vec::new(), Vec::new());
             for (kind, content) in &frames {
                 if *kind == 3 {
                     all.extend(frame(BEAT, &[]));
-                    beats += 1;
                 } else {
                     let frame = frame(*kind % 2, content);
                     all.extend_from_slice(&frame);
@@ -194,9 +190,8 @@ mod tests {
                 rest = behind;
             }
             chunks.push(rest);
-            let (passed, beaten, end) = split(&chunks).unwrap();
+            let (passed, end) = split(&chunks).unwrap();
             prop_assert_eq!(passed, messages);
-            prop_assert_eq!(beaten, beats);
             prop_assert_eq!(end.as_deref(), Some(&b"grpc-status: 0\r\n"[..]));
         }
 

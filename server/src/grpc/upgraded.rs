@@ -12,13 +12,14 @@ use futures_util::Stream;
 use http_body::Frame;
 use parking_lot::Mutex;
 use rollcall_proto::upgrade::{
-    self, BEAT_HEADER, HEADERS_MAX, Inflow, Limits, PROTOCOL, Sending, Side, headers_of, is_upgrade,
+    self, BEAT_HEADER, BEAT_MIN, HEADERS_MAX, Inflow, Limits, PROTOCOL, Sending, Side, headers_of, is_upgrade,
 };
 use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,8 +38,7 @@ const UPGRADES_BEGIN_WITH: u8 = b'G';
 const HEAD_END: &[u8] = b"\r\n\r\n";
 /// Connections that are sorted and wait for the transport to take them.
 const SORTED_MAX: usize = 64;
-/// How often a client may have signs of life.
-const BEAT_MIN: Duration = Duration::from_millis(100);
+/// How rarely a client may have signs of life at most.
 const BEAT_MAX: Duration = Duration::from_secs(60);
 /// What the kernel may hold for a client that does not read: what waits here is replaced by what is newer, what waits there
 /// is not.
@@ -82,8 +82,17 @@ impl UpgradedStreams {
                 let tasks = streams.tasks.clone();
                 let shutdown = shutdown.clone();
                 tasks.spawn(async move {
+                    // Its kind and its head have to come in the time that the greeting has.
+                    let until = Instant::now() + GREETING_DEADLINE;
                     match shutdown.run_until_cancelled(connection.first_byte()).await {
-                        Some(Ok(UPGRADES_BEGIN_WITH)) => streams.serve(connection).await,
+                        Some(Ok(UPGRADES_BEGIN_WITH)) => {
+                            let (mut socket, peer, place) = connection.into_parts();
+                            let asked = tokio::time::timeout_at(until, streams.asked(&mut socket));
+                            if let Some(Ok(Ok(asked))) = shutdown.run_until_cancelled(asked).await {
+                                streams.serve(socket, peer, asked).await;
+                            }
+                            drop(place);
+                        }
                         // If nobody takes it, the server closes.
                         Some(Ok(_)) => _ = sorted.send(Ok(connection)).await,
                         Some(Err(_)) | None => {}
@@ -100,25 +109,29 @@ impl UpgradedStreams {
         self.tasks.wait().await;
     }
 
-    async fn serve(mut self, connection: Connection) {
-        let (mut socket, peer, _place) = connection.into_parts();
+    async fn serve(mut self, mut socket: TcpStream, peer: Peer, asked: Asked) {
         self.watch_over(&socket);
-        let asked = tokio::time::timeout(GREETING_DEADLINE, self.asked(&mut socket)).await;
-        let Ok(Ok((path, headers, first))) = asked else {
-            return;
-        };
+        let Asked { path, headers, first } = asked;
         if !is_upgrade(&headers) {
             let _gone = socket.write_all(no_upgrade().as_bytes()).await;
             return;
         }
+        let patience = self.keepalive_interval + self.keepalive_timeout;
+        let beat = beat_of(&headers);
         let limits = Limits {
-            beat: beat_of(&headers),
-            stall_max: Some(self.keepalive_interval + self.keepalive_timeout),
+            // Also for who wants none: who has said all it had to say, and is gone, is noticed by what it is sent.
+            beat: Some(beat.unwrap_or(self.keepalive_interval)),
+            stall_max: Some(patience),
         };
         let (reading, mut writing) = socket.into_split();
         let reading = Reading(Arc::new(Mutex::new(reading)));
         let cut = peer.cut.clone();
-        let request = request_of(&path, headers, peer, reading.clone(), &first);
+        // Who asks for signs of life sends them.
+        let silence_max = beat.map(|beat| beat + patience);
+        let inflow = Inflow::new(reading.clone(), Side::Client, &first, silence_max);
+        let request = request_of(&path, headers, peer, inflow);
+        // None of this is kept while the stream lasts.
+        drop((path, first));
         let Some(request) = request else {
             let _gone = writing.write_all(no_upgrade().as_bytes()).await;
             return;
@@ -135,6 +148,7 @@ impl UpgradedStreams {
             let _gone = writing.write_all(&head).await;
         } else {
             let head = upgrade::head("HTTP/1.1 101 Switching Protocols", true, &parts.headers);
+            drop(parts);
             let sending = Sending::new(body, &mut writing, Some(head), limits);
             let sent = tokio::select! {
                 biased;
@@ -167,8 +181,8 @@ impl UpgradedStreams {
         }
     }
 
-    /// Path, headers, and what came behind the head.
-    async fn asked(&self, socket: &mut TcpStream) -> io::Result<(String, HeaderMap, Bytes)> {
+    /// Reads the head.
+    async fn asked(&self, socket: &mut TcpStream) -> io::Result<Asked> {
         let mut came = BytesMut::with_capacity(512);
         loop {
             // Where the head's end may begin, if it comes now: who dribbles is not parsed byte by byte.
@@ -188,12 +202,21 @@ impl UpgradedStreams {
                 Ok(httparse::Status::Complete(bytes)) => {
                     let path = asked.path.unwrap_or_default().to_owned();
                     let headers = headers_of(asked.headers);
-                    return Ok((path, headers, came.split_off(bytes).freeze()));
+                    let first = Bytes::copy_from_slice(&came[bytes..]);
+                    return Ok(Asked { path, headers, first });
                 }
                 Ok(httparse::Status::Partial) | Err(_) => return Err(io::ErrorKind::InvalidData.into()),
             }
         }
     }
+}
+
+/// What a client asks for.
+struct Asked {
+    path: String,
+    headers: HeaderMap,
+    /// What came behind the head.
+    first: Bytes,
 }
 
 fn no_upgrade() -> String {
@@ -212,15 +235,9 @@ fn beat_of(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// The call as the transport would bring it; `None`: the path is none.
-fn request_of(
-    path: &str,
-    headers: HeaderMap,
-    peer: Peer,
-    reading: Reading,
-    first: &Bytes,
-) -> Option<Request<Body>> {
+fn request_of(path: &str, headers: HeaderMap, peer: Peer, inflow: Inflow<Reading>) -> Option<Request<Body>> {
     let asking = Asking {
-        inflow: Inflow::new(reading, Side::Client, first, None),
+        inflow,
         cut: peer.cut.clone(),
     };
     let mut request = Request::new(Body::new(asking));

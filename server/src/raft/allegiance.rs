@@ -15,6 +15,7 @@
 
 use std::collections::BTreeSet;
 
+use openraft::ServerState;
 use rollcall_core::ids::{LogIndex, Term};
 
 use super::Raft;
@@ -32,7 +33,7 @@ pub(super) async fn allegiance(raft: &Raft, leader: u64) -> Option<Term> {
 pub(super) async fn confirm_by_word(raft: &Raft, follower: u64, term: Term) -> Option<Confirmed> {
     let own = *raft.node_id();
     let look = raft.with_raft_state(move |state| {
-        if term_led_by(state.vote_ref(), own) != Some(term) {
+        if state.server_state != ServerState::Leader || term_led_by(state.vote_ref(), own) != Some(term) {
             return None;
         }
         let membership = state.membership_state.effective();

@@ -150,7 +150,11 @@ impl Inquirer {
             .clone();
         let node = membership.get_node(&leader).ok_or(RoundError::NotLeader)?;
         let following = match !self.leased && words_count(membership.get_joint_config()) {
-            true => allegiance(&self.raft, leader).await,
+            // Raft's own task may wait for a disk that hangs; without a word the leader asks whom it needs.
+            true => tokio::time::timeout(WORD_TIMEOUT, allegiance(&self.raft, leader))
+                .await
+                .ok()
+                .flatten(),
             false => None,
         };
         let question = ReadIndexRequest {

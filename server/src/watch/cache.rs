@@ -10,10 +10,12 @@ use rollcall_core::ids::{Revision, ServiceKey};
 
 use super::frame;
 
-/// So many services are known to have been asked for once.
-const ASKED_MAX: usize = 8_192;
+/// So many services are known to have been asked for once; 16 bytes each.
+const ASKED_MAX: usize = 65_536;
+/// Larger views are kept from the first time on: there are few, and each costs much to encode again.
+const SMALL_BYTES: usize = 8 << 10;
 
-/// Encoded services, kept from the second time on that somebody asks for a service: very many are asked for once, by
+/// Encoded services; small ones are kept from the second time on that somebody asks for them: very many are asked for once, by
 /// their one watcher or by one who lists them all. Bounded in bytes; when full, those not used for longest go, several at a time, so that a hit
 /// costs no more than the look.
 pub(crate) struct ViewCache {
@@ -78,7 +80,7 @@ impl Views {
         {
             return;
         }
-        if !self.is_wanted(&service.key) {
+        if bytes.len() <= SMALL_BYTES && !self.is_wanted(&service.key) {
             return;
         }
         self.drop_view(&service.key);

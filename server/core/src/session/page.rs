@@ -45,7 +45,12 @@ impl<V> SessionPage<V> {
             Err(place) => {
                 if self.0.len() == self.0.capacity() {
                     let left = LEN_MAX.saturating_sub(self.0.len()).max(1);
-                    self.0.reserve_exact(left.min(4 + self.0.len() / 8));
+                    // Sessions whose ids are random have a page each.
+                    let room = match self.0.len() {
+                        0 => 1,
+                        kept => 4 + kept / 8,
+                    };
+                    self.0.reserve_exact(left.min(room));
                 }
                 self.0.insert(place, (session, value));
                 None
