@@ -18,7 +18,7 @@ use rollcall_core::ids::{LogIndex, Revision, ServerId, SessionId, Term};
 use rollcall_core::mutants::{Mutant, planted};
 use rollcall_proto::v1;
 use rollcall_proto::v1::peer_server::PeerServer;
-use tokio::sync::{Notify, Semaphore, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -38,7 +38,7 @@ use super::peer::PeerDoor;
 use super::proposer::{Proposal, Proposer};
 use super::read_index::{Round, RoundError};
 use super::state_machine::{Parts, StateMachine};
-use super::ticket::{Attempt, Reply, Ticket};
+use super::ticket::{Admitted, Answered, Attempt, Reply, Ticket};
 use super::types::{PeerAddresses, TypeConfig, position};
 use super::vote_gate::VoteGate;
 use super::{upkeep, wire};
@@ -46,9 +46,9 @@ use crate::store::{DataFolder, Identity, LogStore, OpenedLog, SnapshotStore, Spa
 
 /// Largest encoded request (design section 11).
 pub const REQUEST_BYTES_MAX: usize = 1 << 20;
-/// Bytes of requests that wait here, for the log or for the leader. Beyond it callers are told to come again: a
+/// Bytes of requests that wait here, for a leader, its answer or the log. Beyond it callers are told to come again: a
 /// quorum that is away, or a slow disk, must not fill the memory.
-const WAITING_BYTES_MAX: usize = 64 << 20;
+pub(super) const WAITING_BYTES_MAX: usize = 64 << 20;
 /// Pause before an attempt that met no leader is repeated.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// What an overloaded caller is told to wait.
@@ -83,7 +83,8 @@ pub(super) struct Inner {
     pub(super) receiving: tokio::sync::Mutex<()>,
     /// Told when a leader's stream of entries to this server has ended.
     pub(super) stream_ended: Arc<Notify>,
-    room: Arc<Semaphore>,
+    /// For the bytes of requests under way.
+    pub(super) room: Arc<Semaphore>,
     proposer: Proposer,
     forwarder: Forwarder,
     leader_rounds: LeaderRounds,
@@ -322,15 +323,18 @@ impl Consensus {
     pub async fn propose(&self, request: Request, deadline: Instant) -> Result<Outcome, ProposeError> {
         let encoded = encode(&request)?;
         drop(request);
+        // Also while no leader is known: what waits is bounded by its bytes.
+        let Some(mut admitted) = self.inner.admit(encoded) else {
+            return result_of(Attempt::Overloaded);
+        };
         let mut leadership: Option<watch::Receiver<Leadership>> = None;
         loop {
-            let reason = match self.inner.attempt(encoded.clone(), deadline).await {
-                Attempt::NotProposed(reason) => reason,
-                decided => return result_of(decided),
-            };
+            let (attempt, again) = self.inner.attempt(admitted, deadline).await;
             let now = Instant::now();
-            if now >= deadline || self.inner.stop.is_cancelled() || self.inner.gate.is_diverged() {
-                return Err(ProposeError::Unavailable { reason });
+            let over = now >= deadline || self.inner.stop.is_cancelled() || self.inner.gate.is_diverged();
+            match again {
+                Some(again) if !over => admitted = again,
+                Some(_) | None => return result_of(attempt),
             }
             // The first time it only begins to listen, and looks again at once: most requests never wait here.
             match &mut leadership {
@@ -353,11 +357,9 @@ impl Consensus {
         request: Request,
         deadline: Instant,
     ) -> Result<Outcome, ProposeError> {
-        result_of(
-            self.inner
-                .attempt_here(encode(&request)?, Some(term), deadline)
-                .await,
-        )
+        // The leader's own: few, and they must not wait behind the clients'.
+        let admitted = Admitted::new(encode(&request)?, None);
+        result_of(self.inner.attempt_here(admitted, Some(term), deadline).await.0)
     }
 
     /// Waits until the local directory reflects every write acknowledged before the call, on any server.
@@ -666,45 +668,38 @@ impl Inner {
     }
 
     /// One attempt, here or at the leader.
-    async fn attempt(&self, request: Bytes, deadline: Instant) -> Attempt {
+    async fn attempt(&self, admitted: Admitted, deadline: Instant) -> Answered {
         let leader = self.leadership.borrow().leader;
         match leader {
-            Some(leader) if leader == self.options.server => self.attempt_here(request, None, deadline).await,
+            Some(leader) if leader == self.options.server => {
+                self.attempt_here(admitted, None, deadline).await
+            }
             Some(leader) => match self.address_of(leader.0) {
-                Some(address) => self.attempt_at(leader.0, &address, request, deadline).await,
-                None => Attempt::NotProposed(format!("the address of leader {leader} is not known")),
+                Some(address) => self.attempt_at(leader.0, &address, admitted, deadline).await,
+                None => not_proposed(format!("the address of leader {leader} is not known"), admitted),
             },
-            None => Attempt::NotProposed("no leader is known".into()),
+            None => not_proposed("no leader is known", admitted),
         }
     }
 
     /// One attempt at this server, which must lead.
     pub(super) async fn attempt_here(
         &self,
-        request: Bytes,
+        admitted: Admitted,
         term: Option<Term>,
         deadline: Instant,
-    ) -> Attempt {
+    ) -> Answered {
         if self.gate.is_diverged() {
-            return Attempt::NotProposed(ReadError::Diverged.to_string());
+            return not_proposed(ReadError::Diverged.to_string(), admitted);
         }
         if !self.leads() {
-            return Attempt::NotProposed("this server does not lead".into());
+            return not_proposed("this server does not lead", admitted);
         }
         if self.space.is_full() {
-            return Attempt::DiskFull;
+            return (Attempt::DiskFull, None);
         }
-        let ticket = match term {
-            // The leader's own: few, and they must not wait behind the clients'.
-            Some(_) => Ticket::default(),
-            None => match self.ticket(&request) {
-                Some(ticket) => ticket,
-                None => return Attempt::Overloaded,
-            },
-        };
-        await_attempt(deadline, ticket, |ticket, reply| {
+        await_attempt(deadline, admitted, |ticket, reply| {
             self.proposer.submit(Proposal {
-                request,
                 term,
                 deadline,
                 ticket,
@@ -714,26 +709,28 @@ impl Inner {
         .await
     }
 
-    /// Room for a request; `None`: too much waits already.
-    fn ticket(&self, request: &Bytes) -> Option<Ticket> {
+    /// Takes room for a request; `None`: too much is under way already.
+    pub(super) fn admit(&self, request: Bytes) -> Option<Admitted> {
         let bytes = u32::try_from(request.len()).ok()?;
         let room = self.room.clone().try_acquire_many_owned(bytes).ok()?;
-        Some(Ticket::holding(room))
+        Some(Admitted::new(request, Some(room)))
     }
 
-    async fn attempt_at(&self, leader: u64, address: &str, request: Bytes, deadline: Instant) -> Attempt {
+    async fn attempt_at(
+        &self,
+        leader: u64,
+        address: &str,
+        admitted: Admitted,
+        deadline: Instant,
+    ) -> Answered {
         if self.gate.is_diverged() {
-            return Attempt::NotProposed(ReadError::Diverged.to_string());
+            return not_proposed(ReadError::Diverged.to_string(), admitted);
         }
-        let Some(ticket) = self.ticket(&request) else {
-            return Attempt::Overloaded;
-        };
-        await_attempt(deadline, ticket, |ticket, reply| {
+        await_attempt(deadline, admitted, |ticket, reply| {
             self.forwarder.submit(
                 leader,
                 address,
                 Call {
-                    request,
                     deadline,
                     ticket,
                     reply,
@@ -1037,17 +1034,27 @@ fn result_of(attempt: Attempt) -> Result<Outcome, ProposeError> {
     }
 }
 
-async fn await_attempt(deadline: Instant, ticket: Ticket, submit: impl FnOnce(Ticket, Reply)) -> Attempt {
-    let (reply, attempt) = oneshot::channel();
+fn not_proposed(reason: impl Into<String>, admitted: Admitted) -> Answered {
+    (Attempt::NotProposed(reason.into()), Some(admitted))
+}
+
+async fn await_attempt(
+    deadline: Instant,
+    admitted: Admitted,
+    submit: impl FnOnce(Ticket, Reply),
+) -> Answered {
+    let (reply, answered) = Reply::to(admitted);
+    let ticket = Ticket::default();
     submit(ticket.clone(), reply);
-    match tokio::time::timeout_at(deadline, attempt).await {
-        Ok(Ok(attempt)) => attempt,
+    let attempt = match tokio::time::timeout_at(deadline, answered).await {
+        Ok(Ok(answered)) => return answered,
         Ok(Err(_)) => Attempt::Unknown("replication ended before the answer".into()),
         Err(_) if ticket.try_cancel() => {
             Attempt::NotProposed("the deadline passed before it was proposed".into())
         }
         Err(_) => Attempt::Unknown("no answer before the deadline".into()),
-    }
+    };
+    (attempt, None)
 }
 
 fn deadline_of(deadline: v1::SessionDeadline) -> SessionDeadline {

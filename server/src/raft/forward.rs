@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use rollcall_core::directory::{Outcome, Refusal};
 use rollcall_proto::v1::forward_response::Result as Answer;
@@ -30,7 +29,6 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One write on its way to the leader.
 pub(crate) struct Call {
-    pub(crate) request: Bytes,
     pub(crate) deadline: Instant,
     pub(crate) ticket: Ticket,
     pub(crate) reply: Reply,
@@ -72,7 +70,7 @@ impl Forwarder {
         let Some(line) = line.as_ref() else { return };
         match line.calls.try_send(call) {
             Ok(()) => {}
-            Err(mpsc::error::TrySendError::Full(call)) => drop(call.reply.send(Attempt::Overloaded)),
+            Err(mpsc::error::TrySendError::Full(call)) => call.reply.send(Attempt::Overloaded),
             Err(mpsc::error::TrySendError::Closed(call)) => not_sent(call, "the line to the leader broke"),
         }
     }
@@ -97,7 +95,7 @@ impl Forwarder {
 }
 
 fn not_sent(call: Call, reason: &str) {
-    let _ = call.reply.send(Attempt::NotProposed(reason.to_owned()));
+    call.reply.send(Attempt::NotProposed(reason.to_owned()));
 }
 
 struct Session {
@@ -123,7 +121,7 @@ impl Session {
         let mut pending: Vec<_> = self.pending.drain().collect();
         pending.sort_by_key(|(call, _)| *call);
         for (_, reply) in pending {
-            let _ = reply.send(Attempt::Unknown(reason.clone()));
+            reply.send(Attempt::Unknown(reason.clone()));
         }
     }
 
@@ -187,7 +185,7 @@ impl Session {
             from: self.peers.server(),
             to: self.leader,
             call: self.next,
-            request: call.request,
+            request: call.reply.request().clone(),
             timeout_ms,
         };
         Some((request, call.reply))
@@ -195,7 +193,7 @@ impl Session {
 
     fn take_answer(&mut self, answer: ForwardResponse) {
         if let Some(reply) = self.pending.remove(&answer.call) {
-            let _ = reply.send(attempt_of(answer.result));
+            reply.send(attempt_of(answer.result));
         }
     }
 }

@@ -151,7 +151,10 @@ impl PeerDoor {
                 "the request has {} bytes, at most {REQUEST_BYTES_MAX} are taken",
                 request.request.len()
             )),
-            Ok(_) => self.inner.attempt_here(request.request, None, deadline).await,
+            Ok(_) => match self.inner.admit(request.request) {
+                Some(admitted) => self.inner.attempt_here(admitted, None, deadline).await.0,
+                None => Attempt::Overloaded,
+            },
             Err(error) => Attempt::NotProposed(format!("the request is unreadable here: {error}")),
         };
         answer_of(request.call, attempt)

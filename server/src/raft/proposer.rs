@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use openraft::errors::ClientWriteError;
 use openraft::raft::ClientWriteResult;
 use rollcall_core::ids::Term;
@@ -29,7 +28,6 @@ const IN_FLIGHT_MAX: usize = 16;
 
 /// One request on its way.
 pub(crate) struct Proposal {
-    pub(crate) request: Bytes,
     /// Only if this server leads in this term.
     pub(crate) term: Option<Term>,
     pub(crate) deadline: Instant,
@@ -63,13 +61,10 @@ impl Proposer {
     pub(crate) fn submit(&self, proposal: Proposal) {
         match self.queue.try_send(proposal) {
             Ok(()) => {}
-            Err(mpsc::error::TrySendError::Full(proposal)) => {
-                let _ = proposal.reply.send(Attempt::Overloaded);
-            }
+            Err(mpsc::error::TrySendError::Full(proposal)) => proposal.reply.send(Attempt::Overloaded),
             Err(mpsc::error::TrySendError::Closed(proposal)) => {
-                let _ = proposal
-                    .reply
-                    .send(Attempt::NotProposed("this server is stopping".into()));
+                let reason = "this server is stopping".into();
+                proposal.reply.send(Attempt::NotProposed(reason));
             }
         }
     }
@@ -87,11 +82,11 @@ impl Task {
             let Ok(permit) = self.in_flight.clone().acquire_owned().await else {
                 return;
             };
-            let mut bytes = first.request.len();
+            let mut bytes = first.reply.request().len();
             let mut batch = vec![first];
             while batch.len() < BATCH_REQUESTS_MAX && bytes < BATCH_BYTES_MAX {
                 let Ok(next) = proposals.try_recv() else { break };
-                bytes += next.request.len();
+                bytes += next.reply.request().len();
                 batch.push(next);
             }
             self.propose(batch, permit).await;
@@ -103,7 +98,7 @@ impl Task {
             Ok(term) => term,
             Err(not_leader) => {
                 for proposal in batch {
-                    let _ = proposal.reply.send(Attempt::NotProposed(not_leader.to_string()));
+                    proposal.reply.send(Attempt::NotProposed(not_leader.to_string()));
                 }
                 return;
             }
@@ -122,9 +117,9 @@ impl Task {
                 None
             };
             match refused {
-                Some(reason) => drop(proposal.reply.send(Attempt::NotProposed(reason))),
+                Some(reason) => proposal.reply.send(Attempt::NotProposed(reason)),
                 None => {
-                    requests.push(proposal.request);
+                    requests.push(proposal.reply.request().clone());
                     replies.push(proposal.reply);
                 }
             }
@@ -157,13 +152,13 @@ fn leading_term(leadership: &Leadership, server: u64) -> Result<Term, NotLeader>
 fn answer(replies: Vec<Reply>, result: ClientWriteResult<TypeConfig>) {
     let same_for_all = |replies: Vec<Reply>, attempt: &dyn Fn() -> Attempt| {
         for reply in replies {
-            let _ = reply.send(attempt());
+            reply.send(attempt());
         }
     };
     match result {
         Ok(response) if response.data.0.len() == replies.len() => {
             for (reply, result) in replies.into_iter().zip(response.data.0) {
-                let _ = reply.send(Attempt::Applied(result));
+                reply.send(Attempt::Applied(result));
             }
         }
         Ok(_) => same_for_all(replies, &|| {

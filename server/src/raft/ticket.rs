@@ -1,9 +1,10 @@
-//! Whether a proposal has left, decided once, so that a caller whose time is up learns which it is: surely not
-//! applied, or unknown.
+//! A proposal between its caller and the queue: whether it has left, decided once, so that a caller whose time is up
+//! learns which it is, surely not applied or unknown; and where its answer goes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use bytes::Bytes;
 use rollcall_core::directory::{Outcome, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -15,19 +16,9 @@ const CANCELLED: u8 = 2;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ticket {
     state: Arc<AtomicU8>,
-    /// Room for the request's bytes, given back when caller and queue have both let go of them.
-    _room: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Ticket {
-    /// A ticket for a request that takes up this room.
-    pub(crate) fn holding(room: OwnedSemaphorePermit) -> Self {
-        Self {
-            state: Arc::default(),
-            _room: Some(Arc::new(room)),
-        }
-    }
-
     /// The queue is about to send; `false`: the caller has given up, do not.
     pub(crate) fn try_send(&self) -> bool {
         self.decide(SENT)
@@ -60,10 +51,63 @@ pub(crate) enum Attempt {
     Unknown(String),
 }
 
-pub(crate) type Reply = oneshot::Sender<Attempt>;
+/// A request, with the room that it takes up among those under way.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    request: Bytes,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl Admitted {
+    /// `room`: `None` for the server's own, which are few.
+    pub(crate) fn new(request: Bytes, room: Option<OwnedSemaphorePermit>) -> Self {
+        Self {
+            request,
+            _room: room,
+        }
+    }
+}
+
+/// Where the answer to a proposal goes. The request and its room stay here until it is known what became of it, not with the
+/// caller: one that never looks at its answer takes nobody's room.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    to: oneshot::Sender<Answered>,
+    admitted: Admitted,
+}
+
+/// What became of an attempt; what was surely not proposed comes back, to be tried again.
+pub(crate) type Answered = (Attempt, Option<Admitted>);
+
+impl Reply {
+    /// A place for the answer to a request.
+    pub(crate) fn to(admitted: Admitted) -> (Self, oneshot::Receiver<Answered>) {
+        let (to, answered) = oneshot::channel();
+        (Self { to, admitted }, answered)
+    }
+
+    /// The request, encoded.
+    pub(crate) fn request(&self) -> &Bytes {
+        &self.admitted.request
+    }
+
+    /// Answers; it does not matter whether somebody waits for it.
+    pub(crate) fn send(self, attempt: Attempt) {
+        let again = matches!(attempt, Attempt::NotProposed(_)).then_some(self.admitted);
+        let _nobody_waits = self.to.send((attempt, again));
+    }
+}
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+    use std::pin::pin;
+    use std::task::Poll;
+
+    use tokio::sync::Semaphore;
+
+    use super::super::consensus::WAITING_BYTES_MAX;
+    use super::super::servers_test::{Server, put_group, soon, start, steady_leader_of, write};
     use super::*;
 
     #[test]
@@ -74,5 +118,57 @@ mod tests {
         let ticket = Ticket::default();
         assert!(ticket.clone().try_cancel());
         assert!(!ticket.try_send());
+    }
+
+    #[tokio::test]
+    async fn room_is_free_once_it_is_answered_and_comes_back_with_what_is_tried_again() {
+        let room = Arc::new(Semaphore::new(10));
+        let admitted = || {
+            let taken = room.clone().try_acquire_many_owned(3).unwrap();
+            Admitted::new(Bytes::from_static(b"one"), Some(taken))
+        };
+        let (reply, unread) = Reply::to(admitted());
+        assert_eq!(room.available_permits(), 7);
+        reply.send(Attempt::Unknown(String::new()));
+        assert_eq!(room.available_permits(), 10, "though nobody has read the answer");
+        drop(unread);
+
+        let (reply, answered) = Reply::to(admitted());
+        reply.send(Attempt::NotProposed(String::new()));
+        assert_eq!(room.available_permits(), 7);
+        let (_, again) = answered.await.unwrap();
+        assert_eq!(Reply::to(again.unwrap()).0.request(), "one");
+        assert_eq!(room.available_permits(), 10);
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_does_not_look_at_its_answer_keeps_no_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let servers = start(folder.path(), 3, |_| {}).await;
+        let leader = steady_leader_of(&servers).await;
+        // So that each knows its leader.
+        for server in &servers {
+            write(&server.consensus, 9).await;
+        }
+        for at in [leader, (leader + 1) % 3] {
+            let consensus = &servers[at].consensus;
+            let room = || consensus.inner.room.available_permits();
+            let mut applied = consensus.applied_head();
+            let before = applied.borrow_and_update().revision;
+            let mut proposed = pin!(consensus.propose(put_group(at as u64), soon()));
+            poll_fn(|cx| Poll::Ready(assert!(proposed.as_mut().poll(cx).is_pending()))).await;
+            assert!(room() < WAITING_BYTES_MAX, "it is under way");
+            let written = applied.wait_for(|head| head.revision > before);
+            tokio::time::timeout_at(soon(), written).await.unwrap().unwrap();
+            // A follower may hear of the write before it hears of the answer.
+            let free = async {
+                while room() < WAITING_BYTES_MAX {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout_at(soon(), free).await.unwrap();
+            proposed.await.unwrap();
+        }
+        servers.into_iter().map(Server::kill).for_each(drop);
     }
 }
