@@ -182,6 +182,7 @@ impl Dialled {
         let limits = Limits {
             beat: self.beat,
             stall_max: None,
+            gathers: true,
         };
         let sending = Sending::new(body, writing, None, limits);
         let sender = tokio::spawn(async move {

@@ -15,6 +15,8 @@ use super::{beat_frame, end_frame};
 
 /// What is ready is gathered up to so many bytes before it leaves.
 const GATHERED_BYTES: usize = 64 << 10;
+/// What has fewer bytes is small.
+const SMALL_BYTES: usize = 4 << 10;
 /// Parts of one write.
 const SLICES_MAX: usize = 16;
 /// Writes of one turn; then others have theirs.
@@ -27,6 +29,9 @@ pub struct Limits {
     pub beat: Option<Duration>,
     /// After so long in which the other side took nothing the connection counts as lost; `None`: never.
     pub stall_max: Option<Duration>,
+    /// What is small waits one turn of the scheduler before it leaves, for whoever is about to say something, too: many callers
+    /// that are woken together then share a write. Without it what is ready leaves at once.
+    pub gathers: bool,
 }
 
 /// Sends a body and its end, and is done; the socket is flushed, not closed. Holds at most what is gathered for one write.
@@ -40,6 +45,8 @@ pub struct Sending<B, W> {
     parts: VecDeque<Bytes>,
     bytes: usize,
     body_ended: bool,
+    /// What is there has waited for company.
+    waited: bool,
     limits: Limits,
     /// When something last left; kept only for beats.
     sent_at: Instant,
@@ -61,6 +68,7 @@ where
             parts: VecDeque::new(),
             bytes: 0,
             body_ended: false,
+            waited: false,
             limits,
             sent_at: Instant::now(),
             stalled_since: None,
@@ -96,6 +104,11 @@ where
             }
         }
         Ok(false)
+    }
+
+    fn waits_for_company(&self) -> bool {
+        let small = 0 < self.bytes && self.bytes < SMALL_BYTES;
+        self.limits.gathers && small && !self.waited && !self.body_ended
     }
 
     fn end(&mut self, trailers: &tonic::codegen::http::HeaderMap) {
@@ -181,9 +194,14 @@ where
         let this = &mut *self;
         for _ in 0..WRITES_MAX {
             let more = this.gather(cx)?;
+            if this.waits_for_company() {
+                this.waited = true;
+                break;
+            }
             if this.poll_send(cx)?.is_pending() {
                 return this.poll_stalled(cx);
             }
+            this.waited = false;
             if this.body_ended {
                 return Poll::Ready(Ok(()));
             }
@@ -203,6 +221,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use http_body::Frame;
     use tokio::io::AsyncReadExt;
     use tokio::sync::mpsc;
@@ -258,13 +278,84 @@ mod tests {
         sent.await.unwrap().unwrap();
     }
 
+    /// Counts the writes.
+    #[derive(Clone, Default)]
+    struct Counted(Arc<Mutex<Vec<usize>>>);
+
+    impl Counted {
+        fn bytes(&self) -> usize {
+            self.0.lock().unwrap().iter().sum()
+        }
+    }
+
+    impl AsyncWrite for Counted {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, part: &[u8]) -> Poll<io::Result<usize>> {
+            self.0.lock().unwrap().push(part.len());
+            Poll::Ready(Ok(part.len()))
+        }
+
+        fn poll_write_vectored(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            parts: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let bytes = parts.iter().map(|part| part.len()).sum();
+            self.0.lock().unwrap().push(bytes);
+            Poll::Ready(Ok(bytes))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// What callers that are woken together say, one after the other.
+    async fn writes_of(callers: usize, part: usize, gathers: bool) -> Vec<usize> {
+        let (feed, body) = fed();
+        let limits = Limits {
+            gathers,
+            ..Limits::default()
+        };
+        let written = Counted::default();
+        let sent = tokio::spawn(Sending::new(body, written.clone(), None, limits));
+        // On the only thread there is, so that none of them runs before all are there.
+        let speaking = feed.clone();
+        let all = tokio::spawn(async move {
+            for _ in 0..callers {
+                let feed = speaking.clone();
+                tokio::spawn(async move { feed.send(Frame::data(vec![7; part].into())).await.unwrap() });
+            }
+        });
+        all.await.unwrap();
+        while written.bytes() < callers * part {
+            tokio::task::yield_now().await;
+        }
+        drop(feed);
+        sent.await.unwrap().unwrap();
+        let mut writes = written.0.lock().unwrap().clone();
+        assert_eq!(writes.pop(), Some(5), "the end");
+        writes
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn callers_woken_together_share_a_write_where_that_is_wanted() {
+        assert_eq!(writes_of(16, 30, true).await, [16 * 30]);
+        assert_eq!(writes_of(1, 30, true).await, [30]);
+        assert_eq!(writes_of(1, SMALL_BYTES, true).await, [SMALL_BYTES]);
+        assert!(writes_of(16, 30, false).await.len() > 1);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn silence_is_filled_with_beats_and_only_silence() {
         let (feed, body) = fed();
         let (mut reader, socket) = tokio::io::duplex(700);
         let limits = Limits {
             beat: Some(Duration::from_secs(2)),
-            stall_max: None,
+            ..Limits::default()
         };
         let began = Instant::now();
         let sent = tokio::spawn(Sending::new(body, socket, None, limits));
@@ -287,8 +378,8 @@ mod tests {
         let (feed, body) = fed();
         let (_reader, socket) = tokio::io::duplex(700);
         let limits = Limits {
-            beat: None,
             stall_max: Some(Duration::from_secs(30)),
+            ..Limits::default()
         };
         let began = Instant::now();
         let sent = tokio::spawn(Sending::new(body, socket, None, limits));

@@ -122,6 +122,8 @@ impl UpgradedStreams {
             // Also for who wants none: who has said all it had to say, and is gone, is noticed by what it is sent.
             beat: Some(beat.unwrap_or(self.keepalive_interval)),
             stall_max: Some(patience),
+            // What came in together is answered together.
+            gathers: false,
         };
         let (reading, mut writing) = socket.into_split();
         let reading = Reading(Arc::new(Mutex::new(reading)));
