@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
-use rollcall_proto::upgrade::{BEAT, HEAD_BYTES_MAX, PROTOCOL, head};
+use rollcall_proto::upgrade::{BEAT, END, HEAD_BYTES_MAX, PROTOCOL, head};
 use rollcall_proto::v1;
 use rollcall_proto::v1::watch_client::WatchClient;
 use support::alone::{Alone, PATIENCE, start};
@@ -39,8 +39,14 @@ async fn all_of(mut stream: TcpStream) -> Vec<u8> {
 
 /// A stream that was granted; behind its head.
 async fn granted(fixture: &Alone, first_line: &str, headers: &HeaderMap) -> TcpStream {
+    granted_with(fixture, first_line, headers, &[]).await
+}
+
+/// The same for who speaks at once.
+async fn granted_with(fixture: &Alone, first_line: &str, headers: &HeaderMap, said: &[u8]) -> TcpStream {
     let mut stream = dial(fixture).await;
     stream.write_all(&head(first_line, true, headers)).await.unwrap();
+    stream.write_all(said).await.unwrap();
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n\r\n") {
         answer.push(stream.read_u8().await.unwrap());
@@ -58,6 +64,16 @@ fn framed(message: &impl Message) -> Bytes {
     frame.extend_from_slice(&u32::try_from(message.encoded_len()).unwrap().to_be_bytes());
     frame.extend_from_slice(&message.encode_to_vec());
     frame.into()
+}
+
+/// Reads a frame.
+async fn kind_of_next(stream: &mut TcpStream) -> u8 {
+    let mut prefix = [0; 5];
+    stream.read_exact(&mut prefix).await.unwrap();
+    let [kind, length @ ..] = prefix;
+    let mut content = vec![0; u32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut content).await.unwrap();
+    kind
 }
 
 /// Until a line of the metrics is this one.
@@ -166,6 +182,32 @@ async fn streams_end_with_their_clients() {
 }
 
 #[tokio::test]
+async fn who_has_said_its_all_is_served_until_it_is_gone() {
+    // What a stream without a word to say is sent shows that nobody reads it.
+    let fixture = start(&["doors.keepalive_interval=100ms"]).await;
+    let mut watching = granted(&fixture, WATCH, &HeaderMap::new()).await;
+    watching.write_all(&[END, 0, 0, 0, 0]).await.unwrap();
+    let health = "GET /grpc.health.v1.Health/Watch HTTP/1.1";
+    let said = [0, 0, 0, 0, 0, END, 0, 0, 0, 0];
+    let mut asking = granted_with(&fixture, health, &HeaderMap::new(), &said).await;
+    // Its health, and then, as on the other, signs of life.
+    assert_eq!(kind_of_next(&mut asking).await, 0);
+    for stream in [&mut watching, &mut asking] {
+        let mut kinds = Vec::new();
+        while kinds.last() != Some(&BEAT) {
+            kinds.push(kind_of_next(stream).await);
+            assert_ne!(kinds.last(), Some(&END), "{kinds:?}");
+        }
+    }
+    until_measured(&fixture, "rollcall_watch_streams{mode=\"cp\"} 1").await;
+    until_measured(&fixture, "rollcall_doors_connections 2").await;
+    drop((watching, asking));
+    until_measured(&fixture, "rollcall_watch_streams{mode=\"cp\"} 0").await;
+    until_measured(&fixture, "rollcall_doors_connections 0").await;
+    fixture.server.shutdown().await;
+}
+
+#[tokio::test]
 async fn who_wants_signs_of_life_has_them() {
     let fixture = start(&[]).await;
     let headers = HeaderMap::from_iter([(
@@ -176,12 +218,7 @@ async fn who_wants_signs_of_life_has_them() {
     let mut beats = 0;
     let listening = async {
         while beats < 3 {
-            let mut prefix = [0; 5];
-            stream.read_exact(&mut prefix).await.unwrap();
-            let [kind, length @ ..] = prefix;
-            let mut content = vec![0; u32::from_be_bytes(length) as usize];
-            stream.read_exact(&mut content).await.unwrap();
-            beats += usize::from(kind == BEAT);
+            beats += usize::from(kind_of_next(&mut stream).await == BEAT);
         }
     };
     tokio::time::timeout(PATIENCE, listening)

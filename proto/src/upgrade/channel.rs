@@ -110,9 +110,7 @@ impl Channel {
             }),
         }
     }
-}
 
-impl Channel {
     /// The same server, with a connection of its own for calls; what is known of the server is shared.
     #[must_use]
     pub fn apart(&self, endpoint: &Endpoint) -> Self {
@@ -282,11 +280,11 @@ async fn connect(authority: &str, timeout: Duration) -> io::Result<TcpStream> {
         )
     };
     let found = tokio::time::timeout_at(ends, tokio::net::lookup_host(authority)).await;
-    let mut addresses: Vec<_> = found.map_err(|_| late())??.collect();
+    let addresses: Vec<_> = found.map_err(|_| late())??.collect();
     let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    while let Some(address) = (!addresses.is_empty()).then(|| addresses.remove(0)) {
-        let others = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
-        let share = ends.saturating_duration_since(Instant::now()) / others.saturating_add(1);
+    for (index, address) in addresses.iter().enumerate() {
+        let untried = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
+        let share = ends.saturating_duration_since(Instant::now()) / untried;
         match tokio::time::timeout(share, TcpStream::connect(address)).await {
             Ok(Ok(socket)) => return Ok(socket),
             Ok(Err(error)) => failed = error,

@@ -12,8 +12,8 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
+use super::frame::trailers_of;
 use super::splitter::{Piece, Splitter};
-use super::trailers_of;
 
 /// Read at once. The room is on the stack: a connection on which nothing comes keeps none.
 const READ_BYTES: usize = 16 << 10;
@@ -159,7 +159,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
-    use crate::upgrade::{beat_frame, end_frame};
+    use crate::upgrade::frame::{beat_frame, end_frame};
 
     async fn next<R: AsyncRead + Unpin>(inflow: &mut Inflow<R>) -> Option<Result<Frame<Bytes>, Status>> {
         poll_fn(|cx| Pin::new(&mut *inflow).poll_frame(cx)).await

@@ -11,7 +11,7 @@ use http_body::Body;
 use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep};
 
-use super::{beat_frame, end_frame};
+use super::frame::{beat_frame, end_frame};
 
 /// What is ready is gathered up to so many bytes before it leaves.
 const GATHERED_BYTES: usize = 64 << 10;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::{BEAT, END, PREFIX_BYTES, TRAILERS_BYTES_MAX};
+use super::frame::{BEAT, END, PREFIX_BYTES, TRAILERS_BYTES_MAX};
 
 /// A part of what came.
 #[derive(Debug, PartialEq, Eq)]

@@ -61,10 +61,7 @@ pub(crate) struct Admitted {
 impl Admitted {
     /// `room`: `None` for the server's own, which are few.
     pub(crate) fn new(request: Bytes, room: Option<OwnedSemaphorePermit>) -> Self {
-        Self {
-            request,
-            _room: room,
-        }
+        Self { request, _room: room }
     }
 }
 
