@@ -4,6 +4,8 @@
 #[cfg(feature = "compare")]
 mod client;
 mod rooms;
+#[cfg(feature = "compare")]
+mod streams;
 
 pub use rooms::counted;
 
@@ -22,6 +24,6 @@ pub struct Case {
 pub fn cases() -> Vec<Case> {
     let cases = rooms::cases().into_iter();
     #[cfg(feature = "compare")]
-    let cases = cases.chain(client::cases());
+    let cases = cases.chain(client::cases()).chain(streams::cases());
     cases.collect()
 }
