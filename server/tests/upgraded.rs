@@ -68,12 +68,16 @@ fn framed(message: &impl Message) -> Bytes {
 
 /// Reads a frame.
 async fn kind_of_next(stream: &mut TcpStream) -> u8 {
-    let mut prefix = [0; 5];
-    stream.read_exact(&mut prefix).await.unwrap();
-    let [kind, length @ ..] = prefix;
-    let mut content = vec![0; u32::from_be_bytes(length) as usize];
-    stream.read_exact(&mut content).await.unwrap();
-    kind
+    let reading = async {
+        let mut prefix = [0; 5];
+        stream.read_exact(&mut prefix).await.unwrap();
+        let [kind, length @ ..] = prefix;
+        let mut content = vec![0; u32::from_be_bytes(length) as usize];
+        stream.read_exact(&mut content).await.unwrap();
+        kind
+    };
+    let read = tokio::time::timeout(PATIENCE, reading).await;
+    read.expect("a frame comes")
 }
 
 /// Until a line of the metrics is this one.
