@@ -1,7 +1,7 @@
 //! How a log entry lies in the store: checksum (crc32 of the rest, little endian), then the entry as
 //! [`wire`](crate::raft::wire) writes it. Keys are the index, big endian, so that their order is the log's.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 
 use crate::raft::types::Entry;
 use crate::raft::wire::{self, WireError};
@@ -31,12 +31,20 @@ pub(crate) fn index_of(key: &[u8]) -> Result<u64, RecordError> {
         .map_err(|_| RecordError::Key(key.len()))
 }
 
-pub(crate) fn encode(entry: &Entry) -> BytesMut {
-    let mut out = BytesMut::with_capacity(4 + wire::entry_size(entry));
+/// Writes the record over what is in `out`.
+pub(crate) fn encode_into(entry: &Entry, out: &mut Vec<u8>) {
+    out.clear();
+    out.reserve(4 + wire::entry_size(entry));
     out.put_u32_le(0);
-    wire::put_entry(entry, &mut out);
+    wire::put_entry(entry, out);
     let crc = crc32fast::hash(&out[4..]);
     out[..4].copy_from_slice(&crc.to_le_bytes());
+}
+
+#[cfg(test)]
+pub(crate) fn encode(entry: &Entry) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode_into(entry, &mut out);
     out
 }
 

@@ -35,6 +35,8 @@ const GROUP_OPS_MAX: usize = 1024;
 const RESTART_ROOM: u64 = 32 << 20;
 /// Who drops the queue waits this long for the files to be closed. Beyond it the disk hangs, and so would the process.
 const ENDING_MAX: Duration = Duration::from_secs(10);
+/// Of what an entry was encoded in, so much is kept for the next one.
+const SCRATCH_KEPT: usize = 512 << 10;
 /// The mark is written at most this often.
 const MARK_EVERY: Duration = Duration::from_secs(1);
 
@@ -175,6 +177,7 @@ pub(crate) fn start(shared: Arc<Shared>, flushed: Option<LogId>) -> io::Result<Q
         shared: shared.clone(),
         ops,
         flushed,
+        scratch: Vec::new(),
     };
     let ended = match ground::simulated(|_| ()) {
         None => Some(writer.start_thread()?),
@@ -194,6 +197,8 @@ struct Writer {
     shared: Arc<Shared>,
     ops: mpsc::Receiver<Op>,
     flushed: Option<LogId>,
+    /// What an entry is encoded in. Memory taken anew for each would have to be cleared by the kernel first.
+    scratch: Vec<u8>,
 }
 
 impl Writer {
@@ -318,7 +323,7 @@ impl Writer {
     }
 
     /// Writes the group; waits for as long as there is no room.
-    fn write(&self, group: &[Op], sync: Sync) -> io::Result<()> {
+    fn write(&mut self, group: &[Op], sync: Sync) -> io::Result<()> {
         if let Some(fault) = self.shared.fault() {
             return Err(io::Error::other(fault));
         }
@@ -329,11 +334,14 @@ impl Writer {
             true => Ok(()),
             false => Err(io::ErrorKind::StorageFull.into()),
         })?;
+        let scratch = &mut self.scratch;
         let written = self.shared.with_engine(|engine| {
             let mut batch = engine.batch()?;
-            fill_batch(&mut batch, group, committed.as_ref());
+            fill_batch(&mut batch, group, committed.as_ref(), scratch);
             engine.write(batch, sync)
         });
+        self.scratch.clear();
+        self.scratch.shrink_to(SCRATCH_KEPT);
         written.map_err(|error| self.wait_for_room_to_restart(error))
     }
 
@@ -450,13 +458,14 @@ fn take_close(group: &mut Vec<Op>) -> Option<oneshot::Sender<()>> {
     })
 }
 
-fn fill_batch(batch: &mut Batch<'_>, group: &[Op], committed: Option<&LogId>) {
+fn fill_batch(batch: &mut Batch<'_>, group: &[Op], committed: Option<&LogId>, scratch: &mut Vec<u8>) {
     for op in group {
         match op {
             Op::Append { entries, .. } => {
                 for entry in entries {
                     let key = record::key(entry.log_id.index);
-                    batch.put(Family::Log, &key, record::encode(entry));
+                    record::encode_into(entry, scratch);
+                    batch.put(Family::Log, &key, &scratch);
                 }
             }
             Op::Vote { vote, .. } => batch.put(Family::Meta, KEY_VOTE, wire::encode_vote(vote)),
