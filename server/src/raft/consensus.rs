@@ -226,7 +226,12 @@ impl Consensus {
 
         let leadership = watch::Sender::new(Leadership::default());
         let inner = Arc::new(Inner {
-            proposer: Proposer::start(raft.clone(), leadership.subscribe(), stop.clone()),
+            proposer: Proposer::start(
+                raft.clone(),
+                log.store.clone(),
+                leadership.subscribe(),
+                stop.clone(),
+            ),
             forwarder: Forwarder::new(peers.clone(), stop.clone()),
             leader_rounds: LeaderRounds::start(&raft, &peers, options.lease(), &stop),
             remote_rounds: RemoteRounds::start(&raft, &peers, &leadership.subscribe(), &stop),

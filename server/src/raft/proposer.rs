@@ -1,21 +1,25 @@
 //! Gathers proposals made at the leader into log entries.
 //!
-//! A few entries may be in flight; while they are, what arrives gathers and goes into the next one. Under load
-//! an entry carries hundreds of requests, alone a request waits for nobody.
+//! A few requests wait for nobody. Where many are under way, what arrives gathers while an entry is on its way to this
+//! server's disk: the disk could not take it any sooner, and each entry costs every server some wake-ups, whatever it
+//! carries. What is worth an entry of its own leaves at once. Some entries may be in flight; under load one carries hundreds
+//! of requests.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use openraft::errors::ClientWriteError;
 use openraft::raft::ClientWriteResult;
 use rollcall_core::ids::Term;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::contract::Leadership;
 use super::ticket::{Attempt, Reply, Ticket};
-use super::types::{Batch, Callback, CommittedLeaderId, TypeConfig};
+use super::types::{Batch, Callback, CommittedLeaderId, LogId, TypeConfig};
 use super::{Raft, contract::NotLeader};
+use crate::store::LogStore;
 
 /// Proposals that may wait; beyond it callers are told to come again.
 const QUEUE_MAX: usize = 16_384;
@@ -25,6 +29,11 @@ const BATCH_REQUESTS_MAX: usize = 512;
 const BATCH_BYTES_MAX: usize = 256 << 10;
 /// Entries proposed and not yet applied.
 const IN_FLIGHT_MAX: usize = 16;
+/// So many requests, or so many bytes of them, are worth an entry.
+const WORTH_REQUESTS: usize = 64;
+const WORTH_BYTES: usize = 32 << 10;
+/// Fewer requests under way would have more of leaving at once than of company.
+const CROWD: usize = 16;
 
 /// One request on its way.
 pub(crate) struct Proposal {
@@ -39,49 +48,151 @@ pub(crate) struct Proposal {
 #[derive(Debug, Clone)]
 pub(crate) struct Proposer {
     queue: mpsc::Sender<Proposal>,
+    pace: Arc<Pace>,
+}
+
+/// What is under way, and what waits.
+#[derive(Debug)]
+struct Pace {
+    in_flight: AtomicUsize,
+    /// Requests of those in flight.
+    carried: AtomicUsize,
+    waiting: AtomicUsize,
+    waiting_bytes: AtomicUsize,
+    /// Told when there may be something to propose that there was not before, and by the log for each sync.
+    moved: Arc<Notify>,
+}
+
+impl Pace {
+    fn new(moved: Arc<Notify>) -> Arc<Self> {
+        Arc::new(Self {
+            in_flight: AtomicUsize::new(0),
+            carried: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            waiting_bytes: AtomicUsize::new(0),
+            moved,
+        })
+    }
+
+    /// A proposal waits from here on.
+    fn came(&self, bytes: usize) {
+        let requests = self.waiting.fetch_add(1, Ordering::Relaxed) + 1;
+        let before = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let worth = before < WORTH_BYTES && before + bytes >= WORTH_BYTES;
+        if requests == WORTH_REQUESTS || worth {
+            self.moved.notify_one();
+        }
+    }
+
+    /// A proposal is taken, or was not let in.
+    fn went(&self, bytes: usize) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether what waits should leave now.
+    fn is_due(&self, needs_no_company: impl FnOnce() -> bool) -> bool {
+        match self.in_flight.load(Ordering::Acquire) {
+            0 => true,
+            1..IN_FLIGHT_MAX => {
+                self.waiting.load(Ordering::Relaxed) >= WORTH_REQUESTS
+                    || self.waiting_bytes.load(Ordering::Relaxed) >= WORTH_BYTES
+                    || needs_no_company()
+            }
+            _ => false,
+        }
+    }
+
+    async fn wait_until_due(&self, needs_no_company: impl Fn() -> bool) {
+        while !self.is_due(&needs_no_company) {
+            self.moved.notified().await;
+        }
+    }
+
+    fn depart(self: &Arc<Self>, requests: usize) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        self.carried.fetch_add(requests, Ordering::Relaxed);
+        InFlight {
+            pace: self.clone(),
+            requests,
+        }
+    }
+
+    /// Requests under way that have left.
+    fn carried(&self) -> usize {
+        self.carried.load(Ordering::Relaxed)
+    }
+}
+
+/// An entry in flight, until it is dropped.
+struct InFlight {
+    pace: Arc<Pace>,
+    requests: usize,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.pace.carried.fetch_sub(self.requests, Ordering::Relaxed);
+        let before = self.pace.in_flight.fetch_sub(1, Ordering::AcqRel);
+        if before == 1 || before == IN_FLIGHT_MAX {
+            self.pace.moved.notify_one();
+        }
+    }
 }
 
 impl Proposer {
     pub(crate) fn start(
         raft: Raft,
+        log: LogStore,
         leadership: watch::Receiver<Leadership>,
         stop: CancellationToken,
     ) -> Self {
         let (queue, proposals) = mpsc::channel(QUEUE_MAX);
+        let pace = Pace::new(log.synced());
         let task = Task {
             raft,
+            log,
             leadership,
-            in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
+            pace: pace.clone(),
         };
         tokio::spawn(stop.run_until_cancelled_owned(task.run(proposals)));
-        Self { queue }
+        Self { queue, pace }
     }
 
     /// Queues a proposal; the answer comes through its reply.
     pub(crate) fn submit(&self, proposal: Proposal) {
-        match self.queue.try_send(proposal) {
-            Ok(()) => {}
-            Err(mpsc::error::TrySendError::Full(proposal)) => proposal.reply.send(Attempt::Overloaded),
+        let bytes = proposal.reply.request().len();
+        // Before it can be taken: what is taken is counted out.
+        self.pace.came(bytes);
+        let (proposal, attempt) = match self.queue.try_send(proposal) {
+            Ok(()) => return,
+            Err(mpsc::error::TrySendError::Full(proposal)) => (proposal, Attempt::Overloaded),
             Err(mpsc::error::TrySendError::Closed(proposal)) => {
-                let reason = "this server is stopping".into();
-                proposal.reply.send(Attempt::NotProposed(reason));
+                (proposal, Attempt::NotProposed("this server is stopping".into()))
             }
-        }
+        };
+        self.pace.went(bytes);
+        proposal.reply.send(attempt);
     }
 }
 
 struct Task {
     raft: Raft,
+    log: LogStore,
     leadership: watch::Receiver<Leadership>,
-    in_flight: Arc<Semaphore>,
+    pace: Arc<Pace>,
 }
 
 impl Task {
     async fn run(self, mut proposals: mpsc::Receiver<Proposal>) {
+        // The end of the log when the last entry left: it stands behind that.
+        let mut behind: Option<LogId> = None;
+        // About how many requests were under way at most when one of the last entries left.
+        let mut crowd = 0;
         while let Some(first) = proposals.recv().await {
-            let Ok(permit) = self.in_flight.clone().acquire_owned().await else {
-                return;
-            };
+            let needs_no_company = || crowd < CROWD || self.log.flushed() > behind;
+            self.pace.wait_until_due(needs_no_company).await;
+            behind = self.log.last();
             let mut bytes = first.reply.request().len();
             let mut batch = vec![first];
             while batch.len() < BATCH_REQUESTS_MAX && bytes < BATCH_BYTES_MAX {
@@ -89,11 +200,16 @@ impl Task {
                 bytes += next.reply.request().len();
                 batch.push(next);
             }
-            self.propose(batch, permit).await;
+            batch
+                .iter()
+                .for_each(|proposal| self.pace.went(proposal.reply.request().len()));
+            crowd = (crowd - crowd / 8).max(self.pace.carried() + batch.len());
+            let entry = self.pace.depart(batch.len());
+            self.propose(batch, entry).await;
         }
     }
 
-    async fn propose(&self, batch: Vec<Proposal>, permit: OwnedSemaphorePermit) {
+    async fn propose(&self, batch: Vec<Proposal>, entry: InFlight) {
         let term = match leading_term(&self.leadership.borrow(), *self.raft.node_id()) {
             Ok(term) => term,
             Err(not_leader) => {
@@ -128,7 +244,7 @@ impl Task {
             return;
         }
         let responder = Callback::new(move |result| {
-            drop(permit);
+            drop(entry);
             answer(replies, result);
         });
         let write = self
@@ -174,5 +290,75 @@ fn answer(replies: Vec<Reply>, result: ClientWriteResult<TypeConfig>) {
             | ClientWriteError::ChangeMembershipError(_)
             | ClientWriteError::PreconditionFailed(_)),
         ) => same_for_all(replies, &|| Attempt::NotProposed(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
+
+    use super::*;
+
+    const BUSY: fn() -> bool = || false;
+
+    #[test]
+    fn what_is_not_worth_an_entry_waits_for_the_disk() {
+        let pace = Pace::new(Arc::default());
+        assert!(pace.is_due(BUSY), "alone, nothing waits");
+        let mut in_flight = vec![pace.depart(1)];
+        (1..WORTH_REQUESTS).for_each(|_| pace.came(1));
+        assert!(!pace.is_due(BUSY));
+        assert!(pace.is_due(|| true), "the disk is free");
+        pace.came(1);
+        assert!(pace.is_due(BUSY), "so many requests are worth it");
+        pace.went(1);
+        assert!(!pace.is_due(BUSY));
+        pace.came(WORTH_BYTES);
+        pace.went(1);
+        assert!(pace.is_due(BUSY), "and so are so many bytes");
+        in_flight.extend((1..IN_FLIGHT_MAX).map(|_| pace.depart(1)));
+        assert_eq!(pace.carried(), IN_FLIGHT_MAX);
+        assert!(!pace.is_due(|| true), "but nothing leaves beyond the bound");
+        in_flight.pop();
+        assert!(pace.is_due(BUSY));
+        pace.went(WORTH_BYTES);
+        in_flight.clear();
+        assert_eq!(pace.carried(), 0);
+        assert!(pace.is_due(BUSY), "with none in flight nothing waits");
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_woken_by_the_disk_the_end_of_an_entry_and_by_what_is_worth_one() {
+        let disk = Arc::new(Notify::new());
+        let pace = Pace::new(disk.clone());
+        let is_free = Arc::new(AtomicBool::new(false));
+        let due = || {
+            let (pace, is_free) = (pace.clone(), is_free.clone());
+            tokio::spawn(async move {
+                let due = pace.wait_until_due(|| is_free.load(Ordering::Relaxed));
+                tokio::time::timeout(Duration::from_secs(10), due).await.is_ok()
+            })
+        };
+        let entry = pace.depart(1);
+        let waiting = due();
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished(), "an entry is on its way to the disk");
+        is_free.store(true, Ordering::Relaxed);
+        disk.notify_one();
+        assert!(waiting.await.unwrap());
+        is_free.store(false, Ordering::Relaxed);
+        let waiting = due();
+        tokio::task::yield_now().await;
+        drop(entry);
+        assert!(waiting.await.unwrap(), "the entry is through");
+        let _entry = pace.depart(1);
+        let waiting = due();
+        tokio::task::yield_now().await;
+        (1..WORTH_REQUESTS).for_each(|_| pace.came(1));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished(), "what waits is not worth an entry");
+        pace.came(1);
+        assert!(waiting.await.unwrap());
     }
 }

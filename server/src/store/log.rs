@@ -18,7 +18,7 @@ use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
 use parking_lot::{Mutex, RwLock};
 use rollcall_core::mutants::{Mutant, planted};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::engine::Engine;
 use super::error::StoreError;
@@ -73,6 +73,8 @@ pub(crate) struct Shared {
     pub(crate) mark: MarkKeeper,
     fault: watch::Sender<Option<String>>,
     abandoned: AtomicBool,
+    /// Told when `flushed` has moved.
+    synced: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -197,9 +199,16 @@ impl Shared {
     }
 
     pub(crate) fn note_flushed(&self, flushed: Option<LogId>) {
-        let mut cache = self.cache.lock();
-        cache.flushed = flushed;
-        cache.evict();
+        let moved = {
+            let mut cache = self.cache.lock();
+            let moved = cache.flushed != flushed;
+            cache.flushed = flushed;
+            cache.evict();
+            moved
+        };
+        if moved {
+            self.synced.notify_one();
+        }
     }
 
     /// Reads `[start, end)`, at most about `bytes_max`, at least one entry if there is one.
@@ -316,6 +325,7 @@ impl LogStore {
             mark: MarkKeeper::new(mark_file, current),
             fault: watch::Sender::new(None),
             abandoned: AtomicBool::new(false),
+            synced: Arc::default(),
         });
         let ops = writer::start(shared.clone(), last).map_err(|error| StoreError::folder(&path, error))?;
         Ok(OpenedLog {
@@ -338,6 +348,16 @@ impl LogStore {
     /// What the mark says now.
     pub(crate) fn mark(&self) -> Mark {
         self.shared.mark.current()
+    }
+
+    /// The last entry there is, synced or not.
+    pub(crate) fn last(&self) -> Option<LogId> {
+        self.shared.cache.lock().last
+    }
+
+    /// Told after each sync of entries.
+    pub(crate) fn synced(&self) -> Arc<Notify> {
+        self.shared.synced.clone()
     }
 
     /// The last entry that is synced.

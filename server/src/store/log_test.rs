@@ -50,6 +50,25 @@ fn wal(folder: &Path) -> (std::path::PathBuf, Vec<u8>) {
 }
 
 #[tokio::test]
+async fn whoever_waits_for_the_disk_is_told_once_entries_are_on_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = open(folder.path()).unwrap().store;
+    let synced = log.synced();
+    assert_eq!((log.last(), log.flushed()), (None, None));
+    log.append(entries(1, 0..3), IOFlushed::noop()).await.unwrap();
+    assert_eq!(log.last(), Some(log_id(1, 2)));
+    let told = async {
+        while log.flushed() < log.last() {
+            synced.notified().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), told)
+        .await
+        .expect("the end of the sync is told");
+    log.close().await;
+}
+
+#[tokio::test]
 async fn what_was_synced_is_there_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = open(folder.path()).unwrap().store;
