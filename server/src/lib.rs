@@ -10,6 +10,7 @@ pub mod ground;
 pub mod grpc;
 pub mod guard;
 pub mod http;
+mod pulse;
 pub mod raft;
 pub mod server;
 pub mod session;

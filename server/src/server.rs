@@ -24,6 +24,7 @@ use crate::descriptors;
 use crate::gossip::{self, Gossip, GossipMetrics, GossipOptions, GossipStartError};
 use crate::grpc::{Doors, DoorsParts, Gate, ListenError, UpgradedStreams, bind};
 use crate::http::{self, Pages, Readiness};
+use crate::pulse;
 use crate::raft::types::PeerAddresses;
 use crate::raft::{Consensus, LeaderDesk, ProposeError, ReplicationOptions, StartError as ReplicationError};
 use crate::session::{Authority, AuthoritySettings, Holder};
@@ -606,7 +607,7 @@ async fn report_health(
         }
         tokio::select! {
             () = closing.cancelled() => return,
-            () = tokio::time::sleep(HEALTH_LOOK) => {}
+            () = pulse::pause(HEALTH_LOOK) => {}
         }
     }
 }

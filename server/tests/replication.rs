@@ -464,6 +464,29 @@ async fn membership_grows_from_one_to_three_and_shrinks_to_one() {
     end(servers).await;
 }
 
+/// A server alone rests between writes. It shows itself to others as soon as there are any: nobody seeks election.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_led_nobody_but_itself_shows_itself_to_those_who_join() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut servers = cluster(folder.path(), 1, |_| {}).await;
+    write(&servers[0], put_group("prod")).await;
+    for id in 2..=3 {
+        let learner = Server::new(folder.path(), id, |_| {}).await;
+        let (first, addresses) = (servers[0].consensus(), learner.addresses());
+        first.add_learner(ServerId(id), addresses, soon()).await.unwrap();
+        first.promote(ServerId(id), soon()).await.unwrap();
+        servers.push(learner);
+    }
+    let leads = *servers[0].consensus().leadership().borrow();
+    // Longer than any election timeout.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for server in &servers {
+        let known = *server.consensus().leadership().borrow();
+        assert_eq!((known.term, known.leader), (leads.term, Some(ServerId(1))));
+    }
+    end(servers).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn leadership_is_handed_over_on_demand_and_at_shutdown() {
     let folder = tempfile::tempdir().unwrap();

@@ -19,6 +19,7 @@ use super::members::Other;
 use super::news::ApNews;
 use super::rows::Followed;
 use crate::gossip::{Gossip, News, Topic};
+use crate::pulse;
 
 /// The head is told at most this often.
 const SPACING: Duration = Duration::from_millis(20);
@@ -59,7 +60,7 @@ pub(super) async fn run(inner: Arc<Inner>, stop: CancellationToken) {
                 .entry(server)
                 .or_insert_with(|| parts.spawn(follow(inner, server, followers.of(server))));
         }
-        let pause = tokio::time::sleep(MEMBERS_EVERY);
+        let pause = pulse::pause(MEMBERS_EVERY);
         stop.run_until_cancelled(pause).await;
     }
     parts.shutdown().await;

@@ -338,7 +338,12 @@ impl Ap {
         let now = std::time::Instant::now();
         let mut desk = self.inner.desk.lock();
         let view = self.inner.view.read();
-        desk.renew(sessions, &view, now)
+        let verdict = desk.renew(sessions, &view, now);
+        // The judge also has sessions claimed that are held elsewhere.
+        if desk.office.is_resting() && !verdict.undecided.is_empty() {
+            self.inner.to_judge.notify_one();
+        }
+        verdict
     }
 
     /// When these sessions lapse, by this server's clock; those it does not judge are left out.
@@ -449,6 +454,7 @@ impl Inner {
             synced: watch::Sender::new(0),
             defined: false.into(),
             origins: Origins::default(),
+            to_judge: Notify::new(),
             created: Notify::new(),
             returned: Notify::new(),
             agreed_at: parking_lot::Mutex::default(),

@@ -37,6 +37,8 @@ pub(super) struct Inner {
     /// The definitions that were on this server's disk are in the view.
     pub(super) defined: AtomicBool,
     pub(super) origins: Origins,
+    /// Something is to be judged again.
+    pub(super) to_judge: Notify,
     /// A service was created by a registration here: it is to be proposed.
     pub(super) created: Notify,
     /// The other servers have come or gone: compare at once.
@@ -110,14 +112,18 @@ impl Inner {
         let now = self.now();
         let mut desk = self.desk.lock();
         let mut view = self.view.write();
-        work(
+        let done = work(
             &mut desk,
             &mut Work {
                 view: &mut view,
                 rows,
                 now,
             },
-        )
+        );
+        if desk.office.is_resting() && !desk.office.is_idle(&view) {
+            self.to_judge.notify_one();
+        }
+        done
     }
 
     pub(super) fn is_sure(&self) -> bool {

@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 
 use rollcall_core::ap::{SessionSeed, THE_LOG};
 use rollcall_core::ids::{ServerId, SessionId};
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::committer::Job;
 use super::inner::Inner;
-use crate::session::{TICK, Word};
+use crate::pulse;
+use crate::session::{REST_MAX, TICK, Word};
 
 /// A pause from here on is worth a line in the log.
 const PAUSE_WORTH_TELLING: Duration = Duration::from_millis(250);
@@ -44,10 +44,14 @@ pub(super) async fn run(inner: Arc<Inner>, stop: CancellationToken) {
 }
 
 async fn judge(inner: Arc<Inner>) {
-    let mut ticks = tokio::time::interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = pulse::ticks(TICK);
     loop {
-        ticks.tick().await;
+        let rests = inner.desk.lock().office.is_resting();
+        tokio::select! {
+            _ = ticks.tick(), if !rests => {}
+            () = inner.to_judge.notified(), if rests => {}
+            () = pulse::pause(REST_MAX), if rests => {}
+        }
         let (words, claims) = tick(&inner, Instant::now());
         if !words.is_empty() {
             tokio::spawn(say_all(inner.clone(), words));
@@ -70,7 +74,11 @@ fn tick(inner: &Inner, now: Instant) -> (Vec<Word>, Vec<SessionSeed>) {
         );
     }
     desk.office.catch_up(&view, now);
-    (desk.office.take_words(&view, now), desk.take_claims(CLAIMS_MAX))
+    let (words, claims) = (desk.office.take_words(&view, now), desk.take_claims(CLAIMS_MAX));
+    if claims.is_empty() {
+        desk.office.rest_if_idle(&view);
+    }
+    (words, claims)
 }
 
 /// Says one tick's words, in their order: a guard that judges the first lapses is told how many follow.
@@ -100,7 +108,7 @@ async fn claim(inner: Arc<Inner>, seeds: Vec<SessionSeed>) {
 async fn take_over(inner: Arc<Inner>) {
     let mut looked_at = BTreeMap::new();
     loop {
-        tokio::time::sleep(GONE_LOOK).await;
+        pulse::pause(GONE_LOOK).await;
         if !inner.is_sure() {
             continue;
         }

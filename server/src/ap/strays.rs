@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::inner::Inner;
 use super::mover::{ask, take_back};
+use crate::pulse;
 
 /// A move of which nobody knows whether somebody coordinates it is taken back when it has lasted so long.
 const MOVE_MAX: Duration = Duration::from_secs(120);
@@ -65,7 +66,7 @@ impl Drop for AtWork {
 /// As the leader: takes moves back that nobody coordinates. Until `stop`.
 pub(super) async fn run(inner: Arc<Inner>, stop: CancellationToken) {
     let mut seen: BTreeMap<(GroupName, Revision), Instant> = BTreeMap::new();
-    while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
+    while stop.run_until_cancelled(pulse::pause(LOOK)).await.is_some() {
         let moving = moves(&inner);
         seen.retain(|key, _| moving.contains(key));
         for key in moving {

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::committer::Job;
 use super::inner::Inner;
+use crate::pulse;
 
 /// How often it is noticed who is back.
 const LOOK: Duration = Duration::from_millis(250);
@@ -20,7 +21,7 @@ pub(super) async fn run(inner: Arc<Inner>, stop: CancellationToken) {
     let every = (inner.config.tombstone_retention / 16).clamp(LOOK, ALIVE_EVERY_MAX);
     let mut written_at = Instant::now();
     let mut here = BTreeSet::new();
-    while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
+    while stop.run_until_cancelled(pulse::pause(LOOK)).await.is_some() {
         let now = Instant::now();
         let others: BTreeSet<ServerId> = inner.others_here().iter().map(|other| other.server).collect();
         if !others.is_subset(&here) {

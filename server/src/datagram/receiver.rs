@@ -25,8 +25,8 @@ use crate::grpc::{Doors, Unattended};
 const CARRIERS: usize = 3;
 /// The same where this server judges.
 const CARRIERS_BOTH_SIDES: usize = 2;
-/// How often a quiet receiver looks whether it is to end, and sweeps.
-const LOOK: Duration = Duration::from_millis(250);
+/// How often a quiet receiver looks whether it is to end, if nobody wakes it for that.
+const LOOK: Duration = SWEEP;
 /// How often the ledger is swept.
 const SWEEP: Duration = Duration::from_secs(1);
 /// Where little comes, so long gathers before it is read.
@@ -75,11 +75,14 @@ impl Datagrams {
         let receiver = Receiver::new(config, &carrier, sessions);
         // A runtime that is dropped waits for its threads: this one ends with the runtime's tasks, told or not.
         let (ended, stopped) = (stop.child_token(), stop.clone());
-        let with_the_tasks = ended.clone().drop_guard();
+        let with_the_tasks = End {
+            told: ended.clone(),
+            socket: carrier.socket.clone(),
+        };
         let mut tasks = vec![
             tokio::task::spawn_blocking(move || receiver.run(&ended)),
             tokio::spawn(async move {
-                let _ended = with_the_tasks;
+                let _end = with_the_tasks;
                 stopped.cancelled().await;
             }),
         ];
@@ -89,6 +92,20 @@ impl Datagrams {
             tasks.push(tokio::spawn(carrier.clone().carry_until(bench, stop.clone())));
         }
         Ok(tasks)
+    }
+}
+
+/// Ends the receiver when it is dropped.
+struct End {
+    told: CancellationToken,
+    socket: Arc<UdpSocket>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.told.cancel();
+        // A socket that is not connected refuses this, yet wakes whoever waits for it. Answers can still be sent.
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Read);
     }
 }
 
@@ -117,6 +134,7 @@ impl Receiver {
         let (mut swept_at, mut slept_at, mut read) = (Instant::now(), Instant::now(), 0);
         while !stop.is_cancelled() {
             match inbox.receive(&self.socket) {
+                _ if stop.is_cancelled() => return,
                 Ok(()) => self.take(&inbox),
                 Err(error) if is_quiet(&error) => {}
                 Err(error) => {

@@ -12,7 +12,6 @@ use rollcall_core::ids::ServerId;
 use tokio::net::UdpSocket;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::board::{Board, NEWS_BYTES_MAX, News, Topic};
@@ -25,6 +24,7 @@ use super::seeds::{Seeds, look_up};
 use super::swim::{Event, MemberState, MemberView, Swim, SwimSettings};
 use super::timing::Timing;
 use crate::config::GossipConfig;
+use crate::pulse;
 use crate::store::StoreError;
 
 /// Most packets that are read before the core is ticked and what it says is sent.
@@ -288,8 +288,7 @@ impl Agent {
         let seeking = stop.child_token();
         let backoff = self.timing.seed_backoff;
         let seeker = tokio::spawn(seek(seeds, ipv4, backoff, found, seeking.clone()));
-        let mut ticks = interval(self.timing.tick);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = pulse::ticks(self.timing.tick);
         // Longer than any packet, so that one too long is noticed.
         let mut buffer = vec![0; PACKET_BYTES_MAX + 1];
         self.show();
@@ -299,6 +298,7 @@ impl Agent {
                 let shared = self.shared.clone();
                 let _running = shared.pause.read().await;
             }
+            let rests = self.swim.rest_if_idle();
             tokio::select! {
                 () = stop.cancelled() => break,
                 readable = self.socket.readable() => {
@@ -306,7 +306,7 @@ impl Agent {
                         self.receive(&mut buffer, BATCH);
                     }
                 }
-                _ = ticks.tick() => {
+                _ = ticks.tick(), if !rests => {
                     self.receive(&mut buffer, BACKLOG);
                     self.swim.handle_tick(Instant::now());
                 }

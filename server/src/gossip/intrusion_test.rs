@@ -30,6 +30,18 @@ fn envelope(cluster: &str, key: Option<u8>) -> Envelope {
     Envelope::new(cluster, keys.into_iter().collect())
 }
 
+fn swim(server: u64, key: Option<u8>, secret: u8, now: Instant) -> Swim {
+    let settings = SwimSettings {
+        identity: identity(server),
+        envelope: envelope("test", key),
+        timing: Timing::preset(GossipPreset::Local),
+        members_max: 8,
+        seed: [u8::try_from(server).unwrap(); 32],
+        cookie_secret: [secret; 32],
+    };
+    Swim::new(settings, now)
+}
+
 struct Stage {
     swims: Vec<Swim>,
     now: Instant,
@@ -44,19 +56,8 @@ impl Stage {
 
     fn with_secret(count: u64, key: Option<u8>, secret: u8) -> Self {
         let now = Instant::now();
-        let swim = |server| {
-            let settings = SwimSettings {
-                identity: identity(server),
-                envelope: envelope("test", key),
-                timing: Timing::preset(GossipPreset::Local),
-                members_max: 8,
-                seed: [u8::try_from(server).unwrap(); 32],
-                cookie_secret: [secret; 32],
-            };
-            Swim::new(settings, now)
-        };
         let mut stage = Self {
-            swims: (1..=count).map(swim).collect(),
+            swims: (1..=count).map(|server| swim(server, key, secret, now)).collect(),
             now,
             wire: Vec::new(),
         };
@@ -373,4 +374,22 @@ fn what_this_server_slept_through_is_held_against_nobody() {
             .all(|view| view.state != MemberState::Down)
     );
     assert!(stage.swims[0].shifted_total() > Duration::from_secs(3_590));
+}
+
+#[test]
+fn whoever_knows_nobody_may_rest_and_a_rest_is_no_pause() {
+    let mut stage = Stage::new(1, None);
+    assert!(stage.swims[0].rest_if_idle());
+    stage.now += Duration::from_secs(3_600);
+    stage.swims.push(swim(2, None, 1, stage.now));
+    let first = identity(1).address;
+    stage.swims[1].announce(first, stage.now);
+    stage.run(Duration::from_secs(2));
+    for swim in &mut stage.swims {
+        let alive = swim.members().filter(|view| view.state == MemberState::Alive);
+        assert_eq!(alive.count(), 1);
+        assert_eq!(swim.shifted_total(), Duration::ZERO);
+        assert_eq!(swim.health().score(), 0);
+        assert!(!swim.rest_if_idle(), "members are looked after");
+    }
 }

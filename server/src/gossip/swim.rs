@@ -249,6 +249,8 @@ pub(crate) struct Swim {
     news_version: u64,
     timers: BTreeMap<(Duration, u64), Timer<Identity>>,
     timer_number: u64,
+    /// Nobody ticks, since nothing can come of it.
+    resting: bool,
     members: BTreeMap<ServerId, MemberView>,
     /// The latest life of each server that was a member, those forgotten included.
     lives: BTreeMap<ServerId, u64>,
@@ -299,6 +301,7 @@ impl Swim {
             news_version: 0,
             timers: BTreeMap::new(),
             timer_number: 0,
+            resting: false,
             members: BTreeMap::new(),
             lives: BTreeMap::new(),
             heard_at: Duration::ZERO,
@@ -363,8 +366,22 @@ impl Swim {
         self.outgoing.pop_front()
     }
 
+    /// Whether ticks may cease until a packet comes or somebody is called: it knows nobody, and waits for nothing. A
+    /// rest, however long, is no pause of this server.
+    pub(crate) fn rest_if_idle(&mut self) -> bool {
+        self.resting = self.standing == Standing::Taking && self.members.is_empty() && self.timers.is_empty();
+        self.resting
+    }
+
+    fn end_rest(&mut self, now: Instant) {
+        if std::mem::take(&mut self.resting) {
+            self.time.resume(now);
+        }
+    }
+
     /// Handles a packet from anywhere.
     pub(crate) fn handle_packet(&mut self, bytes: &[u8], now: Instant) {
+        self.end_rest(now);
         if let Err(drop) = self.try_packet(bytes, now) {
             self.events.push(Event::Dropped(drop));
         }
@@ -393,6 +410,7 @@ impl Swim {
 
     /// Asks to be let in by whoever is at `address`.
     pub(crate) fn announce(&mut self, address: SocketAddr, now: Instant) {
+        self.end_rest(now);
         if self.standing == Standing::Taking && address != self.identity.address {
             let whoever = Identity::whoever_is_at(address);
             self.step(now, |foca, effects| foca.announce(whoever, effects));

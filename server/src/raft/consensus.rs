@@ -978,6 +978,16 @@ impl Inner {
     }
 
     /// Recomputes who leads; tells those who watch only if it changed.
+    /// Whether anything can come of Raft's ticks, of which there are fifty a second. Who leads nobody but itself has
+    /// nobody to show itself to, and no silence to notice.
+    pub(super) fn needs_ticks(&self) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let own = self.options.server.0;
+        let mut members = metrics.membership_config.nodes();
+        metrics.state != ServerState::Leader || members.any(|(id, _)| *id != own)
+    }
+
     pub(super) fn refresh_leadership(&self) {
         let fresh = {
             let metrics = self.raft.server_metrics();

@@ -34,6 +34,8 @@ pub use options::{ReplicationOptions, StartError};
 pub use peer::PeerDoor;
 
 #[cfg(test)]
+mod alone_test;
+#[cfg(test)]
 mod divergence_test;
 #[cfg(test)]
 mod servers_test;

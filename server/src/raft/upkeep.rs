@@ -13,6 +13,7 @@ use super::consensus::Inner;
 use super::contract::Freshness;
 use super::network::Peers;
 use super::vacancy;
+use crate::pulse;
 
 /// How often free space is measured.
 const SPACE_EVERY: Duration = Duration::from_secs(1);
@@ -52,7 +53,10 @@ async fn follow_leadership(weak: Weak<Inner>) {
     };
     loop {
         match weak.upgrade() {
-            Some(inner) => inner.refresh_leadership(),
+            Some(inner) => {
+                inner.refresh_leadership();
+                inner.raft.runtime_config().tick(inner.needs_ticks());
+            }
             None => return,
         }
         let waits_for_first_entry = weak.upgrade().is_some_and(|inner| {
@@ -158,7 +162,7 @@ async fn watch_space(weak: Weak<Inner>) {
     let mut handed_over: Option<Instant> = None;
     let mut full_since: Option<Instant> = None;
     loop {
-        tokio::time::sleep(SPACE_EVERY).await;
+        pulse::pause(SPACE_EVERY).await;
         let Some(inner) = weak.upgrade() else { return };
         let space = inner.space.clone();
         if crate::ground::spawn_blocking(move || space.check())

@@ -16,10 +16,10 @@ use rollcall_core::directory::{Command, Directory, Request};
 use rollcall_core::ids::{RequestId, ServerId, SessionId, Term};
 use rollcall_core::mutants::{Mutant, planted};
 use rollcall_core::session::Spread;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::office::{Office, TICK, Word};
+use super::office::{Office, REST_MAX, TICK, Word};
+use crate::pulse;
 use crate::raft::{
     Consensus, LeaderDesk, Leadership, NotLeader, ProposeError, RenewalVerdict, SessionDeadline,
 };
@@ -52,6 +52,17 @@ impl AuthoritySettings {
     }
 }
 
+/// How often an authority looks at the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// Without office: not before it may take it.
+    Off,
+    /// Nothing is there to be judged: when something has changed.
+    Resting,
+    /// At every tick.
+    Ticking,
+}
+
 /// Handle on this server's authority. Cheap to clone.
 #[derive(Clone)]
 pub struct Authority {
@@ -81,23 +92,37 @@ impl Authority {
     }
 
     async fn judge(self) {
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = pulse::ticks(TICK);
         let mut leadership = self.consensus.leadership();
+        let mut applied = self.consensus.applied_head();
+        // Whoever leads already is looked at like one that begins to.
+        leadership.mark_changed();
         loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                changed = leadership.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                }
+            let pace = self.pace();
+            let ended = tokio::select! {
+                _ = ticks.tick(), if pace == Pace::Ticking => false,
+                changed = applied.changed(), if pace == Pace::Resting => changed.is_err(),
+                () = pulse::pause(REST_MAX), if pace == Pace::Resting => false,
+                changed = leadership.changed() => changed.is_err(),
+            };
+            if ended {
+                return;
             }
             let now = Instant::now();
+            // Before the look: what is applied behind it ends a rest that begins with it.
+            applied.mark_unchanged();
             let leading = leading_term(*leadership.borrow_and_update());
             if let Some((term, words)) = self.tick(leading, now) {
                 tokio::spawn(self.clone().say_all(term, words));
             }
+        }
+    }
+
+    fn pace(&self) -> Pace {
+        match self.office.lock().as_ref() {
+            None => Pace::Off,
+            Some(office) if office.is_resting() => Pace::Resting,
+            Some(_) => Pace::Ticking,
         }
     }
 
@@ -144,6 +169,7 @@ impl Authority {
         }
         office.catch_up(&directory, now);
         let words = office.take_words(&directory, now);
+        office.rest_if_idle(&directory);
         (!words.is_empty()).then_some((term, words))
     }
 

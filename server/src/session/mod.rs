@@ -10,4 +10,4 @@ mod office;
 
 pub use authority::{Authority, AuthoritySettings};
 pub use holder::{Haste, HeldSession, Holder, RenewError, RenewOutcome};
-pub(crate) use office::{Office, TICK, Word};
+pub(crate) use office::{Office, REST_MAX, TICK, Word};

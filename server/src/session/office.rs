@@ -31,6 +31,12 @@ const PROPOSALS_MAX: usize = 4;
 /// Most services named in one command as having more lapses to come; the directory's bound on a batch.
 const FOLLOWING_MAX: usize = 1_000;
 
+/// After so many looks in a row that found nothing to judge it rests: where much changes that is no concern of a judge,
+/// each change would wake it.
+const IDLE_LOOKS: u32 = 20;
+/// Longest rest. Whoever gives it something to judge wakes it; this bounds what it costs if somebody forgets.
+pub(crate) const REST_MAX: Duration = Duration::from_secs(1);
+
 /// What a judge knows.
 pub(crate) struct Office {
     pub(super) term: Term,
@@ -51,6 +57,10 @@ pub(crate) struct Office {
     /// Who last reported a session.
     holders: BTreeMap<SessionId, ServerId>,
     proposals: usize,
+    /// Nothing was left to judge: nobody ticks until there is.
+    resting: bool,
+    /// For how many looks in a row nothing has been left to judge, and at which revision.
+    idle_for: (u32, Revision),
     /// Since when no heartbeat could be recorded, for lack of a quorum.
     pub(super) deaf_since: Option<Instant>,
 }
@@ -144,6 +154,8 @@ impl Office {
             returning: BTreeMap::new(),
             holders: BTreeMap::new(),
             proposals: 0,
+            resting: false,
+            idle_for: (0, directory.revision()),
             deaf_since: None,
         };
         office.compare_services(directory, now);
@@ -180,8 +192,54 @@ impl Office {
         (self.sessions.len(), self.expiring.len())
     }
 
+    /// Whether there is nothing to judge, and will be nothing before the directory has changed: no session, nothing that
+    /// counts down, no word under way.
+    pub(crate) fn is_idle(&self, directory: &Directory) -> bool {
+        directory.revision() == self.seen
+            && self.is_empty()
+            && match &self.bench {
+                Bench::All => directory.totals().sessions == 0,
+                Bench::Only(sessions) => sessions.is_empty(),
+            }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.proposals == 0
+            && self.sessions.is_empty()
+            && self.overrides.is_empty()
+            && self.windows.is_empty()
+            && self.holds.is_empty()
+            && self.expiring.is_empty()
+            && self.returning.is_empty()
+    }
+
+    /// To be asked after each look. When nothing has been left to judge for a while, ticks may cease until the directory
+    /// changes: the next one, however late, shows no pause. What begins to count down meanwhile lasts at least as long
+    /// as it should.
+    pub(crate) fn rest_if_idle(&mut self, directory: &Directory) {
+        let (looks, revision) = self.idle_for;
+        let looks = match self.is_idle(directory) {
+            true if revision == self.seen => looks.saturating_add(1),
+            true | false => 0,
+        };
+        self.idle_for = (looks, self.seen);
+        self.resting = looks >= IDLE_LOOKS;
+    }
+
+    /// Whether it rests: nobody needs to tick.
+    pub(crate) fn is_resting(&self) -> bool {
+        self.resting
+    }
+
     /// Tells the clocks that this server is awake; by how much every deadline was moved.
     pub(crate) fn tick(&mut self, now: Instant) -> Duration {
+        if std::mem::take(&mut self.resting) {
+            self.overrides.resume(now);
+            self.windows.resume(now);
+            self.holds.resume(now);
+            self.sessions.resume(now);
+            return Duration::ZERO;
+        }
         self.overrides.tick(now);
         self.windows.tick(now);
         self.holds.tick(now);
@@ -836,6 +894,43 @@ mod tests {
             RenewalVerdict::default()
         );
         assert_eq!(office.counts(), (1, 0));
+    }
+
+    /// Without sessions nobody needs to tick. One that is opened meanwhile lasts its full ttl, however long the rest was,
+    /// and the rest is no pause.
+    #[test]
+    fn a_rest_is_no_pause_and_shortens_nothing() {
+        let mut log = Log::with_sessions(0);
+        let start = Instant::now();
+        let mut office = log.office(start);
+        let mut now = start;
+        for _ in 0..IDLE_LOOKS {
+            assert!(!office.is_resting());
+            now += TICK;
+            office.tick(now);
+            assert_eq!(office.take_words(&log.directory, now), []);
+            office.rest_if_idle(&log.directory);
+        }
+        assert!(office.is_resting() && office.is_idle(&log.directory));
+
+        let opened = now + TTL * 10;
+        log.open();
+        assert!(!office.is_idle(&log.directory));
+        office.catch_up(&log.directory, opened);
+        let woken = opened + TICK;
+        assert_eq!(office.tick(woken), Duration::ZERO, "no pause");
+        office.rest_if_idle(&log.directory);
+        assert!(!office.is_resting());
+        let mut now = woken;
+        while now < opened + TTL - TICK {
+            now += TICK;
+            assert_eq!(office.tick(now), Duration::ZERO);
+            assert_eq!(office.take_words(&log.directory, now), []);
+        }
+        let late = office.tick(now + TTL);
+        assert!(late >= TTL - TICK * 2, "{late:?}: a pause is one again");
+        let lapsed = run(&mut office, &log.directory, now + TTL, TICK * 5);
+        assert_eq!(lapsed.len(), 1);
     }
 
     /// A window that began is closed when its time is over, and by a new leader after its full time again.

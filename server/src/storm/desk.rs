@@ -10,19 +10,22 @@ use rollcall_core::directory::Sign;
 use rollcall_core::ids::{GroupName, Revision, ServiceKey};
 use rollcall_core::storm::{Admission, Consumer, Engagement, Mode, Modes, Pressure, Share, StormSwitch};
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::gate::{Gate, Rates, Turn};
 use super::metrics::StormMetrics;
 use super::rehearsal::Pacing;
 use crate::config::StormConfig;
+use crate::pulse;
 use crate::raft::{AppliedHead, SharedDirectory};
 
-/// How often the scheduler is tried: a task that should run now, does it?
+/// How often the scheduler is tried under pressure: a task that should run now, does it?
 const TRIAL: Duration = Duration::from_millis(100);
-/// How often the pressure is judged.
+/// How often the pressure is judged; where there is none the scheduler is not tried more often.
 const READING: Duration = Duration::from_millis(250);
+/// A trial that is later by so much is no sign of pressure: timers are no finer.
+const UNNOTICED: Duration = Duration::from_millis(5);
 
 /// This server's storm switch. Cheap to clone.
 #[derive(Clone)]
@@ -95,9 +98,9 @@ impl StormDesk {
         mut applied: watch::Receiver<AppliedHead>,
         shutdown: CancellationToken,
     ) {
-        let mut trials = tokio::time::interval(TRIAL);
-        trials.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut meter = Meter::new(directory.read().revision());
+        let trial = tokio::time::sleep_until(meter.tries_at);
+        tokio::pin!(trial);
         self.follow(&directory);
         loop {
             tokio::select! {
@@ -106,7 +109,7 @@ impl StormDesk {
                     Ok(()) => self.follow(&directory),
                     Err(_) => return,
                 },
-                _ = trials.tick() => {
+                () = &mut trial => {
                     if let Some(pressure) = meter.try_scheduler(|| self.totals(&directory)) {
                         let waiting = self.inner.gate.waiting();
                         self.judge(Pressure {
@@ -115,6 +118,7 @@ impl StormDesk {
                             ..pressure
                         });
                     }
+                    trial.as_mut().reset(meter.tries_at);
                 }
             }
         }
@@ -301,34 +305,44 @@ impl StormDesk {
     }
 }
 
-/// Turns totals into rates, and late ticks into lag.
+/// Turns totals into rates, and late trials into lag.
 struct Meter {
-    tried_at: Instant,
+    /// When the scheduler is tried next.
+    tries_at: Instant,
     read_at: Instant,
     lag: Duration,
     egress: u64,
     revision: Revision,
+    /// Nothing left, changed or was late before the last reading.
+    quiet: bool,
 }
 
 impl Meter {
     fn new(revision: Revision) -> Self {
         let now = Instant::now();
         Self {
-            tried_at: now,
+            tries_at: pulse::not_before(now + TRIAL),
             read_at: now,
             lag: Duration::ZERO,
             egress: 0,
             revision,
+            quiet: false,
         }
     }
 
-    /// A tick came. Several times a second: the pressure since the last time.
+    /// The moment of a trial came. Several times a second: the pressure since the last time.
     fn try_scheduler(&mut self, totals: impl FnOnce() -> (u64, Revision)) -> Option<Pressure> {
         let now = Instant::now();
-        self.lag = self.lag.max((now - self.tried_at).saturating_sub(TRIAL));
-        self.tried_at = now;
+        self.lag = self.lag.max(now.saturating_duration_since(self.tries_at));
+        let pressure = self.read(now, totals);
+        let least = if self.quiet { READING } else { TRIAL };
+        self.tries_at = pulse::not_before(now + least - UNNOTICED);
+        pressure
+    }
+
+    fn read(&mut self, now: Instant, totals: impl FnOnce() -> (u64, Revision)) -> Option<Pressure> {
         let elapsed = now - self.read_at;
-        if elapsed < READING {
+        if elapsed + UNNOTICED < READING {
             return None;
         }
         let (egress, revision) = totals();
@@ -339,11 +353,12 @@ impl Meter {
             scheduling_lag: self.lag,
         };
         *self = Self {
-            tried_at: now,
             read_at: now,
             lag: Duration::ZERO,
+            quiet: egress == self.egress && revision == self.revision && self.lag < UNNOTICED,
             egress,
             revision,
+            ..*self
         };
         Some(pressure)
     }

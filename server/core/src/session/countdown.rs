@@ -87,6 +87,12 @@ impl<K: Clone + Ord + Hash> Countdown<K> {
         self.time.tick(now)
     }
 
+    /// Goes on after a time in which nothing counted down and no tick was meant to come; what was started since the
+    /// last tick lasts no shorter for it.
+    pub fn resume(&mut self, now: Instant) {
+        self.time.resume(now);
+    }
+
     /// By how much late ticks moved every deadline so far.
     #[must_use]
     pub fn shifted_total(&self) -> Duration {

@@ -70,6 +70,14 @@ impl JudgedTime {
         }
     }
 
+    /// Goes on at `now` after a time in which nothing was judged and no tick was meant to come: none of it is held to
+    /// be a pause. Judged time moves on as by a tick.
+    pub fn resume(&mut self, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.ticked_at);
+        self.judged += elapsed.min(self.allowance());
+        self.ticked_at = self.ticked_at.max(now);
+    }
+
     /// The judged moment at `now`, as far as the last tick lets it go.
     #[must_use]
     pub fn at(&self, now: Instant) -> Duration {

@@ -13,6 +13,7 @@ const FORGET_AFTER: Duration = Duration::from_secs(24 * 3_600);
 impl Swim {
     /// Fires what is due. Call it once per tick, after the packets that have come; a late call shifts everything.
     pub(crate) fn handle_tick(&mut self, now: Instant) {
+        self.end_rest(now);
         let tick = self.time.tick(now);
         if tick.shifted > self.timing.probe_rtt / 2 {
             self.on_own_pause(now);
