@@ -37,6 +37,7 @@ use super::options::{ReplicationOptions, StartError};
 use super::peer::PeerDoor;
 use super::proposer::{Proposal, Proposer};
 use super::read_index::{Round, RoundError};
+use super::solitude::Solitude;
 use super::state_machine::{Parts, StateMachine};
 use super::ticket::{Admitted, Answered, Attempt, Reply, Ticket};
 use super::types::{PeerAddresses, TypeConfig, position};
@@ -71,6 +72,7 @@ pub(super) struct Inner {
     pub(super) directory: Arc<SharedDirectory>,
     pub(super) head: watch::Receiver<AppliedHead>,
     pub(super) leadership: watch::Sender<Leadership>,
+    pub(super) solitude: Solitude,
     pub(super) checkpoints: Arc<Checkpoints>,
     pub(super) gate: VoteGate,
     pub(super) peers: Arc<Peers>,
@@ -244,6 +246,7 @@ impl Consensus {
             checkpoints: parts.checkpoints,
             head,
             leadership,
+            solitude: Solitude::default(),
             gate,
             peers,
             desk: OnceLock::new(),
@@ -519,6 +522,16 @@ impl Consensus {
                 undecided: answer.undecided.into_iter().map(SessionId).collect(),
             }),
         }
+    }
+
+    /// The same at once, without a question to anybody: `None` unless this server leads and is the cluster.
+    pub(crate) fn report_renewals_alone(&self, sessions: &[SessionId]) -> Option<RenewalVerdict> {
+        let inner = &self.inner;
+        if !inner.solitude.is_certain() {
+            return None;
+        }
+        let desk = inner.desk.get().and_then(Weak::upgrade)?;
+        desk.record_alone(inner.options.server, sessions)
     }
 
     /// When these sessions lapse, by the leader's word.
@@ -977,7 +990,18 @@ impl Inner {
         membership.nodes().map(member).collect()
     }
 
-    /// Recomputes who leads; tells those who watch only if it changed.
+    /// Whether this server leads nobody but itself, by an entry that is committed: whoever would lead after it needs its
+    /// vote.
+    pub(super) fn is_alone(&self) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = &metrics.membership_config;
+        let committed = membership.log_id().as_ref().map(position) <= self.head.borrow().position;
+        metrics.state == ServerState::Leader
+            && committed
+            && membership.nodes().all(|(id, _)| *id == self.options.server.0)
+    }
+
     /// Whether anything can come of Raft's ticks, of which there are fifty a second. Who leads nobody but itself has
     /// nobody to show itself to, and no silence to notice.
     pub(super) fn needs_ticks(&self) -> bool {
@@ -988,6 +1012,7 @@ impl Inner {
         metrics.state != ServerState::Leader || members.any(|(id, _)| *id != own)
     }
 
+    /// Recomputes who leads; tells those who watch only if it changed.
     pub(super) fn refresh_leadership(&self) {
         let fresh = {
             let metrics = self.raft.server_metrics();

@@ -178,6 +178,12 @@ pub trait LeaderDesk: Send + Sync + 'static {
         sessions: Vec<SessionId>,
     ) -> Result<RenewalVerdict, NotLeader>;
 
+    /// The same at once, where this server leads nobody but itself and its leadership needs no confirmation. `None`: it
+    /// cannot.
+    fn record_alone(&self, _from: ServerId, _sessions: &[SessionId]) -> Option<RenewalVerdict> {
+        None
+    }
+
     /// When these sessions lapse; those unknown are left out.
     fn deadlines(&self, sessions: &[SessionId]) -> Vec<SessionDeadline>;
 }

@@ -158,6 +158,7 @@ impl Inner {
                 "peer address {address} belongs to server {owner} already"
             )));
         }
+        self.solitude.end();
         changed(deadline, self.raft.add_learner(server, addresses, false)).await
     }
 

@@ -4,7 +4,8 @@
 //! work each: `proposer` and `forward` bring writes into the log, `read_index`, `freshness`, `inquiry` and `allegiance`
 //! confirm reads,
 //! `state_machine` applies, `network` and `peer` are the two ends of the lines between servers, `vote_gate`
-//! and `upkeep` keep a server honest whose disk forgot something, `vacancy` sees that a leader's process has ended.
+//! and `upkeep` keep a server honest whose disk forgot something, `vacancy` sees that a leader's process has ended,
+//! `solitude` knows whether this server is the whole cluster.
 
 mod allegiance;
 mod checkpoint;
@@ -19,6 +20,7 @@ mod options;
 mod peer;
 mod proposer;
 mod read_index;
+mod solitude;
 mod state_machine;
 mod ticket;
 pub mod types;

@@ -56,6 +56,7 @@ async fn follow_leadership(weak: Weak<Inner>) {
             Some(inner) => {
                 inner.refresh_leadership();
                 inner.raft.runtime_config().tick(inner.needs_ticks());
+                inner.solitude.note(inner.is_alone());
             }
             None => return,
         }

@@ -283,6 +283,17 @@ impl LeaderDesk for Authority {
         Ok(office.renew(from, &sessions, &directory, now))
     }
 
+    fn record_alone(&self, from: ServerId, sessions: &[SessionId]) -> Option<RenewalVerdict> {
+        let term = leading_term(*self.consensus.leadership().borrow())?;
+        let now = Instant::now();
+        // Where many want it at once, one report for all of them is less work than a queue for the lock.
+        let mut held = self.office.try_lock()?;
+        let office = held.as_mut().filter(|office| office.term == term)?;
+        let directory = self.consensus.directory().read();
+        office.catch_up(&directory, now);
+        Some(office.renew(from, sessions, &directory, now))
+    }
+
     fn deadlines(&self, sessions: &[SessionId]) -> Vec<SessionDeadline> {
         let now = Instant::now();
         let held = self.office.lock();

@@ -64,6 +64,7 @@ pub struct Holder {
 }
 
 struct Shared {
+    consensus: Consensus,
     gathered: Mutex<Gathered>,
     /// Something waits.
     arrived: Notify,
@@ -116,6 +117,7 @@ impl Holder {
     #[must_use]
     pub fn start(consensus: Consensus, shutdown: CancellationToken) -> Self {
         let shared = Arc::new(Shared {
+            consensus,
             gathered: Mutex::default(),
             arrived: Notify::new(),
             hurried: Notify::new(),
@@ -123,7 +125,7 @@ impl Holder {
             reports: AtomicU64::new(0),
             failed_reports: AtomicU64::new(0),
         });
-        tokio::spawn(report_until(shared.clone(), consensus, shutdown));
+        tokio::spawn(report_until(shared.clone(), shutdown));
         Self { shared }
     }
 
@@ -183,6 +185,9 @@ impl Holder {
         if sessions.is_empty() {
             return Ok(RenewOutcome::default());
         }
+        if let Some(outcome) = self.renewed_alone(&sessions) {
+            return Ok(outcome);
+        }
         let (reply, answer) = oneshot::channel();
         let first = {
             let mut gathered = self.shared.gathered.lock();
@@ -212,19 +217,27 @@ impl Holder {
         }
         answer.await.map_err(|_| RenewError::Closing)
     }
+
+    /// Where this server is the whole cluster there is nobody to ask, and nothing to gather for: the usual answer, that
+    /// all were renewed, is given at once. Whoever has another is asked about as everywhere.
+    fn renewed_alone(&self, sessions: &[SessionId]) -> Option<RenewOutcome> {
+        let verdict = self.shared.consensus.report_renewals_alone(sessions)?;
+        (verdict == RenewalVerdict::default()).then(|| RenewOutcome {
+            renewed: sessions.to_vec(),
+            not_found: Vec::new(),
+        })
+    }
 }
 
-async fn report_until(shared: Arc<Shared>, consensus: Consensus, shutdown: CancellationToken) {
-    shutdown
-        .run_until_cancelled(report_forever(&shared, &consensus))
-        .await;
+async fn report_until(shared: Arc<Shared>, shutdown: CancellationToken) {
+    shutdown.run_until_cancelled(report_forever(&shared)).await;
     let mut gathered = shared.gathered.lock();
     gathered.closed = true;
     gathered.waiting.clear();
     gathered.put_off.clear();
 }
 
-async fn report_forever(shared: &Shared, consensus: &Consensus) {
+async fn report_forever(shared: &Shared) {
     let mut reported_at: Option<Instant> = None;
     loop {
         let again_at = shared.gathered.lock().again_at;
@@ -246,7 +259,7 @@ async fn report_forever(shared: &Shared, consensus: &Consensus) {
         }
         reported_at = Some(Instant::now());
         let deadline = Instant::now() + REPORT_DEADLINE;
-        match consensus.report_renewals(sessions, deadline).await {
+        match shared.consensus.report_renewals(sessions, deadline).await {
             Ok(verdict) => {
                 shared.reports.fetch_add(1, Ordering::Relaxed);
                 let undecided = answer(waiting, &verdict);
