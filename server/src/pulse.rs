@@ -19,28 +19,31 @@ static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Ticks at this period. Whoever was late for one is on the grid again with the next.
 pub(crate) fn ticks(period: Duration) -> Interval {
-    let mut ticks = tokio::time::interval_at(on_grid(Instant::now(), period), period);
+    let mut ticks = tokio::time::interval_at(on_grid(Duration::ZERO, period), period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     ticks
 }
 
 /// Sleeps for at least so long, until the next step of the grid.
 pub(crate) async fn pause(least: Duration) {
-    tokio::time::sleep_until(not_before(Instant::now() + least)).await;
+    tokio::time::sleep_until(after(least)).await;
 }
 
-/// The next step of the grid.
-pub(crate) fn not_before(at: Instant) -> Instant {
-    on_grid(at, STEP)
+/// The first step of the grid that is at least so far away.
+pub(crate) fn after(least: Duration) -> Instant {
+    on_grid(least, STEP)
 }
 
-/// The first multiple of the step that is not before `at`. In a simulation many servers share a process, and each
+/// The first multiple of the step that is at least so far away. In a simulation many servers share a process, and each
 /// keeps the time at which it began.
-fn on_grid(at: Instant, step: Duration) -> Instant {
+fn on_grid(least: Duration, step: Duration) -> Instant {
     if ground::simulated(|_| ()).is_some() {
-        return at;
+        return Instant::now() + least;
     }
-    at + until_grid(at.saturating_duration_since(*BEGAN), step)
+    // Who asks first is on the grid as well: that begins before it looks at the time.
+    let began = *BEGAN;
+    let at = Instant::now() + least;
+    at + until_grid(at.saturating_duration_since(began), step)
 }
 
 fn until_grid(since: Duration, step: Duration) -> Duration {
@@ -63,18 +66,21 @@ mod tests {
         assert_eq!(until_grid(ms(3), Duration::ZERO), Duration::ZERO);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn who_looks_at_a_pace_is_woken_together() {
+        let in_step = |one: Instant, other: Instant| {
+            let apart = other.max(one) - other.min(one);
+            assert_eq!(apart.as_nanos() % STEP.as_nanos(), 0, "{apart:?}");
+        };
         let mut first = ticks(STEP);
-        tokio::time::advance(Duration::from_millis(13)).await;
+        tokio::time::sleep(STEP / 4).await;
         let mut second = ticks(STEP);
-        assert_eq!(first.tick().await, second.tick().await);
-        pause(STEP * 4).await;
-        let paused_until = Instant::now();
-        // Both were late, and are in step again.
+        in_step(first.tick().await, second.tick().await);
+        in_step(after(Duration::ZERO), second.tick().await);
+        // Both are late now, and in step again behind it.
+        tokio::time::sleep(STEP * 9 / 4).await;
         first.tick().await;
         second.tick().await;
-        assert_eq!(Instant::now(), paused_until);
-        assert_eq!(first.tick().await, second.tick().await);
+        in_step(first.tick().await, second.tick().await);
     }
 }

@@ -75,6 +75,24 @@ impl Carrier {
         }
     }
 
+    /// Has these judged and answered on the spot and empties the vector, where nobody is to be asked; whether that could
+    /// be done.
+    pub(super) fn answer_alone(&self, beats: &mut Vec<Beat>, outbox: &mut Outbox) -> bool {
+        let ids: Vec<_> = beats.iter().map(|beat| beat.session).collect();
+        let Some(outcome) = self.sessions.renew_alone(&ids) else {
+            return false;
+        };
+        let remembered = self.sessions.remembered(&ids);
+        if !(remembered.alive.is_empty() && remembered.ended.is_empty()) {
+            return false;
+        }
+        let mut verdicts = Verdicts::default();
+        verdicts.take(outcome, beats);
+        self.answer(beats, &verdicts, outbox);
+        beats.clear();
+        true
+    }
+
     async fn ask(&self, bench: Bench, beats: &[Beat]) -> RenewOutcome {
         if beats.is_empty() {
             return RenewOutcome::default();

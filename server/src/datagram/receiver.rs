@@ -113,8 +113,10 @@ struct Receiver {
     socket: Arc<UdpSocket>,
     sessions: Unattended,
     gathered: Arc<Gathered>,
+    carrier: Carrier,
     metrics: DatagramMetrics,
     desk: Desk,
+    answers: Outbox,
 }
 
 impl Receiver {
@@ -124,7 +126,9 @@ impl Receiver {
             socket: carrier.socket.clone(),
             sessions,
             gathered: carrier.log.clone(),
+            carrier: carrier.clone(),
             metrics: carrier.metrics.clone(),
+            answers: Outbox::default(),
             desk: Desk::new(rand::random(), rates, carrier.metrics.clone(), Instant::now()),
         }
     }
@@ -165,8 +169,12 @@ impl Receiver {
             self.desk.take(from, bytes, &self.sessions, now);
         }
         self.metrics.beats.inc_by(self.desk.beats.len() as u64);
-        let dropped = self.gathered.add(&mut self.desk.beats, now);
-        self.metrics.refused.full.inc_by(dropped as u64);
+        // Where much comes others judge and answer, while this thread reads on.
+        let is_quiet = inbox.len() < BATCH && !self.desk.beats.is_empty();
+        if !(is_quiet && self.carrier.answer_alone(&mut self.desk.beats, &mut self.answers)) {
+            let dropped = self.gathered.add(&mut self.desk.beats, now);
+            self.metrics.refused.full.inc_by(dropped as u64);
+        }
         let (answers, unsent) = (
             self.desk.answers as u64,
             self.desk.outbox.send(&self.socket) as u64,
@@ -490,6 +498,27 @@ mod tests {
         desk.sweep(minutes(3), |_| vec![SessionId(1 << 63)]);
         assert_ne!(desk.number, NUMBER);
         assert_eq!(heard(&mut desk, &beats(NUMBER, &[(1, 1)]), now), []);
+    }
+
+    #[test]
+    fn a_receiver_that_waits_is_woken_to_end() {
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let told = CancellationToken::new();
+        let end = End {
+            told: told.clone(),
+            socket: socket.clone(),
+        };
+        let began = Instant::now();
+        let waiting = std::thread::spawn(move || {
+            let mut inbox = Inbox::new();
+            while !told.is_cancelled() {
+                let _ = inbox.receive(&socket);
+            }
+        });
+        drop(end);
+        waiting.join().unwrap();
+        assert!(began.elapsed() < Duration::from_secs(10));
     }
 
     #[test]

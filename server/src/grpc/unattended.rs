@@ -62,6 +62,11 @@ impl Unattended {
         remembered
     }
 
+    /// Renews them all at once, where this server is the whole cluster. `None`: the leader is to be asked.
+    pub(crate) fn renew_alone(&self, sessions: &[SessionId]) -> Option<RenewOutcome> {
+        self.doors.holder.renew_alone(sessions)
+    }
+
     /// Asks the leader. Sessions in neither list of the outcome have got no word; without an outcome none has.
     pub(crate) async fn renew_in_log(&self, sessions: Vec<SessionId>, haste: Haste) -> Option<RenewOutcome> {
         self.doors.holder.renew_decided(sessions, haste).await.ok()

@@ -185,7 +185,7 @@ impl Holder {
         if sessions.is_empty() {
             return Ok(RenewOutcome::default());
         }
-        if let Some(outcome) = self.renewed_alone(&sessions) {
+        if let Some(outcome) = self.renew_alone(&sessions) {
             return Ok(outcome);
         }
         let (reply, answer) = oneshot::channel();
@@ -219,8 +219,8 @@ impl Holder {
     }
 
     /// Where this server is the whole cluster there is nobody to ask, and nothing to gather for: the usual answer, that
-    /// all were renewed, is given at once. Whoever has another is asked about as everywhere.
-    fn renewed_alone(&self, sessions: &[SessionId]) -> Option<RenewOutcome> {
+    /// all were renewed, is given at once. Whoever has another is asked about as everywhere: `None`.
+    pub(crate) fn renew_alone(&self, sessions: &[SessionId]) -> Option<RenewOutcome> {
         let verdict = self.shared.consensus.report_renewals_alone(sessions)?;
         (verdict == RenewalVerdict::default()).then(|| RenewOutcome {
             renewed: sessions.to_vec(),

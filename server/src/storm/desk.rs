@@ -321,7 +321,7 @@ impl Meter {
     fn new(revision: Revision) -> Self {
         let now = Instant::now();
         Self {
-            tries_at: pulse::not_before(now + TRIAL),
+            tries_at: pulse::after(TRIAL),
             read_at: now,
             lag: Duration::ZERO,
             egress: 0,
@@ -336,7 +336,7 @@ impl Meter {
         self.lag = self.lag.max(now.saturating_duration_since(self.tries_at));
         let pressure = self.read(now, totals);
         let least = if self.quiet { READING } else { TRIAL };
-        self.tries_at = pulse::not_before(now + least - UNNOTICED);
+        self.tries_at = pulse::after(least - UNNOTICED);
         pressure
     }
 
