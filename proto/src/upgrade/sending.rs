@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -47,6 +47,8 @@ pub struct Sending<B, W> {
     body_ended: bool,
     /// What is there has waited for company.
     waited: bool,
+    /// When it was last asked the body had nothing to say.
+    body_rests: bool,
     limits: Limits,
     /// When something last left; kept only for beats.
     sent_at: Instant,
@@ -69,6 +71,7 @@ where
             bytes: 0,
             body_ended: false,
             waited: false,
+            body_rests: false,
             limits,
             sent_at: Instant::now(),
             stalled_since: None,
@@ -80,6 +83,25 @@ where
         sending
     }
 
+    /// Whether everything has left, and the body had nothing more to say when it was last asked.
+    #[must_use]
+    pub fn rests(&self) -> bool {
+        self.body_rests && self.parts.is_empty()
+    }
+
+    /// Sends whole messages past the body, while this [rests](Self::rests) and the body is between two of its own. Whether
+    /// all of it has left; if not, whoever polls this has to be woken.
+    pub fn pass(&mut self, messages: Bytes) -> bool {
+        self.push(messages);
+        let sent = self.poll_send(&mut Context::from_waker(Waker::noop()));
+        matches!(sent, Poll::Ready(Ok(())))
+    }
+
+    /// The socket. What has not left is lost.
+    pub fn into_socket(self) -> W {
+        self.socket
+    }
+
     fn push(&mut self, part: Bytes) {
         if !part.is_empty() {
             self.bytes += part.len();
@@ -89,12 +111,16 @@ where
 
     /// Takes what is ready; whether there may be more at once.
     fn gather(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        self.body_rests = false;
         while !self.body_ended {
             if self.bytes >= GATHERED_BYTES {
                 return Ok(true);
             }
             match Pin::new(&mut self.body).poll_frame(cx) {
-                Poll::Pending => return Ok(false),
+                Poll::Pending => {
+                    self.body_rests = true;
+                    return Ok(false);
+                }
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => self.push(data),
                     Err(frame) => self.end(&frame.into_trailers().unwrap_or_default()),
@@ -371,6 +397,43 @@ mod tests {
             assert_eq!(began.elapsed().as_secs(), 6 + beats * 2);
         }
         sent.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_passed_leaves_at_once_or_behind_what_could_not() {
+        let (feed, body) = fed();
+        let (mut reader, socket) = tokio::io::duplex(10);
+        let limits = Limits {
+            beat: Some(Duration::from_secs(2)),
+            ..Limits::default()
+        };
+        let mut sending = Sending::new(body, socket, Some(Bytes::from_static(b"head")), limits);
+        assert!(!sending.rests(), "nothing has left");
+        let mut read = async |expected: &[u8]| {
+            let mut came = vec![0; expected.len()];
+            reader.read_exact(&mut came).await.unwrap();
+            assert_eq!(came, expected);
+        };
+        let idle = &mut Context::from_waker(Waker::noop());
+        assert!(Pin::new(&mut sending).poll(idle).is_pending() && sending.rests());
+        assert!(sending.pass(Bytes::from_static(b"one")));
+        read(b"headone").await;
+        // What is passed is a sign of life.
+        tokio::time::advance(Duration::from_millis(1_500)).await;
+        assert!(sending.pass(Bytes::from_static(b"two")));
+        tokio::time::advance(Duration::from_millis(1_500)).await;
+        assert!(Pin::new(&mut sending).poll(idle).is_pending() && sending.rests());
+        // The body's turn is not over as long as any of it waits.
+        assert!(!sending.pass(Bytes::from_static(b"and more than fits")));
+        assert!(!sending.rests());
+        feed.send(Frame::data(Bytes::from_static(b"behind")))
+            .await
+            .unwrap();
+        let sent = tokio::spawn(sending);
+        read(b"twoand more than fitsbehind").await;
+        drop(feed);
+        read(&end_frame(Some(&HeaderMap::new()))).await;
+        sent.await.unwrap().unwrap();
     }
 
     #[tokio::test(start_paused = true)]

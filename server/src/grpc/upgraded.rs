@@ -31,6 +31,7 @@ use tonic::service::Routes;
 
 use super::listener::{Connection, GREETING_DEADLINE, Gate, Peer};
 use crate::config::DoorsConfig;
+use crate::watch::Line;
 
 /// What an HTTP/1 request begins with that may ask for an upgrade; HTTP/2 begins otherwise.
 const UPGRADES_BEGIN_WITH: u8 = b'G';
@@ -131,7 +132,11 @@ impl UpgradedStreams {
         // Who asks for signs of life sends them.
         let silence_max = beat.map(|beat| beat + patience);
         let inflow = Inflow::new(reading.clone(), Side::Client, &first, silence_max);
-        let request = request_of(&path, headers, peer, inflow);
+        let line = Line::default();
+        let request = request_of(&path, headers, peer, inflow).map(|mut request| {
+            request.extensions_mut().insert(line.clone());
+            request
+        });
         // None of this is kept while the stream lasts.
         drop((path, first));
         let Some(request) = request else {
@@ -145,22 +150,24 @@ impl UpgradedStreams {
         };
         let (parts, body) = answer.into_parts();
         let refused = parts.headers.contains_key("grpc-status");
-        if refused {
+        let mut writing = if refused {
             let head = upgrade::head("HTTP/1.1 200 OK", false, &parts.headers);
             let _gone = writing.write_all(&head).await;
+            writing
         } else {
             let head = upgrade::head("HTTP/1.1 101 Switching Protocols", true, &parts.headers);
             drop(parts);
-            let sending = Sending::new(body, &mut writing, Some(head), limits);
+            let carrying = line.carry(Sending::new(body, writing, Some(head), limits));
             let sent = tokio::select! {
                 biased;
-                sent = sending => sent.is_ok(),
-                () = cut.cancelled() => false,
+                sent = carrying => sent,
+                () = cut.cancelled() => None,
             };
-            if !sent {
+            let Some(writing) = sent else {
                 return;
-            }
-        }
+            };
+            writing
+        };
         // What the client still says would, unread, reset the connection before it has read the end.
         if writing.shutdown().await.is_ok() {
             let _late = tokio::time::timeout(LINGER, reading.drain()).await;

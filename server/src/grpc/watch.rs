@@ -18,7 +18,7 @@ use super::modes::not_taken_over;
 use super::oversize;
 use super::shared_body::shared;
 use super::status::{of_refusal, of_stream_end, of_subscribe, of_too_many_streams, status};
-use crate::watch::{PairedHandle, Parts, StreamEnd, SubscribeError, Subscription, Target};
+use crate::watch::{Line, PairedHandle, Parts, StreamEnd, SubscribeError, Subscription, Target};
 
 /// Largest request of a watch stream: a subscription may bring many known signs.
 pub(super) const WATCH_REQUEST_BYTES_MAX: usize = 8 << 20;
@@ -34,6 +34,7 @@ impl Watch for Doors {
         request: Request<Streaming<v1::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         self.storm.open_turn().await;
+        let line = request.extensions().get::<Line>().cloned();
         let peer = request.extensions().get::<Peer>();
         let cut = peer.map_or_else(CancellationToken::new, |peer| peer.cut.clone());
         let may_open = self.principal(&request).and_then(|_| self.reader.check_ready());
@@ -48,6 +49,9 @@ impl Watch for Doors {
             Err(error) => return self.answer("watch", Err(error)),
         };
         self.metrics.call("watch");
+        if let Some(line) = line {
+            stream.has_line(&line);
+        }
         let asking = Asking {
             doors: self.clone(),
             stream: stream.handle(),

@@ -128,6 +128,40 @@ impl Tally {
     fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
+
+    fn add(&self, frames: usize, bytes: usize, controls: usize) {
+        for (count, more) in self.each(frames, bytes, controls) {
+            count.fetch_add(more, Ordering::Relaxed);
+        }
+    }
+
+    fn subtract(&self, frames: usize, bytes: usize, controls: usize) {
+        for (count, less) in self.each(frames, bytes, controls) {
+            count.fetch_sub(less, Ordering::Relaxed);
+        }
+    }
+
+    /// Those that change.
+    fn each(
+        &self,
+        frames: usize,
+        bytes: usize,
+        controls: usize,
+    ) -> impl Iterator<Item = (&AtomicUsize, usize)> {
+        let all = [
+            (&self.frames, frames),
+            (&self.bytes, bytes),
+            (&self.controls, controls),
+        ];
+        all.into_iter().filter(|(_, by)| *by > 0)
+    }
+}
+
+/// Changes that leave together, and how far they bring their reader.
+#[derive(Debug, Default)]
+pub(crate) struct Run {
+    pub(crate) changes: Vec<Arc<ChangeFrame>>,
+    pub(crate) bookmark: Option<Revision>,
 }
 
 #[derive(Debug)]
@@ -152,6 +186,8 @@ pub(crate) struct Backlog {
     marked: Revision,
     /// Its reader has been woken and has not looked yet.
     pub(crate) woken: bool,
+    /// Its reader found nothing when it last looked, and holds nothing that has not been sent.
+    pub(crate) parked: bool,
 }
 
 impl Backlog {
@@ -173,6 +209,7 @@ impl Backlog {
             acked: Revision(0),
             marked: Revision(0),
             woken: false,
+            parked: false,
         }
     }
 
@@ -194,18 +231,14 @@ impl Backlog {
         self.frames += frames;
         self.bytes += bytes;
         self.controls += controls;
-        self.tally.frames.fetch_add(frames, Ordering::Relaxed);
-        self.tally.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.tally.controls.fetch_add(controls, Ordering::Relaxed);
+        self.tally.add(frames, bytes, controls);
     }
 
     fn subtract(&mut self, frames: usize, bytes: usize, controls: usize) {
         self.frames -= frames;
         self.bytes -= bytes;
         self.controls -= controls;
-        self.tally.frames.fetch_sub(frames, Ordering::Relaxed);
-        self.tally.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        self.tally.controls.fetch_sub(controls, Ordering::Relaxed);
+        self.tally.subtract(frames, bytes, controls);
     }
 
     /// Whether so much more would fit.
@@ -367,6 +400,57 @@ impl Backlog {
         true
     }
 
+    /// Takes what a parked reader would say next, if that is changes: whole revisions that are offered whole, of so many
+    /// bytes at most, and a bookmark behind them. `None`: the reader itself has to look. Whether nothing is left comes with it.
+    pub(crate) fn take_run(&mut self, settled: Revision, bytes_max: usize) -> Option<(Run, bool)> {
+        if !self.parked || self.lagging() {
+            return None;
+        }
+        // The last ones of a revision are known by what follows them.
+        let (mut whole, mut whole_bytes) = (0, 0);
+        let (mut looked, mut bytes) = (0, 0);
+        let mut last = None;
+        for item in &self.queue {
+            let Item::Change { revision, change } = item else {
+                break;
+            };
+            if last.is_some_and(|last| last != *revision) {
+                (whole, whole_bytes) = (looked, bytes);
+            }
+            if *revision > settled || bytes + change.frame.len() > bytes_max {
+                last = None;
+                break;
+            }
+            last = Some(*revision);
+            looked += 1;
+            bytes += change.frame.len();
+        }
+        if last.is_some() {
+            (whole, whole_bytes) = (looked, bytes);
+        }
+        let mut run = Run {
+            changes: Vec::with_capacity(whole),
+            bookmark: None,
+        };
+        let changes = self.queue.drain(..whole).filter_map(|item| match item {
+            Item::Change { change, .. } => Some(change),
+            _ => None,
+        });
+        run.changes.extend(changes);
+        self.subtract(whole, whole_bytes, 0);
+        if let Some(Item::Bookmark(revision)) = self.queue.front() {
+            run.bookmark = Some(*revision);
+            self.queue.pop_front();
+            self.subtract(1, 0, 0);
+        }
+        if run.changes.is_empty() && run.bookmark.is_none() {
+            return None;
+        }
+        self.woken = false;
+        self.tidy();
+        Some((run, self.queue.is_empty()))
+    }
+
     /// Gives back the state that was taken last: it goes out next.
     pub(crate) fn put_back(&mut self, item: Item) {
         match item {
@@ -378,9 +462,7 @@ impl Backlog {
 
     fn pop(&mut self) -> Option<Item> {
         let item = self.queue.pop_front()?;
-        if self.queue.is_empty() && self.queue.capacity() > SPARE_MAX {
-            self.queue = VecDeque::new();
-        }
+        self.tidy();
         match &item {
             Item::Change { change, .. } => self.subtract(1, change.frame.len(), 0),
             Item::Bookmark(_) => self.subtract(1, 0, 0),
@@ -388,6 +470,12 @@ impl Backlog {
             Item::State { .. } => {}
         }
         Some(item)
+    }
+
+    fn tidy(&mut self) {
+        if self.queue.is_empty() && self.queue.capacity() > SPARE_MAX {
+            self.queue = VecDeque::new();
+        }
     }
 
     /// The queue becomes names; what must be said besides is kept.

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::backlog::{Backlog, Bounds, ChangeFrame, Item, Offered, Place, Started, Tally};
 use super::cache::{FrameCache, ViewCache};
+use super::fanout::LastMessage;
 use super::frame;
 use super::merged::Merged;
 use super::metrics::WatchMetrics;
@@ -172,6 +173,7 @@ struct Inner {
     /// Groups of the directory of which it does not tell, as of its position. Written under the state's lock.
     hidden: RwLock<Arc<BTreeSet<GroupName>>>,
     state: Mutex<State>,
+    last_message: LastMessage,
 }
 
 /// What hubs of one server share.
@@ -182,7 +184,7 @@ struct Parts {
     large: Arc<Semaphore>,
 }
 
-/// Locks are taken in this order: the hub's state, the directory, a stream's backlog.
+/// Locks are taken in this order: a stream's line, the hub's state, the directory, a stream's backlog.
 struct State {
     /// Every change up to here has been offered.
     position: Revision,
@@ -262,6 +264,7 @@ impl WatchHub {
                 rounds: watch::Sender::new(position),
                 hidden: RwLock::new(Arc::new(hidden)),
                 state: Mutex::new(state),
+                last_message: LastMessage::default(),
             }),
         }
     }
@@ -407,6 +410,10 @@ impl WatchHub {
         Revision(self.inner.settled.load(Ordering::Acquire))
     }
 
+    pub(super) fn last_message(&self) -> &LastMessage {
+        &self.inner.last_message
+    }
+
     pub(super) fn limits(&self) -> &WatchConfig {
         &self.inner.limits
     }
@@ -447,11 +454,13 @@ impl WatchHub {
         }
         // The bulk of what was missed is looked through before the hub's lock is taken.
         let replay = self.inner.replay(&subscription);
-        self.inner.at_head(|state, shown| {
+        let (result, woken) = self.inner.at_head(|state, shown| {
             let result = self.inner.start(state, shown, stream, subscription, replay);
             state.wake(stream);
             result
-        })?;
+        });
+        self.tell(woken);
+        result?;
         self.end_if_unread(stream);
         Ok(())
     }
@@ -525,12 +534,13 @@ impl WatchHub {
 
     /// Gives a lagging stream the current state instead of what it missed.
     pub(super) fn catch_up(&self, stream: &Arc<Shared>) {
-        self.inner.at_head(|_, shown| {
+        let ((), woken) = self.inner.at_head(|_, shown| {
             let mut backlog = stream.backlog.lock();
             if backlog.lagging() {
                 backlog.catch_up(shown);
             }
         });
+        self.tell(woken);
     }
 
     pub(super) fn forget(&self, stream: &Arc<Shared>) {
@@ -568,13 +578,17 @@ impl WatchHub {
 
     /// One round; whether there is more.
     pub(super) fn pull(&self) -> bool {
-        let mut state = self.inner.state.lock();
-        let more = self.inner.offer_round(&mut state);
-        state.wake_all();
+        let (more, woken) = {
+            let mut state = self.inner.state.lock();
+            let more = self.inner.offer_round(&mut state);
+            (more, std::mem::take(&mut state.woken))
+        };
+        self.tell(woken);
         more
     }
 
     fn bookmark(&self) {
+        let mut woken = Vec::new();
         let state = self.inner.state.lock();
         let (mut current, mut lagging) = (0, 0);
         for stream in state.streams.values() {
@@ -582,7 +596,7 @@ impl WatchHub {
             current += i64::from(!backlog.lagging() && backlog.acked >= backlog.changed);
             lagging += i64::from(backlog.lagging());
             if backlog.bookmark(state.position) && !std::mem::replace(&mut backlog.woken, true) {
-                stream.wake.notify_one();
+                woken.push(stream.clone());
             }
         }
         self.inner.metrics.streams_current.set(current);
@@ -603,6 +617,8 @@ impl WatchHub {
             self.inner.metrics.stalled.inc();
             stream.cut.cancel();
         }
+        drop(state);
+        self.tell(woken);
     }
 }
 
@@ -639,8 +655,9 @@ impl Inner {
         }
     }
 
-    /// Brings the hub to the directory's head and calls `look` there, with the directory locked.
-    fn at_head<R>(&self, look: impl FnOnce(&mut State, Shown<'_>) -> R) -> R {
+    /// Brings the hub to the directory's head and calls `look` there, with the directory locked. The streams that are to be
+    /// told something come with what it returns.
+    fn at_head<R>(&self, look: impl FnOnce(&mut State, Shown<'_>) -> R) -> (R, Vec<Arc<Shared>>) {
         let mut state = self.state.lock();
         while self.offer_round(&mut state) {}
         let directory = self.directory.read();
@@ -650,9 +667,7 @@ impl Inner {
             Err(_) => self.start_over(&mut state, shown),
         }
         let result = look(&mut state, shown);
-        drop(directory);
-        state.wake_all();
-        result
+        (result, std::mem::take(&mut state.woken))
     }
 
     fn offer_all(&self, state: &mut State, changes: &[Arc<RevisionChanges>], standings: &Standings) {
@@ -988,10 +1003,6 @@ impl State {
     fn wake(&mut self, stream: &Arc<Shared>) {
         stream.backlog.lock().woken = true;
         self.woken.push(stream.clone());
-    }
-
-    fn wake_all(&mut self) {
-        self.woken.drain(..).for_each(|stream| stream.wake.notify_one());
     }
 }
 

@@ -17,6 +17,9 @@ use crate::config::StormConfig;
 use crate::grpc::convert;
 use crate::storm::StormMetrics;
 
+#[path = "fanout_test.rs"]
+mod fanout;
+
 struct World {
     directory: Arc<SharedDirectory>,
     hub: WatchHub,

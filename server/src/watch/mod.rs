@@ -14,8 +14,10 @@
 
 mod backlog;
 mod cache;
+mod fanout;
 mod frame;
 mod hub;
+mod line;
 mod merged;
 mod metrics;
 mod pair;
@@ -24,6 +26,7 @@ mod shown;
 mod stream;
 
 pub use hub::{Convergence, SubscribeError, Subscription, TooManyStreams, WatchHub};
+pub(crate) use line::Line;
 pub use metrics::{ModesMetrics, WatchMetrics};
 pub use pair::{PairedHandle, PairedStream, Parts, Watches};
 pub use registration::Target;

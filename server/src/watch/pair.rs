@@ -13,6 +13,7 @@ use rollcall_proto::v1::{self, WatchResponse};
 use tokio_util::sync::CancellationToken;
 
 use super::hub::{Convergence, SubscribeError, Subscription, TooManyStreams, WatchHub};
+use super::line::Line;
 use super::registration::Target;
 use super::stream::{Shared, StreamEnd, StreamHandle, WatchStream};
 
@@ -247,6 +248,12 @@ impl PairedStream {
             cp: self.cp.handle(),
             ap: self.ap.handle(),
         }
+    }
+
+    /// See [`WatchStream::has_line`].
+    pub(crate) fn has_line(&self, line: &Line) {
+        self.cp.has_line(line);
+        self.ap.has_line(line);
     }
 
     /// As [`WatchStream::next`], of whichever hub has something to say.

@@ -1,6 +1,6 @@
 //! One watcher's stream: the hub writes into its backlog, its reader takes what is ready in one piece.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,8 +14,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::backlog::{Backlog, Item, Started};
+use super::fanout::Outlet;
 use super::frame;
 use super::hub::{SubscribeError, Subscription, WatchHub};
+use super::line::Line;
 use crate::grpc::convert;
 
 /// A list from this size on goes by itself, and is encoded when its turn has come.
@@ -70,6 +72,8 @@ pub(crate) struct Shared {
     /// Subscriptions that ended here because their groups moved to the other hub, until the other half of the
     /// stream has heard of it.
     pub(crate) moved: Mutex<Vec<u64>>,
+    /// How it is told of changes without being woken, if it can be.
+    pub(crate) outlet: OnceLock<Outlet>,
 }
 
 impl Shared {
@@ -85,6 +89,7 @@ impl Shared {
             large_since: Mutex::new(None),
             cut,
             moved: Mutex::default(),
+            outlet: OnceLock::new(),
         }
     }
 
@@ -240,6 +245,13 @@ impl WatchStream {
         (&self.hub, &self.shared)
     }
 
+    /// Its messages leave by this line, and those who have some may use it, too.
+    pub(crate) fn has_line(&self, line: &Line) {
+        let outlet = Outlet::new(line.clone(), self.header.mode, self.header.epoch);
+        // There is one at most.
+        self.shared.outlet.get_or_init(|| outlet);
+    }
+
     /// Its last word has been said.
     pub(super) fn is_over(&self) -> bool {
         self.ended
@@ -365,7 +377,10 @@ impl WatchStream {
             let any = {
                 let mut backlog = self.shared.backlog.lock();
                 backlog.woken = false;
-                backlog.take_next(self.hub.settled(), &mut items)
+                let any = backlog.take_next(self.hub.settled(), &mut items);
+                // What comes first says more than the changes in it.
+                backlog.parked = !any && frames.is_empty() && !self.first;
+                any
             };
             if !any {
                 break;

@@ -1,0 +1,146 @@
+//! One change, many watchers: those of them who wait for nothing else are told at once, with the same bytes.
+//!
+//! Some at a time, so that what else there is to do has its turn, and on all processors. What cannot leave like this is
+//! left to the stream's own task, with what stands before it and behind it: all that is ever said is taken from the
+//! backlog, in its order, by whoever holds the [line](Line).
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use parking_lot::Mutex;
+use prost::Message;
+use rollcall_proto::v1::{Bookmark, WatchResponse, watch_frame::Frame};
+
+use super::backlog::Run;
+use super::frame;
+use super::hub::WatchHub;
+use super::line::Line;
+use super::stream::Shared;
+
+/// Streams that are told in one turn.
+const STREAMS_PER_TURN: usize = 16;
+/// In front of a message: that it is not compressed, and its length.
+const PREFIX_BYTES: usize = 5;
+
+/// How a stream is told of changes past its task.
+pub(crate) struct Outlet {
+    line: Line,
+    mode: i32,
+    epoch: u64,
+}
+
+impl Outlet {
+    pub(crate) fn new(line: Line, mode: i32, epoch: u64) -> Self {
+        Self { line, mode, epoch }
+    }
+}
+
+/// The last message that was laid out: most streams that are told of its changes are told nothing else.
+#[derive(Default)]
+pub(crate) struct LastMessage(Mutex<Option<Arc<LaidOut>>>);
+
+struct LaidOut {
+    run: Run,
+    mode: i32,
+    epoch: u64,
+    bytes: Bytes,
+}
+
+fn frames(run: &Run) -> Vec<Bytes> {
+    let changes = run.changes.iter().map(|change| change.frame.clone());
+    let bookmark = run
+        .bookmark
+        .map(|revision| frame::encode(Frame::Bookmark(Bookmark { revision: revision.0 })));
+    changes.chain(bookmark).collect()
+}
+
+impl LaidOut {
+    fn new(run: Run, outlet: &Outlet) -> Self {
+        let message = WatchResponse {
+            frames: frames(&run),
+            mode: outlet.mode,
+            epoch: outlet.epoch,
+            cluster: String::new(),
+        };
+        let length = message.encoded_len();
+        let mut bytes = BytesMut::with_capacity(PREFIX_BYTES + length);
+        bytes.put_u8(0);
+        bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+        message.encode_raw(&mut bytes);
+        Self {
+            run,
+            mode: outlet.mode,
+            epoch: outlet.epoch,
+            bytes: bytes.freeze(),
+        }
+    }
+
+    fn says(&self, run: &Run, outlet: &Outlet) -> bool {
+        let (ours, theirs) = (&self.run.changes, &run.changes);
+        self.run.bookmark == run.bookmark
+            && (self.mode, self.epoch) == (outlet.mode, outlet.epoch)
+            && ours.len() == theirs.len()
+            && ours
+                .iter()
+                .zip(theirs)
+                .all(|(our, their)| Arc::ptr_eq(our, their))
+    }
+}
+
+impl LastMessage {
+    fn bytes_of(&self, run: Run, outlet: &Outlet) -> Bytes {
+        let last = self.0.lock().clone();
+        if let Some(last) = last.filter(|last| last.says(&run, outlet)) {
+            return last.bytes.clone();
+        }
+        let new = LaidOut::new(run, outlet);
+        let bytes = new.bytes.clone();
+        *self.0.lock() = Some(Arc::new(new));
+        bytes
+    }
+}
+
+impl WatchHub {
+    /// Tells streams what waits for them.
+    pub(super) fn tell(&self, woken: Vec<Arc<Shared>>) {
+        let mut direct = Vec::new();
+        for stream in woken {
+            match stream.outlet.get() {
+                Some(_) => direct.push(stream),
+                None => stream.wake.notify_one(),
+            }
+        }
+        if direct.len() <= STREAMS_PER_TURN {
+            return self.take_turn(&direct);
+        }
+        let mut direct = direct.into_iter();
+        while !direct.as_slice().is_empty() {
+            let turn: Vec<_> = direct.by_ref().take(STREAMS_PER_TURN).collect();
+            let hub = self.clone();
+            tokio::spawn(async move { hub.take_turn(&turn) });
+        }
+    }
+
+    fn take_turn(&self, streams: &[Arc<Shared>]) {
+        for stream in streams {
+            let said = stream.outlet.get().is_some_and(|outlet| self.say(stream, outlet));
+            if !said {
+                stream.wake.notify_one();
+            }
+        }
+    }
+
+    /// Whether all that waits for a stream has left.
+    fn say(&self, stream: &Shared, outlet: &Outlet) -> bool {
+        let mut all = false;
+        let left = outlet.line.pass(|| {
+            let wanted = self.limits().response_bytes;
+            let (run, last) = stream.backlog.lock().take_run(self.settled(), wanted)?;
+            all = last;
+            let messages = self.last_message().bytes_of(run, outlet);
+            self.count_response(messages.len());
+            Some(messages)
+        });
+        left && all
+    }
+}

@@ -1,0 +1,254 @@
+//! Streams that are told past their tasks: over real sockets, with clients that look at every revision.
+
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+
+use bytes::{BufMut, BytesMut};
+use futures_util::Stream;
+use http_body::Frame as Part;
+use rollcall_proto::upgrade::{Limits as Allowed, Sending};
+use rustix::net::sockopt;
+use tokio::io::AsyncReadExt;
+use tokio::net::tcp::OwnedWriteHalf;
+use tokio::net::{TcpListener, TcpStream};
+use tonic::Status;
+use tonic::body::Body;
+
+use super::*;
+use crate::watch::{Line, StreamHandle};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a stream says, as its handler lays it out.
+struct Said(Pin<Box<dyn Stream<Item = Bytes> + Send>>);
+
+impl Said {
+    fn by(stream: WatchStream) -> Self {
+        Self(Box::pin(futures_util::stream::unfold(
+            stream,
+            |mut stream| async move {
+                let message = stream.next().await?.unwrap();
+                let mut bytes = BytesMut::new();
+                bytes.put_u8(0);
+                bytes.put_u32(u32::try_from(message.encoded_len()).unwrap());
+                message.encode(&mut bytes).unwrap();
+                Some((bytes.freeze(), stream))
+            },
+        )))
+    }
+}
+
+impl http_body::Body for Said {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Part<Bytes>, Status>>> {
+        let next = self.0.as_mut().poll_next(cx);
+        next.map(|said| said.map(|bytes| Ok(Part::data(bytes))))
+    }
+}
+
+/// A client of one service, of which every revision is a change.
+struct Watcher {
+    socket: TcpStream,
+    came: BytesMut,
+    /// Up to where it knows the service.
+    seen: u64,
+    started: usize,
+    deltas: usize,
+    bookmarks: usize,
+}
+
+impl Watcher {
+    async fn message(&mut self) {
+        loop {
+            if let Some((prefix, rest)) = self.came.split_first_chunk::<5>() {
+                let [0, length @ ..] = *prefix else {
+                    panic!("no message begins with {prefix:?}")
+                };
+                let length = u32::from_be_bytes(length) as usize;
+                if rest.len() >= length {
+                    let message = self.came.split_to(5 + length).split_off(5);
+                    let message = v1::WatchResponse::decode(message).unwrap();
+                    return message.frames.into_iter().for_each(|frame| self.take(frame));
+                }
+            }
+            assert!(self.socket.read_buf(&mut self.came).await.unwrap() > 0);
+        }
+    }
+
+    fn take(&mut self, frame: Bytes) {
+        match v1::WatchFrame::decode(frame).unwrap().frame.unwrap() {
+            Frame::Snapshot(snapshot) => {
+                assert!(snapshot.revision >= self.seen);
+                self.seen = snapshot.revision;
+            }
+            Frame::Delta(delta) => {
+                assert_eq!(delta.revision, self.seen + 1, "a gap, or a repetition");
+                self.seen += 1;
+                self.deltas += 1;
+            }
+            Frame::Bookmark(bookmark) => {
+                assert_eq!(bookmark.revision, self.seen);
+                self.bookmarks += 1;
+            }
+            Frame::Started(started) => {
+                assert_eq!(started.revision, self.seen);
+                self.started += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn until(&mut self, what: impl Fn(&Self) -> bool) {
+        while !what(self) {
+            tokio::time::timeout(PATIENCE, self.message()).await.unwrap();
+        }
+    }
+}
+
+/// A stream by a line of its own, what carries it, and its client.
+async fn by_line(world: &World) -> (StreamHandle, Line, Sending<Body, OwnedWriteHalf>, Watcher) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dialled = TcpStream::connect(listener.local_addr().unwrap());
+    let (dialled, accepted) = tokio::join!(dialled, listener.accept());
+    let (socket, accepted) = (dialled.unwrap(), accepted.unwrap().0);
+    // Small, so that what is sent often does not fit.
+    sockopt::set_socket_send_buffer_size(&accepted, 4_096).unwrap();
+    sockopt::set_socket_recv_buffer_size(&socket, 4_096).unwrap();
+    let stream = world
+        .hub
+        .open("test", v1::ResponseHeader::default(), CancellationToken::new())
+        .unwrap();
+    let (handle, line) = (stream.handle(), Line::default());
+    stream.has_line(&line);
+    let (_reading, writing) = accepted.into_split();
+    let sending = Sending::new(Body::new(Said::by(stream)), writing, None, Allowed::default());
+    let watcher = Watcher {
+        socket,
+        came: BytesMut::new(),
+        seen: 0,
+        started: 0,
+        deltas: 0,
+        bookmarks: 0,
+    };
+    (handle, line, sending, watcher)
+}
+
+#[tokio::test]
+async fn a_change_leaves_though_the_streams_task_is_not_woken() {
+    let mut world = World::new(WatchConfig::default(), 1_000);
+    let key = key("a", "one");
+    world.put(&key, "n", 1);
+    let (handle, line, sending, mut watcher) = by_line(&world).await;
+    handle.subscribe(follow(1, Target::Service(key.clone()))).unwrap();
+    let mut carrying = pin!(line.carry(sending));
+    // Before its first message is out there is more to say than a change.
+    world.put(&key, "n", 2);
+    world.pull();
+    let revision = world.hub.settled().0;
+    tokio::select! {
+        _ = &mut carrying => panic!("it does not end"),
+        () = watcher.until(|watcher| watcher.seen == revision) => {}
+    }
+    assert_eq!((watcher.started, watcher.deltas), (1, 1));
+    assert!(futures_util::poll!(&mut carrying).is_pending());
+    // Nobody looks at its task any more.
+    for weight in 3..6 {
+        world.put(&key, "n", weight);
+        world.put(&key, "m", weight);
+        world.pull();
+        let revision = world.hub.settled().0;
+        watcher.until(|watcher| watcher.seen == revision).await;
+    }
+    world.hub.bookmark();
+    watcher.until(|watcher| watcher.bookmarks == 1).await;
+    // What only the task can say is not overtaken.
+    let nothing = Target::Service(super::key("a", "nothing"));
+    handle.subscribe(follow(2, nothing)).unwrap();
+    world.put(&key, "n", 9);
+    world.pull();
+    let early = tokio::time::timeout(Duration::from_millis(50), watcher.message());
+    assert!(
+        early.await.is_err(),
+        "a change has overtaken the start of a subscription"
+    );
+    let revision = world.hub.settled().0;
+    tokio::select! {
+        _ = &mut carrying => panic!("it does not end"),
+        () = watcher.until(|watcher| watcher.seen == revision) => {}
+    }
+    assert_eq!((watcher.started, watcher.deltas), (2, 8));
+    // Nor is anything said behind a stream's end, or kept.
+    handle.close();
+    assert!(carrying.await.is_some());
+    world.put(&key, "n", 10);
+    world.pull();
+    assert_eq!(Arc::strong_count(&handle.shared), 1, "the handle's");
+}
+
+/// Many watchers, some of whom read slowly, and take in all that comes in the meantime; and who is told past his task is
+/// told the same as who is told by it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_says_it_every_revision_is_said_once_and_in_order() {
+    const WRITES: u16 = 2_000;
+    let limits = WatchConfig {
+        bookmark_interval: Duration::from_millis(3),
+        ..WatchConfig::default()
+    };
+    let mut world = World::new(limits, 10_000);
+    let service = key("a", "one");
+    world.put(&service, "n", 1);
+    let last = world.hub.inner.directory.read().revision().0 + u64::from(WRITES);
+    let (head, applied) = watch::channel(AppliedHead::default());
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(world.hub.clone().run(applied, stop.clone()));
+    let mut readers = Vec::new();
+    for number in 0..40_u64 {
+        let (handle, line, sending, mut watcher) = by_line(&world).await;
+        let target = Target::Service(service.clone());
+        tokio::spawn(async move { line.carry(sending).await });
+        readers.push(tokio::spawn(async move {
+            handle.subscribe(follow(1, target)).unwrap();
+            let mut messages = 0_u64;
+            while watcher.seen < last {
+                let before = watcher.seen;
+                tokio::time::timeout(PATIENCE, watcher.message()).await.unwrap();
+                assert!(watcher.seen >= before);
+                messages += 1;
+                if number % 4 == 0 && messages.is_multiple_of(16) {
+                    // Something that changes cannot overtake.
+                    let nothing = Target::Service(super::key("a", &format!("nothing-{messages}")));
+                    handle.subscribe(follow(1 + messages, nothing)).unwrap();
+                }
+                tokio::time::sleep(Duration::from_micros(number % 5 * 300)).await;
+            }
+            watcher
+        }));
+    }
+    let writing = tokio::task::spawn_blocking(move || {
+        for write in 0..WRITES {
+            let revision = world.put(&service, "n", write + 2);
+            head.send_replace(AppliedHead {
+                revision,
+                position: None,
+            });
+            if write % 20 == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        (world, head)
+    });
+    let kept = writing.await.unwrap();
+    for reader in readers {
+        let watcher = reader.await.unwrap();
+        assert_eq!(watcher.seen, last);
+        assert!(watcher.deltas > 0);
+    }
+    stop.cancel();
+    running.await.unwrap();
+    drop(kept);
+}
