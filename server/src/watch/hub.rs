@@ -33,6 +33,13 @@ const REVISIONS_PER_ROUND: usize = 256;
 /// And while changes are coalesced: merging costs less than handing out.
 const REVISIONS_PER_MERGE: usize = 4_096;
 
+/// Behind a round the next one waits for so long for each stream that was told of something; telling it takes about a quarter
+/// of that. So changes that come fast leave together, and telling of them never takes more than a part of a processor.
+const REST_PER_STREAM: Duration = Duration::from_micros(40);
+/// Timers are no finer: who tells few does not rest.
+const REST_MIN: Duration = Duration::from_millis(1);
+const REST_MAX: Duration = Duration::from_millis(100);
+
 /// A stream's share of the time over which streams leave a closing server: a reconnect costs the others less.
 const SLOT_MS: u64 = 2;
 /// Over at most so long are subscriptions asked for again that have to move to the other hub.
@@ -273,8 +280,10 @@ impl WatchHub {
     pub async fn run(self, mut applied: watch::Receiver<AppliedHead>, shutdown: CancellationToken) {
         let mut bookmarks = tokio::time::interval(self.inner.limits.bookmark_interval);
         bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // While changes are coalesced: when those that wait leave.
+        // When changes that wait leave.
         let mut leave_at: Option<Instant> = None;
+        // Behind a round: before that the next does not begin.
+        let mut rests_until = Instant::now();
         loop {
             let leaving = leave_at.unwrap_or_else(Instant::now);
             tokio::select! {
@@ -283,19 +292,21 @@ impl WatchHub {
                     if changed.is_err() {
                         return;
                     }
-                    match self.inner.storm.coalescing() {
-                        Some(delay_max) if self.may_wait(applied.borrow_and_update().revision) => {
-                            leave_at.get_or_insert_with(|| Instant::now() + delay_max);
-                        }
-                        Some(_) | None => {
-                            leave_at = None;
-                            self.pull_all().await;
-                        }
+                    let (now, head) = (Instant::now(), applied.borrow_and_update().revision);
+                    let wait = match self.inner.storm.coalescing() {
+                        Some(delay_max) => self.may_wait(head).then(|| now + delay_max),
+                        None => (rests_until > now && self.may_rest(head)).then_some(rests_until),
+                    };
+                    if let Some(until) = wait {
+                        leave_at.get_or_insert(until);
+                    } else {
+                        leave_at = None;
+                        rests_until = self.pull_all().await;
                     }
                 }
                 () = tokio::time::sleep_until(leaving), if leave_at.is_some() => {
                     leave_at = None;
-                    self.pull_all().await;
+                    rests_until = self.pull_all().await;
                 }
                 _ = bookmarks.tick() => self.bookmark(),
             }
@@ -564,10 +575,30 @@ impl WatchHub {
         }
     }
 
-    async fn pull_all(&self) {
-        while self.pull() {
+    /// When it has rested from it.
+    async fn pull_all(&self) -> Instant {
+        let mut told_in_all = 0_usize;
+        loop {
+            let (more, told) = self.round();
+            told_in_all = told_in_all.saturating_add(told);
+            if !more {
+                break;
+            }
             tokio::task::yield_now().await;
         }
+        let told = u32::try_from(told_in_all).unwrap_or(u32::MAX);
+        let rest = REST_PER_STREAM.saturating_mul(told).min(REST_MAX);
+        let now = Instant::now();
+        if rest < REST_MIN { now } else { now + rest }
+    }
+
+    /// Whether the changes up to `head` may wait until the hub has rested: what is kept back takes no room, but what leaves
+    /// together should not fill a stream's backlog.
+    fn may_rest(&self, head: Revision) -> bool {
+        let waiting = head.0.saturating_sub(self.settled().0);
+        let limits = &self.inner.limits;
+        let most = (limits.backlog_frames / 4).min(limits.retained_revisions / 2);
+        waiting <= most.min(REVISIONS_PER_ROUND) as u64
     }
 
     /// Whether the changes up to `head` may wait for more: not if they could fall out of the change log.
@@ -576,15 +607,22 @@ impl WatchHub {
         waiting <= REVISIONS_PER_MERGE as u64 && waiting <= self.inner.limits.retained_revisions as u64 / 2
     }
 
-    /// One round; whether there is more.
-    pub(super) fn pull(&self) -> bool {
+    /// Whether there is more, and how many streams were told.
+    fn round(&self) -> (bool, usize) {
         let (more, woken) = {
             let mut state = self.inner.state.lock();
             let more = self.inner.offer_round(&mut state);
             (more, std::mem::take(&mut state.woken))
         };
+        let told = woken.len();
         self.tell(woken);
-        more
+        (more, told)
+    }
+
+    /// One round; whether there is more.
+    #[cfg(test)]
+    pub(super) fn pull(&self) -> bool {
+        self.round().0
     }
 
     fn bookmark(&self) {
