@@ -29,20 +29,30 @@ pub(crate) struct Bounds {
     pub(crate) bytes: usize,
 }
 
-/// A change of one service, encoded. All who follow the service share it.
+/// Changes of one service, encoded: one, or those of several revisions in a row that changed nothing else. All who follow
+/// the service share them.
 #[derive(Debug)]
-pub(crate) struct ChangeFrame {
+pub(crate) struct ChangeFrames {
     pub(crate) key: ServiceKey,
-    pub(crate) frame: Bytes,
+    pub(crate) frames: Vec<Bytes>,
+    /// Of all frames.
+    bytes: usize,
+}
+
+impl ChangeFrames {
+    pub(crate) fn new(key: ServiceKey, frames: Vec<Bytes>) -> Self {
+        let bytes = frames.iter().map(Bytes::len).sum();
+        Self { key, frames, bytes }
+    }
 }
 
 /// One thing to be said, in its place.
 #[derive(Debug)]
 pub(crate) enum Item {
-    /// A change.
+    /// Changes; the last of them is of this revision.
     Change {
         revision: Revision,
-        change: Arc<ChangeFrame>,
+        change: Arc<ChangeFrames>,
     },
     /// A service as of a revision; `None`: it does not exist. Encoded when its turn comes.
     State {
@@ -52,9 +62,9 @@ pub(crate) enum Item {
         lagged: bool,
     },
     /// A subscription is live.
-    Started(Started),
+    Started(Box<Started>),
     /// A subscription was refused.
-    Rejected(v1::Rejected),
+    Rejected(Box<v1::Rejected>),
     /// A subscription has to wait for its turn.
     KeepCache(v1::KeepCache),
     /// Everything that concerns the stream up to here stands before this.
@@ -160,7 +170,7 @@ impl Tally {
 /// Changes that leave together, and how far they bring their reader.
 #[derive(Debug, Default)]
 pub(crate) struct Run {
-    pub(crate) changes: Vec<Arc<ChangeFrame>>,
+    pub(crate) changes: Vec<Arc<ChangeFrames>>,
     pub(crate) bookmark: Option<Revision>,
 }
 
@@ -247,8 +257,8 @@ impl Backlog {
             && self.tally.bytes() + bytes <= self.bounds.bytes / 2
     }
 
-    /// Takes in a change. Never refuses, never waits.
-    pub(crate) fn offer(&mut self, place: Place, change: &Arc<ChangeFrame>) -> Offered {
+    /// Takes in changes, whose last has this place. Never refuses, never waits.
+    pub(crate) fn offer(&mut self, place: Place, change: &Arc<ChangeFrames>) -> Offered {
         if place <= self.offered {
             return Offered::Repeated;
         }
@@ -258,8 +268,8 @@ impl Backlog {
             self.owe(change.key.clone());
             return Offered::Waits;
         }
-        let full = self.tally.frames() >= self.bounds.frames;
-        if full || self.tally.bytes() + change.frame.len() > self.bounds.bytes {
+        let full = self.tally.frames() + change.frames.len() > self.bounds.frames;
+        if full || self.tally.bytes() + change.bytes > self.bounds.bytes {
             self.forget_frames();
             self.owe(change.key.clone());
             return Offered::Overflowed;
@@ -274,7 +284,7 @@ impl Backlog {
     /// Says something in its place behind all that waits.
     pub(crate) fn push(&mut self, item: Item) {
         match &item {
-            Item::Change { change, .. } => self.add(1, change.frame.len(), 0),
+            Item::Change { change, .. } => self.add(change.frames.len(), change.bytes, 0),
             Item::Bookmark(_) => self.add(1, 0, 0),
             Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_) => self.add(0, 0, 1),
             Item::State { .. } => {}
@@ -334,7 +344,7 @@ impl Backlog {
             }
             for item in withheld {
                 match item {
-                    Item::Started(started) => self.start_later(started, shown),
+                    Item::Started(started) => self.start_later(&started, shown),
                     other => self.push(other),
                 }
             }
@@ -344,15 +354,15 @@ impl Backlog {
     }
 
     /// A subscription that was withheld starts at a later revision than was meant, and so with other services.
-    fn start_later(&mut self, started: Started, shown: Shown<'_>) {
+    fn start_later(&mut self, started: &Started, shown: Shown<'_>) {
         let Some(target) = self.subscriptions.get(&started.subscription) else {
             return;
         };
         let later = Started::at(shown, started.subscription, started.kind, target);
-        self.push(Item::Started(Started {
+        self.push(Item::Started(Box::new(Started {
             directory: started.directory,
             ..later
-        }));
+        })));
     }
 
     /// Says the state of everything subscribed to, and starts each subscription again: its list of services
@@ -376,7 +386,8 @@ impl Backlog {
         }
         for (subscription, target) in &subscriptions {
             let kind = v1::StartKind::Current;
-            self.push(Item::Started(Started::at(shown, *subscription, kind, target)));
+            let started = Started::at(shown, *subscription, kind, target);
+            self.push(Item::Started(Box::new(started)));
         }
         self.subscriptions = subscriptions;
     }
@@ -406,38 +417,37 @@ impl Backlog {
         if !self.parked || self.lagging() {
             return None;
         }
-        // The last ones of a revision are known by what follows them.
-        let (mut whole, mut whole_bytes) = (0, 0);
-        let (mut looked, mut bytes) = (0, 0);
+        // The last ones of a revision are known by what follows them. So far: how many items, frames and bytes.
+        let (mut whole, mut looked) = ([0; 3], [0; 3]);
         let mut last = None;
         for item in &self.queue {
             let Item::Change { revision, change } = item else {
                 break;
             };
             if last.is_some_and(|last| last != *revision) {
-                (whole, whole_bytes) = (looked, bytes);
+                whole = looked;
             }
-            if *revision > settled || bytes + change.frame.len() > bytes_max {
+            let [items, frames, bytes] = looked;
+            if *revision > settled || bytes + change.bytes > bytes_max {
                 last = None;
                 break;
             }
             last = Some(*revision);
-            looked += 1;
-            bytes += change.frame.len();
+            looked = [items + 1, frames + change.frames.len(), bytes + change.bytes];
         }
         if last.is_some() {
-            (whole, whole_bytes) = (looked, bytes);
+            whole = looked;
         }
-        let mut run = Run {
-            changes: Vec::with_capacity(whole),
-            bookmark: None,
-        };
-        let changes = self.queue.drain(..whole).filter_map(|item| match item {
+        let [items, frames, bytes] = whole;
+        let changes = self.queue.drain(..items).filter_map(|item| match item {
             Item::Change { change, .. } => Some(change),
             _ => None,
         });
-        run.changes.extend(changes);
-        self.subtract(whole, whole_bytes, 0);
+        let mut run = Run {
+            changes: changes.collect(),
+            bookmark: None,
+        };
+        self.subtract(frames, bytes, 0);
         if let Some(Item::Bookmark(revision)) = self.queue.front() {
             run.bookmark = Some(*revision);
             self.queue.pop_front();
@@ -464,7 +474,7 @@ impl Backlog {
         let item = self.queue.pop_front()?;
         self.tidy();
         match &item {
-            Item::Change { change, .. } => self.subtract(1, change.frame.len(), 0),
+            Item::Change { change, .. } => self.subtract(change.frames.len(), change.bytes, 0),
             Item::Bookmark(_) => self.subtract(1, 0, 0),
             Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_) => self.subtract(0, 0, 1),
             Item::State { .. } => {}
@@ -507,6 +517,11 @@ impl Backlog {
     #[cfg(test)]
     pub(crate) fn places(&self) -> usize {
         self.queue.capacity()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn items(&self) -> usize {
+        self.queue.len()
     }
 
     #[cfg(test)]

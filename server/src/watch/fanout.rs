@@ -47,7 +47,10 @@ struct LaidOut {
 }
 
 fn frames(run: &Run) -> Vec<Bytes> {
-    let changes = run.changes.iter().map(|change| change.frame.clone());
+    let changes = run
+        .changes
+        .iter()
+        .flat_map(|change| change.frames.iter().cloned());
     let bookmark = run
         .bookmark
         .map(|revision| frame::encode(Frame::Bookmark(Bookmark { revision: revision.0 })));

@@ -315,3 +315,51 @@ async fn changes_close_behind_one_another_leave_together() {
     stop.cancel();
     running.await.unwrap();
 }
+
+/// Revisions in a row of one service wait as one piece, bounded like any other; where something else happened in between,
+/// they do not.
+#[tokio::test]
+async fn revisions_of_one_service_are_told_in_one_piece() {
+    let limits = WatchConfig {
+        backlog_frames: 16,
+        ..WatchConfig::default()
+    };
+    let mut world = World::new(limits, 1_000);
+    let (one, other) = (key("a", "one"), key("a", "two"));
+    world.put(&one, "n", 1);
+    world.put(&other, "n", 1);
+    let all = Target::Prefix("a".into());
+    let mut of_one = world.open();
+    of_one.follow(follow(1, Target::Service(one.clone())));
+    // Twice: what it follows in two ways it is told once.
+    of_one.follow(follow(2, all.clone()));
+    let mut of_all = world.open();
+    of_all.follow(follow(1, all.clone()));
+    for client in [&mut of_one, &mut of_all] {
+        client.read_all();
+        client.log.clear();
+    }
+    for weight in 2..12 {
+        world.put(&one, "n", weight);
+    }
+    world.put(&other, "n", 2);
+    world.put(&one, "n", 20);
+    world.pull();
+    let items = of_all.handle.shared.backlog.lock().items();
+    assert_eq!(items, 5, "ten by four, and two");
+    for client in [&mut of_one, &mut of_all] {
+        assert_eq!(client.handle.shared.backlog.lock().waiting().0, 12);
+        client.read_all();
+        assert_eq!(client.log, ["delta"; 12]);
+        assert_eq!(client.picture(), world.truth(&all));
+        client.log.clear();
+    }
+    // What does not fit becomes state.
+    for weight in 100..120 {
+        world.put(&one, "n", weight);
+    }
+    world.pull();
+    of_all.read_all();
+    assert_eq!(of_all.log, ["lagged", "bookmark"]);
+    assert_eq!(of_all.picture(), world.truth(&all));
+}

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::backlog::{Backlog, Bounds, ChangeFrame, Item, Offered, Place, Started, Tally};
+use super::backlog::{Backlog, Bounds, ChangeFrames, Item, Offered, Place, Started, Tally};
 use super::cache::{FrameCache, ViewCache};
 use super::fanout::LastMessage;
 use super::frame;
@@ -33,6 +33,8 @@ const REVISIONS_PER_ROUND: usize = 256;
 /// And while changes are coalesced: merging costs less than handing out.
 const REVISIONS_PER_MERGE: usize = 4_096;
 
+/// What leaves together takes at most this part of a backlog, and of a message.
+const BACKLOG_SHARE: usize = 4;
 /// Behind a round the next one waits for so long for each stream that was told of something; telling it takes about a quarter
 /// of that. So changes that come fast leave together, and telling of them never takes more than a part of a processor.
 const REST_PER_STREAM: Duration = Duration::from_micros(40);
@@ -597,7 +599,7 @@ impl WatchHub {
     fn may_rest(&self, head: Revision) -> bool {
         let waiting = head.0.saturating_sub(self.settled().0);
         let limits = &self.inner.limits;
-        let most = (limits.backlog_frames / 4).min(limits.retained_revisions / 2);
+        let most = (limits.backlog_frames / BACKLOG_SHARE).min(limits.retained_revisions / 2);
         waiting <= most.min(REVISIONS_PER_ROUND) as u64
     }
 
@@ -718,10 +720,17 @@ impl Inner {
                 self.settle(state, last.revision);
             }
             changes => {
-                for revision in changes {
-                    self.regroup_all(state, revision, standings);
-                    self.offer(state, revision);
-                    self.settle(state, revision.revision);
+                for revisions in changes.chunk_by(|one, next| goes_on(one, next)) {
+                    for revision in revisions {
+                        self.regroup_all(state, revision, standings);
+                    }
+                    match revisions {
+                        [revision] => self.offer(state, revision),
+                        revisions => self.offer_row(state, revisions),
+                    }
+                    if let Some(last) = revisions.last() {
+                        self.settle(state, last.revision);
+                    }
                 }
             }
         }
@@ -744,7 +753,42 @@ impl Inner {
                 revision: changes.revision,
                 index: index + 1,
             };
-            self.offer_one(state, &change.key, place, || self.frames.frame(changes, index));
+            self.offer_one(state, &change.key, place, || {
+                vec![self.frames.frame(changes, index)]
+            });
+        }
+    }
+
+    /// Revisions in a row of one service alone: its followers are met once for many of them, which are theirs together.
+    fn offer_row(&self, state: &mut State, row: &[Arc<RevisionChanges>]) {
+        let Some(key) = row.first().and_then(|first| first.services.first()) else {
+            return;
+        };
+        let key = &key.key;
+        if self.hidden().contains(&key.group) || state.registrations.streams(key).next().is_none() {
+            return;
+        }
+        let frames_max = (self.limits.backlog_frames / BACKLOG_SHARE).max(1);
+        let bytes_max = self.limits.response_bytes / BACKLOG_SHARE;
+        let mut row = row.iter().peekable();
+        while let Some(mut last) = row.next() {
+            let mut frames = vec![self.frames.frame(last, 0)];
+            let mut bytes = frames[0].len();
+            while let Some(next) = row.peek()
+                && frames.len() < frames_max
+                && bytes < bytes_max
+            {
+                last = next;
+                let frame = self.frames.frame(last, 0);
+                bytes += frame.len();
+                frames.push(frame);
+                row.next();
+            }
+            let place = Place {
+                revision: last.revision,
+                index: 1,
+            };
+            self.offer_one(state, key, place, || std::mem::take(&mut frames));
         }
     }
 
@@ -763,12 +807,20 @@ impl Inner {
                 revision: newest,
                 index: index + 1,
             };
-            self.offer_one(state, &change.key, place, || frame::change(&change, revision));
+            self.offer_one(state, &change.key, place, || {
+                vec![frame::change(&change, revision)]
+            });
         }
     }
 
-    /// Hands one change to the streams that follow its service.
-    fn offer_one(&self, state: &mut State, key: &ServiceKey, place: Place, encode: impl Fn() -> Bytes) {
+    /// Hands one change, or several that belong together, to the streams that follow its service.
+    fn offer_one(
+        &self,
+        state: &mut State,
+        key: &ServiceKey,
+        place: Place,
+        mut encode: impl FnMut() -> Vec<Bytes>,
+    ) {
         if every(Mutant::DropEvent, 50) {
             return;
         }
@@ -778,19 +830,14 @@ impl Inner {
         let mut change = None;
         let mut offered = 0;
         for stream in registrations.streams(key) {
-            let change = change.get_or_insert_with(|| {
-                Arc::new(ChangeFrame {
-                    key: key.clone(),
-                    frame: encode(),
-                })
-            });
+            let change = change.get_or_insert_with(|| Arc::new(ChangeFrames::new(key.clone(), encode())));
             let mut backlog = stream.backlog.lock();
             match backlog.offer(place, change) {
                 Offered::Repeated => continue,
                 Offered::Overflowed => _ = self.metrics.overflows.inc(),
                 Offered::Waits => {}
             }
-            offered += 1;
+            offered += change.frames.len() as u64;
             if !std::mem::replace(&mut backlog.woken, true) {
                 woken.push(stream.clone());
             }
@@ -957,7 +1004,7 @@ impl Inner {
                 let key = change.key.clone();
                 replay.items.push(Item::Change {
                     revision: changes.revision,
-                    change: Arc::new(ChangeFrame { key, frame }),
+                    change: Arc::new(ChangeFrames::new(key, vec![frame])),
                 });
             }
         }
@@ -1017,10 +1064,10 @@ impl Inner {
             None => current_state(&subscription, shown).for_each(|item| backlog.push(item)),
         }
         let started = Started::at(shown, subscription.id, kind, &subscription.target);
-        backlog.push(Item::Started(Started {
+        backlog.push(Item::Started(Box::new(Started {
             directory: subscription.directory,
             ..started
-        }));
+        })));
         let target = shown.sharing(subscription.target);
         state.registrations.add(&target, stream);
         backlog.subscriptions.insert(subscription.id, target);
@@ -1042,6 +1089,12 @@ impl State {
         stream.backlog.lock().woken = true;
         self.woken.push(stream.clone());
     }
+}
+
+/// Whether both revisions changed one service, the same, and nothing else.
+fn goes_on(one: &RevisionChanges, next: &RevisionChanges) -> bool {
+    let alone = |changes: &RevisionChanges| changes.groups.is_empty() && changes.services.len() == 1;
+    alone(one) && alone(next) && one.services[0].key == next.services[0].key
 }
 
 /// A stream that follows a service already has had those changes: instead of repeating them it gets the

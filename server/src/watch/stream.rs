@@ -174,7 +174,10 @@ impl StreamHandle {
             subscription,
             error: Some(error),
         };
-        self.shared.backlog.lock().push(Item::Rejected(rejected));
+        self.shared
+            .backlog
+            .lock()
+            .push(Item::Rejected(Box::new(rejected)));
         self.shared.wake.notify_one();
         self.hub.end_if_unread(&self.shared);
     }
@@ -317,7 +320,10 @@ impl WatchStream {
             let frames = match self.held.take() {
                 Some(Gathered::Ready { frames, .. }) => Ok(frames),
                 // It is encoded when its turn has come, not while it waits.
-                Some(Gathered::Large { item, .. }) => self.encode(item).map(|frame| vec![frame]),
+                Some(Gathered::Large { item, .. }) => {
+                    let mut frames = Vec::new();
+                    self.encode(item, &mut frames).map(|()| frames)
+                }
                 None => continue,
             };
             self.hub.count_response(bytes);
@@ -394,10 +400,11 @@ impl WatchStream {
                     self.shared.backlog.lock().put_back(item);
                     return Ok(Some(Gathered::Ready { frames, bytes, lists }));
                 }
-                let frame = self.encode(item)?;
-                bytes += frame.len() + FRAME_OVERHEAD;
-                lists += if large > 0 { frame.len() } else { 0 };
-                frames.push(frame);
+                let from = frames.len();
+                self.encode(item, &mut frames)?;
+                let encoded: usize = frames[from..].iter().map(Bytes::len).sum();
+                bytes += encoded + FRAME_OVERHEAD * (frames.len() - from);
+                lists += if large > 0 { encoded } else { 0 };
             }
         }
         Ok((!frames.is_empty()).then_some(Gathered::Ready { frames, bytes, lists }))
@@ -420,9 +427,12 @@ impl WatchStream {
         }
     }
 
-    fn encode(&self, item: Item) -> Result<Bytes, StreamEnd> {
-        Ok(match item {
-            Item::Change { change, .. } => change.frame.clone(),
+    fn encode(&self, item: Item, frames: &mut Vec<Bytes>) -> Result<(), StreamEnd> {
+        frames.push(match item {
+            Item::Change { change, .. } => {
+                frames.extend_from_slice(&change.frames);
+                return Ok(());
+            }
             Item::State {
                 key,
                 service: None,
@@ -447,11 +457,12 @@ impl WatchStream {
                 self.hub.count_snapshot();
                 frame
             }
-            Item::Started(started) => frame::encode(Frame::Started(self.started(started))),
-            Item::Rejected(rejected) => frame::encode(Frame::Rejected(rejected)),
+            Item::Started(started) => frame::encode(Frame::Started(self.started(*started))),
+            Item::Rejected(rejected) => frame::encode(Frame::Rejected(*rejected)),
             Item::KeepCache(keep) => frame::encode(Frame::KeepCache(keep)),
             Item::Bookmark(revision) => frame::encode(Frame::Bookmark(v1::Bookmark { revision: revision.0 })),
-        })
+        });
+        Ok(())
     }
 
     fn started(&self, started: Started) -> v1::Started {
