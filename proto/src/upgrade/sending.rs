@@ -172,6 +172,7 @@ where
                 }
             }
             self.stalled_since = None;
+            self.waited = false;
             if self.limits.beat.is_some() {
                 self.sent_at = Instant::now();
             }
@@ -227,7 +228,6 @@ where
             if this.poll_send(cx)?.is_pending() {
                 return this.poll_stalled(cx);
             }
-            this.waited = false;
             if this.body_ended {
                 return Poll::Ready(Ok(()));
             }

@@ -194,9 +194,9 @@ pub(crate) struct Backlog {
     pub(crate) changed: Revision,
     pub(crate) acked: Revision,
     marked: Revision,
-    /// Its reader has been woken and has not looked yet.
+    /// Its reader is on a list of those who are told, or was, and nobody has looked for it since.
     pub(crate) woken: bool,
-    /// Its reader found nothing when it last looked, and holds nothing that has not been sent.
+    /// Its reader found nothing when it last looked, and holds nothing back. When its line rests, too, everything has left.
     pub(crate) parked: bool,
 }
 
@@ -409,6 +409,15 @@ impl Backlog {
             items.extend(self.pop());
         }
         true
+    }
+
+    /// A change that stands first and is not offered whole yet, or was not when this was last looked at. Whoever is told of
+    /// it may have been told before: who finds it waits for its revision.
+    pub(crate) fn unsettled(&self) -> Option<Revision> {
+        match self.queue.front() {
+            Some(Item::Change { revision, .. }) => Some(*revision),
+            Some(_) | None => None,
+        }
     }
 
     /// Takes what a parked reader would say next, if that is changes: whole revisions that are offered whole, of so many

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use rollcall_core::directory::{Directory, GroupMode, RevisionChanges, Service, Sign};
+use rollcall_core::directory::{Directory, GroupMode, Passed, RevisionChanges, Service, Sign};
 use rollcall_core::ids::{GroupName, Revision, ServiceKey};
 use rollcall_core::mutants::{Mutant, every, planted};
 use rollcall_proto::v1;
@@ -36,7 +36,8 @@ const REVISIONS_PER_MERGE: usize = 4_096;
 /// What leaves together takes at most this part of a backlog, and of a message.
 const BACKLOG_SHARE: usize = 4;
 /// Behind a round the next one waits for so long for each stream that was told of something; telling it takes about a quarter
-/// of that. So changes that come fast leave together, and telling of them never takes more than a part of a processor.
+/// of that. So changes that come fast leave together, and telling of them takes a part of a processor, up to some 2,500
+/// streams and as many revisions a second.
 const REST_PER_STREAM: Duration = Duration::from_micros(40);
 /// Timers are no finer: who tells few does not rest.
 const REST_MIN: Duration = Duration::from_millis(1);
@@ -199,7 +200,7 @@ struct State {
     position: Revision,
     streams: BTreeMap<u64, Arc<Shared>>,
     registrations: Registrations,
-    /// Streams to be woken when the round is over.
+    /// Streams to be told when the round is over.
     woken: Vec<Arc<Shared>>,
     closing: Option<Vec<String>>,
 }
@@ -256,7 +257,9 @@ impl WatchHub {
             woken: Vec::new(),
             closing: None,
         };
-        let limits = parts.limits;
+        let mut limits = parts.limits;
+        // What is gathered may be more by what came last.
+        limits.response_bytes = limits.response_bytes.min(parts.message_bytes_max / 2);
         Self {
             inner: Arc::new(Inner {
                 mode,
@@ -284,8 +287,10 @@ impl WatchHub {
         bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // When changes that wait leave.
         let mut leave_at: Option<Instant> = None;
-        // Behind a round: before that the next does not begin.
-        let mut rests_until = Instant::now();
+        let mut rest = Rest {
+            until: Instant::now(),
+            since: Passed::default(),
+        };
         loop {
             let leaving = leave_at.unwrap_or_else(Instant::now);
             tokio::select! {
@@ -297,20 +302,23 @@ impl WatchHub {
                     let (now, head) = (Instant::now(), applied.borrow_and_update().revision);
                     let wait = match self.inner.storm.coalescing() {
                         Some(delay_max) => self.may_wait(head).then(|| now + delay_max),
-                        None => (rests_until > now && self.may_rest(head)).then_some(rests_until),
+                        None => (rest.until > now && self.may_rest(head, rest.since)).then_some(rest.until),
                     };
                     if let Some(until) = wait {
                         leave_at.get_or_insert(until);
                     } else {
                         leave_at = None;
-                        rests_until = self.pull_all().await;
+                        rest = self.pull_all().await;
                     }
                 }
                 () = tokio::time::sleep_until(leaving), if leave_at.is_some() => {
                     leave_at = None;
-                    rests_until = self.pull_all().await;
+                    rest = self.pull_all().await;
                 }
-                _ = bookmarks.tick() => self.bookmark(),
+                _ = bookmarks.tick() => {
+                    let told = self.bookmark();
+                    rest.until = rest.until.max(rested_from(told));
+                }
             }
         }
     }
@@ -467,13 +475,11 @@ impl WatchHub {
         }
         // The bulk of what was missed is looked through before the hub's lock is taken.
         let replay = self.inner.replay(&subscription);
-        let (result, woken) = self.inner.at_head(|state, shown| {
-            let result = self.inner.start(state, shown, stream, subscription, replay);
-            state.wake(stream);
-            result
-        });
-        self.tell(woken);
-        result?;
+        let started = self
+            .inner
+            .at_head(|state, shown| self.inner.start(state, shown, stream, subscription, replay));
+        stream.wake.notify_one();
+        started?;
         self.end_if_unread(stream);
         Ok(())
     }
@@ -547,13 +553,12 @@ impl WatchHub {
 
     /// Gives a lagging stream the current state instead of what it missed.
     pub(super) fn catch_up(&self, stream: &Arc<Shared>) {
-        let ((), woken) = self.inner.at_head(|_, shown| {
+        self.inner.at_head(|_, shown| {
             let mut backlog = stream.backlog.lock();
             if backlog.lagging() {
                 backlog.catch_up(shown);
             }
         });
-        self.tell(woken);
     }
 
     pub(super) fn forget(&self, stream: &Arc<Shared>) {
@@ -577,8 +582,9 @@ impl WatchHub {
         }
     }
 
-    /// When it has rested from it.
-    async fn pull_all(&self) -> Instant {
+    /// Tells of all there is; the rest behind it.
+    async fn pull_all(&self) -> Rest {
+        let since = self.inner.directory.read().changes().passed();
         let mut told_in_all = 0_usize;
         loop {
             let (more, told) = self.round();
@@ -588,19 +594,29 @@ impl WatchHub {
             }
             tokio::task::yield_now().await;
         }
-        let told = u32::try_from(told_in_all).unwrap_or(u32::MAX);
-        let rest = REST_PER_STREAM.saturating_mul(told).min(REST_MAX);
-        let now = Instant::now();
-        if rest < REST_MIN { now } else { now + rest }
+        Rest {
+            until: rested_from(told_in_all),
+            since,
+        }
     }
 
     /// Whether the changes up to `head` may wait until the hub has rested: what is kept back takes no room, but what leaves
-    /// together should not fill a stream's backlog.
-    fn may_rest(&self, head: Revision) -> bool {
-        let waiting = head.0.saturating_sub(self.settled().0);
+    /// together should not fill a stream's backlog, nor fall out of the log of changes before. `since`: of what came before, all
+    /// has left.
+    fn may_rest(&self, head: Revision, since: Passed) -> bool {
         let limits = &self.inner.limits;
-        let most = (limits.backlog_frames / BACKLOG_SHARE).min(limits.retained_revisions / 2);
-        waiting <= most.min(REVISIONS_PER_ROUND) as u64
+        let revisions = head.0.saturating_sub(self.settled().0);
+        let passed = self.inner.directory.read().changes().passed();
+        // The directory may be another one by now, with a log that begins anew.
+        let (Some(frames), Some(bytes)) = (
+            passed.services.checked_sub(since.services),
+            passed.bytes.checked_sub(since.bytes),
+        ) else {
+            return false;
+        };
+        revisions <= REVISIONS_PER_ROUND.min(limits.retained_revisions / 2) as u64
+            && frames <= (limits.backlog_frames / BACKLOG_SHARE) as u64
+            && bytes <= (limits.backlog_bytes.min(limits.retained_bytes) / BACKLOG_SHARE) as u64
     }
 
     /// Whether the changes up to `head` may wait for more: not if they could fall out of the change log.
@@ -627,7 +643,8 @@ impl WatchHub {
         self.round().0
     }
 
-    fn bookmark(&self) {
+    /// How many streams are told.
+    fn bookmark(&self) -> usize {
         let mut woken = Vec::new();
         let state = self.inner.state.lock();
         let (mut current, mut lagging) = (0, 0);
@@ -658,8 +675,33 @@ impl WatchHub {
             stream.cut.cancel();
         }
         drop(state);
+        let told = woken.len();
         self.tell(woken);
+        told
     }
+
+    /// Waits until a revision is offered whole.
+    pub(super) async fn settles(&self, revision: Revision) {
+        let mut rounds = self.inner.rounds.subscribe();
+        // In vain: the hub is gone, and the stream is about to hear of it.
+        _ = rounds.wait_for(|settled| *settled >= revision).await;
+    }
+}
+
+/// When the hub has rested from telling so many streams.
+fn rested_from(told: usize) -> Instant {
+    let told = u32::try_from(told).unwrap_or(u32::MAX);
+    let rest = REST_PER_STREAM.saturating_mul(told).min(REST_MAX);
+    let now = Instant::now();
+    if rest < REST_MIN { now } else { now + rest }
+}
+
+/// Behind a round.
+struct Rest {
+    /// Before that the next does not begin.
+    until: Instant,
+    /// What had gone through the log of changes before the round.
+    since: Passed,
 }
 
 impl Inner {
@@ -695,9 +737,9 @@ impl Inner {
         }
     }
 
-    /// Brings the hub to the directory's head and calls `look` there, with the directory locked. The streams that are to be
-    /// told something come with what it returns.
-    fn at_head<R>(&self, look: impl FnOnce(&mut State, Shown<'_>) -> R) -> (R, Vec<Arc<Shared>>) {
+    /// Brings the hub to the directory's head and calls `look` there, with the directory locked. Others are told of what that
+    /// took in by the next round, which the same changes bring, and which counts them.
+    fn at_head<R>(&self, look: impl FnOnce(&mut State, Shown<'_>) -> R) -> R {
         let mut state = self.state.lock();
         while self.offer_round(&mut state) {}
         let directory = self.directory.read();
@@ -706,8 +748,7 @@ impl Inner {
             Ok(changes) => self.offer_all(&mut state, &changes, &shown.standings(&changes)),
             Err(_) => self.start_over(&mut state, shown),
         }
-        let result = look(&mut state, shown);
-        (result, std::mem::take(&mut state.woken))
+        look(&mut state, shown)
     }
 
     fn offer_all(&self, state: &mut State, changes: &[Arc<RevisionChanges>], standings: &Standings) {
@@ -725,11 +766,11 @@ impl Inner {
                         self.regroup_all(state, revision, standings);
                     }
                     match revisions {
-                        [revision] => self.offer(state, revision),
+                        [revision] => {
+                            self.offer(state, revision);
+                            self.settle(state, revision.revision);
+                        }
                         revisions => self.offer_row(state, revisions),
-                    }
-                    if let Some(last) = revisions.last() {
-                        self.settle(state, last.revision);
                     }
                 }
             }
@@ -739,8 +780,8 @@ impl Inner {
 
     fn settle(&self, state: &mut State, revision: Revision) {
         state.position = revision;
-        self.rounds.send_replace(revision);
         self.settled.store(revision.0, Ordering::Release);
+        self.rounds.send_replace(revision);
     }
 
     fn offer(&self, state: &mut State, changes: &RevisionChanges) {
@@ -761,15 +802,17 @@ impl Inner {
 
     /// Revisions in a row of one service alone: its followers are met once for many of them, which are theirs together.
     fn offer_row(&self, state: &mut State, row: &[Arc<RevisionChanges>]) {
-        let Some(key) = row.first().and_then(|first| first.services.first()) else {
+        let (Some(first), Some(last)) = (row.first(), row.last()) else {
             return;
         };
-        let key = &key.key;
-        if self.hidden().contains(&key.group) || state.registrations.streams(key).next().is_none() {
+        let Some(key) = first.services.first().map(|change| &change.key) else {
             return;
+        };
+        if self.hidden().contains(&key.group) || state.registrations.streams(key).next().is_none() {
+            return self.settle(state, last.revision);
         }
         let frames_max = (self.limits.backlog_frames / BACKLOG_SHARE).max(1);
-        let bytes_max = self.limits.response_bytes / BACKLOG_SHARE;
+        let bytes_max = self.limits.response_bytes.min(self.limits.backlog_bytes) / BACKLOG_SHARE;
         let mut row = row.iter().peekable();
         while let Some(mut last) = row.next() {
             let mut frames = vec![self.frames.frame(last, 0)];
@@ -789,6 +832,7 @@ impl Inner {
                 index: 1,
             };
             self.offer_one(state, key, place, || std::mem::take(&mut frames));
+            self.settle(state, last.revision);
         }
     }
 
@@ -1081,13 +1125,6 @@ impl Inner {
             self.add_to(&mut replay, &changes, target)?;
         }
         Some(replay)
-    }
-}
-
-impl State {
-    fn wake(&mut self, stream: &Arc<Shared>) {
-        stream.backlog.lock().woken = true;
-        self.woken.push(stream.clone());
     }
 }
 

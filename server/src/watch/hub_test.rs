@@ -989,7 +989,7 @@ async fn whatever_happens_pictures_end_up_equal() {
                     });
                     clients.push((target, client));
                 }
-                _ => world.hub.bookmark(),
+                _ => _ = world.hub.bookmark(),
             }
         }
         world.pull();

@@ -216,6 +216,8 @@ pub struct WatchStream {
     large: Option<OwnedSemaphorePermit>,
     /// Taken from the backlog, waiting for leave to go out.
     held: Option<Gathered>,
+    /// What stood first when nothing could be taken: this revision is not offered whole yet.
+    unsettled: Option<Revision>,
     ended: bool,
 }
 
@@ -235,6 +237,7 @@ impl WatchStream {
             first: true,
             large: None,
             held: None,
+            unsettled: None,
             ended: false,
         }
     }
@@ -305,7 +308,13 @@ impl WatchStream {
                 }
             }
             let Some((bytes, lists)) = self.held.as_ref().map(Gathered::bytes) else {
-                self.shared.wake.notified().await;
+                match self.unsettled {
+                    None => self.shared.wake.notified().await,
+                    Some(revision) => tokio::select! {
+                        () = self.shared.wake.notified() => {}
+                        () = self.hub.settles(revision) => {}
+                    },
+                }
                 continue;
             };
             self.take_large_permit(bytes).await;
@@ -374,7 +383,7 @@ impl WatchStream {
     }
 
     /// Frames up to about the wanted size, revisions whole; a large service by itself.
-    fn gather(&self) -> Result<Option<Gathered>, StreamEnd> {
+    fn gather(&mut self) -> Result<Option<Gathered>, StreamEnd> {
         let wanted = self.hub.limits().response_bytes;
         let mut frames = Vec::new();
         let (mut bytes, mut lists) = (0, 0);
@@ -386,6 +395,7 @@ impl WatchStream {
                 let any = backlog.take_next(self.hub.settled(), &mut items);
                 // What comes first says more than the changes in it.
                 backlog.parked = !any && frames.is_empty() && !self.first;
+                self.unsettled = if any { None } else { backlog.unsettled() };
                 any
             };
             if !any {

@@ -47,6 +47,16 @@ pub struct ChangeLog {
     floor: Revision,
     changes: VecDeque<Kept>,
     bytes: usize,
+    passed: Passed,
+}
+
+/// What has gone through a log of changes since it began. Two looks tell how much came between them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// Changes of a service: one for each service that a revision changed.
+    pub services: u64,
+    /// By the estimate of [`ChangeLog::bytes`].
+    pub bytes: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -63,6 +73,7 @@ impl ChangeLog {
             floor: revision,
             changes: VecDeque::new(),
             bytes: 0,
+            passed: Passed::default(),
         }
     }
 
@@ -70,6 +81,8 @@ impl ChangeLog {
         debug_assert_eq!(changes.revision, self.head().next());
         let weight = weight(&changes);
         self.bytes += weight;
+        self.passed.services += changes.services.len() as u64;
+        self.passed.bytes += weight as u64;
         self.changes.push_back(Kept { changes, weight });
         self.trim();
     }
@@ -119,6 +132,12 @@ impl ChangeLog {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// All that was ever kept here.
+    #[must_use]
+    pub fn passed(&self) -> Passed {
+        self.passed
     }
 
     /// The changes behind revision `after`, oldest first, at most `max`; none if `after` is the head.

@@ -38,7 +38,7 @@ mod tombstone;
 mod view;
 
 pub use addresses::{AddressRef, Addresses};
-pub use changelog::{BelowFloor, ChangeLog, ChangeLogBounds};
+pub use changelog::{BelowFloor, ChangeLog, ChangeLogBounds, Passed};
 pub use codec::{DecodeError, FORMAT, LoggedRequest};
 pub(crate) use codec::{decode_value, encode_value};
 pub use command::{
