@@ -36,6 +36,9 @@ use crate::session::{Haste, HeldSession};
 const RENEWALS_MAX: usize = 64;
 /// Whoever sends a heartbeat so soon behind the answer to one waits for each before sending the next.
 const CLOSE_BEHIND: Duration = Duration::from_millis(20);
+/// Of a stream whose writes under way have so many bytes nothing more is read: a client that takes no answers must not use up the
+/// room that all have.
+const WRITES_BYTES_MAX: usize = 4 << 20;
 /// Most answers that wait for the client to read them.
 const ANSWERS_MAX: usize = 64;
 /// How long a closing server works on what it has taken in.
@@ -77,6 +80,7 @@ enum Kind {
 
 struct Done {
     call: u64,
+    bytes: usize,
     kind: Kind,
     answer: Answer,
     effect: Effect,
@@ -85,6 +89,7 @@ struct Done {
 /// A request under way.
 struct Work {
     call: u64,
+    bytes: usize,
     kind: Kind,
     task: Task,
 }
@@ -96,6 +101,7 @@ impl Future for Work {
         let (answer, effect) = std::task::ready!(self.task.as_mut().poll(cx));
         Poll::Ready(Done {
             call: self.call,
+            bytes: self.bytes,
             kind: self.kind,
             answer,
             effect,
@@ -117,6 +123,7 @@ pub(super) fn attend(
         attached: BTreeMap::new(),
         works: FuturesUnordered::new(),
         writes: 0,
+        writes_bytes: 0,
         renewals: 0,
         renewed_at: None,
         answers: answers.clone(),
@@ -171,6 +178,8 @@ struct Attendance {
     attached: BTreeMap<SessionId, Seat>,
     works: FuturesUnordered<Work>,
     writes: usize,
+    /// Of the writes under way.
+    writes_bytes: usize,
     renewals: usize,
     /// When a heartbeat was last answered.
     renewed_at: Option<Instant>,
@@ -242,7 +251,7 @@ impl Attendance {
         {
             return Poll::Ready(Event::Finished(done));
         }
-        if self.writes >= self.doors.session.in_flight_max {
+        if self.writes >= self.doors.session.in_flight_max || self.writes_bytes >= WRITES_BYTES_MAX {
             return Poll::Pending;
         }
         inbound.poll_next_unpin(cx).map(|asked| match asked {
@@ -279,7 +288,10 @@ impl Attendance {
 
     async fn finish(&mut self, done: Done) {
         match done.kind {
-            Kind::Write => self.writes -= 1,
+            Kind::Write => {
+                self.writes -= 1;
+                self.writes_bytes -= done.bytes;
+            }
             Kind::Renewal => {
                 self.renewals -= 1;
                 self.renewed_at = Some(Instant::now());
@@ -329,20 +341,34 @@ impl Attendance {
     async fn take(&mut self, message: v1::SessionRequest) {
         let call = message.call;
         match self.begin(message) {
-            Ok((kind, task)) => {
+            Ok((bytes, kind, task)) => {
                 match kind {
-                    Kind::Write => self.writes += 1,
+                    Kind::Write => {
+                        self.writes += 1;
+                        self.writes_bytes += bytes;
+                    }
                     Kind::Renewal => self.renewals += 1,
                 }
-                self.works.push(Work { call, kind, task });
+                let work = Work {
+                    call,
+                    bytes,
+                    kind,
+                    task,
+                };
+                self.works.push(work);
             }
             Err(error) => self.reply(call, Err(error)).await,
         }
     }
 
-    /// What is to be done for a request, or why nothing is.
-    fn begin(&mut self, message: v1::SessionRequest) -> Result<(Kind, Task), v1::Error> {
-        self.doors.check_size(&message)?;
+    /// What is to be done for a request of so many bytes, or why nothing is.
+    fn begin(&mut self, message: v1::SessionRequest) -> Result<(usize, Kind, Task), v1::Error> {
+        let bytes = self.doors.check_size(&message)?;
+        let (kind, task) = self.task_of(message)?;
+        Ok((bytes, kind, task))
+    }
+
+    fn task_of(&mut self, message: v1::SessionRequest) -> Result<(Kind, Task), v1::Error> {
         let session = message.session;
         let request = convert::required("request", message.request).map_err(|e| of_refusal(&e))?;
         counter(&self.doors.metrics.stream_calls, &request).inc();

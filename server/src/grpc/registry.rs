@@ -52,13 +52,10 @@ impl Doors {
         })
     }
 
-    pub(super) fn check_size(&self, message: &impl Message) -> Answer<()> {
-        bounded(
-            "the request in bytes",
-            message.encoded_len(),
-            self.limits.request_bytes_max,
-        )
-        .map_err(refused)
+    pub(super) fn check_size(&self, message: &impl Message) -> Answer<usize> {
+        let bytes = message.encoded_len();
+        let fits = bounded("the request in bytes", bytes, self.limits.request_bytes_max);
+        fits.map(|()| bytes).map_err(refused)
     }
 
     async fn write(&self, options: Option<v1::WriteOptions>, command: Command) -> Answer<v1::WriteResponse> {
