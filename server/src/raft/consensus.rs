@@ -11,6 +11,7 @@ use openraft::Instant as _;
 use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{InitializeError, RaftError};
+use openraft::metrics::RaftServerMetrics;
 use openraft::type_config::alias::WatchReceiverOf;
 use parking_lot::Mutex;
 use rollcall_core::directory::{Directory, Limits, Outcome, Refusal, Request};
@@ -365,7 +366,7 @@ impl Consensus {
         request: Request,
         deadline: Instant,
     ) -> Result<Outcome, ProposeError> {
-        // The leader's own: few, and they must not wait behind the clients'.
+        // The leader's own: few, and never refused for want of room.
         let admitted = Admitted::new(encode(&request)?, None);
         result_of(self.inner.attempt_here(admitted, Some(term), deadline).await.0)
     }
@@ -995,21 +996,15 @@ impl Inner {
     pub(super) fn is_alone(&self) -> bool {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
-        let membership = &metrics.membership_config;
-        let committed = membership.log_id().as_ref().map(position) <= self.head.borrow().position;
-        metrics.state == ServerState::Leader
-            && committed
-            && membership.nodes().all(|(id, _)| *id == self.options.server.0)
+        let committed = metrics.committed_membership_config.log_id() == metrics.membership_config.log_id();
+        committed && leads_only_itself(&metrics)
     }
 
     /// Whether anything can come of Raft's ticks, of which there are fifty a second. Who leads nobody but itself has
     /// nobody to show itself to, and no silence to notice.
     pub(super) fn needs_ticks(&self) -> bool {
         let metrics = self.raft.server_metrics();
-        let metrics = metrics.borrow_watched();
-        let own = self.options.server.0;
-        let mut members = metrics.membership_config.nodes();
-        metrics.state != ServerState::Leader || members.any(|(id, _)| *id != own)
+        !leads_only_itself(&metrics.borrow_watched())
     }
 
     /// Recomputes who leads; tells those who watch only if it changed.
@@ -1039,6 +1034,11 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.stop.cancel();
     }
+}
+
+fn leads_only_itself(metrics: &RaftServerMetrics<TypeConfig>) -> bool {
+    let mut members = metrics.membership_config.nodes();
+    metrics.state == ServerState::Leader && members.all(|(id, _)| *id == metrics.id)
 }
 
 fn role_of(state: ServerState) -> MemberRole {

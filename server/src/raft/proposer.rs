@@ -1,9 +1,9 @@
 //! Gathers proposals made at the leader into log entries.
 //!
 //! A few requests wait for nobody. Where many are under way, what arrives gathers while an entry is on its way to this
-//! server's disk: the disk could not take it any sooner, and each entry costs every server some wake-ups, whatever it
-//! carries. What is worth an entry of its own leaves at once. Some entries may be in flight; under load one carries hundreds
-//! of requests.
+//! server's disk, which could not take it any sooner (the others' might), and each entry costs every server some
+//! wake-ups, whatever it carries. What is worth an entry of its own leaves at once. Some entries may be in flight; under load
+//! one carries hundreds of requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -59,7 +59,7 @@ struct Pace {
     carried: AtomicUsize,
     waiting: AtomicUsize,
     waiting_bytes: AtomicUsize,
-    /// Told when there may be something to propose that there was not before, and by the log for each sync.
+    /// Told when what waits may be due: enough of it has come, an entry is through; and by the log, for each sync.
     moved: Arc<Notify>,
 }
 
@@ -187,12 +187,24 @@ impl Task {
     async fn run(self, mut proposals: mpsc::Receiver<Proposal>) {
         // The end of the log when the last entry left: it stands behind that.
         let mut behind: Option<LogId> = None;
-        // About how many requests were under way at most when one of the last entries left.
+        // About how many requests were under way at most when one of the last entries left; entry by entry, not with time.
         let mut crowd = 0;
+        let mut leadership = self.leadership.clone();
         while let Some(first) = proposals.recv().await {
             let needs_no_company = || crowd < CROWD || self.log.flushed() > behind;
-            self.pace.wait_until_due(needs_no_company).await;
-            behind = self.log.last();
+            loop {
+                tokio::select! {
+                    () = self.pace.wait_until_due(&needs_no_company) => break,
+                    changed = leadership.changed() => {
+                        // Then they are to be refused, and not for the disk to hold back.
+                        let leads = leading_term(&leadership.borrow_and_update(), *self.raft.node_id()).is_ok();
+                        if changed.is_err() || !leads {
+                            break;
+                        }
+                    }
+                }
+            }
+            let log_end = self.log.last();
             let mut bytes = first.reply.request().len();
             let mut batch = vec![first];
             while batch.len() < BATCH_REQUESTS_MAX && bytes < BATCH_BYTES_MAX {
@@ -205,18 +217,21 @@ impl Task {
                 .for_each(|proposal| self.pace.went(proposal.reply.request().len()));
             crowd = (crowd - crowd / 8).max(self.pace.carried() + batch.len());
             let entry = self.pace.depart(batch.len());
-            self.propose(batch, entry).await;
+            if self.propose(batch, entry).await {
+                behind = log_end;
+            }
         }
     }
 
-    async fn propose(&self, batch: Vec<Proposal>, entry: InFlight) {
+    /// Whether an entry was made of it.
+    async fn propose(&self, batch: Vec<Proposal>, entry: InFlight) -> bool {
         let term = match leading_term(&self.leadership.borrow(), *self.raft.node_id()) {
             Ok(term) => term,
             Err(not_leader) => {
                 for proposal in batch {
                     proposal.reply.send(Attempt::NotProposed(not_leader.to_string()));
                 }
-                return;
+                return false;
             }
         };
         let now = Instant::now();
@@ -241,7 +256,7 @@ impl Task {
             }
         }
         if requests.is_empty() {
-            return;
+            return false;
         }
         let responder = Callback::new(move |result| {
             drop(entry);
@@ -255,6 +270,7 @@ impl Task {
         if let Err(fatal) = write.with_leader(CommittedLeaderId::new(term.0)).await {
             tracing::debug!(%fatal, "proposal not taken");
         }
+        true
     }
 }
 

@@ -66,7 +66,7 @@ impl Admitted {
 }
 
 /// Where the answer to a proposal goes. The request and its room stay here until it is known what became of it, not with the
-/// caller: one that never looks at its answer takes nobody's room.
+/// caller: one that never looks at its answer takes nobody's room. Only what was surely not proposed comes back to it.
 #[derive(Debug)]
 pub(crate) struct Reply {
     to: oneshot::Sender<Answered>,
@@ -97,9 +97,7 @@ impl Reply {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
     use std::pin::pin;
-    use std::task::Poll;
 
     use tokio::sync::Semaphore;
 
@@ -153,7 +151,7 @@ mod tests {
             let mut applied = consensus.applied_head();
             let before = applied.borrow_and_update().revision;
             let mut proposed = pin!(consensus.propose(put_group(at as u64), soon()));
-            poll_fn(|cx| Poll::Ready(assert!(proposed.as_mut().poll(cx).is_pending()))).await;
+            assert!(futures_util::poll!(proposed.as_mut()).is_pending());
             assert!(room() < WAITING_BYTES_MAX, "it is under way");
             let written = applied.wait_for(|head| head.revision > before);
             tokio::time::timeout_at(soon(), written).await.unwrap().unwrap();

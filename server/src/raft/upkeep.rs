@@ -69,8 +69,16 @@ async fn follow_leadership(weak: Weak<Inner>) {
             changed = head.changed(), if waits_for_first_entry => changed.is_err(),
         };
         if ended {
-            return;
+            break;
         }
+    }
+    // Raft has ended: it shows no more what it shows now.
+    if let Some(inner) = weak.upgrade() {
+        inner.solitude.end();
+        inner.leadership.send_modify(|leadership| {
+            leadership.leader = None;
+            leadership.leading = false;
+        });
     }
 }
 

@@ -355,7 +355,7 @@ impl LogStore {
         self.shared.cache.lock().last
     }
 
-    /// Told after each sync of entries.
+    /// Told after each sync of entries. For one who waits: two would take each other's word.
     pub(crate) fn synced(&self) -> Arc<Notify> {
         self.shared.synced.clone()
     }
