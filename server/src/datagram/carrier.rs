@@ -79,13 +79,14 @@ impl Carrier {
     /// be done.
     pub(super) fn answer_alone(&self, beats: &mut Vec<Beat>, outbox: &mut Outbox) -> bool {
         let ids: Vec<_> = beats.iter().map(|beat| beat.session).collect();
-        let Some(outcome) = self.sessions.renew_alone(&ids) else {
-            return false;
-        };
+        // First: what is to be said of these is not only for the log to say.
         let remembered = self.sessions.remembered(&ids);
         if !(remembered.alive.is_empty() && remembered.ended.is_empty()) {
             return false;
         }
+        let Some(outcome) = self.sessions.renew_alone(&ids) else {
+            return false;
+        };
         let mut verdicts = Verdicts::default();
         verdicts.take(outcome, beats);
         self.answer(beats, &verdicts, outbox);

@@ -27,6 +27,8 @@ const CARRIERS: usize = 3;
 const CARRIERS_BOTH_SIDES: usize = 2;
 /// How often a quiet receiver looks whether it is to end, if nobody wakes it for that.
 const LOOK: Duration = SWEEP;
+/// Pause behind an error of the socket.
+const ERROR_PAUSE: Duration = Duration::from_millis(100);
 /// How often the ledger is swept.
 const SWEEP: Duration = Duration::from_secs(1);
 /// Where little comes, so long gathers before it is read.
@@ -143,7 +145,7 @@ impl Receiver {
                 Err(error) if is_quiet(&error) => {}
                 Err(error) => {
                     tracing::warn!(%error, "heartbeats by datagram cannot be read");
-                    std::thread::sleep(LOOK);
+                    std::thread::sleep(ERROR_PAUSE);
                 }
             }
             read += inbox.len();

@@ -106,6 +106,8 @@ impl Authority {
                 changed = leadership.changed() => changed.is_err(),
             };
             if ended {
+                // Raft has ended, and nobody looks at the clock any more.
+                *self.office.lock() = None;
                 return;
             }
             let now = Instant::now();
@@ -121,7 +123,8 @@ impl Authority {
     fn pace(&self) -> Pace {
         match self.office.lock().as_ref() {
             None => Pace::Off,
-            Some(office) if office.is_resting() => Pace::Resting,
+            // Who hears nobody looks out for the moment at which it hears again.
+            Some(office) if office.is_resting() && office.deaf_since.is_none() => Pace::Resting,
             Some(_) => Pace::Ticking,
         }
     }
