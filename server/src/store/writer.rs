@@ -465,7 +465,7 @@ fn fill_batch(batch: &mut Batch<'_>, group: &[Op], committed: Option<&LogId>, sc
                 for entry in entries {
                     let key = record::key(entry.log_id.index);
                     record::encode_into(entry, scratch);
-                    batch.put(Family::Log, &key, scratch);
+                    batch.put(Family::Log, &key, scratch.as_slice());
                 }
             }
             Op::Vote { vote, .. } => batch.put(Family::Meta, KEY_VOTE, wire::encode_vote(vote)),
