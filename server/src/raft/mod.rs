@@ -2,10 +2,9 @@
 //!
 //! [`Consensus`] is the handle; [`ReplicationOptions`] say how it is set up. The other files are one part of the
 //! work each: `proposer` and `forward` bring writes into the log, `read_index`, `freshness`, `inquiry` and `allegiance`
-//! confirm reads,
-//! `state_machine` applies, `network` and `peer` are the two ends of the lines between servers, `vote_gate`
-//! and `upkeep` keep a server honest whose disk forgot something, `vacancy` sees that a leader's process has ended,
-//! `solitude` knows whether this server is the whole cluster.
+//! confirm reads, `state_machine` applies, `network` and `peer` are the two ends of the lines between servers,
+//! `vote_gate` and `upkeep` keep a server honest whose disk forgot something, `vacancy` sees that a leader's process has
+//! ended, `solitude` knows whether this server is the whole cluster.
 
 mod allegiance;
 mod checkpoint;
