@@ -208,12 +208,9 @@ fn bare<'a>(raft: &'a Directory, touched: &'a Touched) -> impl Iterator<Item = &
 /// Groups that moved to gossip without this server: it was away, and learns of the end of the move before it has what
 /// is in them. `known`: those whose records it had when it was started, or took over since.
 fn missed(raft: &Directory, view: &Directory, touched: &Touched, known: &BTreeSet<String>) -> Vec<GroupName> {
-    // One that was created here or there with this mode has had no other.
-    let moved = |group: &Arc<Group>| {
-        group.settings.mode == GroupMode::Ap
-            && group.moving.is_none()
-            && group.settings_modified > group.created
-    };
+    // One that was created here or there with this mode has had no other. It may be on its way back by now.
+    let moved =
+        |group: &Arc<Group>| group.settings.mode == GroupMode::Ap && group.settings_modified > group.created;
     // The beginning may have been followed, and the end come before what was frozen was taken over.
     let comes = |group: &Arc<Group>| group.moving.is_some_and(|moving| moving.to == GroupMode::Ap);
     let lacks = |name: &&GroupName| !known.contains(name.as_str()) && view.group(name).is_none_or(comes);
