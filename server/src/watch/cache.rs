@@ -12,8 +12,9 @@ use super::frame;
 
 /// So many services are known to have been asked for once; 16 bytes each.
 const ASKED_MAX: usize = 65_536;
-/// Larger views are kept from the first time on: there are few, and each costs much to encode again.
-const SMALL_BYTES: usize = 8 << 10;
+/// Larger views are kept from the first time on: there are few, each costs much to encode again, and a watcher's stream asks
+/// twice, for its size and when its turn has come.
+const SMALL_BYTES: usize = 32 << 10;
 
 /// Encoded services; small ones are kept from the second time on that somebody asks for them: very many are asked for once, by
 /// their one watcher or by one who lists them all. Bounded in bytes; when full, those not used for longest go, several at a time, so that a hit
