@@ -15,8 +15,10 @@ use super::clocks::Clocks;
 use super::verdict::Verdict;
 use crate::history::{Fault, Following, Guarding};
 
-/// From a registration on for so long other servers may not have heard of it.
+/// From a word on for so long other servers of an AP group may not have heard of it.
 const SPREAD: Duration = Duration::from_secs(10);
+/// While faults go on, others hear of it within a time without any: it goes from one to the next, and who has just come back asks.
+const CALM: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default)]
 struct Service<'a> {
@@ -84,7 +86,7 @@ pub fn check(lines: &[Guarding], following: &[Following], faults: &[Fault]) -> V
             removed += ledger.values().map(|(least, _)| *least).max().unwrap_or(0);
             ledger
         };
-        promises(name, service, &ledger, &mut verdict);
+        promises(name, service, &ledger, faults, &mut verdict);
     }
     verdict.figures.push(format!(
         "{} services, {silent} nodes fell silent, {removed} lapsed away",
@@ -312,7 +314,8 @@ fn merged(name: &str, service: &Service<'_>, faults: &[Fault], verdict: &mut Ver
         }
         for (id, left) in &service.left {
             // Whose clock was off may have been the last only by its own count.
-            let counts = |end: &Duration| *end + SPREAD <= ended && Clocks::of(faults) == Clocks::True;
+            let spread = |end: Duration| end + SPREAD <= ended && was_calm(faults, end, ended);
+            let counts = |end: &Duration| spread(*end) && Clocks::of(faults) == Clocks::True;
             if let Some(end) = left.end.filter(|end| counts(end) && ids.contains(id)) {
                 verdict.find(
                     end,
@@ -327,6 +330,18 @@ fn merged(name: &str, service: &Service<'_>, faults: &[Fault], verdict: &mut Ver
     most
 }
 
+/// Whether there was a time without faults between these moments that lasted long enough for everybody to hear of everything.
+fn was_calm(faults: &[Fault], from: Duration, to: Duration) -> bool {
+    let starts = std::iter::once(from).chain(faults.iter().map(|fault| fault.end));
+    let mut stretches = starts
+        .filter(|start| *start >= from)
+        .map(|start| (start, start + CALM));
+    stretches.any(|(start, end)| {
+        let at_work = |fault: &Fault| fault.time < end && fault.end > start;
+        end <= to && !faults.iter().any(at_work)
+    })
+}
+
 fn words(name: &str, service: &Service<'_>, verdict: &mut Verdict) {
     verdict.judged += service.left.len();
     for (id, why, time) in &service.blocked {
@@ -338,10 +353,11 @@ fn words(name: &str, service: &Service<'_>, verdict: &mut Verdict) {
 }
 
 /// In the end every server says the same of it, which is what was counted, and holds nothing back.
-fn promises(name: &str, service: &Service<'_>, ledger: &Ledger, verdict: &mut Verdict) {
+fn promises(name: &str, service: &Service<'_>, ledger: &Ledger, faults: &[Fault], verdict: &mut Verdict) {
     for said in &service.said {
         verdict.judged += 1;
-        if said.engaged {
+        let heard = || !service.ap || was_calm(faults, said.time.saturating_sub(CALM), said.time);
+        if said.engaged && heard() {
             verdict.find(
                 said.time,
                 format!(

@@ -226,13 +226,7 @@ fn each_server_of_an_ap_group_counts_by_itself() {
     good(&with(&[listed(1, 3..10), listed(2, 3..10)]), &[]);
     bad(&with(&[listed(1, 4..10)]), &[], "may at most");
     // Somebody was cut off meanwhile: two judges, each with a share.
-    let fault = Fault {
-        what: "x".into(),
-        time: s(5),
-        end: s(9),
-        bit: true,
-        effect: String::new(),
-    };
+    let fault = fault(5, 9);
     let cut = with(&[listed(1, 6..10), listed(2, 6..10)]);
     assert!(check(&cut, &[], std::slice::from_ref(&fault)).is_good());
     assert_eq!(check(&cut, &[], &[]).findings.len(), 2);
@@ -243,4 +237,48 @@ fn each_server_of_an_ap_group_counts_by_itself() {
         2
     );
     assert!(!check(&[], &[], &[]).is_good(), "nothing was judged");
+}
+
+fn fault(time: u64, end: u64) -> Fault {
+    Fault {
+        what: "x".into(),
+        time: s(time),
+        end: s(end),
+        bit: true,
+        effect: String::new(),
+    }
+}
+
+/// Seed 2002 of the lab: a server was started anew and cut off, one after the other, since the word was given.
+#[test]
+fn a_server_of_an_ap_group_must_have_heard_only_if_there_was_a_calm_moment() {
+    let lists_one_that_left = [
+        set(true),
+        left(1, 5),
+        Guarding::Listed {
+            service: NAME.into(),
+            server: 2,
+            epoch: 1,
+            sent: s(30),
+            end: s(30),
+            ids: ids(0..3),
+        },
+    ];
+    let found = |faults: &[Fault]| check(&lists_one_that_left, &[], faults).findings.len();
+    assert_eq!(found(&[]), 1);
+    assert_eq!(found(&[fault(0, 12), fault(16, 27)]), 0);
+    assert_eq!(found(&[fault(0, 12), fault(17, 27)]), 1, "five seconds");
+    assert_eq!(found(&[fault(0, 12), fault(11, 14), fault(16, 31)]), 0);
+
+    let holds = [set(true), said(true, 2, 2)];
+    let found = |faults: &[Fault]| check(&holds, &[], faults).findings.len();
+    assert_eq!(found(&[fault(0, 45)]), 1);
+    assert_eq!(found(&[fault(0, 46)]), 0);
+    assert_eq!(
+        check(&[set(false), said(true, 2, 2)], &[], &[fault(0, 46)])
+            .findings
+            .len(),
+        1,
+        "what Raft says is the same everywhere"
+    );
 }
