@@ -22,9 +22,12 @@ use super::peer::{decode_bucket, digest_of_all, digest_of_group, encode_bucket, 
 const PATIENCE: u8 = 2;
 /// Buckets that are kept in mind for that.
 const DIFFERING_MAX: usize = 10_000;
-/// How often an unsure server asks.
+/// How often an unsure server asks, and one that has just been started.
 const UNSURE_EVERY: Duration = Duration::from_millis(200);
-
+/// So many comparisons come that fast behind a start, unless one before them finds nothing that differs.
+const EARLY_MAX: u32 = 20;
+/// How long the digests of another server may take. Whoever is cut off must not keep those from being asked who are there.
+const DIGESTS_MAX: Duration = Duration::from_secs(2);
 /// After so many comparisons that did not bring all that another server has, the next one is asked.
 const TAKE_ATTEMPTS_MAX: u32 = 50;
 
@@ -47,6 +50,8 @@ struct Repairer {
     clueless: BTreeSet<ServerId>,
     /// What they were asked about was missed then.
     missed_at: Option<Instant>,
+    /// Comparisons yet to come that need not wait: what happened while this server was down is elsewhere.
+    early: u32,
 }
 
 /// Compares now and then, until `stop`.
@@ -56,10 +61,11 @@ pub(super) async fn run(inner: Arc<Inner>, stop: CancellationToken) {
         differing: BTreeMap::new(),
         clueless: BTreeSet::new(),
         missed_at: None,
+        early: EARLY_MAX,
     };
     loop {
         let sure = inner.is_sure();
-        let (pause, patience) = if sure && !inner.misses_records() {
+        let (pause, patience) = if sure && !inner.misses_records() && repairer.early == 0 {
             (jittered(inner.config.repair_interval), PATIENCE)
         } else {
             (UNSURE_EVERY, 1)
@@ -87,21 +93,22 @@ fn jittered(interval: Duration) -> Duration {
 }
 
 impl Repairer {
+    /// Compares with one of the others: the first that answers.
     async fn repair(&mut self, patience: u8) {
-        let Some(other) = self.inner.others_here().into_iter().next() else {
-            return;
-        };
-        let asked_at = Instant::now();
-        match self.compare(&other, patience).await {
-            Ok(compared) => {
-                let known = compared.sure || self.is_known_to_nobody(other.server);
-                if compared.complete && known {
-                    self.inner.note_fetched(asked_at);
+        self.early = self.early.saturating_sub(1);
+        for other in self.inner.others_here() {
+            let asked_at = Instant::now();
+            match self.compare(&other, patience).await {
+                Ok(compared) => {
+                    let known = compared.sure || self.is_known_to_nobody(other.server);
+                    if compared.complete && known {
+                        self.inner.note_fetched(asked_at);
+                    }
+                    return self.note(compared.same && compared.sure);
                 }
-                self.note(compared.same && compared.sure);
-            }
-            Err(status) => {
-                tracing::debug!(server = other.server.0, reason = status.message(), "not compared");
+                Err(status) => {
+                    tracing::debug!(server = other.server.0, reason = status.message(), "not compared");
+                }
             }
         }
     }
@@ -124,6 +131,7 @@ impl Repairer {
 
     fn note(&mut self, agreed: bool) {
         if agreed {
+            self.early = 0;
             self.differing.clear();
             *self.inner.agreed_at.lock() = Some(Instant::now());
         }
@@ -257,7 +265,7 @@ impl Repairer {
             low,
         };
         let mut client = self.inner.client(other)?;
-        let answer = in_time(client.compare(request)).await?;
+        let answer = within(DIGESTS_MAX, client.compare(request)).await?;
         self.inner.origins.note_answer(other.server, Instant::now());
         Ok(answer)
     }
@@ -275,7 +283,7 @@ impl Repairer {
                 bucket: encode_bucket(bucket).into(),
                 skip,
             };
-            let piece = in_time(client.fetch(request)).await?;
+            let piece = within(CALL_MAX, client.fetch(request)).await?;
             skip += piece.records.len() as u64;
             let records = self.credible(decode_all(&piece.records)?);
             complete &= records.len() == piece.records.len();
@@ -309,8 +317,11 @@ impl Repairer {
     }
 }
 
-async fn in_time<T>(call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Status> {
-    let answer = tokio::time::timeout(CALL_MAX, call).await;
+async fn within<T>(
+    bound: Duration,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, Status> {
+    let answer = tokio::time::timeout(bound, call).await;
     let answer = answer.map_err(|_| Status::deadline_exceeded("no answer in time"))?;
     Ok(answer?.into_inner())
 }
