@@ -48,12 +48,12 @@ pub(crate) struct Proposal {
 #[derive(Debug, Clone)]
 pub(crate) struct Proposer {
     queue: mpsc::Sender<Proposal>,
-    pace: Arc<Pace>,
+    traffic: Arc<Traffic>,
 }
 
 /// What is under way, and what waits.
 #[derive(Debug)]
-struct Pace {
+struct Traffic {
     in_flight: AtomicUsize,
     /// Requests of those in flight.
     carried: AtomicUsize,
@@ -63,7 +63,7 @@ struct Pace {
     moved: Arc<Notify>,
 }
 
-impl Pace {
+impl Traffic {
     fn new(moved: Arc<Notify>) -> Arc<Self> {
         Arc::new(Self {
             in_flight: AtomicUsize::new(0),
@@ -90,52 +90,76 @@ impl Pace {
         self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Whether what waits should leave now.
-    fn is_due(&self, needs_no_company: impl FnOnce() -> bool) -> bool {
-        match self.in_flight.load(Ordering::Acquire) {
+    /// Whether what waits is worth an entry of its own.
+    fn is_worth_an_entry(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) >= WORTH_REQUESTS
+            || self.waiting_bytes.load(Ordering::Relaxed) >= WORTH_BYTES
+    }
+}
+
+/// When what waits leaves.
+#[derive(Debug)]
+struct Pace {
+    traffic: Arc<Traffic>,
+    /// The end of the log when the last entry left: it stands behind that.
+    behind: Option<LogId>,
+    /// About how many requests were under way at most when one of the last entries left; entry by entry, not with time.
+    crowd: usize,
+}
+
+impl Pace {
+    fn new(traffic: Arc<Traffic>) -> Self {
+        Self {
+            traffic,
+            behind: None,
+            crowd: 0,
+        }
+    }
+
+    /// Whether what waits should leave now. `flushed`: the last entry that is on this server's disk.
+    fn is_due(&self, flushed: impl FnOnce() -> Option<LogId>) -> bool {
+        match self.traffic.in_flight.load(Ordering::Acquire) {
             0 => true,
             1..IN_FLIGHT_MAX => {
-                self.waiting.load(Ordering::Relaxed) >= WORTH_REQUESTS
-                    || self.waiting_bytes.load(Ordering::Relaxed) >= WORTH_BYTES
-                    || needs_no_company()
+                self.traffic.is_worth_an_entry() || self.crowd < CROWD || flushed() > self.behind
             }
             _ => false,
         }
     }
 
-    async fn wait_until_due(&self, needs_no_company: impl Fn() -> bool) {
-        while !self.is_due(&needs_no_company) {
-            self.moved.notified().await;
+    async fn wait_until_due(&self, flushed: impl Fn() -> Option<LogId>) {
+        while !self.is_due(&flushed) {
+            self.traffic.moved.notified().await;
         }
     }
 
-    fn depart(self: &Arc<Self>, requests: usize) -> InFlight {
-        self.in_flight.fetch_add(1, Ordering::AcqRel);
-        self.carried.fetch_add(requests, Ordering::Relaxed);
-        InFlight {
-            pace: self.clone(),
-            requests,
-        }
+    /// So many requests leave as one entry.
+    fn depart(&mut self, requests: usize) -> InFlight {
+        let traffic = self.traffic.clone();
+        let carried = traffic.carried.fetch_add(requests, Ordering::Relaxed);
+        self.crowd = (self.crowd - self.crowd / 8).max(carried + requests);
+        traffic.in_flight.fetch_add(1, Ordering::AcqRel);
+        InFlight { traffic, requests }
     }
 
-    /// Requests under way that have left.
-    fn carried(&self) -> usize {
-        self.carried.load(Ordering::Relaxed)
+    /// They were made an entry: it stands behind what was the end of the log before.
+    fn entered(&mut self, behind: Option<LogId>) {
+        self.behind = behind;
     }
 }
 
 /// An entry in flight, until it is dropped.
 struct InFlight {
-    pace: Arc<Pace>,
+    traffic: Arc<Traffic>,
     requests: usize,
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.pace.carried.fetch_sub(self.requests, Ordering::Relaxed);
-        let before = self.pace.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.traffic.carried.fetch_sub(self.requests, Ordering::Relaxed);
+        let before = self.traffic.in_flight.fetch_sub(1, Ordering::AcqRel);
         if before == 1 || before == IN_FLIGHT_MAX {
-            self.pace.moved.notify_one();
+            self.traffic.moved.notify_one();
         }
     }
 }
@@ -148,22 +172,22 @@ impl Proposer {
         stop: CancellationToken,
     ) -> Self {
         let (queue, proposals) = mpsc::channel(QUEUE_MAX);
-        let pace = Pace::new(log.synced());
+        let traffic = Traffic::new(log.synced());
         let task = Task {
             raft,
             log,
             leadership,
-            pace: pace.clone(),
         };
-        tokio::spawn(stop.run_until_cancelled_owned(task.run(proposals)));
-        Self { queue, pace }
+        let pace = Pace::new(traffic.clone());
+        tokio::spawn(stop.run_until_cancelled_owned(task.run(proposals, pace)));
+        Self { queue, traffic }
     }
 
     /// Queues a proposal; the answer comes through its reply.
     pub(crate) fn submit(&self, proposal: Proposal) {
         let bytes = proposal.reply.request().len();
         // Before it can be taken: what is taken is counted out.
-        self.pace.came(bytes);
+        self.traffic.came(bytes);
         let (proposal, attempt) = match self.queue.try_send(proposal) {
             Ok(()) => return,
             Err(mpsc::error::TrySendError::Full(proposal)) => (proposal, Attempt::Overloaded),
@@ -171,7 +195,7 @@ impl Proposer {
                 (proposal, Attempt::NotProposed("this server is stopping".into()))
             }
         };
-        self.pace.went(bytes);
+        self.traffic.went(bytes);
         proposal.reply.send(attempt);
     }
 }
@@ -180,21 +204,15 @@ struct Task {
     raft: Raft,
     log: LogStore,
     leadership: watch::Receiver<Leadership>,
-    pace: Arc<Pace>,
 }
 
 impl Task {
-    async fn run(self, mut proposals: mpsc::Receiver<Proposal>) {
-        // The end of the log when the last entry left: it stands behind that.
-        let mut behind: Option<LogId> = None;
-        // About how many requests were under way at most when one of the last entries left; entry by entry, not with time.
-        let mut crowd = 0;
+    async fn run(self, mut proposals: mpsc::Receiver<Proposal>, mut pace: Pace) {
         let mut leadership = self.leadership.clone();
         while let Some(first) = proposals.recv().await {
-            let needs_no_company = || crowd < CROWD || self.log.flushed() > behind;
             loop {
                 tokio::select! {
-                    () = self.pace.wait_until_due(&needs_no_company) => break,
+                    () = pace.wait_until_due(|| self.log.flushed()) => break,
                     changed = leadership.changed() => {
                         // Then they are to be refused, and not for the disk to hold back.
                         let leads = leading_term(&leadership.borrow_and_update(), *self.raft.node_id()).is_ok();
@@ -214,11 +232,10 @@ impl Task {
             }
             batch
                 .iter()
-                .for_each(|proposal| self.pace.went(proposal.reply.request().len()));
-            crowd = (crowd - crowd / 8).max(self.pace.carried() + batch.len());
-            let entry = self.pace.depart(batch.len());
+                .for_each(|proposal| pace.traffic.went(proposal.reply.request().len()));
+            let entry = pace.depart(batch.len());
             if self.propose(batch, entry).await {
-                behind = log_end;
+                pace.entered(log_end);
             }
         }
     }
@@ -311,70 +328,109 @@ fn answer(replies: Vec<Reply>, result: ClientWriteResult<TypeConfig>) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
     use std::time::Duration;
 
+    use parking_lot::Mutex;
+
+    use super::super::types::log_id;
     use super::*;
 
-    const BUSY: fn() -> bool = || false;
+    const BUSY: fn() -> Option<LogId> = || None;
+
+    fn flushed(index: u64) -> impl FnOnce() -> Option<LogId> {
+        move || Some(log_id(1, index))
+    }
+
+    /// A pace that has seen a crowd, with an entry under way behind the log's entry 7.
+    fn crowded(moved: Arc<Notify>) -> (Pace, InFlight) {
+        let mut pace = Pace::new(Traffic::new(moved));
+        let entry = pace.depart(CROWD);
+        pace.entered(Some(log_id(1, 7)));
+        (pace, entry)
+    }
 
     #[test]
     fn what_is_not_worth_an_entry_waits_for_the_disk() {
-        let pace = Pace::new(Arc::default());
-        assert!(pace.is_due(BUSY), "alone, nothing waits");
-        let mut in_flight = vec![pace.depart(1)];
-        (1..WORTH_REQUESTS).for_each(|_| pace.came(1));
+        let (mut pace, entry) = crowded(Arc::default());
+        let traffic = pace.traffic.clone();
+        (1..WORTH_REQUESTS).for_each(|_| traffic.came(1));
         assert!(!pace.is_due(BUSY));
-        assert!(pace.is_due(|| true), "the disk is free");
-        pace.came(1);
+        assert!(!pace.is_due(flushed(7)), "the entry stands behind that");
+        assert!(pace.is_due(flushed(8)), "the disk is free");
+        traffic.came(1);
         assert!(pace.is_due(BUSY), "so many requests are worth it");
-        pace.went(1);
+        traffic.went(1);
         assert!(!pace.is_due(BUSY));
-        pace.came(WORTH_BYTES);
-        pace.went(1);
+        traffic.came(WORTH_BYTES);
+        traffic.went(1);
         assert!(pace.is_due(BUSY), "and so are so many bytes");
+        let mut in_flight = vec![entry];
         in_flight.extend((1..IN_FLIGHT_MAX).map(|_| pace.depart(1)));
-        assert_eq!(pace.carried(), IN_FLIGHT_MAX);
-        assert!(!pace.is_due(|| true), "but nothing leaves beyond the bound");
+        assert!(!pace.is_due(flushed(8)), "but nothing leaves beyond the bound");
         in_flight.pop();
         assert!(pace.is_due(BUSY));
-        pace.went(WORTH_BYTES);
+        traffic.went(WORTH_BYTES);
         in_flight.clear();
-        assert_eq!(pace.carried(), 0);
+        assert_eq!(traffic.carried.load(Ordering::Relaxed), 0);
         assert!(pace.is_due(BUSY), "with none in flight nothing waits");
+    }
+
+    #[test]
+    fn few_wait_for_nobody_and_a_crowd_is_not_forgotten_with_its_last_entry() {
+        let mut pace = Pace::new(Traffic::new(Arc::default()));
+        let few = pace.depart(CROWD - 1);
+        assert!(pace.is_due(BUSY), "they have nothing of company");
+        let one_more = pace.depart(1);
+        assert!(!pace.is_due(BUSY), "of all under way together");
+        drop((few, one_more));
+        let alone = pace.depart(1);
+        assert!(pace.is_due(BUSY), "there are just too few");
+        drop((alone, pace.depart(10 * CROWD)));
+        let mut entries = 0;
+        loop {
+            let _alone = pace.depart(1);
+            entries += 1;
+            if pace.is_due(BUSY) {
+                break;
+            }
+        }
+        assert!((8..=32).contains(&entries), "forgotten after {entries} entries");
     }
 
     #[tokio::test]
     async fn who_waits_is_woken_by_the_disk_the_end_of_an_entry_and_by_what_is_worth_one() {
         let disk = Arc::new(Notify::new());
-        let pace = Pace::new(disk.clone());
-        let is_free = Arc::new(AtomicBool::new(false));
-        let due = || {
-            let (pace, is_free) = (pace.clone(), is_free.clone());
+        let (mut pace, entry) = crowded(disk.clone());
+        let traffic = pace.traffic.clone();
+        let on_disk = Arc::new(Mutex::new(None));
+        let due = |pace: Pace| {
+            let on_disk = on_disk.clone();
             tokio::spawn(async move {
-                let due = pace.wait_until_due(|| is_free.load(Ordering::Relaxed));
-                tokio::time::timeout(Duration::from_secs(10), due).await.is_ok()
+                let due = pace.wait_until_due(|| *on_disk.lock());
+                let due = tokio::time::timeout(Duration::from_secs(10), due).await;
+                due.expect("it is woken");
+                pace
             })
         };
-        let entry = pace.depart(1);
-        let waiting = due();
+        let waiting = due(pace);
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished(), "an entry is on its way to the disk");
-        is_free.store(true, Ordering::Relaxed);
+        *on_disk.lock() = flushed(8)();
         disk.notify_one();
-        assert!(waiting.await.unwrap());
-        is_free.store(false, Ordering::Relaxed);
-        let waiting = due();
+        pace = waiting.await.unwrap();
+        *on_disk.lock() = None;
+        let waiting = due(pace);
         tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
         drop(entry);
-        assert!(waiting.await.unwrap(), "the entry is through");
-        let _entry = pace.depart(1);
-        let waiting = due();
+        pace = waiting.await.unwrap();
+        let _entry = pace.depart(CROWD);
+        let waiting = due(pace);
         tokio::task::yield_now().await;
-        (1..WORTH_REQUESTS).for_each(|_| pace.came(1));
+        (1..WORTH_REQUESTS).for_each(|_| traffic.came(1));
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished(), "what waits is not worth an entry");
-        pace.came(1);
-        assert!(waiting.await.unwrap());
+        traffic.came(1);
+        waiting.await.unwrap();
     }
 }
