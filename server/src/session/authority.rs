@@ -52,15 +52,15 @@ impl AuthoritySettings {
     }
 }
 
-/// How often an authority looks at the clock.
+/// When an authority looks at the clock next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pace {
+enum Look {
     /// Without office: not before it may take it.
-    Off,
+    Never,
     /// Nothing is there to be judged: when something has changed.
-    Resting,
+    OnChange,
     /// At every tick.
-    Ticking,
+    EveryTick,
 }
 
 /// Handle on this server's authority. Cheap to clone.
@@ -98,11 +98,11 @@ impl Authority {
         // Whoever leads already is looked at like one that begins to.
         leadership.mark_changed();
         loop {
-            let pace = self.pace();
+            let look = self.next_look();
             let ended = tokio::select! {
-                _ = ticks.tick(), if pace == Pace::Ticking => false,
-                changed = applied.changed(), if pace == Pace::Resting => changed.is_err(),
-                () = pulse::pause(REST_MAX), if pace == Pace::Resting => false,
+                _ = ticks.tick(), if look == Look::EveryTick => false,
+                changed = applied.changed(), if look == Look::OnChange => changed.is_err(),
+                () = pulse::pause(REST_MAX), if look == Look::OnChange => false,
                 changed = leadership.changed() => changed.is_err(),
             };
             if ended {
@@ -120,12 +120,12 @@ impl Authority {
         }
     }
 
-    fn pace(&self) -> Pace {
+    fn next_look(&self) -> Look {
         match self.office.lock().as_ref() {
-            None => Pace::Off,
+            None => Look::Never,
             // Who hears nobody looks out for the moment at which it hears again.
-            Some(office) if office.is_resting() && office.deaf_since.is_none() => Pace::Resting,
-            Some(_) => Pace::Ticking,
+            Some(office) if office.is_resting() && office.deaf_since.is_none() => Look::OnChange,
+            Some(_) => Look::EveryTick,
         }
     }
 

@@ -59,10 +59,16 @@ pub(crate) struct Office {
     proposals: usize,
     /// Nothing was left to judge: nobody ticks until there is.
     resting: bool,
-    /// For how many looks in a row nothing has been left to judge, and at which revision.
-    idle_for: (u32, Revision),
+    idle_for: Idle,
     /// Since when no heartbeat could be recorded, for lack of a quorum.
     pub(super) deaf_since: Option<Instant>,
+}
+
+/// For how many looks in a row nothing has been left to judge, all of them at one revision.
+#[derive(Clone, Copy, Debug)]
+struct Idle {
+    looks: u32,
+    revision: Revision,
 }
 
 /// Which sessions are judged here.
@@ -155,7 +161,10 @@ impl Office {
             holders: BTreeMap::new(),
             proposals: 0,
             resting: false,
-            idle_for: (0, directory.revision()),
+            idle_for: Idle {
+                looks: 0,
+                revision: directory.revision(),
+            },
             deaf_since: None,
         };
         office.compare_services(directory, now);
@@ -217,12 +226,16 @@ impl Office {
     /// changes: the next one, however late, shows no pause. What begins to count down meanwhile lasts at least as long
     /// as it should.
     pub(crate) fn rest_if_idle(&mut self, directory: &Directory) {
-        let (looks, revision) = self.idle_for;
-        let looks = match self.is_idle(directory) {
-            true if revision == self.seen => looks.saturating_add(1),
-            true | false => 0,
+        let Idle { looks, revision } = self.idle_for;
+        let looks = if self.is_idle(directory) && revision == self.seen {
+            looks.saturating_add(1)
+        } else {
+            0
         };
-        self.idle_for = (looks, self.seen);
+        self.idle_for = Idle {
+            looks,
+            revision: self.seen,
+        };
         self.resting = looks >= IDLE_LOOKS;
     }
 
