@@ -186,7 +186,8 @@ impl ServerGauges {
             "Sessions with a stream on this server",
             gauges.sessions_held.clone(),
         );
-        let help = "Renewal reports that the leader answered, since the start";
+        let help = "Renewal reports that the leader answered, since the start; \
+                    near 0 on a server that is the whole cluster: what it hears it records itself";
         session.register("reports_answered", help, gauges.reports.clone());
         let help = "Renewal reports that reached no leader, since the start";
         session.register("reports_unanswered", help, gauges.reports_failed.clone());
