@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tonic::Status;
 use tonic::body::Body;
 
+use super::super::pace::{REST_MAX, REST_MIN, REST_PER_STREAM};
 use super::*;
 use crate::watch::{Line, StreamHandle};
 
@@ -337,46 +338,6 @@ async fn changes_close_behind_one_another_leave_together() {
     }
     stop.cancel();
     running.await.unwrap();
-}
-
-/// No more changes wait for the end of a rest than a backlog bears, and none that could fall out of the log of changes.
-#[test]
-fn what_waits_while_the_hub_rests_is_bounded() {
-    let waits = |limits: WatchConfig, changes: u16| {
-        let mut world = World::new(limits, 10_000);
-        let key = key("a", "one");
-        world.put(&key, "n", 1);
-        world.pull();
-        let since = world.hub.inner.directory.read().changes().passed();
-        let mut head = world.hub.settled();
-        for weight in 0..changes {
-            head = world.put(&key, "n", weight + 2);
-        }
-        world.hub.may_rest(head, since)
-    };
-    let limits = WatchConfig::default;
-    let revisions = u16::try_from(REVISIONS_PER_ROUND).unwrap();
-    assert!(waits(limits(), revisions));
-    assert!(!waits(limits(), revisions + 1));
-    let few_frames = || WatchConfig {
-        backlog_frames: 16,
-        ..limits()
-    };
-    assert!(waits(few_frames(), 4));
-    assert!(!waits(few_frames(), 5));
-    for few_bytes in [
-        WatchConfig {
-            backlog_bytes: 1_000,
-            ..limits()
-        },
-        WatchConfig {
-            retained_bytes: 1_000,
-            ..limits()
-        },
-    ] {
-        assert!(waits(few_bytes.clone(), 0));
-        assert!(!waits(few_bytes, 5));
-    }
 }
 
 /// Revisions in a row of one service wait as one piece, bounded like any other; where something else happened in between,

@@ -1,5 +1,7 @@
 //! The hub: brings every change to the streams that follow it.
 
+mod pace;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use self::pace::Pace;
 use super::backlog::{Backlog, Bounds, ChangeFrames, Item, Offered, Place, Started, Tally};
 use super::cache::{FrameCache, ViewCache};
 use super::fanout::LastMessage;
@@ -35,14 +38,6 @@ const REVISIONS_PER_MERGE: usize = 4_096;
 
 /// What leaves together takes at most this part of a backlog, and of a message.
 const BACKLOG_SHARE: usize = 4;
-/// Behind a round the next one waits for so long for each stream that was told of something; telling it takes about a quarter
-/// of that. So changes that come fast leave together, and telling of them takes a part of a processor, up to some 2,500
-/// streams and as many revisions a second.
-const REST_PER_STREAM: Duration = Duration::from_micros(40);
-/// Timers are no finer: who tells few does not rest.
-const REST_MIN: Duration = Duration::from_millis(1);
-const REST_MAX: Duration = Duration::from_millis(100);
-
 /// A stream's share of the time over which streams leave a closing server: a reconnect costs the others less.
 const SLOT_MS: u64 = 2;
 /// Over at most so long are subscriptions asked for again that have to move to the other hub.
@@ -285,39 +280,28 @@ impl WatchHub {
     pub async fn run(self, mut applied: watch::Receiver<AppliedHead>, shutdown: CancellationToken) {
         let mut bookmarks = tokio::time::interval(self.inner.limits.bookmark_interval);
         bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // When changes that wait leave.
-        let mut leave_at: Option<Instant> = None;
-        let mut rest = Rest {
-            until: Instant::now(),
-            since: Passed::default(),
-        };
+        let mut pace = Pace::new(&self.inner.limits, Instant::now());
         loop {
-            let leaving = leave_at.unwrap_or_else(Instant::now);
+            let leave_at = pace.leave_at();
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 changed = applied.changed() => {
                     if changed.is_err() {
                         return;
                     }
-                    let (now, head) = (Instant::now(), applied.borrow_and_update().revision);
-                    let wait = match self.inner.storm.coalescing() {
-                        Some(delay_max) => self.may_wait(head).then(|| now + delay_max),
-                        None => (rest.until > now && self.may_rest(head, rest.since)).then_some(rest.until),
-                    };
-                    if let Some(until) = wait {
-                        leave_at.get_or_insert(until);
-                    } else {
-                        leave_at = None;
-                        rest = self.pull_all().await;
+                    let head = applied.borrow_and_update().revision;
+                    let waiting = head.0.saturating_sub(self.settled().0);
+                    let coalescing = self.inner.storm.coalescing();
+                    if pace.handle_change(Instant::now(), waiting, coalescing, || self.passed()) {
+                        self.pull_all(&mut pace).await;
                     }
                 }
-                () = tokio::time::sleep_until(leaving), if leave_at.is_some() => {
-                    leave_at = None;
-                    rest = self.pull_all().await;
+                () = tokio::time::sleep_until(leave_at.unwrap_or_else(Instant::now)), if leave_at.is_some() => {
+                    self.pull_all(&mut pace).await;
                 }
                 _ = bookmarks.tick() => {
                     let told = self.bookmark();
-                    rest.until = rest.until.max(rested_from(told));
+                    pace.on_bookmarks(told, Instant::now());
                 }
             }
         }
@@ -582,9 +566,9 @@ impl WatchHub {
         }
     }
 
-    /// Tells of all there is; the rest behind it.
-    async fn pull_all(&self) -> Rest {
-        let since = self.inner.directory.read().changes().passed();
+    /// Tells of all there is.
+    async fn pull_all(&self, pace: &mut Pace) {
+        let since = self.passed();
         let mut told_in_all = 0_usize;
         loop {
             let (more, told) = self.round();
@@ -594,35 +578,12 @@ impl WatchHub {
             }
             tokio::task::yield_now().await;
         }
-        Rest {
-            until: rested_from(told_in_all),
-            since,
-        }
+        pace.on_round(told_in_all, since, Instant::now());
     }
 
-    /// Whether the changes up to `head` may wait until the hub has rested: what is kept back takes no room, but what leaves
-    /// together should not fill a stream's backlog, nor fall out of the log of changes before. `since`: of what came before, all
-    /// has left.
-    fn may_rest(&self, head: Revision, since: Passed) -> bool {
-        let limits = &self.inner.limits;
-        let revisions = head.0.saturating_sub(self.settled().0);
-        let passed = self.inner.directory.read().changes().passed();
-        // The directory may be another one by now, with a log that begins anew.
-        let (Some(frames), Some(bytes)) = (
-            passed.services.checked_sub(since.services),
-            passed.bytes.checked_sub(since.bytes),
-        ) else {
-            return false;
-        };
-        revisions <= REVISIONS_PER_ROUND.min(limits.retained_revisions / 2) as u64
-            && frames <= (limits.backlog_frames / BACKLOG_SHARE) as u64
-            && bytes <= (limits.backlog_bytes.min(limits.retained_bytes) / BACKLOG_SHARE) as u64
-    }
-
-    /// Whether the changes up to `head` may wait for more: not if they could fall out of the change log.
-    fn may_wait(&self, head: Revision) -> bool {
-        let waiting = head.0.saturating_sub(self.settled().0);
-        waiting <= REVISIONS_PER_MERGE as u64 && waiting <= self.inner.limits.retained_revisions as u64 / 2
+    /// What has gone through the log of changes.
+    fn passed(&self) -> Passed {
+        self.inner.directory.read().changes().passed()
     }
 
     /// Whether there is more, and how many streams were told.
@@ -686,22 +647,6 @@ impl WatchHub {
         // In vain: the hub is gone, and the stream is about to hear of it.
         _ = rounds.wait_for(|settled| *settled >= revision).await;
     }
-}
-
-/// When the hub has rested from telling so many streams.
-fn rested_from(told: usize) -> Instant {
-    let told = u32::try_from(told).unwrap_or(u32::MAX);
-    let rest = REST_PER_STREAM.saturating_mul(told).min(REST_MAX);
-    let now = Instant::now();
-    if rest < REST_MIN { now } else { now + rest }
-}
-
-/// Behind a round.
-struct Rest {
-    /// Before that the next does not begin.
-    until: Instant,
-    /// What had gone through the log of changes before the round.
-    since: Passed,
 }
 
 impl Inner {
