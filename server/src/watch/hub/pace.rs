@@ -9,7 +9,7 @@ use std::time::Duration;
 use rollcall_core::directory::Passed;
 use tokio::time::Instant;
 
-use super::{BACKLOG_SHARE, REVISIONS_PER_MERGE, REVISIONS_PER_ROUND};
+use super::round::{BACKLOG_SHARE, REVISIONS_PER_MERGE, REVISIONS_PER_ROUND};
 use crate::config::WatchConfig;
 
 /// Behind a round the next one waits for so long for each stream that was told of something; telling it takes about a quarter

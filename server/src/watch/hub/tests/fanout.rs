@@ -1,23 +1,29 @@
 //! Streams that are told past their tasks: over real sockets, with clients that look at every revision.
 
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::Stream;
 use http_body::Frame as Part;
+use prost::Message;
 use rollcall_proto::upgrade::{Limits as Allowed, Sending};
+use rollcall_proto::v1::{self, watch_frame::Frame};
 use rustix::net::sockopt;
 use tokio::io::AsyncReadExt;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::super::pace::{REST_MAX, REST_MIN, REST_PER_STREAM};
-use super::*;
-use crate::watch::{Line, StreamHandle};
-
+use super::world::{World, follow, key};
+use crate::config::WatchConfig;
+use crate::raft::AppliedHead;
+use crate::watch::{Line, StreamHandle, Target, WatchStream};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a stream says, as its handler lays it out.
@@ -142,13 +148,15 @@ async fn by_line(world: &World) -> (StreamHandle, Line, Sending<Body, OwnedWrite
 #[tokio::test]
 async fn a_change_leaves_though_the_streams_task_is_not_woken() {
     let mut world = World::new(WatchConfig::default(), 1_000);
-    let key = key("a", "one");
-    world.put(&key, "n", 1);
+    let service = key("a", "one");
+    world.put(&service, "n", 1);
     let (handle, line, sending, mut watcher) = by_line(&world).await;
-    handle.subscribe(follow(1, Target::Service(key.clone()))).unwrap();
+    handle
+        .subscribe(follow(1, Target::Service(service.clone())))
+        .unwrap();
     let mut carrying = pin!(line.carry(sending));
     // Before its first message is out there is more to say than a change.
-    world.put(&key, "n", 2);
+    world.put(&service, "n", 2);
     world.pull();
     let revision = world.hub.settled().0;
     tokio::select! {
@@ -159,8 +167,8 @@ async fn a_change_leaves_though_the_streams_task_is_not_woken() {
     assert!(futures_util::poll!(&mut carrying).is_pending());
     // Nobody looks at its task any more.
     for weight in 3..6 {
-        world.put(&key, "n", weight);
-        world.put(&key, "m", weight);
+        world.put(&service, "n", weight);
+        world.put(&service, "m", weight);
         world.pull();
         let revision = world.hub.settled().0;
         watcher.until(|watcher| watcher.seen == revision).await;
@@ -168,9 +176,9 @@ async fn a_change_leaves_though_the_streams_task_is_not_woken() {
     world.hub.bookmark();
     watcher.until(|watcher| watcher.bookmarks == 1).await;
     // What only the task can say is not overtaken.
-    let nothing = Target::Service(super::key("a", "nothing"));
+    let nothing = Target::Service(key("a", "nothing"));
     handle.subscribe(follow(2, nothing)).unwrap();
-    world.put(&key, "n", 9);
+    world.put(&service, "n", 9);
     world.pull();
     let early = tokio::time::timeout(Duration::from_millis(50), watcher.message());
     assert!(
@@ -186,7 +194,7 @@ async fn a_change_leaves_though_the_streams_task_is_not_woken() {
     // Nor is anything said behind a stream's end, or kept.
     handle.close();
     assert!(carrying.await.is_some());
-    world.put(&key, "n", 10);
+    world.put(&service, "n", 10);
     world.pull();
     assert_eq!(Arc::strong_count(&handle.shared), 1, "the handle's");
 }
@@ -223,7 +231,7 @@ async fn whoever_says_it_every_revision_is_said_once_and_in_order() {
                 messages += 1;
                 if number % 4 == 0 && messages.is_multiple_of(16) {
                     // Something that changes cannot overtake.
-                    let nothing = Target::Service(super::key("a", &format!("nothing-{messages}")));
+                    let nothing = Target::Service(key("a", &format!("nothing-{messages}")));
                     handle.subscribe(follow(1 + messages, nothing)).unwrap();
                 }
                 tokio::time::sleep(Duration::from_micros(number % 5 * 300)).await;
@@ -253,137 +261,4 @@ async fn whoever_says_it_every_revision_is_said_once_and_in_order() {
     stop.cancel();
     running.await.unwrap();
     drop(kept);
-}
-
-/// Whoever is told of one change while the next is being offered finds that, and cannot take it yet; and nobody tells him again.
-#[tokio::test]
-async fn a_change_that_comes_while_its_reader_looks_is_not_left_lying() {
-    let mut world = World::new(WatchConfig::default(), 1_000);
-    let key = key("a", "one");
-    world.put(&key, "n", 1);
-    let mut client = world.open();
-    client.follow(follow(1, Target::Service(key.clone())));
-    client.read_all();
-    let before = client.deltas();
-    let settled = world.hub.settled();
-    let revisions = [world.put(&key, "n", 2), world.put(&key, "n", 3)];
-    let inner = world.hub.inner.clone();
-    let changes = inner.directory.read().changes().range(settled, 2).unwrap();
-    {
-        let mut state = inner.state.lock();
-        inner.offer(&mut state, &changes[0]);
-        inner.settle(&mut state, revisions[0]);
-        let told = std::mem::take(&mut state.woken);
-        inner.offer(&mut state, &changes[1]);
-        assert_eq!((told.len(), state.woken.len()), (1, 0));
-    }
-    client.read_until_delta().await;
-    assert_eq!(client.deltas(), before + 1);
-    {
-        let mut next = pin!(client.read_until_delta());
-        let early = futures_util::poll!(&mut next);
-        assert!(early.is_pending(), "it is not offered whole");
-        inner.settle(&mut inner.state.lock(), revisions[1]);
-        next.await;
-    }
-    assert_eq!(client.deltas(), before + 2);
-}
-
-/// One change leaves at once; those that follow it closely leave together, when the hub has rested from telling the first.
-#[tokio::test]
-async fn changes_close_behind_one_another_leave_together() {
-    const WATCHERS: u32 = 2_000;
-    let mut world = World::new(WatchConfig::default(), 10_000);
-    let key = key("a", "one");
-    world.put(&key, "n", 1);
-    let mut clients: Vec<_> = (0..WATCHERS).map(|_| world.open()).collect();
-    for client in &mut clients {
-        client.follow(follow(1, Target::Service(key.clone())));
-        client.read_all();
-    }
-    let (applied, following) = watch::channel(AppliedHead::default());
-    let stop = CancellationToken::new();
-    let running = tokio::spawn(world.hub.clone().run(following, stop.clone()));
-    let mut weight = 1;
-    let mut change = |world: &mut World| {
-        weight += 1;
-        let revision = world.put(&key, "n", weight);
-        applied.send_replace(AppliedHead {
-            revision,
-            position: None,
-        });
-        revision
-    };
-    let rest = REST_PER_STREAM * WATCHERS;
-    assert!(rest > REST_MIN && rest < REST_MAX);
-    for changes in [10, 200] {
-        let began = Instant::now();
-        let first = change(&mut world);
-        clients[0].read_until_delta().await;
-        assert_eq!(world.hub.settled(), first);
-        let before = clients[0].deltas();
-        for _ in 0..changes {
-            change(&mut world);
-            tokio::task::yield_now().await;
-        }
-        let told = world.hub.settled();
-        assert!(told == first || began.elapsed() > rest, "the hub rests");
-        while clients[0].deltas() < before + changes {
-            clients[0].read_until_delta().await;
-        }
-        assert!(began.elapsed() > rest, "{:?}", began.elapsed());
-        clients.iter_mut().for_each(Client::read_all);
-        assert!(clients.iter().all(|client| client.deltas() == before + changes));
-        tokio::time::sleep(REST_MAX).await;
-    }
-    stop.cancel();
-    running.await.unwrap();
-}
-
-/// Revisions in a row of one service wait as one piece, bounded like any other; where something else happened in between,
-/// they do not.
-#[tokio::test]
-async fn revisions_of_one_service_are_told_in_one_piece() {
-    let limits = WatchConfig {
-        backlog_frames: 16,
-        ..WatchConfig::default()
-    };
-    let mut world = World::new(limits, 1_000);
-    let (one, other) = (key("a", "one"), key("a", "two"));
-    world.put(&one, "n", 1);
-    world.put(&other, "n", 1);
-    let all = Target::Prefix("a".into());
-    let mut of_one = world.open();
-    of_one.follow(follow(1, Target::Service(one.clone())));
-    // Twice: what it follows in two ways it is told once.
-    of_one.follow(follow(2, all.clone()));
-    let mut of_all = world.open();
-    of_all.follow(follow(1, all.clone()));
-    for client in [&mut of_one, &mut of_all] {
-        client.read_all();
-        client.log.clear();
-    }
-    for weight in 2..12 {
-        world.put(&one, "n", weight);
-    }
-    world.put(&other, "n", 2);
-    world.put(&one, "n", 20);
-    world.pull();
-    let items = of_all.handle.shared.backlog.lock().items();
-    assert_eq!(items, 5, "ten by four, and two");
-    for client in [&mut of_one, &mut of_all] {
-        assert_eq!(client.handle.shared.backlog.lock().waiting().0, 12);
-        client.read_all();
-        assert_eq!(client.log, ["delta"; 12]);
-        assert_eq!(client.picture(), world.truth(&all));
-        client.log.clear();
-    }
-    // What does not fit becomes state.
-    for weight in 100..120 {
-        world.put(&one, "n", weight);
-    }
-    world.pull();
-    of_all.read_all();
-    assert_eq!(of_all.log, ["lagged", "bookmark"]);
-    assert_eq!(of_all.picture(), world.truth(&all));
 }

@@ -1,0 +1,152 @@
+//! The storm switch: full lists wait for their turn, changes for more of them.
+
+use rollcall_core::directory::Sign;
+use rollcall_core::ids::{Revision, ServiceKey};
+use rollcall_core::storm::{Mode, Share};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::world::{World, follow, key};
+use crate::config::{StormConfig, WatchConfig};
+use crate::raft::AppliedHead;
+use crate::watch::{Subscription, Target};
+/// One in ten thousand: whoever asks in a test has to wait.
+fn nobody() -> Mode {
+    Mode::On {
+        share: Share::from_basis_points(1).unwrap(),
+    }
+}
+
+fn everybody() -> Mode {
+    Mode::On {
+        share: Share::from_basis_points(10_000).unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn who_has_another_list_waits_its_turn_and_keeps_what_it_has() {
+    let mut world = World::new(WatchConfig::default(), 4);
+    let key = key("a", "one");
+    let target = Target::Service(key.clone());
+    world.put(&key, "n1", 1);
+    let mut client = world.open();
+    client.follow(follow(1, target.clone()));
+    client.read_all();
+    let (known, resume) = (client.known(), Revision(client.resume));
+    drop(client);
+    world.set_storm(nobody());
+
+    // An equal sign costs nothing and is no question.
+    let mut client = world.open();
+    let again = |id, known: &Vec<(ServiceKey, Sign)>, after| Subscription {
+        after,
+        known: known.clone(),
+        ..follow(id, target.clone())
+    };
+    assert!(!client.handle.must_wait(&again(1, &known, Revision(0))).await);
+    // Nor is a resume from retained changes.
+    world.put(&key, "n2", 1);
+    assert!(!client.handle.must_wait(&again(1, &known, resume)).await);
+    // A full list is one.
+    assert!(client.handle.must_wait(&again(2, &known, Revision(0))).await);
+    client.read_all();
+    assert!(client.log.is_empty(), "{:?}", client.log);
+    let keep = client.kept.pop().unwrap();
+    assert!(keep.subscription == 2 && keep.retry_after_ms > 0, "{keep:?}");
+    let status = world.storm.status();
+    assert_eq!((status.served, status.kept), (0, 1));
+
+    // A cold one passes through the bucket.
+    let cold = follow(3, target.clone());
+    assert!(!client.handle.must_wait(&cold).await);
+    client.follow(cold);
+    client.read_all();
+    assert_eq!(client.picture(), world.truth(&target));
+
+    // Switched off, nobody waits.
+    world.set_storm(Mode::Off);
+    assert!(!client.handle.must_wait(&again(4, &known, Revision(0))).await);
+}
+
+#[tokio::test]
+async fn changes_of_a_round_leave_as_one_for_each_service() {
+    let mut world = World::new(WatchConfig::default(), 1_000);
+    let (one, other) = (key("a", "one"), key("a/b", "two"));
+    let target = Target::Prefix("a".into());
+    world.put(&one, "n1", 1);
+    world.put(&other, "n1", 1);
+    let mut client = world.open();
+    client.merged = true;
+    client.follow(follow(1, target.clone()));
+    client.read_all();
+    world.set_storm(everybody());
+    world.pull();
+    client.log.clear();
+    for weight in 1..50 {
+        world.put(&one, "n1", weight);
+        world.put(&one, "n2", weight);
+    }
+    world.put(&other, "n3", 1);
+    world.remove(&one, "n2");
+    // It goes and comes back.
+    world.remove(&other, "n1");
+    world.remove(&other, "n3");
+    world.delete(&other);
+    world.put(&other, "n4", 1);
+    world.pull();
+    client.read_all();
+    assert_eq!(client.log, ["delta", "gone", "delta"]);
+    assert_eq!(client.picture(), world.truth(&target));
+    assert!(world.storm.status().coalesced > 90);
+
+    // Resuming behind what came last misses nothing.
+    let resume = Revision(client.resume);
+    world.put(&one, "n5", 1);
+    client.handle.unsubscribe(1);
+    client.follow(Subscription {
+        after: resume,
+        ..follow(2, target.clone())
+    });
+    client.read_all();
+    assert_eq!(client.picture(), world.truth(&target));
+}
+
+#[tokio::test]
+async fn changes_wait_for_more_but_not_for_ever() {
+    let mut world = World::new(WatchConfig::default(), 1_000);
+    let key = key("a", "one");
+    world.put(&key, "n1", 1);
+    world.set_storm(everybody());
+    let mut client = world.open();
+    client.follow(follow(1, Target::Service(key.clone())));
+    client.read_all();
+    client.log.clear();
+    let head = AppliedHead::default();
+    let (applied, following) = watch::channel(head);
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(world.hub.clone().run(following, stop.clone()));
+    let began = Instant::now();
+    for weight in 2..5 {
+        let revision = world.put(&key, "n1", weight);
+        applied.send_replace(AppliedHead { revision, ..head });
+        tokio::task::yield_now().await;
+        client.read_all();
+        assert_eq!(client.deltas(), 0);
+    }
+    client.read_until_delta().await;
+    let waited = began.elapsed();
+    let delay_max = StormConfig::default().delay_max;
+    assert!(waited >= delay_max && waited < delay_max * 10, "{waited:?}");
+    assert_eq!(client.deltas(), 1);
+    // Off: at once.
+    world.set_storm(Mode::Off);
+    let revision = world.put(&key, "n1", 9);
+    let began = Instant::now();
+    applied.send_replace(AppliedHead { revision, ..head });
+    client.read_until_delta().await;
+    assert!(began.elapsed() < delay_max, "{:?}", began.elapsed());
+    assert_eq!(client.deltas(), 2);
+    stop.cancel();
+    running.await.unwrap();
+}

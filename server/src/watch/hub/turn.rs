@@ -1,0 +1,89 @@
+//! Whose turn it is: while the storm switch is on, whoever wants full lists waits for it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rollcall_core::ids::{GroupName, Revision};
+
+use super::WatchHub;
+use super::subscription::{Subscription, current_state};
+use crate::storm::Turn;
+use crate::watch::backlog::Item;
+use crate::watch::stream::Shared;
+
+impl WatchHub {
+    /// Whether the storm switch lets a subscription have the full lists with which it would begin at these hubs:
+    /// if not, when it may ask again.
+    pub(crate) fn must_wait(&self, stream: &Shared, parts: &[(&Self, &Subscription)]) -> Option<Duration> {
+        let storm = &self.inner.storm;
+        if !storm.engaged() {
+            return None;
+        }
+        let groups = parts
+            .iter()
+            .flat_map(|(hub, subscription)| hub.lists(subscription));
+        let groups: BTreeSet<GroupName> = groups.collect();
+        let cold = parts
+            .iter()
+            .all(|(_, subscription)| subscription.known.is_empty());
+        storm.ask(&groups, &stream.consumer(), cold)
+    }
+
+    /// The groups of the full lists with which a subscription would begin.
+    fn lists(&self, subscription: &Subscription) -> BTreeSet<GroupName> {
+        let directory = self.inner.directory.read();
+        // Resumed from retained changes, it begins with those.
+        if subscription.after >= directory.changes().floor().max(Revision(1)) {
+            return BTreeSet::new();
+        }
+        let lists = current_state(subscription, self.inner.shown(&directory));
+        lists.filter_map(|item| list_of(&item).cloned()).collect()
+    }
+
+    /// Whether a lagging stream has to wait for its turn to get the current state, and for how long.
+    pub(crate) fn laggard_waits(&self, stream: &Shared) -> Option<Duration> {
+        let storm = &self.inner.storm;
+        if !storm.engaged() {
+            return None;
+        }
+        let groups: BTreeSet<GroupName> = {
+            let directory = self.inner.directory.read();
+            let backlog = stream.backlog.lock();
+            let targets = backlog.subscriptions.values();
+            let shown = self.inner.shown(&directory);
+            let services = targets.flat_map(|target| shown.services(target));
+            services.map(|service| service.key.group.clone()).collect()
+        };
+        storm.ask(&groups, &stream.consumer(), false)
+    }
+
+    /// Waits for the moment at which changes that are kept back leave, if there are any: a new subscription
+    /// makes them leave at once, and many of them would undo the coalescing.
+    pub(crate) async fn next_round(&self) {
+        let Some(delay_max) = self.inner.storm.coalescing() else {
+            return;
+        };
+        let head = self.inner.directory.read().revision();
+        let mut rounds = self.inner.rounds.subscribe();
+        let round = rounds.wait_for(|position| *position >= head);
+        // In vain: the switch was turned off, or the hub is stopping.
+        _ = tokio::time::timeout(delay_max, round).await;
+    }
+
+    /// Waits for the turn of a message with so many bytes of full lists.
+    pub(crate) async fn list_turn(&self, bytes: usize) -> Turn<'_> {
+        self.inner.storm.list_turn(bytes).await
+    }
+}
+
+/// The group of a full list.
+fn list_of(item: &Item) -> Option<&GroupName> {
+    match item {
+        Item::State {
+            key,
+            service: Some(_),
+            ..
+        } => Some(&key.group),
+        _ => None,
+    }
+}
