@@ -11,6 +11,7 @@ pub mod v1 {
 
 pub mod codec;
 pub mod heartbeat;
+pub mod prefix;
 pub mod shared;
 pub mod upgrade;
 

@@ -6,6 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use tonic::codegen::http::header::HeaderMap;
 
 use super::head::headers_from;
+use crate::prefix::{PREFIX_BYTES, put_prefix};
 
 /// Kind of the frame that closes a direction. Its content: trailers as lines of `name: value`.
 pub const END: u8 = 0x80;
@@ -13,9 +14,6 @@ pub const END: u8 = 0x80;
 pub const BEAT: u8 = 0x40;
 /// Largest content of an [`END`], in bytes.
 pub const TRAILERS_BYTES_MAX: usize = 64 << 10;
-
-/// In front of each frame: its kind, and the length of its content.
-pub(super) const PREFIX_BYTES: usize = 5;
 
 /// A direction's end, with its trailers.
 pub(super) fn end_frame(trailers: Option<&HeaderMap>) -> Bytes {
@@ -32,8 +30,7 @@ pub(super) fn end_frame(trailers: Option<&HeaderMap>) -> Bytes {
         let _infallible = text.write_str("grpc-status: 2\r\ngrpc-message: the status was too long\r\n");
     }
     let mut frame = BytesMut::with_capacity(PREFIX_BYTES + text.len());
-    frame.put_u8(END);
-    frame.put_u32(u32::try_from(text.len()).unwrap_or(u32::MAX));
+    put_prefix(END, text.len(), &mut frame);
     frame.put_slice(&text);
     frame.freeze()
 }

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::frame::{BEAT, END, PREFIX_BYTES, TRAILERS_BYTES_MAX};
+use super::frame::{BEAT, END, TRAILERS_BYTES_MAX};
+use crate::prefix::PREFIX_BYTES;
 
 /// A part of what came.
 #[derive(Debug, PartialEq, Eq)]

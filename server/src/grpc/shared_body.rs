@@ -14,6 +14,7 @@ use http_body::Frame;
 use parking_lot::Mutex;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
+use rollcall_proto::prefix::{MESSAGE, PREFIX_BYTES, put_prefix};
 use rollcall_proto::v1::{self, discover_response::Answer};
 use tonic::body::Body;
 use tonic::codegen::{BoxStream, Service, http};
@@ -25,8 +26,6 @@ use tonic::{Response, Status};
 const SHARED_MIN: usize = 2 << 10;
 /// Answers that are ready together leave together, up to so many bytes.
 const TOGETHER_BYTES: usize = 32 << 10;
-/// Before each message: whether it is compressed, and its length.
-const PREFIX_BYTES: usize = 5;
 
 /// A message that may hold large parts that are encoded already.
 pub(super) trait Answers: Message + Send + Sized + 'static {
@@ -78,8 +77,7 @@ pub(super) struct Layout {
 impl Layout {
     fn message<M: Answers>(&mut self, message: M, bytes: usize) {
         self.small.reserve(PREFIX_BYTES + bytes.min(SHARED_MIN));
-        self.small.put_u8(0);
-        self.small.put_u32(u32::try_from(bytes).unwrap_or(u32::MAX));
+        put_prefix(MESSAGE, bytes, &mut self.small);
         message.lay(self);
     }
 

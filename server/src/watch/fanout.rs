@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use parking_lot::Mutex;
-use prost::Message;
-use rollcall_proto::v1::{Bookmark, WatchResponse, watch_frame::Frame};
+use rollcall_proto::prefix::prefixed;
+use rollcall_proto::v1::WatchResponse;
 
 use super::backlog::Run;
 use super::frame;
@@ -19,8 +19,6 @@ use super::stream::Shared;
 
 /// Streams that are told in one turn.
 const STREAMS_PER_TURN: usize = 16;
-/// In front of a message: that it is not compressed, and its length.
-const PREFIX_BYTES: usize = 5;
 
 /// How a stream is told of changes past its task.
 pub(crate) struct Outlet {
@@ -51,10 +49,7 @@ fn frames(run: &Run) -> Vec<Bytes> {
         .changes
         .iter()
         .flat_map(|change| change.frames.iter().cloned());
-    let bookmark = run
-        .bookmark
-        .map(|revision| frame::encode(Frame::Bookmark(Bookmark { revision: revision.0 })));
-    changes.chain(bookmark).collect()
+    changes.chain(run.bookmark.map(frame::bookmark)).collect()
 }
 
 impl LaidOut {
@@ -65,16 +60,11 @@ impl LaidOut {
             epoch: outlet.epoch,
             cluster: String::new(),
         };
-        let length = message.encoded_len();
-        let mut bytes = BytesMut::with_capacity(PREFIX_BYTES + length);
-        bytes.put_u8(0);
-        bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-        message.encode_raw(&mut bytes);
         Self {
             run,
             mode: outlet.mode,
             epoch: outlet.epoch,
-            bytes: bytes.freeze(),
+            bytes: prefixed(&message),
         }
     }
 

@@ -67,6 +67,11 @@ pub(crate) fn gone(key: &ServiceKey, revision: Revision) -> Bytes {
     }))
 }
 
+/// All that concerns the stream up to here has been said.
+pub(crate) fn bookmark(revision: Revision) -> Bytes {
+    encode(Frame::Bookmark(v1::Bookmark { revision: revision.0 }))
+}
+
 /// The whole service, from its encoded [`v1::ServiceView`].
 pub(crate) fn snapshot(view: Bytes, revision: Revision, lagged: bool) -> Bytes {
     let snapshot = SnapshotOfBytes {

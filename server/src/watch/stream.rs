@@ -470,7 +470,7 @@ impl WatchStream {
             Item::Started(started) => frame::encode(Frame::Started(self.started(*started))),
             Item::Rejected(rejected) => frame::encode(Frame::Rejected(*rejected)),
             Item::KeepCache(keep) => frame::encode(Frame::KeepCache(keep)),
-            Item::Bookmark(revision) => frame::encode(Frame::Bookmark(v1::Bookmark { revision: revision.0 })),
+            Item::Bookmark(revision) => frame::bookmark(revision),
         });
         Ok(())
     }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
 use http_body::Frame as Part;
 use prost::Message;
+use rollcall_proto::prefix::{PREFIX_BYTES, prefixed};
 use rollcall_proto::upgrade::{Limits as Allowed, Sending};
 use rollcall_proto::v1::{self, watch_frame::Frame};
 use rustix::net::sockopt;
@@ -35,11 +36,7 @@ impl Said {
             stream,
             |mut stream| async move {
                 let message = stream.next().await?.unwrap();
-                let mut bytes = BytesMut::new();
-                bytes.put_u8(0);
-                bytes.put_u32(u32::try_from(message.encoded_len()).unwrap());
-                message.encode(&mut bytes).unwrap();
-                Some((bytes.freeze(), stream))
+                Some((prefixed(&message), stream))
             },
         )))
     }
@@ -72,13 +69,13 @@ struct Watcher {
 impl Watcher {
     async fn message(&mut self) {
         loop {
-            if let Some((prefix, rest)) = self.came.split_first_chunk::<5>() {
+            if let Some((prefix, rest)) = self.came.split_first_chunk::<PREFIX_BYTES>() {
                 let [0, length @ ..] = *prefix else {
                     panic!("no message begins with {prefix:?}")
                 };
                 let length = u32::from_be_bytes(length) as usize;
                 if rest.len() >= length {
-                    let message = self.came.split_to(5 + length).split_off(5);
+                    let message = self.came.split_to(PREFIX_BYTES + length).split_off(PREFIX_BYTES);
                     let message = v1::WatchResponse::decode(message).unwrap();
                     return message.frames.into_iter().for_each(|frame| self.take(frame));
                 }
