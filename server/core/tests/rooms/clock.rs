@@ -1,4 +1,4 @@
-//! The clock against a naive model, pauses included.
+//! The clock against a naive model, pauses and rests included.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -19,6 +19,8 @@ enum Step {
     Pass(u64),
     /// A tick.
     Tick,
+    /// The end of a rest.
+    Resume,
     Take(usize),
 }
 
@@ -32,6 +34,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0u64..200).prop_map(Step::Pass),
         1 => (0u64..20_000).prop_map(Step::Pass),
         8 => Just(Step::Tick),
+        1 => Just(Step::Resume),
         6 => prop_oneof![Just(1_000usize), 0usize..3].prop_map(Step::Take),
     ]
 }
@@ -42,6 +45,8 @@ struct Model {
     real: Duration,
     ticked_at: Duration,
     judged: Duration,
+    /// Of the time that was not judged, what was no pause.
+    rested: Duration,
     leases: BTreeMap<u8, ModelLease>,
 }
 
@@ -125,7 +130,15 @@ proptest! {
                     let tick = clock.tick(now);
                     prop_assert_eq!(tick.lateness, elapsed.saturating_sub(TICK));
                     prop_assert_eq!(model.now(), before);
-                    prop_assert_eq!(tick.shifted_total, model.real - model.judged);
+                    prop_assert_eq!(tick.shifted_total, model.real - model.judged - model.rested);
+                }
+                Step::Resume => {
+                    let elapsed = model.real - model.ticked_at;
+                    let judged = model.judged;
+                    model.tick();
+                    model.rested += elapsed - (model.judged - judged);
+                    clock.resume(now);
+                    prop_assert_eq!(clock.shifted_total(), model.real - model.judged - model.rested);
                 }
                 Step::Take(max) => {
                     let expected = model.take(max);
@@ -194,6 +207,6 @@ fn a_thousand_healthy_sessions_survive_a_pause_of_fifteen_seconds() {
     clippy::disallowed_methods,
     reason = "a starting point; nothing depends on its value"
 )]
-fn origin() -> Instant {
+pub(crate) fn origin() -> Instant {
     Instant::now()
 }

@@ -10,6 +10,7 @@ mod guarded;
 mod modes;
 mod properties;
 mod refusals;
+mod rests;
 mod scene;
 mod script;
 mod statics;
