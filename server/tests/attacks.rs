@@ -12,16 +12,21 @@ use rollcall_core::directory::{Command, Request};
 use rollcall_core::ids::RequestId;
 use rollcall_jepsen::lab::reading::local_view;
 use rollcall_jepsen::lab::{WAIT_MAX, eventually};
+use rollcall_proto::upgrade::{Channel, Streams};
 use rollcall_proto::v1::peer_client::PeerClient;
 use rollcall_proto::v1::registry_client::RegistryClient;
+use rollcall_proto::v1::sessions_client::SessionsClient;
 use rollcall_proto::v1::{
-    Address, Effect, Error, ErrorCode, ForwardRequest, NodeKind, PeerMessage, RegisterNode, RegisterRequest,
-    Registration, ServiceKey, WriteOptions, forward_response,
+    Address, Effect, Error, ErrorCode, ForwardRequest, NodeKind, OpenSession, PeerMessage, RegisterNode,
+    RegisterRequest, Registration, Renew, ServiceKey, SessionRequest, SessionResponse, WriteOptions,
+    forward_response, session_request, session_response,
 };
 use support::{Follower, GROUP, cluster, fleet};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tonic::Code;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
+use tonic::{Code, Streaming};
 
 const TTL: Duration = Duration::from_secs(3);
 const SESSIONS: usize = 20;
@@ -155,7 +160,8 @@ async fn a_forwarded_request_beyond_the_bound_is_not_proposed() {
     fleet(&cluster.addresses(), "feed", 3, 1, TTL).await;
 }
 
-fn large_write() -> RegisterRequest {
+/// About a mebibyte.
+fn large_write(kind: NodeKind) -> RegisterRequest {
     let node = |number: usize| RegisterNode {
         key: Some(ServiceKey {
             group: GROUP.into(),
@@ -169,7 +175,7 @@ fn large_write() -> RegisterRequest {
                 port: 80,
             }],
             metadata: [("k".to_owned(), "v".repeat(4_000))].into(),
-            kind: NodeKind::Persistent.into(),
+            kind: kind.into(),
             ..Registration::default()
         }),
         expected: None,
@@ -199,7 +205,7 @@ async fn large_writes_that_wait_for_a_quorum_are_refused_beyond_a_bound() {
     let mut writes: JoinSet<_> = (0..100)
         .map(|_| {
             let mut client = RegistryClient::new(channel.clone());
-            async move { client.register(large_write()).await }
+            async move { client.register(large_write(NodeKind::Persistent)).await }
         })
         .collect();
     // About 64 of them fit. The others are answered although nothing can be committed.
@@ -215,4 +221,121 @@ async fn large_writes_that_wait_for_a_quorum_are_refused_beyond_a_bound() {
     }
     cluster.wait_ready(WAIT_MAX).await.unwrap();
     fleet(&cluster.addresses(), "feed", 3, 1, TTL).await;
+}
+
+/// A session's stream.
+struct Attendance {
+    requests: mpsc::Sender<SessionRequest>,
+    answers: Streaming<SessionResponse>,
+    session: u64,
+    calls: u64,
+}
+
+impl Attendance {
+    async fn begin(channel: Channel) -> Self {
+        let (requests, stream) = mpsc::channel(64);
+        let answers = SessionsClient::new(channel)
+            .attend(ReceiverStream::new(stream))
+            .await
+            .unwrap();
+        let mut attendance = Self {
+            requests,
+            answers: answers.into_inner(),
+            session: 0,
+            calls: 0,
+        };
+        let open = OpenSession {
+            ttl_ms: 60_000,
+            ..OpenSession::default()
+        };
+        attendance.send(0, session_request::Request::Open(open)).await;
+        match attendance.next().await.1 {
+            session_response::Response::Opened(opened) => attendance.session = opened.session,
+            other => panic!("{other:?}"),
+        }
+        attendance
+    }
+
+    async fn send(&mut self, session: u64, request: session_request::Request) -> u64 {
+        self.calls += 1;
+        let request = SessionRequest {
+            call: self.calls,
+            session,
+            request: Some(request),
+        };
+        self.requests.send(request).await.unwrap();
+        self.calls
+    }
+
+    async fn write(&mut self) -> u64 {
+        let write = large_write(NodeKind::Ephemeral);
+        self.send(self.session, session_request::Request::Register(write))
+            .await
+    }
+
+    /// Something that is refused as soon as it is read, by whomever.
+    async fn ask(&mut self) -> u64 {
+        let stranger = session_request::Request::Renew(Renew::default());
+        self.send(u64::MAX, stranger).await
+    }
+
+    async fn next(&mut self) -> (u64, session_response::Response) {
+        let answer = tokio::time::timeout(WAIT_MAX, self.answers.message()).await;
+        let answer = answer.unwrap().unwrap().unwrap();
+        (answer.call, answer.response.unwrap())
+    }
+}
+
+/// Of one stream only so many bytes of writes are under way. What its client sends behind them is not read before some are
+/// answered; other streams go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_with_large_writes_under_way_is_read_no_further() {
+    let mut cluster = cluster(3).await;
+    let leader = cluster.leader(WAIT_MAX).await.unwrap();
+    let endpoint = Endpoint::new(format!("http://{}", cluster.server(leader).address())).unwrap();
+    let of_its_own = Streams::of_clients(WAIT_MAX, WAIT_MAX, WAIT_MAX);
+    let mut greedy = Vec::new();
+    for streams in [None, Some(of_its_own)] {
+        greedy.push(Attendance::begin(Channel::connect_lazy(&endpoint, streams)).await);
+    }
+    let mut other = Attendance::begin(Channel::connect_lazy(&endpoint, None)).await;
+    let others: Vec<u64> = cluster.ids().into_iter().filter(|id| *id != leader).collect();
+    for id in &others {
+        cluster.server(*id).pause().await.unwrap();
+    }
+    let mut last = Vec::new();
+    for stream in &mut greedy {
+        for _ in 0..3 {
+            stream.write().await;
+        }
+        let asked = stream.ask().await;
+        assert_eq!(stream.next().await.0, asked, "three mebibytes leave room");
+        for _ in 0..2 {
+            stream.write().await;
+        }
+        last.push(stream.ask().await);
+    }
+    for _ in 0..100 {
+        let asked = other.ask().await;
+        assert_eq!(other.next().await.0, asked, "another stream goes on");
+    }
+    for stream in &mut greedy {
+        let early = tokio::time::timeout(Duration::from_millis(200), stream.answers.message()).await;
+        assert!(early.is_err(), "it was read on: {early:?}");
+    }
+    for id in &others {
+        cluster.server(*id).resume().unwrap();
+    }
+    for (stream, last) in greedy.iter_mut().zip(last) {
+        let mut answered = Vec::new();
+        for _ in 0..6 {
+            answered.push(stream.next().await.0);
+        }
+        let at = answered.iter().position(|call| *call == last);
+        assert!(
+            at > Some(0),
+            "it was read before a write was answered: {answered:?}"
+        );
+    }
+    cluster.wait_ready(WAIT_MAX).await.unwrap();
 }
