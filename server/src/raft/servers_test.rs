@@ -18,6 +18,7 @@ use super::{Consensus, ProposeError, ReplicationOptions};
 
 pub(super) struct Server {
     pub(super) consensus: Consensus,
+    pub(super) addresses: PeerAddresses,
     runtime: Runtime,
     /// The peer port, which does not refuse as long as somebody keeps this.
     pub(super) port: TcpListener,
@@ -44,7 +45,23 @@ pub(super) async fn start_behind(
     tune: fn(&mut ReplicationOptions),
     front: fn(Routes) -> Routes,
 ) -> Vec<Server> {
-    let mut members = BTreeMap::new();
+    let servers = start_apart(folder, count, tune, front).await;
+    let member = |(id, server): (u64, &Server)| (ServerId(id), server.addresses.clone());
+    let members: BTreeMap<_, _> = (1..).zip(&servers).map(member).collect();
+    let starts = servers
+        .iter()
+        .map(|server| server.consensus.initialize(members.clone()));
+    futures_util::future::join_all(starts).await;
+    servers
+}
+
+/// Starts them, and leaves it to others to make a cluster of them.
+pub(super) async fn start_apart(
+    folder: &Path,
+    count: u64,
+    tune: fn(&mut ReplicationOptions),
+    front: fn(Routes) -> Routes,
+) -> Vec<Server> {
     let mut servers = Vec::new();
     for id in 1..=count {
         let port = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -53,9 +70,8 @@ pub(super) async fn start_behind(
             peer_address: port.local_addr().unwrap().to_string(),
             ..PeerAddresses::default()
         };
-        members.insert(ServerId(id), addresses.clone());
         let data = folder.join(id.to_string());
-        let mut options = ReplicationOptions::new("test", ServerId(id), addresses, data);
+        let mut options = ReplicationOptions::new("test", ServerId(id), addresses.clone(), data);
         options.disk_reserve = 0;
         tune(&mut options);
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
@@ -71,14 +87,11 @@ pub(super) async fn start_behind(
         });
         servers.push(Server {
             consensus: started.await.unwrap(),
+            addresses,
             runtime,
             port,
         });
     }
-    let starts = servers
-        .iter()
-        .map(|server| server.consensus.initialize(members.clone()));
-    futures_util::future::join_all(starts).await;
     servers
 }
 
