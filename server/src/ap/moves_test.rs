@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use rollcall_core::directory::{Command, GroupMode};
-use rollcall_core::ids::ServerId;
+use rollcall_core::directory::{Command, Expected, GroupMode, GroupSettings};
+use rollcall_core::ids::{GroupName, ServerId};
 use tokio::time::Instant;
 
 use super::Ap;
@@ -15,6 +15,27 @@ const AHEAD_MS: i64 = 3_600_000;
 async fn move_to(ap: &Ap, mode: GroupMode) {
     let moved = ap.move_group(&service().group, mode, soon()).await;
     assert!(moved.expect("it is moved").changed);
+}
+
+/// Defines another group; every server has taken that in.
+async fn define(cluster: &Cluster, group: &str) {
+    let group: GroupName = group.parse().expect("a good name");
+    let settings = GroupSettings {
+        mode: GroupMode::Ap,
+        ..GroupSettings::default()
+    };
+    let command = Command::PutGroup {
+        group: group.clone(),
+        settings,
+        expected: Expected::Any,
+    };
+    let first = cluster.running().next().expect("one runs");
+    let defined = first.consensus().propose(request(command), soon()).await;
+    defined.expect("the group is created");
+    for server in cluster.running() {
+        let is_there = || server.ap().view().read().group(&group).is_some();
+        eventually("it is defined", is_there).await;
+    }
 }
 
 /// The clocks of the two that moved it are ahead of the third's, so this one can ask, and may take nothing: what it has
@@ -193,8 +214,11 @@ async fn a_server_that_has_not_caught_up_takes_nothing_over() {
         };
         eventually("it is seen to move", follows).await;
     }
-    // They look four times a second, and at once when they see that.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // They look for groups to take over behind each look at what is defined: whoever sees the second has done so behind the
+    // first.
+    for group in ["first", "second"] {
+        define(&cluster, group).await;
+    }
     assert!([1, 2, 3].into_iter().all(is_empty));
     set_loaded(true);
     // Goes on with the move, or begins another if nobody was at the first for too long.
