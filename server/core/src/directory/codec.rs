@@ -4,6 +4,7 @@
 //! anything else is a new format byte. Golden files keep the first format as it is.
 
 use bytes::Bytes;
+use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use xxhash_rust::xxh3::xxh3_128;
@@ -75,8 +76,36 @@ fn encode(value: &impl Serialize) -> Bytes {
 fn encode_in(room: usize, value: &impl Serialize) -> Bytes {
     let mut bytes = Vec::with_capacity(room);
     bytes.push(FORMAT);
-    let bytes = postcard::to_extend(value, bytes).expect("plain records always encode");
+    append(&mut bytes, value);
     Bytes::from(bytes)
+}
+
+/// Encodes a value behind what is there.
+pub(super) fn append(bytes: &mut Vec<u8>, value: &impl Serialize) {
+    postcard::serialize_with_flavor(value, Behind(bytes)).expect("plain records always encode");
+}
+
+/// Texts and byte strings are copied in one piece, where `postcard::to_extend` copies byte by byte.
+struct Behind<'a>(&'a mut Vec<u8>);
+
+impl Flavor for Behind<'_> {
+    type Output = ();
+
+    #[inline]
+    fn try_extend(&mut self, data: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(data);
+        Ok(())
+    }
+
+    #[inline]
+    fn try_push(&mut self, data: u8) -> postcard::Result<()> {
+        self.0.push(data);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
 }
 
 fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, DecodeError> {
@@ -115,7 +144,8 @@ fn check_end(what: &'static str, bytes: &[u8], rest: &[u8]) -> Result<(), Decode
 
 /// Tells a command from another one under the same request id: the hash of its encoding.
 pub(super) fn fingerprint(command: &Command) -> u128 {
-    let bytes = postcard::to_extend(command, Vec::with_capacity(ROOM)).expect("plain records always encode");
+    let mut bytes = Vec::with_capacity(ROOM);
+    append(&mut bytes, command);
     xxh3_128(&bytes)
 }
 
@@ -150,12 +180,11 @@ impl LoggedRequest {
     /// One that goes into no log, with the number of bytes that it would have there.
     #[must_use]
     pub fn of(request: Request) -> (Self, usize) {
-        const PLAIN: &str = "plain records always encode";
         let mut bytes = Vec::with_capacity(room_for(&request.command));
         bytes.push(FORMAT);
-        let bytes = postcard::to_extend(&request.id, bytes).expect(PLAIN);
+        append(&mut bytes, &request.id);
         let head = bytes.len();
-        let bytes = postcard::to_extend(&request.command, bytes).expect(PLAIN);
+        append(&mut bytes, &request.command);
         let fingerprint = xxh3_128(&bytes[head..]);
         (Self { request, fingerprint }, bytes.len())
     }

@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::codec::append;
 use super::record::{Group, Node, Override, Service, Session};
 use super::sign::Sign;
 use super::tombstone::Tombstone;
@@ -144,7 +145,7 @@ impl StateDigest {
 pub(super) fn record_hash(tag: u8, record: &impl Serialize) -> u128 {
     let mut bytes = Vec::with_capacity(256);
     bytes.push(tag);
-    let bytes = postcard::to_extend(record, bytes).expect("plain records always encode");
+    append(&mut bytes, record);
     xxh3_128(&bytes)
 }
 
@@ -206,19 +207,25 @@ pub(super) fn of_service(service: &Service) -> u128 {
 }
 
 /// What one node adds to the sign of its service, and to the state's digest. What its registrant said is hashed once
-/// for both.
-pub(super) fn of_node(service: &ServiceKey, node: &Node, over: Option<&Override>) -> (Sign, u128) {
-    let plain = Sign::of_node(NodeView::new(node, None));
+/// for both. `room` is memory to do it in: every change of a node comes by here, most of them twice.
+pub(super) fn of_node(
+    room: &mut Vec<u8>,
+    service: &ServiceKey,
+    node: &Node,
+    over: Option<&Override>,
+) -> (Sign, u128) {
+    let plain = Sign::of_node_in(room, NodeView::new(node, None));
     let shown = match over {
         None => plain,
-        Some(_) => Sign::of_node(NodeView::new(node, over)),
+        Some(_) => Sign::of_node_in(room, NodeView::new(node, over)),
     };
-    (shown, of_node_shown_as(service, node, plain))
+    (shown, of_node_shown_as(room, service, node, plain))
 }
 
 /// `plain` is the sign's element of the node without an override: it stands for id, addresses, weight, labels,
 /// metadata, kind and state.
-fn of_node_shown_as(service: &ServiceKey, node: &Node, plain: Sign) -> u128 {
+fn of_node_shown_as(room: &mut Vec<u8>, service: &ServiceKey, node: &Node, plain: Sign) -> u128 {
+    const TAG: u8 = 3;
     let Node {
         registration,
         kind: _,
@@ -229,18 +236,12 @@ fn of_node_shown_as(service: &ServiceKey, node: &Node, plain: Sign) -> u128 {
         modified,
     } = node;
     let said = (registration.kind, registration.state);
-    record_hash(
-        3,
-        &(
-            service,
-            plain.0.to_le_bytes(),
-            said,
-            owner,
-            incarnation,
-            created,
-            modified,
-        ),
-    )
+    room.clear();
+    room.push(TAG);
+    append(room, service);
+    room.extend_from_slice(&plain.0.to_le_bytes());
+    append(room, &(said, owner, incarnation, created, modified));
+    xxh3_128(room)
 }
 
 pub(super) fn of_override(service: &ServiceKey, id: &NodeId, over: &Override) -> u128 {

@@ -1,15 +1,17 @@
 //! What a session owns, service by service: most sessions own nodes of one or two, so that a service's name is kept
 //! once, and a node takes up its id.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::ids::{NodeId, NodeKey, ServiceKey};
 
 /// The nodes of a session, in the order of their keys.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnedNodes {
     /// In the order of the services, none of them without nodes; ids in their order.
     services: Vec<(ServiceKey, Vec<NodeId>)>,
+    /// How many nodes: asked for with each registration.
+    len: usize,
 }
 
 impl OwnedNodes {
@@ -19,10 +21,10 @@ impl OwnedNodes {
         self.services.is_empty()
     }
 
-    /// How many it owns. Walks the services.
+    /// How many it owns.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.services.iter().map(|(_, ids)| ids.len()).sum()
+        self.len
     }
 
     /// The services of which it owns nodes, and those.
@@ -59,6 +61,7 @@ impl OwnedNodes {
         if let Err(place) = place {
             make_room(ids);
             ids.insert(place, node.clone());
+            self.len += 1;
         }
     }
 
@@ -68,6 +71,7 @@ impl OwnedNodes {
         let ids = &mut self.services[place].1;
         if let Ok(at) = ids.binary_search(node) {
             ids.remove(at);
+            self.len -= 1;
         }
         if ids.is_empty() {
             self.services.remove(place);
@@ -77,10 +81,29 @@ impl OwnedNodes {
     /// Keeps the nodes of some services, and of no others.
     pub(super) fn retain_services(&mut self, keep: impl Fn(&ServiceKey) -> bool) {
         self.services.retain(|(service, _)| keep(service));
+        self.len = count(&self.services);
     }
 
     fn place_of(&self, service: &ServiceKey) -> Result<usize, usize> {
         self.services.binary_search_by(|(known, _)| known.cmp(service))
+    }
+}
+
+fn count(services: &[(ServiceKey, Vec<NodeId>)]) -> usize {
+    services.iter().map(|(_, ids)| ids.len()).sum()
+}
+
+impl Serialize for OwnedNodes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.services.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for OwnedNodes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let services = Vec::deserialize(deserializer)?;
+        let len = count(&services);
+        Ok(Self { services, len })
     }
 }
 
@@ -121,7 +144,10 @@ mod tests {
         assert!(owned.keys().eq(set.iter().cloned()));
         owned.retain_services(|key| key.service.as_str() == "s3");
         set.retain(|key| key.service.service.as_str() == "s3");
+        assert_eq!(owned.len(), set.len());
         assert!(owned.keys().eq(set.into_iter()));
+        let bytes = postcard::to_allocvec(&owned).unwrap();
+        assert_eq!(postcard::from_bytes::<OwnedNodes>(&bytes).unwrap(), owned);
         for (service, ids) in owned.clone().by_service() {
             ids.iter().for_each(|id| owned.remove(service, id));
         }

@@ -24,7 +24,14 @@ impl Sign {
     /// came, in every datacenter.
     #[must_use]
     pub fn of_node(view: NodeView<'_>) -> Self {
-        Self(xxh3_128(&encode_node(view)))
+        Self::of_node_in(&mut Vec::new(), view)
+    }
+
+    /// The same, in memory that is there already.
+    pub(super) fn of_node_in(room: &mut Vec<u8>, view: NodeView<'_>) -> Self {
+        room.clear();
+        encode_node(room, view);
+        Self(xxh3_128(room))
     }
 
     /// The element that stands for one service in the sign of its group. It holds the service's name, so that
@@ -53,20 +60,20 @@ impl Sign {
 /// The canonical encoding of what consumers see of a node. Fixed for ever: signs are compared between versions
 /// and between datacenters. Numbers are little endian; a text is its length in 4 bytes and itself; a map is its
 /// number of entries in 4 bytes and key and value of each, in the order of the keys.
-fn encode_node(view: NodeView<'_>) -> Vec<u8> {
+fn encode_node(bytes: &mut Vec<u8>, view: NodeView<'_>) {
     let registration = &view.node.registration;
     // Room for most.
-    let mut bytes = Vec::with_capacity(512);
-    put_text(&mut bytes, registration.id.as_str());
-    put_counted(&mut bytes, registration.addresses.iter(), |bytes, address| {
+    bytes.reserve(512);
+    put_text(bytes, registration.id.as_str());
+    put_counted(bytes, registration.addresses.iter(), |bytes, address| {
         put_text(bytes, address.name);
         put_text(bytes, address.host);
         bytes.extend_from_slice(&address.port.to_le_bytes());
     });
     bytes.extend_from_slice(&view.weight().to_le_bytes());
     bytes.push(u8::from(view.disabled()));
-    put_map(&mut bytes, &view.labels());
-    put_map(&mut bytes, &registration.metadata);
+    put_map(bytes, &view.labels());
+    put_map(bytes, &registration.metadata);
     bytes.push(match view.node.kind {
         NodeKind::Ephemeral => 1,
         NodeKind::Persistent => 2,
@@ -78,7 +85,6 @@ fn encode_node(view: NodeView<'_>) -> Vec<u8> {
         NodeState::Draining => 3,
         NodeState::Down => 4,
     });
-    bytes
 }
 
 fn put_count(bytes: &mut Vec<u8>, count: usize) {

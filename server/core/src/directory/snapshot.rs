@@ -325,10 +325,11 @@ impl Directory {
     fn take_in_service(&mut self, service: &Service) -> Result<(), SnapshotError> {
         let key = &service.key;
         let mut sign = Sign::default();
+        let mut room = Vec::new();
         for (id, node) in &service.nodes {
             agree(|| "the id of a node".into(), id, &node.registration.id)?;
             let over = service.overrides.get(id).map(AsRef::as_ref);
-            let (shown, hash) = digest::of_node(key, node, over);
+            let (shown, hash) = digest::of_node(&mut room, key, node, over);
             sign = sign.plus(shown);
             self.digest.add(hash);
             let Some(owner) = node.session() else { continue };

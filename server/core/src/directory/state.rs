@@ -443,6 +443,7 @@ impl Directory {
             revision: draft.revision,
             tombstones_max: self.limits.tombstones_per_service_max as usize,
             held_now: false,
+            room: Vec::new(),
         };
         write(&mut writer);
         let ending = writer.settle_guard();
@@ -521,6 +522,8 @@ pub(super) struct ServiceWriter<'a> {
     tombstones_max: usize,
     /// Nodes became suspects in this write.
     held_now: bool,
+    /// What nodes are hashed in.
+    room: Vec<u8>,
 }
 
 impl ServiceWriter<'_> {
@@ -561,14 +564,14 @@ impl ServiceWriter<'_> {
 
     /// A node is listed, or listed like this.
     fn count_in(&mut self, node: &Node, over: Option<&Override>) {
-        let (sign, hash) = digest::of_node(&self.service.key, node, over);
+        let (sign, hash) = digest::of_node(&mut self.room, &self.service.key, node, over);
         self.service.sign = self.service.sign.plus(sign);
         self.digest.add(hash);
     }
 
     /// A node is not listed any more, or not like this.
     fn count_out(&mut self, node: &Node, over: Option<&Override>) {
-        let (sign, hash) = digest::of_node(&self.service.key, node, over);
+        let (sign, hash) = digest::of_node(&mut self.room, &self.service.key, node, over);
         self.service.sign = self.service.sign.minus(sign);
         self.digest.take(hash);
     }
