@@ -1,5 +1,6 @@
 //! Names and numbers that could be swapped by mistake, each a type of its own.
 
+use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::fmt;
 use std::marker::PhantomData;
@@ -8,6 +9,8 @@ use std::sync::Arc;
 
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::known::{self, Known};
 
 /// Longest name segment, in bytes (design section 11).
 pub const SEGMENT_BYTES_MAX: usize = 128;
@@ -157,7 +160,12 @@ fn check(what: &str, name: &str, bytes_max: usize, extra: &str) -> Result<(), Na
             bytes_max,
         });
     }
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c) || extra.contains(c);
+    // Every name of every request comes by here, some of them at every server.
+    let usual = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if name.bytes().all(usual) {
+        return Ok(());
+    }
+    let allowed = |c: char| u8::try_from(c).is_ok_and(usual) || extra.contains(c);
     match name.chars().find(|c| !allowed(*c)) {
         Some(found) => Err(NameError::BadCharacter {
             what: what.into(),
@@ -185,7 +193,7 @@ impl<T: FromStr<Err = NameError>> Visitor<'_> for NameVisitor<T> {
 }
 
 macro_rules! name {
-    ($(#[$doc:meta])* $name:ident, $check:expr) => {
+    ($(#[$doc:meta])* $name:ident, $text:expr) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash)]
         pub struct $name(Arc<str>);
@@ -231,8 +239,7 @@ macro_rules! name {
 
             fn from_str(name: &str) -> Result<Self, NameError> {
                 #[allow(clippy::redundant_closure_call, reason = "one macro, three rules")]
-                ($check)(name)?;
-                Ok(Self(name.into()))
+                ($text)(name).map(Self)
             }
         }
 
@@ -264,41 +271,49 @@ macro_rules! name {
     };
 }
 
+thread_local! {
+    static GROUPS: RefCell<Known> = const { Known::nothing() };
+    static SERVICES: RefCell<Known> = const { Known::nothing() };
+}
+
+fn check_group(name: &str) -> Result<(), NameError> {
+    if name.is_empty() {
+        return Err(NameError::Empty { what: "group".into() });
+    }
+    let segments = name.split('/').count();
+    if segments > GROUP_SEGMENTS_MAX {
+        return Err(NameError::TooDeep {
+            name: name.chars().take(64).collect(),
+            segments,
+            segments_max: GROUP_SEGMENTS_MAX,
+        });
+    }
+    name.split('/')
+        .try_for_each(|segment| check("group segment", segment, SEGMENT_BYTES_MAX, ""))
+}
+
 name!(
     /// A group: a path of 1 to 8 segments joined by `/`, such as `prod/feed`.
     GroupName,
-    |name: &str| {
-        if name.is_empty() {
-            return Err(NameError::Empty { what: "group".into() });
-        }
-        let segments = name.split('/').count();
-        if segments > GROUP_SEGMENTS_MAX {
-            return Err(NameError::TooDeep {
-                name: name.chars().take(64).collect(),
-                segments,
-                segments_max: GROUP_SEGMENTS_MAX,
-            });
-        }
-        name.split('/').try_for_each(|segment| check("group segment", segment, SEGMENT_BYTES_MAX, ""))
-    }
+    |name: &str| known::shared(&GROUPS, name, check_group)
 );
 
 name!(
     /// A service: one segment.
     ServiceName,
-    |name: &str| check("service", name, SEGMENT_BYTES_MAX, "")
+    |name: &str| known::shared(&SERVICES, name, |name| check("service", name, SEGMENT_BYTES_MAX, ""))
 );
 
 name!(
     /// A node: `host:port`, or whatever its registrant called it.
     NodeId,
-    |name: &str| check("node id", name, NODE_ID_BYTES_MAX, ":[]%")
+    |name: &str| check("node id", name, NODE_ID_BYTES_MAX, ":[]%").map(|()| name.into())
 );
 
 name!(
     /// Where a process says it belongs: `prod`, `staging`. A claim, not a proof.
     Environment,
-    |name: &str| check("environment", name, SEGMENT_BYTES_MAX, "")
+    |name: &str| check("environment", name, SEGMENT_BYTES_MAX, "").map(|()| name.into())
 );
 
 impl GroupName {

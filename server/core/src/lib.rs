@@ -11,6 +11,7 @@ pub mod ap;
 pub mod directory;
 pub mod guard;
 pub mod ids;
+mod known;
 pub mod mutants;
 pub mod session;
 pub mod storm;
