@@ -9,6 +9,7 @@ use rocksdb::{
     LogLevel, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
+use super::direct::takes_direct_writes;
 use super::error::StoreError;
 use crate::ground::{self, Change, Family, Table};
 
@@ -186,6 +187,8 @@ fn open_rocksdb(path: &Path) -> Result<DB, StoreError> {
     options.set_stats_dump_period_sec(0);
     options.set_stats_persist_period_sec(0);
     options.set_max_open_files(128);
+    // A log's tables are written, and before they are read they are mostly gone.
+    options.set_use_direct_io_for_flush_and_compaction(takes_direct_writes(path));
     // After a full disk RocksDB waits until there is room for its largest memtable; hence the small default.
     let families = [
         (CF_DEFAULT, 64 << 10),

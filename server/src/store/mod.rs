@@ -4,6 +4,7 @@
 //! Invariant: what was answered as durable was synced before the answer; what cannot be read back whole is
 //! refused with a remedy, never guessed.
 
+mod direct;
 mod engine;
 mod error;
 mod identity;
