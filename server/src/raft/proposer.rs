@@ -1,9 +1,9 @@
 //! Gathers proposals made at the leader into log entries.
 //!
 //! A few requests wait for nobody. Where many are under way, what arrives gathers while an entry is on its way to this
-//! server's disk, which could not take it any sooner (the others' might), and each entry costs every server some
-//! wake-ups, whatever it carries. What is worth an entry of its own leaves at once. Some entries may be in flight; under load
-//! one carries hundreds of requests.
+//! server's disk, which could not take it any sooner (the others' might), and while two are not applied yet: each entry
+//! costs every server a sync and some wake-ups, whatever it carries. What is worth an entry of its own leaves at once. Some
+//! entries may be in flight; under load one carries hundreds of requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,6 +29,9 @@ const BATCH_REQUESTS_MAX: usize = 512;
 const BATCH_BYTES_MAX: usize = 256 << 10;
 /// Entries proposed and not yet applied.
 const IN_FLIGHT_MAX: usize = 16;
+/// Of what is not worth an entry of its own and waits for company so many may be in flight: one on its way to the disks and
+/// one whose answers are on theirs.
+const SMALL_IN_FLIGHT_MAX: usize = 2;
 /// So many requests, or so many bytes of them, are worth an entry.
 const WORTH_REQUESTS: usize = 64;
 const WORTH_BYTES: usize = 32 << 10;
@@ -120,8 +123,10 @@ impl Pace {
     fn is_due(&self, flushed: impl FnOnce() -> Option<LogId>) -> bool {
         match self.traffic.in_flight.load(Ordering::Acquire) {
             0 => true,
-            1..IN_FLIGHT_MAX => {
-                self.traffic.is_worth_an_entry() || self.crowd < CROWD || flushed() > self.behind
+            in_flight @ 1..IN_FLIGHT_MAX => {
+                self.crowd < CROWD
+                    || self.traffic.is_worth_an_entry()
+                    || (in_flight < SMALL_IN_FLIGHT_MAX && flushed() > self.behind)
             }
             _ => false,
         }
@@ -158,7 +163,7 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         self.traffic.carried.fetch_sub(self.requests, Ordering::Relaxed);
         let before = self.traffic.in_flight.fetch_sub(1, Ordering::AcqRel);
-        if before == 1 || before == IN_FLIGHT_MAX {
+        if [1, SMALL_IN_FLIGHT_MAX, IN_FLIGHT_MAX].contains(&before) {
             self.traffic.moved.notify_one();
         }
     }
@@ -376,6 +381,22 @@ mod tests {
     }
 
     #[test]
+    fn of_what_is_not_worth_an_entry_two_are_in_flight() {
+        let (mut pace, _entry) = crowded(Arc::default());
+        let traffic = pace.traffic.clone();
+        traffic.came(1);
+        assert!(pace.is_due(flushed(8)));
+        let second = pace.depart(1);
+        assert!(!pace.is_due(flushed(8)), "though the disk is free");
+        (1..WORTH_REQUESTS).for_each(|_| traffic.came(1));
+        assert!(pace.is_due(flushed(8)), "what is worth an entry waits for none");
+        traffic.went(1);
+        assert!(!pace.is_due(flushed(8)));
+        drop(second);
+        assert!(pace.is_due(flushed(8)), "one is through");
+    }
+
+    #[test]
     fn few_wait_for_nobody_and_a_crowd_is_not_forgotten_with_its_last_entry() {
         let mut pace = Pace::new(Traffic::new(Arc::default()));
         let few = pace.depart(CROWD - 1);
@@ -417,6 +438,12 @@ mod tests {
         assert!(!waiting.is_finished(), "an entry is on its way to the disk");
         *on_disk.lock() = flushed(8)();
         disk.notify_one();
+        pace = waiting.await.unwrap();
+        let second = pace.depart(1);
+        let waiting = due(pace);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished(), "two are not applied");
+        drop(second);
         pace = waiting.await.unwrap();
         *on_disk.lock() = None;
         let waiting = due(pace);

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::checkpoint::Checkpoints;
 use super::contract::{AppliedHead, SharedDirectory};
-use super::types::{Batch, BatchResults, Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig, position};
+use super::types::{BatchResults, Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig, position};
 use crate::store::{SnapshotFile, SnapshotStore, SpaceWatch};
 
 /// Entries applied under one hold of the directory's lock.
@@ -58,11 +58,13 @@ impl StateMachine {
         let mut directory = self.parts.directory.write();
         for (entry, requests) in chunk {
             let at = position(&entry.log_id);
-            let results = requests
-                .iter()
-                .filter(|_| !every(Mutant::DivergentApply, 50))
-                .map(|request| directory.apply_logged(at, request).result);
-            all.push(BatchResults(results.collect()));
+            let mut results = Vec::with_capacity(requests.len());
+            for request in requests {
+                if !every(Mutant::DivergentApply, 50) {
+                    results.push(directory.apply_logged(at, request).result);
+                }
+            }
+            all.push(BatchResults(results));
             if let EntryPayload::Membership(membership) = &entry.payload {
                 self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
             }
@@ -90,13 +92,16 @@ fn requests_of(entry: &Entry) -> io::Result<Vec<LoggedRequest>> {
     let EntryPayload::Normal(batch) = &entry.payload else {
         return Ok(Vec::new());
     };
-    let read = |bytes: Bytes| LoggedRequest::decode(&bytes);
-    Batch::requests(batch).map(read).collect::<Result<_, _>>().map_err(|error| {
-        io::Error::other(format!(
-            "RC-113: log entry {} holds a request that this version cannot read ({error}); install the newer version",
-            entry.log_id
-        ))
-    })
+    let mut requests = Vec::with_capacity(batch.len());
+    for bytes in batch.requests() {
+        requests.push(LoggedRequest::decode(&bytes).map_err(|error| {
+            io::Error::other(format!(
+                "RC-113: log entry {} holds a request that this version cannot read ({error}); install the newer version",
+                entry.log_id
+            ))
+        })?);
+    }
+    Ok(requests)
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
