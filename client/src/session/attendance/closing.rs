@@ -1,0 +1,112 @@
+//! The end: the last word, once all writes are answered.
+
+use std::time::Duration;
+
+use rollcall_proto::v1;
+use rollcall_proto::v1::session_request::Request;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::writes::Purpose;
+use super::{Attendance, Link};
+use crate::error::Error;
+use crate::key::RequestId;
+use crate::registry::{Written, wire_options};
+
+pub(super) struct Closing {
+    pub(super) reply: Option<oneshot::Sender<Result<(), Error>>>,
+    pub(super) deadline: Instant,
+    pub(super) request_id: RequestId,
+    /// Said on the present stream, and when.
+    pub(super) call: Option<(u64, Instant)>,
+    pub(super) asked: bool,
+}
+
+impl Attendance {
+    pub(super) fn on_close(&mut self, reply: Option<oneshot::Sender<Result<(), Error>>>, deadline: Instant) {
+        self.closing = Some(Closing {
+            reply,
+            deadline,
+            request_id: RequestId::random(),
+            call: None,
+            asked: false,
+        });
+        self.commands.close();
+        if self.lease.is_none() {
+            // Lost, and not open again: there is nothing to close.
+            self.end_closing(Some(Ok(())));
+        }
+    }
+
+    /// Says the last word, once all writes are answered.
+    pub(super) fn send_close(&mut self) {
+        let call = self.next_call;
+        let callers = self.callers();
+        let (Link::Up(_), Some(lease), Some(closing)) = (&self.link, &self.lease, &mut self.closing) else {
+            return;
+        };
+        if closing.call.is_some() || callers > 0 {
+            return;
+        }
+        closing.call = Some((call, Instant::now()));
+        closing.asked = true;
+        let left = closing.deadline.saturating_duration_since(Instant::now());
+        let options = wire_options(closing.request_id, left.min(self.config.attempt_timeout), 0);
+        let close = Request::Close(v1::CloseSession {
+            options: Some(options),
+        });
+        let request = v1::SessionRequest {
+            call,
+            session: lease.session,
+            request: Some(close),
+        };
+        self.next_call += 1;
+        self.send(request);
+    }
+
+    pub(super) fn on_close_answer(&mut self, answer: Result<Written, Error>) {
+        match answer {
+            Ok(_) | Err(Error::SessionNotFound { .. }) => self.end_closing(Some(Ok(()))),
+            Err(Error::SessionForeign { .. }) => self.detach("the server does not hold the session"),
+            Err(error) if error.is_transient() => {
+                // Another server may do it: the deadline bounds this.
+                self.last_error = Some(error);
+                self.detach("the session was not closed");
+                self.retry_later(Duration::from_millis(50));
+            }
+            Err(error) => self.end_closing(Some(Err(error))),
+        }
+    }
+
+    /// `None`: the deadline passed.
+    pub(super) fn end_closing(&mut self, answer: Option<Result<(), Error>>) {
+        self.ended = true;
+        for call in self.pending.keys().copied().collect::<Vec<_>>() {
+            if matches!(self.pending[&call].purpose, Purpose::Caller { .. }) {
+                let message = "the session was closed".into();
+                let outcome_unknown = self.pending[&call].sent_at.is_some();
+                if let Some(pending) = self.pending.get_mut(&call) {
+                    pending.outcome_unknown |= outcome_unknown;
+                }
+                self.finish(call, Err(Error::Unavailable { message }));
+            }
+        }
+        let Some(closing) = self.closing.take() else {
+            return;
+        };
+        let answer = answer.unwrap_or_else(|| {
+            let message = "no server confirmed the end of the session in time".to_owned();
+            Err(if closing.asked {
+                Error::OutcomeUnknown {
+                    request_id: closing.request_id,
+                    message,
+                }
+            } else {
+                Error::Unavailable { message }
+            })
+        });
+        if let Some(reply) = closing.reply {
+            let _ = reply.send(answer);
+        }
+    }
+}

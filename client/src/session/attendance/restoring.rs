@@ -1,0 +1,91 @@
+//! Registering again what was registered.
+
+use std::sync::Arc;
+
+use rollcall_proto::v1;
+
+use super::writes::{Pending, Purpose};
+use super::{Attendance, Link};
+use crate::error::Error;
+use crate::key::{NodeKey, RequestId};
+use crate::node::Entry;
+use crate::registry::Written;
+use crate::session::event::{SessionEvent, SessionStatus};
+use crate::session::operation::Operation;
+
+/// Nodes of one call when registering again: far below the servers' bounds on nodes and bytes of a request.
+pub(super) const RESTORE_BATCH: usize = 100;
+
+impl Attendance {
+    /// Registers again all that was registered.
+    pub(super) fn restore(&mut self) {
+        for mode in [v1::GroupMode::Ap, v1::GroupMode::Cp] {
+            let entries = self.shared.roll.lock().entries(mode);
+            for batch in entries.chunks(RESTORE_BATCH) {
+                self.shared.status.send_replace(SessionStatus::Restoring);
+                self.add_restore(batch.to_vec());
+            }
+        }
+    }
+
+    pub(super) fn add_restore(&mut self, entries: Vec<Entry>) {
+        self.add_pending(
+            Operation::Register(entries),
+            RequestId::random(),
+            0,
+            Purpose::Restore,
+        );
+    }
+
+    pub(super) fn restoring_nodes(&self) -> Vec<NodeKey> {
+        let restoring = self.pending.values().filter(|pending| pending.is_restore());
+        restoring
+            .flat_map(|pending| match &pending.operation {
+                Operation::Register(entries) => entries.as_slice(),
+                Operation::Deregister(_) | Operation::Update(_) => &[],
+            })
+            .map(Entry::key)
+            .collect()
+    }
+
+    fn is_restoring(&self) -> bool {
+        self.pending.values().any(Pending::is_restore)
+    }
+
+    pub(super) fn on_restored(&mut self, operation: Operation, answer: Result<Written, Error>) {
+        if let (Err(error), Operation::Register(mut entries)) = (answer, operation) {
+            if entries.len() > 1 {
+                // One of them is refused: find it.
+                let rest = entries.split_off(entries.len() / 2);
+                self.add_restore(entries);
+                self.add_restore(rest);
+                return;
+            }
+            let Some(node) = entries.first().map(Entry::key) else {
+                return;
+            };
+            if let (Error::AlreadyExists { .. }, Link::Up(up)) = (&error, &self.link) {
+                // Somebody's, perhaps ours after all: the server says whose when it is asked what we own.
+                self.preferred = vec![up.endpoint.address.clone()];
+                self.doubted.insert(node);
+                return self.detach("a node that was missing is there");
+            }
+            tracing::warn!(%node, %error, "a node could not be registered again");
+            self.shared.roll.lock().strike(&node);
+            self.tell(SessionEvent::NodeRefused {
+                node,
+                error: Arc::new(error),
+            });
+        }
+        if self.is_restoring() {
+            return;
+        }
+        let nodes = self.shared.roll.lock().len();
+        if let Link::Up(up) = &self.link {
+            self.shared.status.send_replace(SessionStatus::Attached {
+                server: up.endpoint.address.clone(),
+            });
+        }
+        self.tell(SessionEvent::Reregistered { nodes });
+    }
+}

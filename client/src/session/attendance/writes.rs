@@ -1,0 +1,245 @@
+//! Writes: each is sent again, on whatever stream there is, until it is answered or nobody waits any more.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rollcall_proto::v1;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::{Attendance, Link, Write};
+use crate::backoff::Backoff;
+use crate::error::Error;
+use crate::key::RequestId;
+use crate::registry::{Written, give_up, wire_options};
+use crate::session::operation::Operation;
+
+/// After so many sessions under which a write was not taken its caller is told.
+const SESSIONS_REFUSED_MAX: u32 = 2;
+
+/// A write that waits for its answer.
+pub(super) struct Pending {
+    pub(super) operation: Operation,
+    pub(super) request_id: RequestId,
+    pub(super) acks: u32,
+    /// Sessions under which it was not taken.
+    pub(super) sessions_refused: u32,
+    pub(super) purpose: Purpose,
+    /// On the present stream, since then.
+    pub(super) sent_at: Option<Instant>,
+    /// Some attempt may have been applied, or may yet be.
+    pub(super) outcome_unknown: bool,
+    /// Asked to wait before it is sent again.
+    pub(super) not_before: Option<Instant>,
+    pub(super) pause: Backoff,
+}
+
+impl Pending {
+    pub(super) fn is_restore(&self) -> bool {
+        matches!(self.purpose, Purpose::Restore)
+    }
+}
+
+pub(super) enum Purpose {
+    /// A caller waits until then.
+    Caller {
+        deadline: Instant,
+        reply: oneshot::Sender<Result<Written, Error>>,
+    },
+    /// Registers again what was registered.
+    Restore,
+}
+
+impl Attendance {
+    pub(super) fn on_answer(&mut self, call: u64, answer: Result<Written, Error>) {
+        if self
+            .closing
+            .as_ref()
+            .is_some_and(|closing| closing.call.is_some_and(|(said, _)| said == call))
+        {
+            return self.on_close_answer(answer);
+        }
+        let Some(pending) = self.pending.get_mut(&call) else {
+            return;
+        };
+        match answer {
+            Ok(written) => self.finish(call, Ok(written)),
+            Err(error @ Error::SessionNotFound { .. })
+                if pending.sessions_refused >= SESSIONS_REFUSED_MAX =>
+            {
+                // Not the sessions are at fault: one for AP groups alone cannot write to a CP group, say.
+                self.finish(call, Err(error));
+            }
+            Err(Error::SessionNotFound { .. }) => {
+                pending.sessions_refused += 1;
+                self.lose();
+            }
+            Err(Error::SessionForeign { .. }) => self.detach("the server does not hold the session"),
+            Err(error) => {
+                pending.outcome_unknown |= matches!(error, Error::OutcomeUnknown { .. });
+                let restoring = matches!(pending.purpose, Purpose::Restore);
+                // A caller hears of a full disk at once; what was registered before waits for space.
+                let again = match &error {
+                    Error::DiskFull { .. } => restoring,
+                    error => error.is_transient(),
+                };
+                if !again {
+                    return self.finish(call, Err(error));
+                }
+                let asked = match &error {
+                    Error::Overloaded { retry_after, .. } => *retry_after,
+                    _ => Duration::ZERO,
+                };
+                pending.sent_at = None;
+                pending.not_before = Some(Instant::now() + asked.max(pending.pause.next_delay()));
+                self.last_error = Some(error);
+            }
+        }
+    }
+
+    pub(super) fn on_write(&mut self, write: Write) {
+        write.operation.on_asked(&mut self.shared.roll.lock());
+        let purpose = Purpose::Caller {
+            deadline: write.deadline,
+            reply: write.reply,
+        };
+        self.add_pending(write.operation, write.request_id, write.acks, purpose);
+    }
+
+    pub(super) fn add_pending(
+        &mut self,
+        operation: Operation,
+        request_id: RequestId,
+        acks: u32,
+        purpose: Purpose,
+    ) {
+        let call = self.take_call();
+        let pause = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+        let pending = Pending {
+            operation,
+            request_id,
+            acks,
+            sessions_refused: 0,
+            purpose,
+            sent_at: None,
+            outcome_unknown: false,
+            not_before: None,
+            pause,
+        };
+        self.pending.insert(call, pending);
+    }
+
+    pub(super) fn callers(&self) -> usize {
+        self.pending
+            .values()
+            .filter(|pending| matches!(pending.purpose, Purpose::Caller { .. }))
+            .count()
+    }
+
+    pub(super) fn send_pending(&mut self, now: Instant) {
+        let (Link::Up(_), Some(lease)) = (&self.link, &self.lease) else {
+            return;
+        };
+        let session = lease.session;
+        let restores = self.pending.values().filter(|pending| pending.is_restore());
+        let restoring: BTreeSet<&str> = restores.flat_map(|pending| pending.operation.groups()).collect();
+        let due: Vec<u64> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.sent_at.is_none() && pending.not_before.is_none_or(|at| at <= now))
+            .filter(|(_, pending)| pending.is_restore() || pending.operation.groups().is_disjoint(&restoring))
+            .map(|(call, _)| *call)
+            .collect();
+        for call in due {
+            let Some(pending) = self.pending.get_mut(&call) else {
+                continue;
+            };
+            let left = match &pending.purpose {
+                Purpose::Caller { deadline, .. } => deadline.saturating_duration_since(now),
+                Purpose::Restore => self.config.attempt_timeout,
+            };
+            let budget = left.min(self.config.attempt_timeout);
+            let options = wire_options(pending.request_id, budget, pending.acks);
+            let request = Some(pending.operation.to_wire(options));
+            pending.sent_at = Some(now);
+            pending.not_before = None;
+            self.send(v1::SessionRequest {
+                call,
+                session,
+                request,
+            });
+        }
+    }
+
+    /// When the stream's oldest unanswered write should have been answered. A server answers *unknown* before
+    /// that; one that says nothing is paused, or cut off.
+    pub(super) fn silent_at(&self) -> Option<Instant> {
+        let writes = self.pending.values().filter_map(|pending| pending.sent_at);
+        let closing = self
+            .closing
+            .as_ref()
+            .and_then(|closing| closing.call)
+            .map(|(_, at)| at);
+        writes
+            .chain(closing)
+            .min()
+            .map(|at| at + self.config.attempt_timeout)
+    }
+
+    pub(super) fn leave_if_silent(&mut self, now: Instant) {
+        if let Link::Up(up) = &self.link
+            && self.silent_at().is_some_and(|at| at <= now)
+        {
+            up.endpoint.failed();
+            self.detach("a write was not answered in time");
+        }
+    }
+
+    pub(super) fn expire_writes(&mut self, now: Instant) {
+        let due: Vec<u64> = self
+            .pending
+            .iter()
+            .filter(
+                |(_, pending)| matches!(pending.purpose, Purpose::Caller { deadline, .. } if deadline <= now),
+            )
+            .map(|(call, _)| *call)
+            .collect();
+        for call in due {
+            let Some(pending) = self.pending.get(&call) else {
+                continue;
+            };
+            let error = if pending.sent_at.is_some() || pending.outcome_unknown {
+                Error::OutcomeUnknown {
+                    request_id: pending.request_id,
+                    message: "no answer before the deadline".into(),
+                }
+            } else {
+                Error::Unavailable {
+                    message: "no server took the write before the deadline".into(),
+                }
+            };
+            self.finish(call, Err(error));
+        }
+    }
+
+    pub(super) fn finish(&mut self, call: u64, answer: Result<Written, Error>) {
+        let Some(pending) = self.pending.remove(&call) else {
+            return;
+        };
+        if let Ok(written) = &answer {
+            pending
+                .operation
+                .on_applied(written, &mut self.shared.roll.lock());
+        }
+        self.quiet_since = Instant::now();
+        match pending.purpose {
+            Purpose::Caller { reply, .. } => {
+                let answer =
+                    answer.map_err(|error| give_up(Some(pending.request_id), pending.outcome_unknown, error));
+                // A caller that went away wants no answer.
+                let _ = reply.send(answer);
+            }
+            Purpose::Restore => self.on_restored(pending.operation, answer),
+        }
+    }
+}
