@@ -5,8 +5,9 @@ use std::sync::Arc;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::event::WatchEvent;
 use super::hub::{Hub, discover_wait};
-use super::state::{WatchEvent, WatchTarget};
+use super::target::WatchTarget;
 use crate::error::Error;
 use crate::key::ServiceKey;
 use crate::registry::Registry;

@@ -9,8 +9,9 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::state::{State, WatchTarget};
+use super::state::State;
 use super::stream;
+use super::target::WatchTarget;
 use crate::config::RegistryConfig;
 use crate::endpoint::Endpoints;
 use crate::error::Error;

@@ -2,13 +2,16 @@
 //! the cache that it keeps current.
 
 mod cache;
+mod event;
 mod handle;
 mod hub;
 mod state;
 mod stream;
+mod target;
 
+pub use event::{RemovalCause, RemovedNode, WatchEvent};
 pub use handle::{ServiceWatch, Watch};
 pub(crate) use hub::Hub;
-pub use state::{RemovalCause, RemovedNode, WatchEvent, WatchTarget};
+pub use target::WatchTarget;
 
 pub(crate) use cache::{Cached, Merged};
