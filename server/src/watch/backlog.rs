@@ -542,3 +542,84 @@ impl Backlog {
 fn is_control(item: &Item) -> bool {
     matches!(item, Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: usize = 10_000;
+
+    fn change(byte: u8) -> Arc<ChangeFrames> {
+        let key = ServiceKey {
+            group: "a".parse().unwrap(),
+            service: format!("s{byte}").parse().unwrap(),
+        };
+        Arc::new(ChangeFrames::new(key, vec![Bytes::from(vec![byte; 100])]))
+    }
+
+    /// Of a reader that found nothing when it last looked. Changes are numbered; they come in revisions of so many.
+    fn parked(revisions: &[u8]) -> Backlog {
+        let bounds = Bounds {
+            frames: 100,
+            bytes: ALL,
+        };
+        let mut backlog = Backlog::new(bounds, Arc::default());
+        backlog.parked = true;
+        let mut number = 0;
+        for (revision, changes) in (1..).zip(revisions) {
+            for index in 1..=usize::from(*changes) {
+                number += 1;
+                let place = Place {
+                    revision: Revision(revision),
+                    index,
+                };
+                assert_eq!(backlog.offer(place, &change(number)), Offered::Waits);
+            }
+        }
+        backlog
+    }
+
+    /// The numbers of the changes in a run, its bookmark, and whether nothing is left.
+    fn run(backlog: &mut Backlog, settled: u64, bytes_max: usize) -> Option<(Vec<u8>, Option<u64>, bool)> {
+        let (run, last) = backlog.take_run(Revision(settled), bytes_max)?;
+        let changes = run.changes.iter().map(|change| change.frames[0][0]).collect();
+        Some((changes, run.bookmark.map(|revision| revision.0), last))
+    }
+
+    #[test]
+    fn a_run_ends_where_what_is_offered_whole_ends() {
+        let mut backlog = parked(&[1, 2, 2]);
+        assert_eq!(run(&mut backlog, 0, ALL), None);
+        assert_eq!(run(&mut backlog, 2, ALL), Some((vec![1, 2, 3], None, false)));
+        assert_eq!(run(&mut backlog, 2, ALL), None);
+        assert_eq!(run(&mut backlog, 3, ALL), Some((vec![4, 5], None, true)));
+        assert_eq!(backlog.waiting(), (0, 0));
+    }
+
+    #[test]
+    fn a_run_holds_whole_revisions_that_fit_into_a_message() {
+        let mut backlog = parked(&[1, 2, 2]);
+        assert_eq!(run(&mut backlog, 3, 299), Some((vec![1], None, false)));
+        assert_eq!(run(&mut backlog, 3, 199), None, "the reader itself sees to that");
+        assert_eq!(run(&mut backlog, 3, 200), Some((vec![2, 3], None, false)));
+        assert_eq!(run(&mut backlog, 3, 200), Some((vec![4, 5], None, true)));
+    }
+
+    #[test]
+    fn a_run_ends_with_a_bookmark_and_before_what_only_the_reader_can_say() {
+        let mut backlog = parked(&[1, 1]);
+        backlog.push(Item::Bookmark(Revision(2)));
+        backlog.push(Item::KeepCache(v1::KeepCache::default()));
+        assert_eq!(run(&mut backlog, 2, ALL), Some((vec![1, 2], Some(2), false)));
+        assert_eq!(run(&mut backlog, 2, ALL), None);
+    }
+
+    #[test]
+    fn a_reader_that_is_at_work_is_left_alone() {
+        let mut backlog = parked(&[1]);
+        backlog.parked = false;
+        assert_eq!(run(&mut backlog, 1, ALL), None);
+        backlog.parked = true;
+        assert_eq!(run(&mut backlog, 1, ALL), Some((vec![1], None, true)));
+    }
+}

@@ -137,3 +137,65 @@ impl WatchHub {
         left && all
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+    use rollcall_core::ids::{Revision, ServiceKey};
+    use rollcall_proto::prefix::PREFIX_BYTES;
+
+    use super::super::backlog::ChangeFrames;
+    use super::*;
+
+    fn change(byte: u8) -> Arc<ChangeFrames> {
+        let key = ServiceKey {
+            group: "a".parse().unwrap(),
+            service: "one".parse().unwrap(),
+        };
+        Arc::new(ChangeFrames::new(key, vec![Bytes::from(vec![byte; 4])]))
+    }
+
+    fn run(changes: &[&Arc<ChangeFrames>], bookmark: Option<u64>) -> Run {
+        Run {
+            changes: changes.iter().copied().cloned().collect(),
+            bookmark: bookmark.map(Revision),
+        }
+    }
+
+    #[test]
+    fn who_is_told_the_same_is_told_the_same_bytes_and_nobody_else() {
+        let (one, like_one, other) = (change(1), change(1), change(2));
+        let last = LastMessage::default();
+        let outlet = |mode, epoch| Outlet::new(Line::default(), mode, epoch);
+        let here = outlet(1, 7);
+        let said = last.bytes_of(run(&[&one], Some(9)), &here);
+        let again = last.bytes_of(run(&[&one], Some(9)), &here);
+        assert_eq!(said.as_ptr(), again.as_ptr());
+        for (changes, bookmark, there) in [
+            (&[&other][..], Some(9), outlet(1, 7)),
+            (&[&like_one], Some(9), outlet(1, 7)),
+            (&[&one, &other], Some(9), outlet(1, 7)),
+            (&[], Some(9), outlet(1, 7)),
+            (&[&one], Some(8), outlet(1, 7)),
+            (&[&one], None, outlet(1, 7)),
+            (&[&one], Some(9), outlet(2, 7)),
+            (&[&one], Some(9), outlet(1, 8)),
+        ] {
+            let said = last.bytes_of(run(&[&one], Some(9)), &here);
+            let bytes = last.bytes_of(run(changes, bookmark), &there);
+            assert_ne!(said.as_ptr(), bytes.as_ptr());
+            let message = WatchResponse::decode(&bytes[PREFIX_BYTES..]).unwrap();
+            let expected = WatchResponse {
+                frames: frames(&run(changes, bookmark)),
+                mode: there.mode,
+                epoch: there.epoch,
+                cluster: String::new(),
+            };
+            assert_eq!(message, expected);
+            assert_eq!(
+                message.frames.len(),
+                changes.len() + usize::from(bookmark.is_some())
+            );
+        }
+    }
+}

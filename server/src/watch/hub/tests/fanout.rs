@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
 use http_body::Frame as Part;
 use prost::Message;
+use rollcall_core::ids::ServiceKey;
 use rollcall_proto::prefix::{PREFIX_BYTES, prefixed};
 use rollcall_proto::upgrade::{Limits as Allowed, Sending};
 use rollcall_proto::v1::{self, watch_frame::Frame};
@@ -24,7 +25,7 @@ use tonic::body::Body;
 use super::world::{World, follow, key};
 use crate::config::WatchConfig;
 use crate::raft::AppliedHead;
-use crate::watch::{Line, StreamHandle, Target, WatchStream};
+use crate::watch::{Line, StreamHandle, Subscription, Target, WatchStream};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a stream says, as its handler lays it out.
@@ -59,6 +60,7 @@ impl http_body::Body for Said {
 struct Watcher {
     socket: TcpStream,
     came: BytesMut,
+    messages: usize,
     /// Up to where it knows the service.
     seen: u64,
     started: usize,
@@ -77,6 +79,12 @@ impl Watcher {
                 if rest.len() >= length {
                     let message = self.came.split_to(PREFIX_BYTES + length).split_off(PREFIX_BYTES);
                     let message = v1::WatchResponse::decode(message).unwrap();
+                    assert_eq!(
+                        message.cluster.is_empty(),
+                        self.messages > 0,
+                        "the first names it"
+                    );
+                    self.messages += 1;
                     return message.frames.into_iter().for_each(|frame| self.take(frame));
                 }
             }
@@ -123,10 +131,11 @@ async fn by_line(world: &World) -> (StreamHandle, Line, Sending<Body, OwnedWrite
     // Small, so that what is sent often does not fit.
     sockopt::set_socket_send_buffer_size(&accepted, 4_096).unwrap();
     sockopt::set_socket_recv_buffer_size(&socket, 4_096).unwrap();
-    let stream = world
-        .hub
-        .open("test", v1::ResponseHeader::default(), CancellationToken::new())
-        .unwrap();
+    let header = v1::ResponseHeader {
+        cluster: "test".into(),
+        ..v1::ResponseHeader::default()
+    };
+    let stream = world.hub.open("test", header, CancellationToken::new()).unwrap();
     let (handle, line) = (stream.handle(), Line::default());
     stream.has_line(&line);
     let (_reading, writing) = accepted.into_split();
@@ -134,6 +143,7 @@ async fn by_line(world: &World) -> (StreamHandle, Line, Sending<Body, OwnedWrite
     let watcher = Watcher {
         socket,
         came: BytesMut::new(),
+        messages: 0,
         seen: 0,
         started: 0,
         deltas: 0,
@@ -194,6 +204,109 @@ async fn a_change_leaves_though_the_streams_task_is_not_woken() {
     world.put(&service, "n", 10);
     world.pull();
     assert_eq!(Arc::strong_count(&handle.shared), 1, "the handle's");
+}
+
+/// Its task carries it, and has nothing to do.
+async fn carried(world: &World, service: &ServiceKey) -> (StreamHandle, Watcher) {
+    let (handle, line, sending, mut watcher) = by_line(world).await;
+    tokio::spawn(async move { line.carry(sending).await });
+    handle
+        .subscribe(follow(1, Target::Service(service.clone())))
+        .unwrap();
+    watcher.until(|watcher| watcher.started == 1).await;
+    while !handle.shared.backlog.lock().parked {
+        tokio::task::yield_now().await;
+    }
+    (handle, watcher)
+}
+
+/// A message holds only so much, and a socket takes only so much. What has not left is left to the task, and not to the next
+/// change.
+#[tokio::test]
+async fn what_does_not_leave_at_once_leaves_behind_it() {
+    let small_messages = WatchConfig {
+        response_bytes: 600,
+        ..WatchConfig::default()
+    };
+    for limits in [small_messages, WatchConfig::default()] {
+        let mut world = World::new(limits, 10_000);
+        let service = key("a", "one");
+        let node = "n".repeat(100);
+        world.put(&service, &node, 1);
+        let (_handle, mut watcher) = carried(&world, &service).await;
+        for weight in 2..250 {
+            world.put(&service, &node, weight);
+        }
+        assert!(!world.hub.pull(), "another round would tell it of the rest");
+        let revision = world.hub.settled().0;
+        watcher.until(|watcher| watcher.seen == revision).await;
+        assert_eq!(watcher.deltas, 248);
+    }
+}
+
+/// What a socket does not take stays in the backlog, which is bounded.
+#[tokio::test]
+async fn who_does_not_read_lags_like_any_other() {
+    let limits = WatchConfig {
+        backlog_frames: 8,
+        ..WatchConfig::default()
+    };
+    let mut world = World::new(limits, 10_000);
+    let service = key("a", "one");
+    world.put(&service, "n", 1);
+    let (handle, mut watcher) = carried(&world, &service).await;
+    let mut weight = 1;
+    while !handle.shared.backlog.lock().lagging() {
+        weight += 1;
+        assert!(weight < 5_000, "all of that waits for the socket");
+        world.put(&service, "n", weight);
+        world.pull();
+    }
+    let revision = world.hub.settled().0;
+    watcher.until(|watcher| watcher.seen == revision).await;
+}
+
+/// It says more than the changes in it.
+#[tokio::test]
+async fn the_first_message_is_left_to_the_task() {
+    let mut world = World::new(WatchConfig::default(), 1_000);
+    let service = key("a", "one");
+    let seen = world.put(&service, "n", 1);
+    world.put(&service, "n", 2);
+    let (handle, line, sending, mut watcher) = by_line(&world).await;
+    let mut carrying = pin!(line.carry(sending));
+    assert!(futures_util::poll!(&mut carrying).is_pending());
+    watcher.seen = seen.0;
+    let resumed = Subscription {
+        after: seen,
+        ..follow(1, Target::Service(service.clone()))
+    };
+    handle.subscribe(resumed).unwrap();
+    world.put(&service, "n", 3);
+    world.pull();
+    let early = tokio::time::timeout(Duration::from_millis(50), watcher.message());
+    assert!(early.await.is_err(), "a change has overtaken it");
+    let revision = world.hub.settled().0;
+    tokio::select! {
+        _ = &mut carrying => panic!("it does not end"),
+        () = watcher.until(|watcher| watcher.seen == revision) => {}
+    }
+    assert_eq!((watcher.started, watcher.deltas), (1, 2));
+}
+
+/// The stream knows the line that carries it, and is not kept by that.
+#[tokio::test]
+async fn a_stream_goes_with_its_connection() {
+    let mut world = World::new(WatchConfig::default(), 1_000);
+    let service = key("a", "one");
+    world.put(&service, "n", 1);
+    let (handle, line, sending, _watcher) = by_line(&world).await;
+    let mut carrying = Box::pin(line.carry(sending));
+    assert!(futures_util::poll!(&mut carrying).is_pending());
+    drop(carrying);
+    assert_eq!(world.hub.streams(), 0);
+    assert_eq!(Arc::strong_count(&handle.shared), 1, "the handle's");
+    assert!(!line.pass(|| panic!("there is nobody to tell")));
 }
 
 /// Many watchers, some of whom read slowly, and take in all that comes in the meantime; and who is told past his task is

@@ -2,9 +2,43 @@
 
 use std::pin::pin;
 
+use rollcall_core::ids::Revision;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::super::round::REVISIONS_PER_ROUND;
 use super::world::{World, follow, key};
 use crate::config::WatchConfig;
+use crate::raft::AppliedHead;
 use crate::watch::Target;
+
+/// One word that something has changed is enough, however much it is.
+#[tokio::test]
+async fn round_follows_round_until_all_has_left() {
+    let mut world = World::new(WatchConfig::default(), 10_000);
+    let key = key("a", "one");
+    world.put(&key, "n", 1);
+    let mut client = world.open();
+    client.follow(follow(1, Target::Service(key.clone())));
+    client.read_all();
+    let (applied, following) = watch::channel(AppliedHead::default());
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(world.hub.clone().run(following, stop.clone()));
+    let changes = 3 * REVISIONS_PER_ROUND;
+    let mut revision = Revision(0);
+    for weight in 0..changes {
+        revision = world.put(&key, "n", u16::try_from(weight).unwrap());
+    }
+    applied.send_replace(AppliedHead {
+        revision,
+        position: None,
+    });
+    while client.deltas() < changes {
+        client.read_until_delta().await;
+    }
+    stop.cancel();
+    running.await.unwrap();
+}
 /// Whoever is told of one change while the next is being offered finds that, and cannot take it yet; and nobody tells him again.
 #[tokio::test]
 async fn a_change_that_comes_while_its_reader_looks_is_not_left_lying() {
@@ -37,6 +71,30 @@ async fn a_change_that_comes_while_its_reader_looks_is_not_left_lying() {
         next.await;
     }
     assert_eq!(client.deltas(), before + 2);
+}
+
+/// A piece is a part of what fits into a message: several together still do.
+#[tokio::test]
+async fn revisions_in_a_piece_are_bounded_by_their_bytes() {
+    let limits = WatchConfig {
+        response_bytes: 800,
+        ..WatchConfig::default()
+    };
+    let mut world = World::new(limits, 1_000);
+    let one = key("a", "one");
+    world.put(&one, "n", 1);
+    let mut client = world.open();
+    client.follow(follow(1, Target::Service(one.clone())));
+    client.read_all();
+    for weight in 2..32 {
+        world.put(&one, "n", weight);
+    }
+    world.pull();
+    let backlog = client.handle.shared.backlog.lock();
+    let (items, (frames, bytes)) = (backlog.items(), backlog.waiting());
+    assert_eq!(frames, 30);
+    assert!(items > bytes / 400, "{bytes} bytes in {items} pieces");
+    assert!(items < frames, "they are pieces");
 }
 
 /// Revisions in a row of one service wait as one piece, bounded like any other; where something else happened in between,
