@@ -1,5 +1,6 @@
 //! Requests above the transport's bound: refused before they are decoded, and in our own words.
 
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::FutureExt;
@@ -20,12 +21,16 @@ const REFUSAL: &str = "Error, decoded message length too large:";
 #[derive(Clone, Debug)]
 pub(crate) struct Oversize<S> {
     inner: S,
-    metrics: DoorsMetrics,
+    /// Each call clones the service, and these are many counters.
+    metrics: Arc<DoorsMetrics>,
 }
 
 impl<S> Oversize<S> {
     pub(crate) fn new(inner: S, metrics: DoorsMetrics) -> Self {
-        Self { inner, metrics }
+        Self {
+            inner,
+            metrics: Arc::new(metrics),
+        }
     }
 }
 
