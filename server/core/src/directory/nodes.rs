@@ -213,6 +213,7 @@ impl Directory {
             .clone();
         self.move_ownership(draft, &key, &plan.puts);
         self.write_service(draft, &key, |service| {
+            service.expect_puts(plan.puts.len());
             for put in plan.puts {
                 service.put_node(put.node);
             }
@@ -260,7 +261,8 @@ impl Directory {
         self.note_life(&mut draft, at, session);
         for (key, nodes) in plan {
             self.write_service(&mut draft, &key, |service| {
-                nodes.into_iter().for_each(|node| service.put_node(node))
+                service.expect_puts(nodes.len());
+                nodes.into_iter().for_each(|node| service.put_node(node));
             });
         }
         Ok(effect_of(draft))

@@ -538,6 +538,11 @@ impl ServiceWriter<'_> {
         self.service.guard = ledger;
     }
 
+    /// So many nodes are about to be put. Most commands put one, and what changed is kept as it was laid down.
+    pub(super) fn expect_puts(&mut self, nodes: usize) {
+        self.change.nodes.reserve_exact(nodes);
+    }
+
     /// Puts a node, new or in place of what it was.
     pub(super) fn put_node(&mut self, node: Node) {
         let id = node.registration.id.clone();
