@@ -355,9 +355,11 @@ fn words(name: &str, service: &Service<'_>, verdict: &mut Verdict) {
 /// In the end every server says the same of it, which is what was counted, and holds nothing back.
 fn promises(name: &str, service: &Service<'_>, ledger: &Ledger, faults: &[Fault], verdict: &mut Verdict) {
     for said in &service.said {
+        if said.engaged && service.ap && !was_calm(faults, said.time.saturating_sub(CALM), said.time) {
+            continue;
+        }
         verdict.judged += 1;
-        let heard = || !service.ap || was_calm(faults, said.time.saturating_sub(CALM), said.time);
-        if said.engaged && heard() {
+        if said.engaged {
             verdict.find(
                 said.time,
                 format!(

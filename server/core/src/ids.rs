@@ -160,13 +160,14 @@ fn check(what: &str, name: &str, bytes_max: usize, extra: &str) -> Result<(), Na
             bytes_max,
         });
     }
-    // Every name of every request comes by here, some of them at every server.
-    let usual = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if name.bytes().all(usual) {
+    // Every name of every request comes by here, some of them at every server: byte by byte.
+    let allowed = |byte: u8| {
+        byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-') || extra.as_bytes().contains(&byte)
+    };
+    if name.bytes().all(allowed) {
         return Ok(());
     }
-    let allowed = |c: char| u8::try_from(c).is_ok_and(usual) || extra.contains(c);
-    match name.chars().find(|c| !allowed(*c)) {
+    match name.chars().find(|c| !u8::try_from(*c).is_ok_and(allowed)) {
         Some(found) => Err(NameError::BadCharacter {
             what: what.into(),
             name: name.into(),

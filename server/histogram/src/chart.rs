@@ -17,6 +17,12 @@ impl AsciiChart {
         Self::default()
     }
 
+    /// As much as there is to say: openraft asks for it where its statistics are turned on.
+    #[must_use]
+    pub fn detailed(&self) -> &Self {
+        self
+    }
+
     /// With one line more.
     #[must_use]
     pub fn add<T>(mut self, name: impl ToString, histogram: Histogram<T>) -> Self {

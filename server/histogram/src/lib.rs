@@ -1,7 +1,7 @@
 //! Histograms for replication's statistics.
 //!
 //! openraft counts how large its batches are, with a crate whose name this one has. With the first histogram that crate lays
-//! out tables for sixteen resolutions, of which one is used: 27 MB in each server. Here a bucket's bounds are reckoned
+//! out tables for sixteen resolutions, of which one is used: 26 MB in each server. Here a bucket's bounds are reckoned
 //! when they are asked for (docs/decisions/0025). Only what openraft calls is here.
 //!
 //! Buckets are those of an HDR histogram with two bits behind the leading one: values below 8 are exact, others to a
