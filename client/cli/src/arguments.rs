@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use rollcall_client::{Expected, Freshness, NodeKind, NodeState, ReadOptions, Token};
+use rollcall_proto::v1 as wire;
 
 use crate::bench::BenchCommand;
 use crate::command::completions::CompletionsArguments;
@@ -107,6 +108,33 @@ pub(crate) enum ReadMode {
     Linearizable,
     Leased,
     Local,
+}
+
+/// How a group is replicated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// Raft: linearizable writes, a quorum needed
+    #[default]
+    Cp,
+    /// Gossip: any server writes at any time, alone if need be
+    Ap,
+}
+
+impl Mode {
+    pub(crate) fn to_wire(self) -> wire::GroupMode {
+        match self {
+            Self::Cp => wire::GroupMode::Cp,
+            Self::Ap => wire::GroupMode::Ap,
+        }
+    }
+
+    /// Its word on the command line and in reports.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Cp => "cp",
+            Self::Ap => "ap",
+        }
+    }
 }
 
 impl Reading {

@@ -485,6 +485,8 @@ async fn benches_report_and_clean_up() {
     let batches = calls("bench register --count 20 --batch 10 --nodes 100", 20);
     assert_eq!(batches["items"], 200);
     calls("bench register --count 100 --unary --nodes 100", 100);
+    let by_gossip = calls("bench register --mode ap --count 100 --nodes 100", 100);
+    assert_eq!(by_gossip["settings"]["mode"], "ap", "{by_gossip}");
     calls(
         "bench renew --count 500 --sessions 40 --connections 2 --batch 4",
         500,

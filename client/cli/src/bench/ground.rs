@@ -5,6 +5,7 @@ use std::time::Duration;
 use rollcall_client::{Error, Expected, ReadOptions, Registry, Removal, ServiceKey};
 use rollcall_proto::v1 as wire;
 
+use crate::arguments::Mode;
 use crate::command::Context;
 use crate::exit::{Effect, Failure};
 use crate::progress::Progress;
@@ -22,12 +23,23 @@ const CLEAR_PAUSE: Duration = Duration::from_millis(250);
 pub(crate) struct Ground {
     registry: Registry,
     group: String,
+    mode: Mode,
     services: Vec<ServiceKey>,
 }
 
 impl Ground {
     /// Makes the group and its services; each may hold `nodes_max` nodes.
     pub(crate) async fn lay(context: &Context, services: usize, nodes_max: usize) -> Result<Self, Failure> {
+        Self::lay_in(Mode::Cp, context, services, nodes_max).await
+    }
+
+    /// The same, the group replicated in this way.
+    pub(crate) async fn lay_in(
+        mode: Mode,
+        context: &Context,
+        services: usize,
+        nodes_max: usize,
+    ) -> Result<Self, Failure> {
         let group = format!("bench-{:08x}", rand::random::<u32>());
         let ground = Self {
             registry: context.servers.registry().clone(),
@@ -35,6 +47,7 @@ impl Ground {
                 .map(|index| ServiceKey::new(&group, format!("service-{index}")))
                 .collect(),
             group,
+            mode,
         };
         match ground.make_group().await {
             // Surely nothing was made, so there is nothing to delete.
@@ -56,6 +69,7 @@ impl Ground {
 
     async fn make_group(&self) -> Result<(), Failure> {
         let group = wire::GroupSettings {
+            mode: self.mode.to_wire().into(),
             services_max: u32::try_from(self.services.len()).unwrap_or(u32::MAX),
             ..wire::GroupSettings::default()
         };

@@ -20,6 +20,7 @@ use super::load::{Load, positive};
 use super::report::{Report, Tally};
 use super::server_process::{Meter, ServerProcesses};
 use super::stream::{SessionStream, written};
+use crate::arguments::Mode;
 use crate::command::Context;
 use crate::exit::{Failure, Nature, failure_of};
 use crate::interrupt::Interrupt;
@@ -48,6 +49,9 @@ pub(crate) struct RegisterBench {
     /// Nodes of one call
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = batch)]
     batch: usize,
+    /// How the group is replicated in which the nodes are registered
+    #[arg(long, value_enum, default_value_t)]
+    mode: Mode,
     /// A unary call for each write, instead of the session stream
     #[arg(long)]
     unary: bool,
@@ -74,6 +78,7 @@ struct Settings {
     services: usize,
     metadata_bytes: usize,
     batch: usize,
+    mode: &'static str,
     transport: &'static str,
     group: String,
 }
@@ -86,7 +91,7 @@ pub(crate) async fn run(
     // The shares of the connections are rounded up, and shares go unevenly to services.
     let room = (bench.nodes / bench.services + 1) * 2 + bench.load.connections * bench.batch + BATCH_MAX;
     let mut meter = bench.servers.meter()?;
-    let ground = Ground::lay(context, bench.services, room).await?;
+    let ground = Ground::lay_in(bench.mode, context, bench.services, room).await?;
     let settings = Settings {
         connections: bench.load.connections,
         in_flight: bench.load.in_flight_max(),
@@ -95,6 +100,7 @@ pub(crate) async fn run(
         services: bench.services,
         metadata_bytes: bench.metadata_bytes,
         batch: bench.batch,
+        mode: bench.mode.word(),
         transport: if bench.unary { "unary" } else { "stream" },
         group: ground.group().to_owned(),
     };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use rollcall_client::Sign;
 use rollcall_proto::v1 as wire;
 use serde::Serialize;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::admission::{self, AdmissionFlags, RefusedArguments};
 use super::settings::{Putting, ServiceFlags, UNNAMED_STAY};
 use super::{Context, prefix_of};
-use crate::arguments::{Reading, at_revision};
+use crate::arguments::{Mode, Reading, at_revision};
 use crate::exit::Failure;
 use crate::names::duration;
 use crate::output::record::{Group, Header, Written, map_text};
@@ -67,15 +67,6 @@ pub(crate) struct SetMode {
     /// How long servers may take to be ready before the move is taken back
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     wait: Duration,
-}
-
-/// How a group is replicated.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Mode {
-    /// Raft: linearizable writes, a quorum needed
-    Cp,
-    /// Gossip: any server writes at any time, alone if need be
-    Ap,
 }
 
 /// Arguments of `group list`.
@@ -151,10 +142,7 @@ pub(crate) async fn run(context: &Context, command: GroupCommand) -> Result<(), 
 }
 
 async fn put_group(context: &Context, put: PutGroup) -> Result<(), Failure> {
-    let mode = put.mode.map_or(wire::GroupMode::Unspecified, |mode| match mode {
-        Mode::Cp => wire::GroupMode::Cp,
-        Mode::Ap => wire::GroupMode::Ap,
-    });
+    let mode = put.mode.map_or(wire::GroupMode::Unspecified, Mode::to_wire);
     let (defaults, of_services) = put.flags.settings();
     let (admission, of_admission) = put.admission.settings()?;
     let metadata = put.putting.named_metadata();
@@ -272,14 +260,10 @@ async fn show_group(context: &Context, show: &ShowGroup) -> Result<(), Failure> 
 }
 
 async fn set_mode(context: &Context, set: &SetMode) -> Result<(), Failure> {
-    let mode = match set.mode {
-        Mode::Cp => wire::GroupMode::Cp,
-        Mode::Ap => wire::GroupMode::Ap,
-    };
     let moved = context
         .servers
         .registry()
-        .set_group_mode(&set.group, mode, set.wait)
+        .set_group_mode(&set.group, set.mode.to_wire(), set.wait)
         .await?;
     let sign = |sign: Option<wire::Sign>| sign.map(Sign::from).unwrap_or_default().to_string();
     let server = |server: wire::ServerMoved| ServerBody {
