@@ -133,7 +133,7 @@ impl Ap for ApDoor {
             .await?;
         Ok(Response::new(ApPullResponse {
             log,
-            records: range.records.iter().map(|record| record.encode()).collect(),
+            records: range.encoded,
             through: range.through.0,
             head: head.0,
         }))

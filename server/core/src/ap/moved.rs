@@ -77,7 +77,7 @@ impl Replica {
         }
         if judged_here {
             // Others follow this server's log, where its judgement stands, and must not hear that last.
-            moved.note(&record.key);
+            moved.note(&record);
             return Some(self.own(record.key, record.value, record.stamp));
         }
         self.merge_one(record, moved)

@@ -187,6 +187,18 @@ impl Record {
         merged
     }
 
+    /// What [`Self::merged`] makes of it and one that was heard, unless that is what it is already.
+    pub(super) fn grown(&self, heard: Self) -> Option<Self> {
+        match &heard.value {
+            // Of two lapses neither may be the whole truth.
+            Value::Session(_) => {
+                let merged = self.merged(&heard);
+                (merged != *self).then_some(merged)
+            }
+            Value::Node(_) | Value::Override(_) => (self.compare(&heard) == Ordering::Less).then_some(heard),
+        }
+    }
+
     fn compare(&self, other: &Self) -> Ordering {
         let rank = |record: &Self| match &record.value {
             Value::Session(session) => session.rank(),

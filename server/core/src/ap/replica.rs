@@ -92,7 +92,7 @@ impl Replica {
     /// Brings the view to what the records say: after loading.
     pub fn impose_all(&self, view: &mut Directory) -> Option<Arc<RevisionChanges>> {
         let mut moved = Moved::default();
-        self.table.records().for_each(|record| moved.note(&record.key));
+        self.table.records().for_each(|record| moved.note(record));
         self.impose(view, moved)
     }
 
@@ -222,16 +222,14 @@ impl Replica {
             Some(known) if planted(Mutant::Resurrect) && known.is_dead() && !record.is_dead() => record,
             None => record,
             Some(known) => {
-                let after = known.merged(&record);
-                if after == **known {
-                    return None;
-                }
+                let owner = table::session_of(known);
+                let after = known.grown(record)?;
                 // A lapsed session may lose the node on which it hung.
-                moved.owners.extend(table::session_of(known));
+                moved.owners.extend(owner);
                 after
             }
         };
-        moved.note(&record.key);
+        moved.note(&record);
         // What supersedes a record of this server's own log is no part of that log.
         let stored = Stored::new(record.into(), None);
         self.table.put(&stored);
@@ -261,7 +259,7 @@ impl Replica {
         match command {
             Command::PutGroup { group, .. } if view.group(group).is_none() => {
                 let records = self.table.records_of_group(group.as_str());
-                records.for_each(|record| moved.note(&record.key));
+                records.for_each(|record| moved.note(record));
             }
             Command::PutService { key, .. } if view.service(key).is_none() => {
                 moved.overrides.extend(self.table.overrides_of(key));

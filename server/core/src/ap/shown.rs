@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::record::{Key, NodeValue, SessionValue, Standing, Stored, Value};
+use super::record::{Key, NodeValue, Record, SessionValue, Standing, Stored, Value};
 use super::replica::Replica;
+use super::table;
 use crate::directory::{
     Directory, ImposedNode, ImposedSession, Imposition, Listed, Node, NodeState, RemovalCause,
     RevisionChanges,
@@ -17,7 +18,7 @@ pub(super) struct Moved {
     /// With them whatever they own.
     pub(super) sessions: BTreeSet<SessionId>,
     /// Sessions that gained or lost a node: a lapsed one may have nothing left to hold, or something again. What else
-    /// they own stays as it is.
+    /// they own stays as it is. Those that `nodes` name now are among these or among `sessions`.
     pub(super) owners: BTreeSet<SessionId>,
     pub(super) nodes: BTreeSet<NodeKey>,
     pub(super) overrides: BTreeSet<NodeKey>,
@@ -25,10 +26,10 @@ pub(super) struct Moved {
 
 impl Replica {
     pub(super) fn impose(&self, view: &mut Directory, mut moved: Moved) -> Option<Arc<RevisionChanges>> {
+        if moved.is_empty() {
+            return None;
+        }
         let mut imposition = Imposition::default();
-        // A node's session must be there before it is.
-        let named = moved.nodes.iter().filter_map(|key| self.node(key)?.session);
-        moved.owners.extend(named);
         for id in &moved.sessions {
             moved.nodes.extend(self.table.nodes_of(*id).cloned());
         }
@@ -40,6 +41,7 @@ impl Replica {
         for service in new.into_iter().filter(|service| view.service(service).is_none()) {
             moved.overrides.extend(self.table.overrides_of(service));
         }
+        imposition.nodes.reserve_exact(moved.nodes.len());
         for key in moved.nodes {
             let listed = self.listed(&key);
             imposition.nodes.push(ImposedNode { key, listed });
@@ -161,12 +163,21 @@ impl Replica {
 }
 
 impl Moved {
-    pub(super) fn note(&mut self, key: &Key) {
-        match key {
+    /// A record is there now, or not any more. A node's session must be shown before it is.
+    pub(super) fn note(&mut self, record: &Record) {
+        match &record.key {
             Key::Node(key) => _ = self.nodes.insert(key.clone()),
             Key::Override(key) => _ = self.overrides.insert(key.clone()),
             Key::Session(id) => _ = self.sessions.insert(*id),
         }
+        self.owners.extend(table::session_of(record));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+            && self.owners.is_empty()
+            && self.nodes.is_empty()
+            && self.overrides.is_empty()
     }
 }
 

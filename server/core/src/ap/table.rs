@@ -1,13 +1,17 @@
 //! The table: every record this server holds, the numbers of its own, and digests of all by bucket.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::record::{Key, Record, Seq, Stored, Value};
 use crate::ids::{NodeId, NodeKey, ServiceKey, SessionId};
+
+/// So many bytes of records are kept as they travel; others are encoded anew for who asks for them.
+const RECENT_BYTES_MAX: usize = 256 << 10;
 
 /// A set of records that is compared and repaired as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -23,6 +27,8 @@ pub enum Bucket {
 pub struct Range {
     /// Records, in the order in which they were written.
     pub records: Vec<Arc<Record>>,
+    /// What [`Record::encode`] makes of them.
+    pub encoded: Vec<Bytes>,
     /// Who has these, and what was asked behind, has everything up to here.
     pub through: Seq,
     /// Whether more follow.
@@ -35,8 +41,35 @@ struct Entry {
     seq: Option<Seq>,
     /// Of its bytes: what it adds to its bucket's digest.
     hash: u128,
-    /// How many bytes it has.
-    size: u32,
+}
+
+/// The bytes of what was written last, for all who follow.
+#[derive(Clone, Debug, Default)]
+struct Recent {
+    /// In the order of their numbers.
+    encoded: VecDeque<(Seq, Bytes)>,
+    bytes: usize,
+}
+
+impl Recent {
+    fn push(&mut self, seq: Seq, bytes: &Bytes) {
+        // From disk they come in any order.
+        if self.encoded.back().is_some_and(|(last, _)| *last >= seq) {
+            return;
+        }
+        self.bytes += bytes.len();
+        self.encoded.push_back((seq, bytes.clone()));
+        while self.bytes > RECENT_BYTES_MAX
+            && let Some((_, oldest)) = self.encoded.pop_front()
+        {
+            self.bytes -= oldest.len();
+        }
+    }
+
+    fn of(&self, seq: Seq) -> Option<&Bytes> {
+        let at = self.encoded.binary_search_by_key(&seq, |(seq, _)| *seq).ok()?;
+        Some(&self.encoded[at].1)
+    }
 }
 
 /// What is known of a service.
@@ -57,7 +90,8 @@ pub(super) struct Table {
     session_digests: BTreeMap<u8, u128>,
     /// Nodes by the session that their records name.
     nodes_of: BTreeMap<SessionId, BTreeSet<NodeKey>>,
-    log: BTreeMap<Seq, Key>,
+    log: BTreeMap<Seq, Arc<Record>>,
+    recent: Recent,
     head: Seq,
     len: usize,
 }
@@ -93,7 +127,6 @@ impl Table {
             record: record.clone(),
             seq: *seq,
             hash,
-            size: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
         };
         let before = match &record.key {
             Key::Node(key) => {
@@ -113,14 +146,21 @@ impl Table {
             }
         };
         self.len += 1;
+        let (owner, owner_before) = (
+            session_of(record),
+            before.as_ref().and_then(|before| session_of(&before.record)),
+        );
         if let Some(before) = before {
-            self.strike(&record.key, &before, session_of(record));
+            self.strike(&record.key, &before, owner);
         }
         if let Some(seq) = *seq {
-            self.log.insert(seq, record.key.clone());
+            self.log.insert(seq, record.clone());
+            self.recent.push(seq, bytes);
             self.head = self.head.max(seq);
         }
-        if let (Key::Node(key), Some(session)) = (&record.key, session_of(record)) {
+        if owner_before != owner
+            && let (Key::Node(key), Some(session)) = (&record.key, owner)
+        {
             self.nodes_of.entry(session).or_default().insert(key.clone());
         }
     }
@@ -258,15 +298,15 @@ impl Table {
             ..Range::default()
         };
         let mut bytes = 0;
-        for (seq, key) in self.log.range(Seq(after.0.saturating_add(1))..) {
+        for (seq, record) in self.log.range(Seq(after.0.saturating_add(1))..) {
             if bytes >= bytes_max {
                 range.more = true;
                 return range;
             }
-            if let Some(entry) = self.entry(key) {
-                bytes += entry.size as usize;
-                range.records.push(entry.record.clone());
-            }
+            let encoded = self.recent.of(*seq).cloned().unwrap_or_else(|| record.encode());
+            bytes += encoded.len();
+            range.records.push(record.clone());
+            range.encoded.push(encoded);
             range.through = *seq;
         }
         // What was written between and is superseded need not be waited for.

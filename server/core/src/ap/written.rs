@@ -103,11 +103,11 @@ impl Replica {
                     .map(|record| record.value.clone()),
             };
             // One that is not listed may hang on a session that has lapsed.
-            if matches!(value, Some(Value::Node(None))) {
+            if let (Key::Node(node), Some(Value::Node(None))) = (&key, &value) {
                 moved
                     .owners
                     .extend(known.and_then(|record| table::session_of(record)));
-                moved.note(&key);
+                moved.nodes.insert(node.clone());
             }
             again.extend(value.map(|value| (key, value)));
         }

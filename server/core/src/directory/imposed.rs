@@ -213,6 +213,8 @@ impl Directory {
         if puts.is_empty() && removals.is_empty() {
             return;
         }
+        // Whoever holds a service while it is written has it copied.
+        drop(service);
         self.write_service(draft, key, |service| {
             if newly_held > 0 {
                 service.learn_of_hold(HoldReason::Share, newly_held);
