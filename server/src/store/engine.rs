@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rocksdb::{
     ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Direction, IteratorMode,
-    LogLevel, Options, ReadOptions, WriteBatch, WriteOptions,
+    LogLevel, MemtableFactory, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
 use super::direct::takes_direct_writes;
@@ -177,6 +177,8 @@ fn open_rocksdb(path: &Path) -> Result<DB, StoreError> {
     options.create_missing_column_families(true);
     // The default would silently drop everything behind damage in the middle of the log.
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    // There is one writer, and not every kind of memtable would take several.
+    options.set_allow_concurrent_memtable_write(false);
     options.set_max_total_wal_size(64 << 20);
     options.set_max_background_jobs(2);
     options.set_keep_log_file_num(4);
@@ -201,6 +203,11 @@ fn open_rocksdb(path: &Path) -> Result<DB, StoreError> {
         family.set_compression_type(DBCompressionType::None);
         family.set_write_buffer_size(memtable);
         family.set_max_write_buffer_number(3);
+        if name == CF_ROWS {
+            // Keys come in no order, and nobody looks for one: sorting them once, when a memtable is full, is a fraction of
+            // keeping each in its place.
+            family.set_memtable_factory(MemtableFactory::Vector);
+        }
         ColumnFamilyDescriptor::new(name, family)
     });
     DB::open_cf_descriptors(&options, path, families).map_err(|error| match error.kind() {

@@ -184,6 +184,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn rows_of_several_memtables_are_there_in_their_order_as_they_were_written_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let key = |index: u32| index.wrapping_mul(2_654_435_761).to_be_bytes().to_vec();
+        let filler = [7; 1_000];
+        // More than one memtable, each row three times; in the last round a third is removed.
+        for round in 0..3_u8 {
+            let mut batch = RowBatch {
+                sync: round == 2,
+                ..RowBatch::default()
+            };
+            for index in 0..2_500 {
+                match round == 2 && index % 3 == 0 {
+                    true => batch.remove(key(index)),
+                    false => batch.put(key(index), &[&[round], &filler]),
+                }
+            }
+            store.write_rows(batch).await.unwrap();
+        }
+        let mut expected: Vec<Vec<u8>> = (0..2_500).filter(|index| index % 3 != 0).map(key).collect();
+        expected.sort();
+        let check = |store: &LogStore| {
+            let found = rows(store).unwrap();
+            assert!(found.iter().map(|(key, _)| key).eq(&expected));
+            assert!(
+                found
+                    .iter()
+                    .all(|(_, value)| value[0] == 2 && value[1..] == filler)
+            );
+        };
+        check(&store);
+        store.close().await;
+        let store = open(folder.path());
+        check(&store);
+        store.close().await;
+    }
+
+    #[tokio::test]
     async fn a_damaged_row_is_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path());
