@@ -18,8 +18,11 @@ use super::inner::Inner;
 use super::members::Other;
 use super::peer::{decode_bucket, digest_of_all, digest_of_group, encode_bucket, halves, whole};
 
-/// A bucket that differs is fetched when it did so twice in a row: what is on its way by a log need not be.
+/// A bucket that differs is fetched when it did so twice in a row and the other's did not move: what is on its way by a log
+/// need not be.
 const PATIENCE: u8 = 2;
+/// One that is written to all the time differs in every round and in every round otherwise. So long it is left to the logs.
+const PATIENCE_MOVING: u8 = 6;
 /// Buckets that are kept in mind for that.
 const DIFFERING_MAX: usize = 10_000;
 /// How often an unsure server asks, and one that has just been started.
@@ -41,11 +44,44 @@ struct Compared {
     sure: bool,
 }
 
+/// How a bucket differed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Differing {
+    /// The other's digest.
+    theirs: u128,
+    /// How often in a row it was this one.
+    same: u8,
+    /// How often in a row it differed.
+    rounds: u8,
+}
+
+impl Differing {
+    /// It differs again.
+    fn again(before: Option<Self>, theirs: u128) -> Self {
+        let (same, rounds) = before.map_or((0, 0), |before| {
+            (
+                if before.theirs == theirs { before.same } else { 0 },
+                before.rounds,
+            )
+        });
+        Self {
+            theirs,
+            same: same.saturating_add(1),
+            rounds: rounds.saturating_add(1),
+        }
+    }
+
+    /// Whether what is missing is not likely to come by itself.
+    fn is_lasting(self, patience: u8) -> bool {
+        self.same >= patience || self.rounds >= PATIENCE_MOVING
+    }
+}
+
 /// One server's side of the comparisons.
 struct Repairer {
     inner: Arc<Inner>,
-    /// How often in a row a bucket differed.
-    differing: BTreeMap<Bucket, u8>,
+    /// Buckets that differed when they were last compared.
+    differing: BTreeMap<Bucket, Differing>,
     /// While unsure, or while it misses records: servers that do not know better.
     clueless: BTreeSet<ServerId>,
     /// What they were asked about was missed then.
@@ -225,25 +261,25 @@ impl Repairer {
         let mut complete = true;
         for theirs in self.ask(other, Some(group), digest).await?.digests {
             let bucket = decode_bucket(&theirs.name)?;
-            if ours.get(&bucket) == Some(&whole(theirs.high, theirs.low)) {
+            let digest = whole(theirs.high, theirs.low);
+            if ours.get(&bucket) == Some(&digest) {
                 self.differing.remove(&bucket);
             } else {
-                complete &= self.is_lasting(&bucket, patience) && self.fetch(other, &bucket).await?;
+                complete &= self.is_lasting(&bucket, digest, patience) && self.fetch(other, &bucket).await?;
             }
         }
         Ok(complete)
     }
 
     /// Whether a bucket has differed long enough.
-    fn is_lasting(&mut self, bucket: &Bucket, patience: u8) -> bool {
+    fn is_lasting(&mut self, bucket: &Bucket, theirs: u128, patience: u8) -> bool {
         if patience <= 1 || self.differing.len() >= DIFFERING_MAX {
             return true;
         }
-        let times = self.differing.entry(bucket.clone()).or_default();
-        *times += 1;
-        let lasting = *times >= patience;
-        if lasting {
-            self.differing.remove(bucket);
+        let differing = Differing::again(self.differing.remove(bucket), theirs);
+        let lasting = differing.is_lasting(patience);
+        if !lasting {
+            self.differing.insert(bucket.clone(), differing);
         }
         lasting
     }
@@ -287,7 +323,9 @@ impl Repairer {
             skip += piece.records.len() as u64;
             let records = self.credible(decode_all(&piece.records)?);
             complete &= records.len() == piece.records.len();
-            let heard = hear(&self.inner, records, None, false).await?;
+            // A server that is started anew with a part of a group takes that for all of it.
+            let sync = self.inner.misses_records();
+            let heard = hear(&self.inner, records, None, sync).await?;
             complete &= heard.refused.is_none();
             self.inner.metrics.repaired.inc_by(heard.new as u64);
             if !piece.more || piece.records.is_empty() {
@@ -324,4 +362,25 @@ async fn within<T>(
     let answer = tokio::time::timeout(bound, call).await;
     let answer = answer.map_err(|_| Status::deadline_exceeded("no answer in time"))?;
     Ok(answer?.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_that_moves_is_left_to_the_logs_for_longer_but_not_for_ever() {
+        let mut still = Differing::again(None, 7);
+        assert!(!still.is_lasting(PATIENCE));
+        still = Differing::again(Some(still), 7);
+        assert!(still.is_lasting(PATIENCE));
+
+        let mut moving = None;
+        let rounds = (0..).take_while(|theirs| {
+            let differing = Differing::again(moving, *theirs);
+            moving = Some(differing);
+            !differing.is_lasting(PATIENCE)
+        });
+        assert_eq!(rounds.count() + 1, usize::from(PATIENCE_MOVING));
+    }
 }
