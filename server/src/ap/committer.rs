@@ -1,7 +1,8 @@
 //! The one task that changes records and the view.
 //!
 //! It takes whatever waits in its queue, applies it piece by piece, writes all of it to disk with one sync, and
-//! answers everyone. While it syncs the next batch gathers. What is not synced is answered to nobody and told to no
+//! answers everyone. While it syncs the next batch gathers, and where many write it waits a moment for those who were just
+//! answered ([`super::company`]). What is not synced is answered to nobody and told to no
 //! server; the view shows it already, as a reader elsewhere might have seen it and lost sight of it again.
 //!
 //! After a failed write nobody knows what the disk holds: nothing more is written (RC-107).
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::company::Crowd;
 use super::desk::{Desk, Footing, Heard, Resolve, Work};
 use super::inner::Inner;
 use super::rows::Followed;
@@ -89,12 +91,34 @@ pub(super) enum Job {
     Resolve { resolve: Resolve, done: Done<()> },
 }
 
+impl Job {
+    /// Whether somebody waits for the disk to have it.
+    fn is_for_the_disk(&self) -> bool {
+        match self {
+            Self::Write { .. } | Self::Claim { .. } => true,
+            Self::Hear { sync, .. } => *sync,
+            Self::Say { .. }
+            | Self::TakeOver { .. }
+            | Self::Define { .. }
+            | Self::Adopt { .. }
+            | Self::Forget { .. }
+            | Self::Purge
+            | Self::Resolve { .. } => false,
+        }
+    }
+}
+
 /// Answers a caller once it is known what became of the disk.
 type Finish = Box<dyn FnOnce(&Result<(), String>) + Send>;
 
 /// Runs until `stop`; what waits then is not done.
 pub(super) async fn run(inner: Arc<Inner>, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken) {
+    let mut crowd = Crowd::default();
     while let Some(Some(first)) = stop.run_until_cancelled(jobs.recv()).await {
+        let others = crowd.wanted() - 1;
+        if others > 0 && first.is_for_the_disk() {
+            inner.company.wait_for(others, || jobs.len()).await;
+        }
         let mut rows = RowBatch::default();
         let mut finishes = carry_out_all(&inner, first, &mut jobs, &mut rows);
         if planted(Mutant::UnstoredAck) {
@@ -106,6 +130,7 @@ pub(super) async fn run(inner: Arc<Inner>, mut jobs: mpsc::Receiver<Job>, stop: 
             false => inner.consensus.store().write_rows(rows).await,
         };
         let written = written.map_err(|error| error.to_string());
+        crowd.note(finishes.len() + jobs.len());
         inner.on_written(&written);
         for finish in finishes {
             finish(&written);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rollcall_core::ap::{Record, SessionSeed, SessionValue};
+use rollcall_core::ap::{Record, SessionSeed, SessionValue, Standing};
 use rollcall_core::directory::{
     ChangeLogBounds, Command, Directory, GroupMode, Limits, LoggedRequest, Refusal, Request,
 };
@@ -18,9 +18,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::committer::{self, Job, Wrote};
+use super::company::Company;
 use super::contract::{Acknowledged, ApStatus, OriginStatus};
 use super::desk::{Desk, Now};
-use super::inner::{Inner, ended};
+use super::inner::{AtAGlance, Inner, ended};
 use super::metrics::{ApMetrics, ServerLabel};
 use super::origins::Origins;
 use super::peer::ApDoor;
@@ -235,7 +236,7 @@ impl Ap {
     /// tell.
     fn check_room(&self) -> Result<(), Refusal> {
         let records_max = self.inner.config.records_max;
-        if self.inner.desk.lock().replica.len() >= records_max as usize {
+        if self.inner.records() >= records_max as usize {
             return Err(Refusal::QuotaExceeded {
                 subject: "a server".into(),
                 quota: records_max,
@@ -294,6 +295,7 @@ impl Ap {
             },
             mpsc::error::TrySendError::Closed(_) => ended(),
         })?;
+        inner.tell_company();
         match tokio::time::timeout_at(deadline, outcome).await {
             Ok(outcome) => outcome.map_err(|_| ended())?,
             Err(_) => Err(ProposeError::Unknown {
@@ -310,6 +312,17 @@ impl Ap {
             .session(id)
             .filter(|session| session.is_alive())
             .cloned()
+    }
+
+    /// Whether a session lives, or lapsed and has nodes held; `here`: and this server is the one that hears it.
+    pub(crate) fn knows_session(&self, id: SessionId, here: bool) -> bool {
+        let desk = self.inner.desk.lock();
+        let held_here = |session: &SessionValue| {
+            session.holder == self.inner.server && session.standing == Standing::Held
+        };
+        desk.replica
+            .session(id)
+            .is_some_and(|session| session.is_alive() && (!here || held_here(session)))
     }
 
     /// Those among them that have a record, whatever it says. Costs next to nothing while no session ever had one.
@@ -436,6 +449,7 @@ impl Inner {
         let bounds = (config.clock_skew_max, config.tombstone_retention);
         let desk = Desk::new(server, bounds, found, &mut view, Now::read(0));
         options.metrics.observe(&desk);
+        let at_a_glance = AtAGlance::of(&desk);
         let head = AppliedHead {
             revision: view.revision(),
             position: None,
@@ -449,7 +463,9 @@ impl Inner {
             gossip: options.gossip,
             view: Arc::new(SharedDirectory::new(view)),
             desk: parking_lot::Mutex::new(desk),
+            at_a_glance,
             jobs,
+            company: Company::default(),
             head: watch::Sender::new(head),
             synced: watch::Sender::new(0),
             defined: false.into(),

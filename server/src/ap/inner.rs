@@ -1,7 +1,7 @@
 //! What all parts share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
@@ -9,6 +9,7 @@ use rollcall_core::ids::ServerId;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::committer::Job;
+use super::company::Company;
 use super::desk::{Desk, Footing, Now, Work};
 use super::metrics::ApMetrics;
 use super::origins::Origins;
@@ -30,7 +31,11 @@ pub(super) struct Inner {
     pub(super) gossip: Option<Gossip>,
     pub(super) view: Arc<SharedDirectory>,
     pub(super) desk: Mutex<Desk>,
+    /// What every write asks of the desk, kept where nobody waits for it.
+    pub(super) at_a_glance: AtAGlance,
     pub(super) jobs: mpsc::Sender<Job>,
+    /// Told of every job that comes.
+    pub(super) company: Company,
     pub(super) head: watch::Sender<AppliedHead>,
     /// The last batch on disk.
     pub(super) synced: watch::Sender<u64>,
@@ -50,6 +55,27 @@ pub(super) struct Inner {
     pub(super) coordinated: Coordinated,
     pub(super) metrics: ApMetrics,
     pub(super) clock_offset_ms: AtomicI64,
+}
+
+/// Follows the desk, whose lock is held while it does.
+pub(super) struct AtAGlance {
+    sure: AtomicBool,
+    records: AtomicUsize,
+}
+
+impl AtAGlance {
+    pub(super) fn of(desk: &Desk) -> Self {
+        Self {
+            sure: (desk.footing() == Footing::Sure).into(),
+            records: desk.replica.len().into(),
+        }
+    }
+
+    fn follow(&self, desk: &Desk) {
+        self.sure
+            .store(desk.footing() == Footing::Sure, Ordering::Release);
+        self.records.store(desk.replica.len(), Ordering::Relaxed);
+    }
 }
 
 impl Now {
@@ -120,6 +146,7 @@ impl Inner {
                 now,
             },
         );
+        self.at_a_glance.follow(&desk);
         if desk.office.is_resting() && !desk.office.is_idle(&view) {
             self.to_judge.notify_one();
         }
@@ -127,7 +154,12 @@ impl Inner {
     }
 
     pub(super) fn is_sure(&self) -> bool {
-        self.desk.lock().footing() == Footing::Sure
+        self.at_a_glance.sure.load(Ordering::Acquire)
+    }
+
+    /// How many records there are.
+    pub(super) fn records(&self) -> usize {
+        self.at_a_glance.records.load(Ordering::Relaxed)
     }
 
     /// A batch is on disk, or is not.
@@ -166,6 +198,11 @@ impl Inner {
         }
     }
 
+    /// A job has come.
+    pub(super) fn tell_company(&self) {
+        self.company.came(self.jobs.max_capacity() - self.jobs.capacity());
+    }
+
     /// Has a job of this server's own done; waits for room in the queue.
     pub(super) async fn perform<T>(
         &self,
@@ -173,6 +210,7 @@ impl Inner {
     ) -> Result<T, ProposeError> {
         let (done, outcome) = oneshot::channel();
         self.jobs.send(job(done)).await.map_err(|_| ended())?;
+        self.tell_company();
         outcome.await.map_err(|_| ended())?
     }
 }

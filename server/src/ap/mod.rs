@@ -2,13 +2,15 @@
 //! (`docs/decisions/0012-ap-groups.md`).
 //!
 //! [`Ap`] is the handle. `desk` is the state: records, who judges which session, how far the others are followed.
-//! `committer` is the one task that changes it, batch by batch, with a sync for each; `rows` is how it lies on disk.
+//! `committer` is the one task that changes it, batch by batch, with a sync for each, for which writes wait in `company`;
+//! `rows` is how it lies on disk.
 //! `definitions` brings groups and services from the replicated directory. `exchange` follows the others' logs, by
 //! `news` and by pulls, `repair` compares and fetches, `peer` is the other end of both. `judge` says who lapsed.
 //! `members` and `origins` are what is known of the other servers; `upkeep` forgets what is old. `mover` takes groups
 //! from one mode to the other, and `strays` takes back what lost its mover.
 
 mod committer;
+mod company;
 mod contract;
 mod definitions;
 mod desk;
@@ -39,5 +41,7 @@ pub use rollcall_core::ap::{SessionSeed, SessionValue, Standing};
 mod cluster_test;
 #[cfg(test)]
 mod desk_test;
+#[cfg(test)]
+mod disk_test;
 #[cfg(test)]
 mod moves_test;

@@ -323,9 +323,7 @@ impl Repairer {
             skip += piece.records.len() as u64;
             let records = self.credible(decode_all(&piece.records)?);
             complete &= records.len() == piece.records.len();
-            // A server that is started anew with a part of a group takes that for all of it.
-            let sync = self.inner.misses_records();
-            let heard = hear(&self.inner, records, None, sync).await?;
+            let heard = hear(&self.inner, records, None, false).await?;
             complete &= heard.refused.is_none();
             self.inner.metrics.repaired.inc_by(heard.new as u64);
             if !piece.more || piece.records.is_empty() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rollcall_core::ids::{Revision, ServerId, Term};
+use rollcall_core::ids::{Revision, Term};
 use rollcall_proto::v1::{self, ReadMode, ResponseHeader};
 use tokio::time::Instant;
 
@@ -146,11 +146,6 @@ impl Reader {
 
     pub(crate) fn ap(&self) -> &Ap {
         &self.ap
-    }
-
-    /// The id of this server.
-    pub(crate) fn server(&self) -> ServerId {
-        ServerId(self.server)
     }
 
     /// How long a read may wait for what it needs.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rollcall_core::ap::{SessionSeed, Standing};
+use rollcall_core::ap::SessionSeed;
 use rollcall_core::directory::Directory;
 use rollcall_core::ids::{NodeKey, SessionId};
 use rollcall_proto::v1;
@@ -76,11 +76,7 @@ impl Speaker {
 
     /// Makes the session known to AP groups, before its first word on them.
     pub(crate) async fn introduce(&self, reader: &Reader, deadline: Instant) -> Result<(), ProposeError> {
-        let known = reader.ap().session(self.id());
-        let known = known.is_some_and(|known| {
-            !self.attends || (known.holder == reader.server() && known.standing == Standing::Held)
-        });
-        if !known {
+        if !reader.ap().knows_session(self.id(), self.attends) {
             reader.ap().claim(self.seed.clone(), deadline).await?;
         }
         self.vouched_for.fetch_or(self.attends, Ordering::Relaxed);
@@ -89,7 +85,7 @@ impl Speaker {
 
     /// Whether AP groups know the session, or did.
     pub(crate) fn is_known_to_records(&self, reader: &Reader) -> bool {
-        self.vouched_for.load(Ordering::Relaxed) || reader.ap().session(self.id()).is_some()
+        self.vouched_for.load(Ordering::Relaxed) || reader.ap().knows_session(self.id(), false)
     }
 
     /// What it owns, on both sides, as this server sees them.
