@@ -13,6 +13,7 @@ use rollcall_core::ids::{NodeKey, RequestId, ServerId, ServiceKey, SessionId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::upkeep::others_here;
 use super::{Acknowledged, Ap};
 use crate::config::{Config, GossipPreset, MemberConfig, Preset};
 use crate::raft::ProposeError;
@@ -271,6 +272,23 @@ async fn what_one_server_writes_all_list_and_the_service_is_defined_for_all() {
         })
         .await;
     }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_heard_of_is_told_apart_from_who_may_be_on_the_way() {
+    let mut cluster = Cluster::start(2, |_| {}).await;
+    let heard_of = |ap: &Ap, heard_of| others_here(&ap.inner) == [(ServerId(2), heard_of)].into();
+    eventually("it is heard of", || heard_of(cluster.ap(1), true)).await;
+    cluster.end(2).await;
+    cluster.end(1).await;
+    cluster.begin(1).await;
+    assert!(
+        heard_of(cluster.ap(1), false),
+        "whatever it is told now it does not hear"
+    );
+    cluster.begin(2).await;
+    eventually("it is heard of again", || heard_of(cluster.ap(1), true)).await;
     cluster.stop().await;
 }
 

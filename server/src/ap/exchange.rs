@@ -82,7 +82,7 @@ impl Followers {
     }
 }
 
-/// Tells how far this server's log goes: when it moves, and now and then.
+/// Tells how far this server's log goes: when it moves, when somebody has come, and now and then.
 async fn tell(inner: Arc<Inner>, gossip: Gossip) {
     let mut synced = inner.synced.subscribe();
     let mut told = None;
@@ -104,7 +104,11 @@ async fn tell(inner: Arc<Inner>, gossip: Gossip) {
                 }
             }
         };
-        _ = tokio::time::timeout(gossip.head_interval(), moved).await;
+        tokio::select! {
+            () = moved => {}
+            () = inner.untold.notified() => {}
+            () = tokio::time::sleep(gossip.head_interval()) => {}
+        }
     }
 }
 

@@ -473,6 +473,7 @@ impl Inner {
             to_judge: Notify::new(),
             created: Notify::new(),
             returned: Notify::new(),
+            untold: Notify::new(),
             agreed_at: parking_lot::Mutex::default(),
             missed_at: parking_lot::Mutex::default(),
             coordinated: Coordinated::default(),

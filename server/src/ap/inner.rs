@@ -48,6 +48,8 @@ pub(super) struct Inner {
     pub(super) created: Notify,
     /// The other servers have come or gone: compare at once.
     pub(super) returned: Notify,
+    /// The same: tell them how far this server's log goes, which they may not have heard.
+    pub(super) untold: Notify,
     pub(super) agreed_at: Mutex<Option<Instant>>,
     /// When this server learned of a group that moved to gossip without it. Until it has fetched what another server
     /// has, or has tried for [`MISSED_MAX`], it shows nothing.
