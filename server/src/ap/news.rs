@@ -33,7 +33,7 @@ impl ApNews {
         let carrying = CARRIED.iter().filter_map(|count| {
             let after = Seq(head.0.saturating_sub(*count));
             let range = desk.replica.range(after, NEWS_BYTES_MAX);
-            let records = range.encoded.iter().map(|record| record.to_vec());
+            let records = range.encoded().map(|record| record.to_vec());
             (!range.more).then(|| Self {
                 log,
                 head,

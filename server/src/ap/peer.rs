@@ -133,7 +133,7 @@ impl Ap for ApDoor {
             .await?;
         Ok(Response::new(ApPullResponse {
             log,
-            records: range.encoded,
+            records: range.encoded().collect(),
             through: range.through.0,
             head: head.0,
         }))

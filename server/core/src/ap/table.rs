@@ -27,12 +27,27 @@ pub enum Bucket {
 pub struct Range {
     /// Records, in the order in which they were written.
     pub records: Vec<Arc<Record>>,
-    /// What [`Record::encode`] makes of them.
-    pub encoded: Vec<Bytes>,
+    /// Their bytes, as far as they were kept.
+    kept: Vec<Option<Bytes>>,
     /// Who has these, and what was asked behind, has everything up to here.
     pub through: Seq,
     /// Whether more follow.
     pub more: bool,
+}
+
+impl Range {
+    /// What [`Record::encode`] makes of each.
+    pub fn encoded(&self) -> impl Iterator<Item = Bytes> {
+        let pairs = self.records.iter().zip(&self.kept);
+        pairs.map(|(record, kept)| kept.clone().unwrap_or_else(|| record.encode()))
+    }
+}
+
+/// A record of this server's own log, and how many bytes it has.
+#[derive(Clone, Debug)]
+struct Logged {
+    record: Arc<Record>,
+    size: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -90,7 +105,7 @@ pub(super) struct Table {
     session_digests: BTreeMap<u8, u128>,
     /// Nodes by the session that their records name.
     nodes_of: BTreeMap<SessionId, BTreeSet<NodeKey>>,
-    log: BTreeMap<Seq, Arc<Record>>,
+    log: BTreeMap<Seq, Logged>,
     recent: Recent,
     head: Seq,
     len: usize,
@@ -154,7 +169,11 @@ impl Table {
             self.strike(&record.key, &before, owner);
         }
         if let Some(seq) = *seq {
-            self.log.insert(seq, record.clone());
+            let logged = Logged {
+                record: record.clone(),
+                size: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
+            };
+            self.log.insert(seq, logged);
             self.recent.push(seq, bytes);
             self.head = self.head.max(seq);
         }
@@ -298,15 +317,14 @@ impl Table {
             ..Range::default()
         };
         let mut bytes = 0;
-        for (seq, record) in self.log.range(Seq(after.0.saturating_add(1))..) {
+        for (seq, Logged { record, size }) in self.log.range(Seq(after.0.saturating_add(1))..) {
             if bytes >= bytes_max {
                 range.more = true;
                 return range;
             }
-            let encoded = self.recent.of(*seq).cloned().unwrap_or_else(|| record.encode());
-            bytes += encoded.len();
+            bytes += *size as usize;
             range.records.push(record.clone());
-            range.encoded.push(encoded);
+            range.kept.push(self.recent.of(*seq).cloned());
             range.through = *seq;
         }
         // What was written between and is superseded need not be waited for.
@@ -383,4 +401,49 @@ fn named(bucket: &Bucket, digest: u128) -> u128 {
     let bytes =
         postcard::to_extend(&(bucket, digest), Vec::with_capacity(64)).expect("plain records always encode");
     xxh3_128(&bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ap::Stamp;
+
+    fn numbered(seq: u64) -> Stored {
+        let key = NodeKey {
+            service: ServiceKey {
+                group: "edge".parse().unwrap(),
+                service: "feed".parse().unwrap(),
+            },
+            node: format!("n{seq}").parse().unwrap(),
+        };
+        let record = Record {
+            key: Key::Node(key),
+            value: Value::Node(None),
+            stamp: Stamp {
+                millis: seq,
+                ..Stamp::default()
+            },
+        };
+        Stored::new(record.into(), Some(Seq(seq)))
+    }
+
+    #[test]
+    fn a_piece_of_the_log_is_the_same_whether_its_bytes_were_kept_or_not() {
+        const RECORDS: u64 = 20_000;
+        for upwards in [true, false] {
+            let mut table = Table::default();
+            (1..=RECORDS).for_each(|seq| table.put(&numbered(if upwards { seq } else { RECORDS + 1 - seq })));
+            assert!(table.recent.bytes <= RECENT_BYTES_MAX);
+            table.put(&Stored {
+                seq: None,
+                ..numbered(RECORDS)
+            });
+            let range = table.range(Seq(0), usize::MAX);
+            let expected: Vec<Bytes> = (1..RECORDS).map(|seq| numbered(seq).bytes).collect();
+            assert!(range.encoded().eq(expected), "upwards: {upwards}");
+            assert!(range.kept.iter().any(Option::is_none), "not all are kept");
+            assert_eq!(range.kept.iter().any(Option::is_some), upwards);
+            assert_eq!(range.through, Seq(RECORDS));
+        }
+    }
 }
