@@ -235,6 +235,8 @@ mod tests {
         assert!(pace.leaves(FREE));
         assert!(!pace.leaves(BUSY));
         let second = pace.depart(1);
+        // The crowd is one more.
+        come(&traffic, 1);
         assert!(!pace.leaves(FREE), "two are in flight");
         drop(second);
         assert!(pace.leaves(FREE), "one is through");
@@ -296,7 +298,7 @@ mod tests {
     async fn who_waits_is_woken_by_the_disk_the_end_of_an_entry_and_by_what_is_worth_one() {
         let (synced, disk) = (Arc::new(Notify::new()), Disk::default());
         let (mut pace, traffic, entry) = crowded(synced.clone());
-        come(&traffic, MANY / 2);
+        come(&traffic, MANY / 2 + 1);
         let waiting = begin_to_wait(pace, &disk).await;
         *disk.lock() = FREE();
         synced.notify_one();
@@ -314,7 +316,7 @@ mod tests {
 
         let _entry = pace.depart(1);
         let waiting = begin_to_wait(pace, &disk).await;
-        come(&traffic, WORTH_REQUESTS - MANY / 2);
+        come(&traffic, WORTH_REQUESTS - MANY / 2 - 1);
         waiting.await.unwrap();
     }
 
