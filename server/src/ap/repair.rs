@@ -21,16 +21,17 @@ use super::peer::{decode_bucket, digest_of_all, digest_of_group, encode_bucket, 
 /// A bucket that differs is fetched when it did so twice in a row and the other's did not move: what is on its way by a log
 /// need not be.
 const PATIENCE: u8 = 2;
-/// One that is written to all the time differs in every round and in every round otherwise. So long it is left to the logs.
-const PATIENCE_MOVING: u8 = 6;
+/// One that is written to all the time differs in every round, and each time otherwise. So long it is left to the logs.
+const PATIENCE_MOVING: u8 = 4;
 /// Buckets that are kept in mind for that.
 const DIFFERING_MAX: usize = 10_000;
-/// How often an unsure server asks, and one that has just been started.
+/// About how often an unsure server asks, and one that has just been started or is back among the others.
 const UNSURE_EVERY: Duration = Duration::from_millis(200);
-/// So many comparisons come that fast behind a start, unless one before them finds nothing that differs.
+/// So many comparisons come that fast, until one brings all that another server has.
 const EARLY_MAX: u32 = 20;
-/// How long the digests of another server may take. Whoever is cut off must not keep those from being asked who are there.
-const DIGESTS_MAX: Duration = Duration::from_secs(2);
+/// How long the first answer of another server may take, which may wait for its disk. Whoever is cut off must not keep those
+/// from being asked who are there.
+const FIRST_ANSWER_MAX: Duration = Duration::from_secs(3);
 /// After so many comparisons that did not bring all that another server has, the next one is asked.
 const TAKE_ATTEMPTS_MAX: u32 = 50;
 
@@ -80,14 +81,18 @@ impl Differing {
 /// One server's side of the comparisons.
 struct Repairer {
     inner: Arc<Inner>,
-    /// Buckets that differed when they were last compared.
+    /// Buckets that differed in this comparison, and are left to the logs.
     differing: BTreeMap<Bucket, Differing>,
+    /// Those of the comparison before.
+    differed: BTreeMap<Bucket, Differing>,
     /// While unsure, or while it misses records: servers that do not know better.
     clueless: BTreeSet<ServerId>,
     /// What they were asked about was missed then.
     missed_at: Option<Instant>,
-    /// Comparisons yet to come that need not wait: what happened while this server was down is elsewhere.
+    /// Comparisons yet to come that need not wait: what happened while this server was away is elsewhere.
     early: u32,
+    /// What it had on disk has been given up for what others have.
+    began_anew: bool,
 }
 
 /// Compares now and then, until `stop`.
@@ -95,20 +100,25 @@ pub(super) async fn run(inner: Arc<Inner>, stop: CancellationToken) {
     let mut repairer = Repairer {
         inner: inner.clone(),
         differing: BTreeMap::new(),
+        differed: BTreeMap::new(),
         clueless: BTreeSet::new(),
         missed_at: None,
         early: EARLY_MAX,
+        began_anew: false,
     };
     loop {
         let sure = inner.is_sure();
         let (pause, patience) = if sure && !inner.misses_records() && repairer.early == 0 {
             (jittered(inner.config.repair_interval), PATIENCE)
         } else {
-            (UNSURE_EVERY, 1)
+            (jittered(UNSURE_EVERY), 1)
         };
         let patience = tokio::select! {
             () = stop.cancelled() => return,
-            () = inner.returned.notified() => 1,
+            () = inner.returned.notified() => {
+                repairer.early = EARLY_MAX;
+                1
+            }
             () = tokio::time::sleep(pause) => patience,
         };
         let round = async {
@@ -138,6 +148,7 @@ impl Repairer {
                 Ok(compared) => {
                     let known = compared.sure || self.is_known_to_nobody(other.server);
                     if compared.complete && known {
+                        self.early = 0;
                         self.inner.note_fetched(asked_at);
                     }
                     return self.note(compared.same && compared.sure);
@@ -167,7 +178,6 @@ impl Repairer {
 
     fn note(&mut self, agreed: bool) {
         if agreed {
-            self.early = 0;
             self.differing.clear();
             *self.inner.agreed_at.lock() = Some(Instant::now());
         }
@@ -209,7 +219,8 @@ impl Repairer {
         if !asked.sure {
             return Ok(false);
         }
-        self.resolve(Resolve::Drop).await;
+        // Once: what was fetched since is not to be given up, and would not be fetched again.
+        self.began_anew = self.began_anew || self.resolve(Resolve::Drop).await;
         for _ in 0..TAKE_ATTEMPTS_MAX {
             if self.compare(other, 1).await?.complete {
                 // What it writes from now on comes by its log.
@@ -222,16 +233,19 @@ impl Repairer {
         Err(Status::aborted("it has records that are not taken"))
     }
 
-    async fn resolve(&self, resolve: Resolve) {
+    /// Whether it was carried out.
+    async fn resolve(&self, resolve: Resolve) -> bool {
         let resolved = self.inner.perform(|done| Job::Resolve { resolve, done }).await;
-        if let Err(error) = resolved {
+        if let Err(error) = &resolved {
             tracing::debug!(%error, ?resolve, "not resolved");
         }
+        resolved.is_ok()
     }
 
     /// Compares everything with one other server and fetches what differs and is not likely to come by itself.
     async fn compare(&mut self, other: &Other, patience: u8) -> Result<Compared, Status> {
         self.inner.metrics.comparisons.inc();
+        self.differed = std::mem::take(&mut self.differing);
         let ours = self.inner.desk.lock().replica.group_digests();
         let answer = self.ask(other, None, digest_of_all(&ours)).await?;
         let ours: BTreeMap<String, u128> = ours.into_iter().collect();
@@ -262,9 +276,7 @@ impl Repairer {
         for theirs in self.ask(other, Some(group), digest).await?.digests {
             let bucket = decode_bucket(&theirs.name)?;
             let digest = whole(theirs.high, theirs.low);
-            if ours.get(&bucket) == Some(&digest) {
-                self.differing.remove(&bucket);
-            } else {
+            if ours.get(&bucket) != Some(&digest) {
                 complete &= self.is_lasting(&bucket, digest, patience) && self.fetch(other, &bucket).await?;
             }
         }
@@ -276,7 +288,7 @@ impl Repairer {
         if patience <= 1 || self.differing.len() >= DIFFERING_MAX {
             return true;
         }
-        let differing = Differing::again(self.differing.remove(bucket), theirs);
+        let differing = Differing::again(self.differed.remove(bucket), theirs);
         let lasting = differing.is_lasting(patience);
         if !lasting {
             self.differing.insert(bucket.clone(), differing);
@@ -301,7 +313,12 @@ impl Repairer {
             low,
         };
         let mut client = self.inner.client(other)?;
-        let answer = within(DIGESTS_MAX, client.compare(request)).await?;
+        let bound = if group.is_some() {
+            CALL_MAX
+        } else {
+            FIRST_ANSWER_MAX
+        };
+        let answer = within(bound, client.compare(request)).await?;
         self.inner.origins.note_answer(other.server, Instant::now());
         Ok(answer)
     }
