@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -72,18 +73,27 @@ pub(crate) fn verdict<'a>(findings: &'a Findings, checker: &str) -> &'a Verdict 
     found.unwrap_or_else(|| panic!("{checker} judged nothing: {:#?}", findings.verdicts))
 }
 
-/// A server that is cut off answers local reads, and they are old: the judges of reads see that.
+/// Runs of so many seeds at most.
+const RUNS_MAX: u64 = 5;
+
+/// A server that is cut off answers local reads, and they are old: the judges of reads see that. Whether somebody reads there what
+/// was just written elsewhere is chance, in a short run: there are several.
 pub(crate) async fn assert_local_reads_are_found_out(options: Options) -> Findings {
-    let options = Options {
-        workloads: vec![Workload::Registers],
-        reads: ReadMode::Local,
-        keep: false,
-        ..options
-    };
-    let findings = carried_out(&options).await;
-    for checker in ["linearizable registers", "revisions in real time"] {
-        let verdict = verdict(&findings, checker);
-        assert!(!verdict.findings.is_empty(), "{verdict:#?}");
+    let mut unseen = BTreeSet::from(["linearizable registers", "revisions in real time"]);
+    for run in 0..RUNS_MAX {
+        let options = Options {
+            seed: options.seed + run,
+            workloads: vec![Workload::Registers],
+            reads: ReadMode::Local,
+            keep: false,
+            ..options.clone()
+        };
+        let findings = carried_out(&options).await;
+        unseen.retain(|checker| verdict(&findings, checker).findings.is_empty());
+        if unseen.is_empty() {
+            return findings;
+        }
+        println!("seed {}: nothing was found by {unseen:?}", options.seed);
     }
-    findings
+    panic!("in {RUNS_MAX} runs nothing was found by {unseen:?}");
 }
