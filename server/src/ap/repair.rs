@@ -391,7 +391,7 @@ mod tests {
         assert!(still.is_lasting(PATIENCE));
 
         let mut moving = None;
-        let rounds = (0..).take_while(|theirs| {
+        let rounds = (0..100).take_while(|theirs| {
             let differing = Differing::again(moving, *theirs);
             moving = Some(differing);
             !differing.is_lasting(PATIENCE)

@@ -281,6 +281,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_large_is_kept_at_once_and_a_list_of_a_hundred_nodes_is_not() {
+        const HUNDRED_NODES_BYTES: usize = 27 << 10;
+        let ground = ground(2);
+        let cache = ViewCache::new(1 << 20);
+        let keep = |number, bytes| {
+            let bytes = Bytes::from(vec![0; bytes]);
+            cache.views.lock().keep(ground.service(number), bytes, 1 << 20);
+        };
+        keep(0, HUNDRED_NODES_BYTES);
+        assert_eq!(kept(&cache), (0, 1));
+        keep(1, SMALL_BYTES + 1);
+        assert_eq!(kept(&cache), (1, 1));
+        keep(0, HUNDRED_NODES_BYTES);
+        assert_eq!(kept(&cache), (2, 0));
+    }
+
+    #[test]
     fn what_is_known_of_services_asked_for_once_is_bounded() {
         let ground = ground(3);
         let cache = ViewCache::new(1 << 20);
