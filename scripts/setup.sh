@@ -12,10 +12,17 @@ complain() {
 packages=()
 command -v cc >/dev/null 2>&1 && command -v c++ >/dev/null 2>&1 || packages+=(build-essential)
 [ -n "${ROCKSDB_LIB_DIR:-}" ] && [ -e "$ROCKSDB_LIB_DIR/librocksdb.so" ] || packages+=(librocksdb-dev)
-if [ -z "${LIBCLANG_PATH:-}" ] && ! compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null \
-    && ! compgen -G "/usr/lib/$(uname -m)-linux-gnu/libclang*.so*" >/dev/null; then
-    packages+=(libclang-dev)
-fi
+# libclang itself: libclang-cpp, which other packages bring along, is of no use to the bindings.
+has_libclang() {
+    local folder
+    for folder in /usr/lib/llvm-*/lib "/usr/lib/$(uname -m)-linux-gnu" /usr/lib64; do
+        if compgen -G "$folder/libclang.so*" >/dev/null || compgen -G "$folder/libclang-[0-9]*.so*" >/dev/null; then
+            return 0
+        fi
+    done
+    return 1
+}
+[ -n "${LIBCLANG_PATH:-}" ] || has_libclang || packages+=(libclang-dev)
 # Tests that cut networks make namespaces; without it they say so and pass.
 command -v ip >/dev/null 2>&1 || packages+=(iproute2)
 # The gate of benches/ counts instructions.
