@@ -18,7 +18,8 @@ use rollcall_core::mutants::{Mutant, planted};
 use rollcall_core::session::Spread;
 use tokio_util::sync::CancellationToken;
 
-use super::office::{Office, REST_MAX, TICK, Word};
+use super::office::{Office, REST_MAX, TICK};
+use super::word::Word;
 use crate::pulse;
 use crate::raft::{
     Consensus, LeaderDesk, Leadership, NotLeader, ProposeError, RenewalVerdict, SessionDeadline,

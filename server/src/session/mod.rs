@@ -7,7 +7,9 @@
 mod authority;
 mod holder;
 mod office;
+mod word;
 
 pub use authority::{Authority, AuthoritySettings};
 pub use holder::{Haste, HeldSession, Holder, RenewError, RenewOutcome};
-pub(crate) use office::{Office, REST_MAX, TICK, Word};
+pub(crate) use office::{Office, REST_MAX, TICK};
+pub(crate) use word::Word;

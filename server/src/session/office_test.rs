@@ -1,0 +1,414 @@
+//! Judging without a cluster: a directory, its log, and time that the test tells.
+
+use rollcall_core::directory::{
+    Address, Command, Expected, GroupSettings, Labels, Limits, NodeState, RegisterNode, Registration, Request,
+};
+use rollcall_core::ids::{LogIndex, LogPosition, RequestId};
+
+use super::*;
+
+const HERE: ServerId = ServerId(1);
+const TTL: Duration = Duration::from_secs(10);
+const GRANT: Spread = Spread {
+    extra: Duration::from_secs(1),
+    over: Duration::ZERO,
+};
+
+fn feed() -> ServiceKey {
+    ServiceKey {
+        group: "test".parse().expect("a good name"),
+        service: "feed".parse().expect("a good name"),
+    }
+}
+
+/// A directory and the log that made it.
+struct Log {
+    directory: Directory,
+    at: LogPosition,
+}
+
+impl Log {
+    fn with_sessions(count: u64) -> Self {
+        let mut log = Self {
+            directory: Directory::new(Limits::default()),
+            at: LogPosition::default(),
+        };
+        (0..count).for_each(|_| log.open());
+        log
+    }
+
+    fn open(&mut self) {
+        self.apply(Command::OpenSession {
+            secret_digest: [0; 32],
+            ttl_ms: 10_000,
+            client: "test".into(),
+        });
+    }
+
+    fn apply(&mut self, command: Command) {
+        self.at = LogPosition {
+            term: Term(1),
+            index: LogIndex(self.at.index.0 + 1),
+        };
+        let request = Request {
+            id: RequestId(self.at.index.0.into()),
+            command,
+        };
+        self.directory.apply(self.at, &request).result.expect("applied");
+    }
+
+    /// One node of `test/feed` for each session, in their order.
+    fn register_one_each(&mut self, count: u64) {
+        let settings = GroupSettings {
+            auto_create: true,
+            ..GroupSettings::default()
+        };
+        let group = feed().group;
+        self.apply(Command::PutGroup {
+            group,
+            settings,
+            expected: Expected::Any,
+        });
+        for session in 1..=count {
+            let registration = Registration {
+                id: format!("node-{session:06}").parse().expect("a good name"),
+                addresses: vec![Address {
+                    name: "http".into(),
+                    host: "127.0.0.1".into(),
+                    port: 80,
+                }]
+                .into(),
+                weight: 100,
+                labels: Labels::new(),
+                metadata: Labels::new(),
+                kind: None,
+                state: NodeState::Up,
+            };
+            self.apply(Command::Register {
+                session: Some(SessionId(session)),
+                nodes: vec![RegisterNode {
+                    key: feed(),
+                    registration,
+                    expected: Expected::Any,
+                }],
+            });
+        }
+    }
+
+    fn states(&self) -> Vec<NodeState> {
+        let service = self.directory.service(&feed()).expect("there");
+        service.nodes.values().map(|node| node.state).collect()
+    }
+
+    fn office(&self, now: Instant) -> Office {
+        Office::take(Term(1), &self.directory, GRANT, now)
+    }
+}
+
+/// Ticks in time for so long, collecting what is to be said.
+fn words(office: &mut Office, directory: &Directory, from: Instant, until: Duration) -> Vec<Word> {
+    let mut words = Vec::new();
+    let mut now = from;
+    while now < from + until {
+        now += TICK;
+        office.tick(now);
+        office.catch_up(directory, now);
+        words.extend(office.take_words(directory, now));
+    }
+    words
+}
+
+/// The same; those that lapse.
+fn run(office: &mut Office, directory: &Directory, from: Instant, until: Duration) -> Vec<ExpiryFence> {
+    words(office, directory, from, until)
+        .into_iter()
+        .flat_map(|word| match word {
+            Word::Lapsed(fences, _) => fences,
+            other => panic!("nothing but lapses was expected, not {other:?}"),
+        })
+        .collect()
+}
+
+fn lapsed(fences: &[ExpiryFence]) -> Word {
+    Word::Lapsed(fences.to_vec(), Vec::new())
+}
+
+#[test]
+fn a_new_leader_grants_a_full_ttl_and_one_election_timeout() {
+    let log = Log::with_sessions(1);
+    let start = Instant::now();
+    let mut office = log.office(start);
+    assert_eq!(
+        run(&mut office, &log.directory, start, TTL + GRANT.extra - TICK),
+        []
+    );
+    let later = start + TTL + GRANT.extra - TICK;
+    assert_eq!(run(&mut office, &log.directory, later, TICK * 2).len(), 1);
+}
+
+#[test]
+fn a_pause_of_this_server_moves_every_deadline() {
+    let log = Log::with_sessions(3);
+    let start = Instant::now();
+    let mut office = log.office(start);
+    let resumed = start + TTL * 3;
+    office.tick(resumed);
+    assert_eq!(office.take_words(&log.directory, resumed), []);
+    assert_eq!(run(&mut office, &log.directory, resumed, TTL).len(), 0);
+    assert_eq!(
+        run(&mut office, &log.directory, resumed + TTL, GRANT.extra * 2).len(),
+        3
+    );
+}
+
+#[test]
+fn a_leader_that_lost_its_quorum_begins_anew() {
+    let log = Log::with_sessions(3);
+    let start = Instant::now();
+    let mut office = log.office(start);
+    let almost = TTL + GRANT.extra - TICK;
+    assert_eq!(run(&mut office, &log.directory, start, almost), []);
+    let again = start + almost + TTL;
+    office.tick(again);
+    office.grant_anew(&log.directory, GRANT, again);
+    assert_eq!(run(&mut office, &log.directory, again, almost), []);
+    assert_eq!(
+        run(&mut office, &log.directory, again + almost, TICK * 2).len(),
+        3
+    );
+}
+
+#[test]
+fn lapses_found_without_a_quorum_are_withdrawn() {
+    let log = Log::with_sessions(1);
+    let start = Instant::now();
+    let mut office = log.office(start);
+    let fences = run(&mut office, &log.directory, start, TTL * 2);
+    assert_eq!(fences.len(), 1);
+    let now = start + TTL * 2;
+    office.withdraw(&lapsed(&fences), &log.directory, now);
+    assert_eq!(office.deaf_since, Some(now));
+    let verdict = office.renew(HERE, &[SessionId(1)], &log.directory, now);
+    assert_eq!(verdict, RenewalVerdict::default());
+}
+
+#[test]
+fn a_renewal_while_the_expiry_is_under_way_waits_for_the_log() {
+    let mut log = Log::with_sessions(1);
+    let start = Instant::now();
+    let mut office = log.office(start);
+    let fences = run(&mut office, &log.directory, start, TTL * 2);
+    let now = start + TTL * 2;
+    let verdict = office.renew(HERE, &[SessionId(1)], &log.directory, now);
+    assert_eq!(verdict.undecided, [SessionId(1)]);
+    log.apply(Command::ExpireSessions {
+        term: Term(1),
+        sessions: fences.clone(),
+        following: Vec::new(),
+    });
+    office.settle(&lapsed(&fences), &log.directory, now);
+    let verdict = office.renew(HERE, &[SessionId(1)], &log.directory, now);
+    assert_eq!(verdict.not_found, [SessionId(1)]);
+}
+
+#[test]
+fn a_void_expiry_counts_down_anew() {
+    let log = Log::with_sessions(1);
+    let start = Instant::now();
+    let mut office = log.office(start);
+    let fences = run(&mut office, &log.directory, start, TTL * 2);
+    let now = start + TTL * 2;
+    office.settle(&lapsed(&fences), &log.directory, now);
+    assert_eq!(
+        office.renew(HERE, &[SessionId(1)], &log.directory, now),
+        RenewalVerdict::default()
+    );
+    assert_eq!(run(&mut office, &log.directory, now, TTL - TICK), []);
+}
+
+#[test]
+fn a_closed_session_is_not_renewed_even_if_nobody_told_the_clock() {
+    let mut log = Log::with_sessions(2);
+    let now = Instant::now();
+    let mut office = log.office(now);
+    log.apply(Command::CloseSession {
+        session: SessionId(1),
+    });
+    let verdict = office.renew(HERE, &[SessionId(1), SessionId(2)], &log.directory, now);
+    assert_eq!(verdict.not_found, [SessionId(1)]);
+    assert!(office.sessions.contains(&SessionId(2)));
+}
+
+#[test]
+fn sessions_opened_after_the_office_was_taken_count_down_too() {
+    let mut log = Log::with_sessions(0);
+    let now = Instant::now();
+    let mut office = log.office(now);
+    log.open();
+    office.catch_up(&log.directory, now);
+    assert_eq!(office.sessions.remaining(&SessionId(1), now), Some(TTL));
+    log.apply(Command::CloseSession {
+        session: SessionId(1),
+    });
+    office.catch_up(&log.directory, now);
+    assert!(office.sessions.is_empty());
+}
+
+#[test]
+fn a_mass_lapse_is_proposed_in_bounded_pieces() {
+    let count = WORDS_MAX * PROPOSALS_MAX + 1;
+    let mut log = Log::with_sessions(count as u64);
+    log.register_one_each(count as u64);
+    let start = Instant::now();
+    let mut office = log.office(start);
+    let later = start + TTL * 2;
+    let mut now = start;
+    while now < later {
+        now += TICK;
+        office.tick(now);
+    }
+    let said = office.take_words(&log.directory, later);
+    let pieces: Vec<_> = said
+        .iter()
+        .map(|word| match word {
+            Word::Lapsed(fences, following) => {
+                (fences.len(), following.first().map_or(0, |(_, count)| *count))
+            }
+            other => panic!("nothing but lapses was expected, not {other:?}"),
+        })
+        .collect();
+    assert_eq!(pieces, [(500, 1_500), (500, 1_000), (500, 500), (500, 0)]);
+    assert_eq!(office.take_words(&log.directory, later), []);
+    office.settle(&said[0], &log.directory, later);
+    assert_eq!(office.take_words(&log.directory, later).len(), 1);
+}
+
+/// Three of three lapse: the guard holds them all. One is heard from and revived; the others stay held, and
+/// nothing counts down for them.
+#[test]
+fn a_held_session_is_undecided_until_the_log_has_revived_it() {
+    let mut log = Log::with_sessions(3);
+    log.register_one_each(3);
+    let start = Instant::now();
+    let mut office = log.office(start);
+    let fences = run(&mut office, &log.directory, start, TTL * 2);
+    let mut now = start + TTL * 2;
+    log.apply(lapsed(&fences).command(Term(1)));
+    office.catch_up(&log.directory, now);
+    office.settle(&lapsed(&fences), &log.directory, now);
+    assert_eq!(office.counts(), (0, 0));
+    assert_eq!(log.states(), [NodeState::Suspect; 3]);
+
+    let heard = SessionId(2);
+    let verdict = office.renew(HERE, &[heard], &log.directory, now);
+    assert_eq!(verdict.undecided, [heard]);
+    now += TICK;
+    office.tick(now);
+    let said = office.take_words(&log.directory, now);
+    let [word @ Word::Heard(_)] = said.as_slice() else {
+        panic!("a revival was expected, not {said:?}");
+    };
+    log.apply(word.command(Term(1)));
+    office.catch_up(&log.directory, now);
+    office.settle(word, &log.directory, now);
+    assert_eq!(
+        log.states(),
+        [NodeState::Suspect, NodeState::Up, NodeState::Suspect]
+    );
+    assert_eq!(
+        office.renew(HERE, &[heard], &log.directory, now),
+        RenewalVerdict::default()
+    );
+    assert_eq!(office.counts(), (1, 0));
+}
+
+/// Without sessions nobody needs to tick. One that is opened meanwhile lasts its full ttl, however long the rest was,
+/// and the rest is no pause.
+#[test]
+fn a_rest_is_no_pause_and_shortens_nothing() {
+    let mut log = Log::with_sessions(0);
+    let start = Instant::now();
+    let mut office = log.office(start);
+    let mut now = start;
+    for _ in 0..IDLE_LOOKS {
+        assert!(!office.is_resting());
+        now += TICK;
+        office.tick(now);
+        assert_eq!(office.take_words(&log.directory, now), []);
+        office.rest_if_idle(&log.directory);
+    }
+    assert!(office.is_resting() && office.is_idle(&log.directory));
+
+    let opened = now + TTL * 10;
+    log.open();
+    assert!(!office.is_idle(&log.directory));
+    office.catch_up(&log.directory, opened);
+    let woken = opened + TICK;
+    assert_eq!(office.tick(woken), Duration::ZERO, "no pause");
+    office.rest_if_idle(&log.directory);
+    assert!(!office.is_resting());
+    let mut now = woken;
+    while now < opened + TTL - TICK {
+        now += TICK;
+        assert_eq!(office.tick(now), Duration::ZERO);
+        assert_eq!(office.take_words(&log.directory, now), []);
+    }
+    let late = office.tick(now + TTL);
+    assert!(late >= TTL - TICK * 2, "{late:?}: a pause is one again");
+    let lapsed = run(&mut office, &log.directory, now + TTL, TICK * 5);
+    assert_eq!(lapsed.len(), 1);
+}
+
+/// A window that began is closed when its time is over, and by a new leader after its full time again.
+#[test]
+fn the_window_of_a_guard_is_closed_when_its_time_is_over() {
+    let mut log = Log::with_sessions(4);
+    log.register_one_each(4);
+    let start = Instant::now();
+    let mut office = log.office(start);
+    for alive in 0..8 {
+        let now = start + TTL / 2 * alive;
+        office.tick(now);
+        let verdict = office.renew(
+            HERE,
+            &[SessionId(2), SessionId(3), SessionId(4)],
+            &log.directory,
+            now,
+        );
+        assert_eq!(verdict, RenewalVerdict::default());
+        for word in words(&mut office, &log.directory, now, TTL / 2) {
+            log.apply(word.command(Term(1)));
+            office.catch_up(&log.directory, now);
+            office.settle(&word, &log.directory, now);
+        }
+    }
+    assert_eq!(log.states().len(), 3, "one of four may go");
+    let later = start + TTL * 4;
+    let mut successor = log.office(later);
+    let until = Duration::from_millis(600_000) + TICK;
+    let mut over = None;
+    let mut now = later;
+    while now < later + until {
+        now += TICK;
+        successor.tick(now);
+        let _ = successor.renew(
+            HERE,
+            &[SessionId(2), SessionId(3), SessionId(4)],
+            &log.directory,
+            now,
+        );
+        over = over.or(successor
+            .take_words(&log.directory, now)
+            .pop()
+            .map(|word| (word, now)));
+    }
+    let (word, at) = over.expect("the window was closed");
+    assert!(
+        matches!(&word, Word::Over(windows) if windows.len() == 1),
+        "{word:?}"
+    );
+    assert!(at >= later + Duration::from_millis(600_000));
+    log.apply(word.command(Term(1)));
+    let service = log.directory.service(&feed()).expect("there");
+    assert_eq!(service.guard_status().window, None);
+}
