@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use rollcall_core::directory::{
-    Directory, ExpiryFence, RevisionChanges, RevivalFence, Service, SessionChange,
+    Directory, ExpiryFence, Override, RevisionChanges, RevivalFence, Service, SessionChange,
 };
 use rollcall_core::ids::{NodeKey, Revision, ServerId, ServiceKey, SessionId, Term};
 use rollcall_core::mutants::{Mutant, planted};
@@ -47,6 +47,8 @@ pub(crate) struct Office {
     seen: Revision,
     sessions: Countdown<SessionId>,
     overrides: Countdown<NodeKey>,
+    /// Which setting of each the countdown is for.
+    overrides_set_at: BTreeMap<NodeKey, Revision>,
     /// Windows of removal guards under way, by service and the revision at which they began.
     windows: Countdown<(ServiceKey, Revision)>,
     /// Held nodes, by service and the revision since which they are held.
@@ -119,6 +121,7 @@ impl Office {
             seen: directory.revision(),
             sessions: Countdown::new(now, PACE),
             overrides: Countdown::new(now, PACE),
+            overrides_set_at: BTreeMap::new(),
             windows: Countdown::new(now, PACE),
             holds: Countdown::new(now, PACE),
             expiring: BTreeSet::new(),
@@ -269,10 +272,11 @@ impl Office {
         }
         for (key, over) in &changes.overrides {
             match over {
-                Some(over) => self
-                    .overrides
-                    .start(key.clone(), Duration::from_millis(over.ttl_ms), now),
-                None => self.overrides.forget(key),
+                Some(over) => self.watch_override(key.clone(), over, now),
+                None => {
+                    self.overrides.forget(key);
+                    self.overrides_set_at.remove(key);
+                }
             }
         }
         for change in &changes.guards {
@@ -295,13 +299,18 @@ impl Office {
                 self.sessions.start(session.id, ttl(session.ttl_ms), now);
             }
         }
+        let is_held = |session: &SessionId| {
+            let session = directory.session(*session);
+            session.is_some_and(|session| session.lapsed.is_some())
+        };
+        self.returning.retain(|session, _| is_held(session));
         self.compare_services(directory, now);
     }
 
     fn compare_services(&mut self, directory: &Directory, now: Instant) {
         for (key, over) in directory.timed_overrides() {
-            if !self.overrides.contains(&key) {
-                self.overrides.start(key, Duration::from_millis(over.ttl_ms), now);
+            if self.overrides_set_at.get(&key) != Some(&over.set_at) {
+                self.watch_override(key, over, now);
             }
         }
         for service in directory.guarded_services() {
@@ -311,6 +320,12 @@ impl Office {
             }
             self.watch_guard(service, directory, now);
         }
+    }
+
+    /// Counts down for an override that was set to end by itself.
+    fn watch_override(&mut self, key: NodeKey, over: &Override, now: Instant) {
+        self.overrides_set_at.insert(key.clone(), over.set_at);
+        self.overrides.start(key, Duration::from_millis(over.ttl_ms), now);
     }
 
     /// Counts down for a guard's window and hold, once for each. What ended meanwhile says nothing when its
@@ -441,7 +456,9 @@ impl Office {
             let over = directory
                 .service(&key.service)
                 .and_then(|service| service.overrides.get(&key.node));
-            if let Some(over) = over {
+            let set_at = self.overrides_set_at.remove(&key);
+            // One that was set since ends in its own time.
+            if let Some(over) = over.filter(|over| Some(over.set_at) == set_at) {
                 outlived.push((key, over.set_at));
             }
         }
@@ -508,8 +525,7 @@ impl Office {
                     if let Some(over) = over.filter(|over| over.ttl_ms > 0)
                         && !self.overrides.contains(key)
                     {
-                        self.overrides
-                            .start(key.clone(), Duration::from_millis(over.ttl_ms), now);
+                        self.watch_override(key.clone(), over, now);
                     }
                 }
             }

@@ -1,7 +1,8 @@
 //! Judging without a cluster: a directory, its log, and time that the test tells.
 
 use rollcall_core::directory::{
-    Address, Command, Expected, GroupSettings, Labels, Limits, NodeState, RegisterNode, Registration, Request,
+    Address, ChangeLogBounds, Command, Expected, GroupSettings, Labels, Limits, NodeState, RegisterNode,
+    Registration, Request,
 };
 use rollcall_core::ids::{LogIndex, LogPosition, RequestId};
 
@@ -103,6 +104,50 @@ impl Log {
     fn office(&self, now: Instant) -> Office {
         Office::take(Term(1), &self.directory, GRANT, now)
     }
+}
+
+#[test]
+fn an_override_that_was_set_again_unseen_ends_in_its_own_time() {
+    let mut log = Log::with_sessions(1);
+    log.register_one_each(1);
+    let bounds = ChangeLogBounds {
+        revisions_max: 2,
+        ..ChangeLogBounds::default()
+    };
+    log.directory =
+        std::mem::replace(&mut log.directory, Directory::new(Limits::default())).with_change_log(bounds);
+    let set = |log: &mut Log, ttl_ms| {
+        let key = NodeKey {
+            service: feed(),
+            node: "node-000001".parse().expect("a good name"),
+        };
+        let over = Override {
+            disabled: Some(true),
+            ttl_ms,
+            ..Override::default()
+        };
+        log.apply(Command::SetOverride { key, over });
+    };
+    set(&mut log, 60_000);
+    let start = Instant::now();
+    let mut office = log.office(start);
+    set(&mut log, 600_000);
+    (0..3).for_each(|_| log.open());
+    assert!(
+        log.directory.changes().floor() > office.seen,
+        "more than is retained"
+    );
+    office.catch_up(&log.directory, start);
+    let said_after = |office: &mut Office, from, until| {
+        let words = words(office, &log.directory, from, until);
+        words.iter().any(|word| matches!(word, Word::Outlived(_)))
+    };
+    let minute = Duration::from_secs(60);
+    assert!(
+        !said_after(&mut office, start, minute + TICK * 2),
+        "that was the first one's time"
+    );
+    assert!(said_after(&mut office, start + minute + TICK * 2, minute * 9));
 }
 
 /// Ticks in time for so long, collecting what is to be said.
