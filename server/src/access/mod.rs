@@ -11,4 +11,5 @@ mod tokens;
 
 pub(crate) use principal::{NotPermitted, Principal};
 pub(crate) use refused::{Attempt, RefusedEntry, RefusedList};
+pub(crate) use tokens::equal;
 pub use tokens::{TokenFileError, Tokens};

@@ -79,8 +79,8 @@ pub(super) fn digest(shown: &str) -> [u8; 32] {
     Sha256::digest(shown).into()
 }
 
-/// Takes the same time wherever the first difference is.
-fn equal(one: &[u8; 32], other: &[u8; 32]) -> bool {
+/// Whether two digests are one. Takes the same time wherever the first difference is.
+pub(crate) fn equal(one: &[u8; 32], other: &[u8; 32]) -> bool {
     let difference = one
         .iter()
         .zip(other)
@@ -98,7 +98,12 @@ pub struct Tokens {
 struct TokenFile {
     path: PathBuf,
     table: RwLock<Arc<TokenTable>>,
+    /// What the file was like before it was read for the first time.
+    at_start: Stamp,
 }
+
+/// What tells one writing of a file from another; `None`: it is not there.
+type Stamp = Option<(u64, Option<SystemTime>)>;
 
 impl Tokens {
     /// Reads the token file, if there is to be one.
@@ -109,18 +114,15 @@ impl Tokens {
         let Some(path) = path else {
             return Ok(Self::default());
         };
+        // Before it is read: what is written from here on is noticed.
+        let at_start = stamp_of(std::fs::metadata(path));
         let table = read(path)?;
-        if table.tokens.is_empty() {
-            return Err(contents(
-                path,
-                "it holds no token: nobody could administer the cluster",
-            ));
-        }
         tracing::info!(tokens = table.tokens.len(), "token file read");
         Ok(Self {
             file: Some(Arc::new(TokenFile {
                 path: path.to_owned(),
                 table: RwLock::new(Arc::new(table)),
+                at_start,
             })),
         })
     }
@@ -135,27 +137,32 @@ impl Tokens {
         self.file.as_ref().map(|file| file.table.read().clone())
     }
 
-    /// Reads the file again whenever it has changed, until `stop`. A file that cannot be used changes nothing.
+    /// Reads the file again whenever it has changed, until `stop`. A file that cannot be used changes nothing, and is tried
+    /// again at each look.
     pub(crate) async fn keep_current(self, stop: CancellationToken) {
         let Some(file) = self.file else { return };
-        let mut seen = stamp(&file.path).await;
+        let mut seen = file.at_start;
+        let mut complained = None;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
             }
-            let now = stamp(&file.path).await;
+            let now = stamp_of(tokio::fs::metadata(&file.path).await);
             if now == seen {
                 continue;
             }
-            seen = now;
             let path = file.path.clone();
             match crate::ground::spawn_blocking(move || read(&path)).await {
                 Ok(Ok(table)) => {
                     tracing::info!(tokens = table.tokens.len(), "token file read again");
                     *file.table.write() = Arc::new(table);
+                    (seen, complained) = (now, None);
                 }
+                // Said once of each writing.
+                Ok(Err(_)) if complained == Some(now) => {}
                 Ok(Err(error)) => {
+                    complained = Some(now);
                     let cause = std::error::Error::source(&error).map(ToString::to_string);
                     tracing::error!(%error, cause, "the token file changed and cannot be used; the tokens before it hold");
                 }
@@ -165,10 +172,9 @@ impl Tokens {
     }
 }
 
-/// What tells one writing of a file from another; `None`: it is not there.
-async fn stamp(path: &Path) -> Option<(u64, Option<SystemTime>)> {
-    let of = |metadata: Metadata| (metadata.len(), metadata.modified().ok());
-    tokio::fs::metadata(path).await.ok().map(of)
+fn stamp_of(metadata: std::io::Result<Metadata>) -> Stamp {
+    let metadata = metadata.ok()?;
+    Some((metadata.len(), metadata.modified().ok()))
 }
 
 #[derive(Deserialize)]
@@ -199,7 +205,14 @@ fn read(path: &Path) -> Result<TokenTable, TokenFileError> {
         ));
     }
     let text = std::fs::read_to_string(path).map_err(failed)?;
-    parse(&text).map_err(|problem| contents(path, problem))
+    let table = parse(&text).map_err(|problem| contents(path, problem))?;
+    if table.tokens.is_empty() {
+        return Err(contents(
+            path,
+            "it holds no token: nobody could administer the cluster",
+        ));
+    }
+    Ok(table)
 }
 
 fn contents(path: &Path, problem: impl Into<String>) -> TokenFileError {
@@ -366,6 +379,8 @@ mod tests {
         std::fs::write(&path, entry("ops", "one", "[\"admin\"]")).unwrap();
         let tokens = Tokens::load(Some(&path)).unwrap();
         let stop = CancellationToken::new();
+        // Between its first reading and the first look at it.
+        std::fs::write(&path, entry("first", "two", "[\"admin\"]")).unwrap();
         let keeping = tokio::spawn(tokens.clone().keep_current(stop.clone()));
         let known = |shown: &str| tokens.table().unwrap().find(&digest(shown)).is_some();
         let wait = |shown: &'static str| {
@@ -377,14 +392,16 @@ mod tests {
             };
             tokio::time::timeout(Duration::from_secs(20), waiting)
         };
-        // The file is looked at for the first time when the task runs.
-        tokio::time::sleep(LOOK_INTERVAL / 10).await;
-        std::fs::write(&path, "garbage").unwrap();
-        tokio::time::sleep(LOOK_INTERVAL * 3 / 2).await;
-        assert!(known("one"));
-        std::fs::write(&path, entry("ops-2", "two", "[\"admin\"]")).unwrap();
         wait("two").await.unwrap();
         assert!(!known("one"));
+        for bad in ["garbage", ""] {
+            std::fs::write(&path, bad).unwrap();
+            tokio::time::sleep(LOOK_INTERVAL * 3 / 2).await;
+            assert!(known("two"), "{bad:?}");
+        }
+        std::fs::write(&path, entry("ops-2", "three", "[\"admin\"]")).unwrap();
+        wait("three").await.unwrap();
+        assert!(!known("two"));
         stop.cancel();
         keeping.await.unwrap();
     }

@@ -23,7 +23,7 @@ use super::read::Reader;
 use super::registry::page;
 use super::speaker::lives_by_records_alone;
 use super::status::{self, DoorError, of_refusal};
-
+use crate::access::equal;
 use crate::raft::{Freshness, SessionDeadline};
 
 /// How long to wait for the leader's word on deadlines; they are told for information only.
@@ -35,14 +35,6 @@ const RECORD_WAIT: Duration = Duration::from_millis(500);
 /// What is stored of a secret.
 pub(super) fn digest(secret: &[u8; 16]) -> [u8; 32] {
     Sha256::digest(secret).into()
-}
-
-/// Takes the same time wherever the first difference is.
-fn equal(one: &[u8; 32], other: &[u8; 32]) -> bool {
-    one.iter()
-        .zip(other)
-        .fold(0, |difference, (a, b)| difference | (a ^ b))
-        == 0
 }
 
 /// Judges a secret by what this server has, if that may be shown. `None`: it does not know the session.
@@ -154,10 +146,8 @@ impl Doors {
         let grounds = self.reader.admit(request.read.as_ref()).await?;
         let (mut listed, revision) = {
             let directory = self.reader.consensus().directory().read();
-            let behind = directory
-                .sessions()
-                .filter(|session| session.id.0 > request.after);
-            let listed = behind
+            let listed = directory
+                .sessions_after(SessionId(request.after))
                 .take(limit + 1)
                 .map(|session| (session.id, summary(session)));
             (listed.collect::<BTreeMap<_, _>>(), directory.revision())
@@ -165,7 +155,7 @@ impl Doors {
         let mut header = self.reader.header(grounds, revision);
         if self.reader.check_view_ready().is_ok() {
             let view = self.reader.ap().view().read();
-            let behind = view.sessions().filter(|session| session.id.0 > request.after);
+            let behind = view.sessions_after(SessionId(request.after));
             for session in behind.take(limit + 1) {
                 header.epoch = self.reader.ap().epoch();
                 match listed.entry(session.id) {

@@ -26,6 +26,13 @@ impl SessionTable {
         self.pages.values().flat_map(|page| page.values())
     }
 
+    /// Those with a greater id, in order; what comes before is not looked at.
+    pub(super) fn after(&self, id: SessionId) -> impl Iterator<Item = &Arc<Session>> {
+        let pages = self.pages.range(Page::number_of(id)..);
+        let sessions = pages.flat_map(|(_, page)| page.values());
+        sessions.skip_while(move |session| session.id <= id)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.len
     }
@@ -167,6 +174,12 @@ mod tests {
                     assert_eq!(found, map.get(&id).copied());
                 }
                 assert_eq!(table.len(), map.len());
+                let steps = [0, 1, 255, 256, 257, step, SessionId::GOSSIPED - 1, u64::MAX];
+                for after in steps.into_iter().chain(map.keys().copied().step_by(97)) {
+                    let behind = table.after(SessionId(after)).map(|session| session.id.0);
+                    let expected = map.range(after..).filter(|(id, _)| **id > after);
+                    assert!(behind.eq(expected.map(|(id, _)| *id)), "after {after}");
+                }
                 let before = of(&held);
                 let also = std::mem::replace(&mut held, table.clone());
                 assert_eq!(of(&also), before, "a clone never changes");

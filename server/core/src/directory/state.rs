@@ -171,6 +171,11 @@ impl Directory {
         self.sessions.iter()
     }
 
+    /// Those with a greater id than this, in order. Costs what is taken, not what comes before.
+    pub fn sessions_after(&self, id: SessionId) -> impl Iterator<Item = &Arc<Session>> {
+        self.sessions.after(id)
+    }
+
     /// The overrides that clear themselves after a time, in the order of their keys: what a new leader starts
     /// its countdowns from. Walks all services.
     pub fn timed_overrides(&self) -> impl Iterator<Item = (NodeKey, &Arc<Override>)> {
