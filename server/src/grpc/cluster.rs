@@ -178,6 +178,7 @@ impl Cluster for Doors {
         &self,
         request: Request<v1::RehearseStormRequest>,
     ) -> Result<Response<v1::RehearseStormResponse>, Status> {
+        self.check_operator("rehearse_storm", &request)?;
         let rehearsed = self.rehearsed(request.into_inner()).await;
         self.answer("rehearse_storm", rehearsed)
     }

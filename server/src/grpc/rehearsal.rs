@@ -21,7 +21,7 @@ impl Doors {
         let event = event_from(request.event).map_err(refused)?;
         let share = share_from(request.share_basis_points).map_err(refused)?;
         self.reader.check_ready()?;
-        let Some(_alone) = self.storm.begin_rehearsal() else {
+        let Some(alone) = self.storm.begin_rehearsal() else {
             let problem = "another rehearsal is under way on this server".into();
             return Err(DoorError::Overloaded {
                 problem,
@@ -43,8 +43,12 @@ impl Doors {
             return Err(refused(Refusal::ServiceNotFound { key: service }));
         }
         let (watches, pacing) = (self.watches.clone(), self.storm.pacing(share));
-        let counting =
-            crate::ground::spawn_blocking(move || predict(services, &subject, event, &watches, pacing)).await;
+        // It goes on counting also when nobody waits for its answer any more.
+        let counting = crate::ground::spawn_blocking(move || {
+            let _alone = alone;
+            predict(services, &subject, event, &watches, pacing)
+        })
+        .await;
         let prediction = counting.map_err(|_| {
             let reason = "the rehearsal broke down".into();
             v1::Error::from(DoorError::NotReady { reason })

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use rollcall_core::directory::Sign;
 use rollcall_core::ids::{GroupName, Revision, ServiceKey};
 use rollcall_core::storm::{Admission, Consumer, Engagement, Mode, Modes, Pressure, Share, StormSwitch};
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -43,7 +43,7 @@ struct Inner {
     pressure: Mutex<Pressure>,
     metrics: StormMetrics,
     egress_budget: u64,
-    rehearsals: Semaphore,
+    rehearsals: Arc<Semaphore>,
     gate: Gate,
     /// In how much time everyone is served, while engaged.
     round: Mutex<Option<Duration>>,
@@ -80,7 +80,7 @@ impl StormDesk {
                 pressure: Mutex::default(),
                 metrics,
                 egress_budget: config.egress_bytes_per_second,
-                rehearsals: Semaphore::new(1),
+                rehearsals: Arc::new(Semaphore::new(1)),
                 gate: Gate::new(Rates {
                     list_bytes: config.lists_bytes_per_second,
                     rationed_list_bytes: config.egress_bytes_per_second,
@@ -155,9 +155,9 @@ impl StormDesk {
         }
     }
 
-    /// Leave to count what a storm would send, which takes time: one at a time.
-    pub(crate) fn begin_rehearsal(&self) -> Option<SemaphorePermit<'_>> {
-        self.inner.rehearsals.try_acquire().ok()
+    /// Leave to count what a storm would send, which takes time: one at a time. Whoever counts holds it until that is done.
+    pub(crate) fn begin_rehearsal(&self) -> Option<OwnedSemaphorePermit> {
+        self.inner.rehearsals.clone().try_acquire_owned().ok()
     }
 
     /// How it would pace with this share.
@@ -216,7 +216,7 @@ impl StormDesk {
 
     /// Waits for the turn of a message with so many bytes of full lists: a few are encoded at a time, at a rate that
     /// heartbeats bear; while the switch is on, and for a round after it, within the egress budget.
-    pub(crate) async fn list_turn(&self, bytes: usize) -> Turn<'_> {
+    pub(crate) async fn list_turn(&self, bytes: usize) -> Turn {
         self.inner.gate.list(bytes).await
     }
 

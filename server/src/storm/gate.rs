@@ -5,13 +5,14 @@
 //! would stand in the scheduler's queue before the next heartbeat; here they stand in a queue of their own. And those
 //! that left faster than the line takes them would lie encoded in memory, fresh memory each.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use rollcall_core::mutants::{Mutant, planted};
 use rollcall_core::storm::Budget;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 /// Lists that may be encoded at a time.
@@ -24,7 +25,7 @@ const CALLS_MAX: Duration = Duration::from_millis(50);
 
 /// Where full lists, and watch streams that begin, wait for their turn.
 pub(super) struct Gate {
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
     /// Bytes of lists while the switch is off.
     unrationed: Mutex<Budget>,
     /// And while it is on.
@@ -51,8 +52,8 @@ pub(super) struct Rates {
 }
 
 /// Leave to encode and send a list; others wait while it is held.
-pub(crate) struct Turn<'a> {
-    _permit: Option<SemaphorePermit<'a>>,
+pub(crate) struct Turn {
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// Counts what waits, also if the wait is given up.
@@ -74,10 +75,19 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// The turn of a stream that did not wait for it: others would wait behind it for nothing.
+struct GivenUp<'a>(&'a Mutex<Budget>);
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        self.0.lock().give_back(1);
+    }
+}
+
 impl Gate {
     pub(super) fn new(rates: Rates) -> Self {
         Self {
-            turns: Semaphore::new(LISTS_AT_ONCE),
+            turns: Arc::new(Semaphore::new(LISTS_AT_ONCE)),
             unrationed: Mutex::new(Budget::new(
                 rates.list_bytes.max(rates.rationed_list_bytes),
                 TOLERANCE,
@@ -101,10 +111,10 @@ impl Gate {
     }
 
     /// Waits for the turn of a message with so many bytes of full lists.
-    pub(super) async fn list(&self, bytes: usize) -> Turn<'_> {
+    pub(super) async fn list(&self, bytes: usize) -> Turn {
         let bytes = bytes as u64;
         let waiting = Waiting::new(&self.waiting, bytes);
-        let permit = self.turns.acquire().await.ok();
+        let permit = self.turns.clone().acquire_owned().await.ok();
         let now = Instant::now();
         let at = self.budget().lock().take(bytes, now.into_std()).into();
         if at > now && !planted(Mutant::StormUnrationed) {
@@ -127,7 +137,9 @@ impl Gate {
         let now = Instant::now();
         let at = self.opens.lock().take(1, now.into_std()).into();
         if at > now {
+            let given_up = GivenUp(&self.opens);
             tokio::time::sleep_until(at).await;
+            std::mem::forget(given_up);
         }
     }
 
@@ -229,6 +241,17 @@ mod tests {
             "{:?}",
             began.elapsed()
         );
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_the_turns_of_streams_that_were_given_up() {
+        let gate = gate();
+        let open = || tokio::time::timeout(MS, gate.open());
+        let given_up = futures_util::future::join_all((0..60_000).map(|_| open())).await;
+        assert!(given_up.iter().any(Result::is_err), "a minute's worth");
+        let began = Instant::now();
+        let another = tokio::time::timeout(MS * 20_000, gate.open()).await;
+        assert!(another.is_ok(), "{:?}", began.elapsed());
     }
 
     #[tokio::test]

@@ -71,7 +71,7 @@ impl WatchHub {
     }
 
     /// Waits for the turn of a message with so many bytes of full lists.
-    pub(crate) async fn list_turn(&self, bytes: usize) -> Turn<'_> {
+    pub(crate) async fn list_turn(&self, bytes: usize) -> Turn {
         self.inner.storm.list_turn(bytes).await
     }
 }
