@@ -33,12 +33,15 @@ impl Watch for Doors {
         &self,
         request: Request<Streaming<v1::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        // Who may not is told so without a turn.
+        if let Err(error) = self.principal(&request).and_then(|_| self.reader.check_ready()) {
+            return self.answer("watch", Err(error));
+        }
         self.storm.open_turn().await;
         let line = request.extensions().get::<Line>().cloned();
         let peer = request.extensions().get::<Peer>();
         let cut = peer.map_or_else(CancellationToken::new, |peer| peer.cut.clone());
-        let may_open = self.principal(&request).and_then(|_| self.reader.check_ready());
-        let opened = may_open.and_then(|()| {
+        let opened = self.reader.check_ready().and_then(|()| {
             let ap = self.reader.view_write_header(Revision(0));
             self.watches
                 .open(self.reader.identity(), ap, cut)
@@ -164,8 +167,9 @@ impl Asking {
             }
         };
         tokio::select! {
-            () = asking => {}
+            biased;
             () = stream.closed() => {}
+            () = asking => {}
         }
     }
 
@@ -195,6 +199,7 @@ impl Asking {
 
     async fn subscribe(&mut self, subscribe: v1::Subscribe) -> Result<(), v1::Error> {
         self.doors.metrics.call("subscribe");
+        self.stream.has_been_read().await;
         let wish = Wish::from_wire(subscribe).map_err(|e| of_refusal(&e))?;
         self.doors.reader.check_ready()?;
         let after = wish.after;

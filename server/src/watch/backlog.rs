@@ -13,12 +13,16 @@ use rollcall_core::directory::Service;
 use rollcall_core::guard::GuardStatus;
 use rollcall_core::ids::{Revision, ServiceKey};
 use rollcall_proto::v1;
+use tokio::sync::Notify;
 
 use super::registration::Target;
 use super::shown::Shown;
 
 /// Most services named while lagging; beyond, every subscription starts from state again.
 const OWED_MAX: usize = 4_096;
+/// While more services than this wait to be said or listed, nothing more is asked for by the stream's client: the least that
+/// is kept of one is some hundred bytes.
+const LISTED_MAX: usize = 16_384;
 /// Places that an empty queue keeps. What a stream once had to be told is no measure of what it will be.
 const SPARE_MAX: usize = 16;
 
@@ -76,28 +80,50 @@ pub(crate) struct Started {
     pub(crate) subscription: u64,
     pub(crate) kind: v1::StartKind,
     pub(crate) revision: Revision,
-    pub(crate) services: Vec<ServiceKey>,
-    /// What their removal guards say, of those that have something to say.
-    pub(crate) guards: Vec<(ServiceKey, GuardStatus)>,
+    pub(crate) listed: Arc<Listed>,
     /// The other half starts at the other hub.
     pub(crate) half: bool,
     /// The revision of the replicated directory by which it was sent here.
     pub(crate) directory: Revision,
 }
 
+/// What a subscription's target holds. Those that start together with one target share it.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pub(crate) services: Vec<ServiceKey>,
+    /// What their removal guards say, of those that have something to say.
+    pub(crate) guards: Vec<(ServiceKey, GuardStatus)>,
+}
+
+impl Listed {
+    fn of(shown: Shown<'_>, target: &Target) -> Arc<Self> {
+        let guard = |service: &Arc<Service>| Some((service.key.clone(), service.guard_said()?));
+        let key = |service: &Arc<Service>| service.key.clone();
+        Arc::new(Self {
+            services: shown.services(target).map(key).collect(),
+            guards: shown.services(target).filter_map(guard).collect(),
+        })
+    }
+}
+
 impl Started {
     /// Starts at the directory's revision.
     pub(crate) fn at(shown: Shown<'_>, subscription: u64, kind: v1::StartKind, target: &Target) -> Self {
-        let guard = |service: &Arc<Service>| Some((service.key.clone(), service.guard_said()?));
+        Self::with(Listed::of(shown, target), shown, subscription, kind, target)
+    }
+
+    fn with(
+        listed: Arc<Listed>,
+        shown: Shown<'_>,
+        subscription: u64,
+        kind: v1::StartKind,
+        target: &Target,
+    ) -> Self {
         Self {
             subscription,
             kind,
             revision: shown.revision(),
-            services: shown
-                .services(target)
-                .map(|service| service.key.clone())
-                .collect(),
-            guards: shown.services(target).filter_map(guard).collect(),
+            listed,
             half: matches!(target, Target::Prefix(_)),
             directory: Revision(0),
         }
@@ -122,12 +148,74 @@ pub(crate) enum Offered {
     Repeated,
 }
 
+impl Item {
+    fn weight(&self) -> Weight {
+        match self {
+            Self::Change { change, .. } => Weight {
+                frames: change.frames.len(),
+                bytes: change.bytes,
+                ..Weight::default()
+            },
+            Self::Bookmark(_) => Weight {
+                frames: 1,
+                ..Weight::default()
+            },
+            Self::State { .. } => Weight {
+                listed: 1,
+                ..Weight::default()
+            },
+            Self::Started(started) => Weight {
+                controls: 1,
+                listed: started.listed.services.len(),
+                ..Weight::default()
+            },
+            Self::Rejected(_) | Self::KeepCache(_) => Weight {
+                controls: 1,
+                ..Weight::default()
+            },
+        }
+    }
+}
+
+/// What something that waits counts for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Weight {
+    frames: usize,
+    /// Of frames that are encoded.
+    bytes: usize,
+    /// Answers to subscriptions.
+    controls: usize,
+    /// Services whose state is to be said, and names in lists.
+    listed: usize,
+}
+
+impl std::ops::AddAssign for Weight {
+    fn add_assign(&mut self, other: Self) {
+        self.frames += other.frames;
+        self.bytes += other.bytes;
+        self.controls += other.controls;
+        self.listed += other.listed;
+    }
+}
+
+impl std::ops::SubAssign for Weight {
+    fn sub_assign(&mut self, other: Self) {
+        self.frames -= other.frames;
+        self.bytes -= other.bytes;
+        self.controls -= other.controls;
+        self.listed -= other.listed;
+    }
+}
+
 /// What waits in both backlogs of one client's stream: they share its bounds.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     frames: AtomicUsize,
     bytes: AtomicUsize,
     controls: AtomicUsize,
+    listed: AtomicUsize,
+    /// Told when no more is listed than may be when more is asked for.
+    read: Notify,
 }
 
 impl Tally {
@@ -139,29 +227,35 @@ impl Tally {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    fn add(&self, frames: usize, bytes: usize, controls: usize) {
-        for (count, more) in self.each(frames, bytes, controls) {
+    /// Waits until its reader has taken most of the lists that were asked for. One task may wait.
+    pub(crate) async fn has_been_read(&self) {
+        while self.listed.load(Ordering::Acquire) > LISTED_MAX {
+            self.read.notified().await;
+        }
+    }
+
+    fn add(&self, weight: Weight) {
+        for (count, more) in self.each(weight) {
             count.fetch_add(more, Ordering::Relaxed);
         }
     }
 
-    fn subtract(&self, frames: usize, bytes: usize, controls: usize) {
-        for (count, less) in self.each(frames, bytes, controls) {
-            count.fetch_sub(less, Ordering::Relaxed);
+    fn subtract(&self, weight: Weight) {
+        for (count, less) in self.each(weight) {
+            count.fetch_sub(less, Ordering::AcqRel);
+        }
+        if weight.listed > 0 && self.listed.load(Ordering::Acquire) <= LISTED_MAX {
+            self.read.notify_one();
         }
     }
 
     /// Those that change.
-    fn each(
-        &self,
-        frames: usize,
-        bytes: usize,
-        controls: usize,
-    ) -> impl Iterator<Item = (&AtomicUsize, usize)> {
+    fn each(&self, weight: Weight) -> impl Iterator<Item = (&AtomicUsize, usize)> {
         let all = [
-            (&self.frames, frames),
-            (&self.bytes, bytes),
-            (&self.controls, controls),
+            (&self.frames, weight.frames),
+            (&self.bytes, weight.bytes),
+            (&self.controls, weight.controls),
+            (&self.listed, weight.listed),
         ];
         all.into_iter().filter(|(_, by)| *by > 0)
     }
@@ -180,9 +274,8 @@ pub(crate) struct Backlog {
     tally: Arc<Tally>,
     pub(crate) subscriptions: BTreeMap<u64, Target>,
     queue: VecDeque<Item>,
-    frames: usize,
-    bytes: usize,
-    controls: usize,
+    /// Of all that is in the queue, or withheld.
+    weight: Weight,
     owed: VecDeque<ServiceKey>,
     owed_set: BTreeSet<ServiceKey>,
     /// Too many services are owed to name them.
@@ -207,9 +300,7 @@ impl Backlog {
             tally,
             subscriptions: BTreeMap::new(),
             queue: VecDeque::new(),
-            frames: 0,
-            bytes: 0,
-            controls: 0,
+            weight: Weight::default(),
             owed: VecDeque::new(),
             owed_set: BTreeSet::new(),
             owes_all: false,
@@ -237,18 +328,19 @@ impl Backlog {
         self.tally.controls.load(Ordering::Relaxed)
     }
 
-    fn add(&mut self, frames: usize, bytes: usize, controls: usize) {
-        self.frames += frames;
-        self.bytes += bytes;
-        self.controls += controls;
-        self.tally.add(frames, bytes, controls);
+    /// What waits in this backlog and the one beside it.
+    pub(crate) fn tally(&self) -> Arc<Tally> {
+        self.tally.clone()
     }
 
-    fn subtract(&mut self, frames: usize, bytes: usize, controls: usize) {
-        self.frames -= frames;
-        self.bytes -= bytes;
-        self.controls -= controls;
-        self.tally.subtract(frames, bytes, controls);
+    fn add(&mut self, weight: Weight) {
+        self.weight += weight;
+        self.tally.add(weight);
+    }
+
+    fn subtract(&mut self, weight: Weight) {
+        self.weight -= weight;
+        self.tally.subtract(weight);
     }
 
     /// Whether so much more would fit.
@@ -283,12 +375,7 @@ impl Backlog {
 
     /// Says something in its place behind all that waits.
     pub(crate) fn push(&mut self, item: Item) {
-        match &item {
-            Item::Change { change, .. } => self.add(change.frames.len(), change.bytes, 0),
-            Item::Bookmark(_) => self.add(1, 0, 0),
-            Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_) => self.add(0, 0, 1),
-            Item::State { .. } => {}
-        }
+        self.add(item.weight());
         self.queue.push_back(item);
     }
 
@@ -323,7 +410,7 @@ impl Backlog {
     pub(crate) fn catch_up(&mut self, shown: Shown<'_>) {
         let revision = shown.revision();
         let withheld = std::mem::take(&mut self.withheld);
-        self.subtract(0, 0, withheld.iter().filter(|item| is_control(item)).count());
+        withheld.iter().for_each(|item| self.subtract(item.weight()));
         if std::mem::take(&mut self.owes_all) {
             self.start_over(shown);
             let rejected = withheld
@@ -384,9 +471,17 @@ impl Backlog {
                 }
             }
         }
+        let mut lists: BTreeMap<&str, Arc<Listed>> = BTreeMap::new();
         for (subscription, target) in &subscriptions {
+            let listed = match target {
+                Target::Service(_) => Listed::of(shown, target),
+                Target::Prefix(prefix) => {
+                    let list = lists.entry(prefix).or_insert_with(|| Listed::of(shown, target));
+                    list.clone()
+                }
+            };
             let kind = v1::StartKind::Current;
-            let started = Started::at(shown, *subscription, kind, target);
+            let started = Started::with(listed, shown, *subscription, kind, target);
             self.push(Item::Started(Box::new(started)));
         }
         self.subscriptions = subscriptions;
@@ -456,11 +551,14 @@ impl Backlog {
             changes: changes.collect(),
             bookmark: None,
         };
-        self.subtract(frames, bytes, 0);
+        self.subtract(Weight {
+            frames,
+            bytes,
+            ..Weight::default()
+        });
         if let Some(Item::Bookmark(revision)) = self.queue.front() {
             run.bookmark = Some(*revision);
-            self.queue.pop_front();
-            self.subtract(1, 0, 0);
+            _ = self.pop();
         }
         if run.changes.is_empty() && run.bookmark.is_none() {
             return None;
@@ -475,19 +573,17 @@ impl Backlog {
         match item {
             // The queue overflowed in between, and what follows is owed.
             Item::State { key, .. } if self.lagging() => self.owe(key),
-            item => self.queue.push_front(item),
+            item => {
+                self.add(item.weight());
+                self.queue.push_front(item);
+            }
         }
     }
 
     fn pop(&mut self) -> Option<Item> {
         let item = self.queue.pop_front()?;
         self.tidy();
-        match &item {
-            Item::Change { change, .. } => self.subtract(change.frames.len(), change.bytes, 0),
-            Item::Bookmark(_) => self.subtract(1, 0, 0),
-            Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_) => self.subtract(0, 0, 1),
-            Item::State { .. } => {}
-        }
+        self.subtract(item.weight());
         Some(item)
     }
 
@@ -499,15 +595,21 @@ impl Backlog {
 
     /// The queue becomes names; what must be said besides is kept.
     fn forget_frames(&mut self) {
-        self.subtract(self.frames, self.bytes, 0);
+        let mut forgotten = Weight::default();
         for item in std::mem::take(&mut self.queue) {
+            let weight = item.weight();
             match item {
+                Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_) => {
+                    self.withheld.push(item);
+                    continue;
+                }
                 Item::Change { change, .. } => self.owe(change.key.clone()),
                 Item::State { key, .. } => self.owe(key),
-                Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_) => self.withheld.push(item),
                 Item::Bookmark(_) => {}
             }
+            forgotten += weight;
         }
+        self.subtract(forgotten);
     }
 
     fn owe(&mut self, key: ServiceKey) {
@@ -533,14 +635,20 @@ impl Backlog {
         self.queue.len()
     }
 
+    /// Lists of services among what waits, those that are shared counted once.
+    #[cfg(test)]
+    pub(crate) fn lists(&self) -> usize {
+        let lists = self.queue.iter().filter_map(|item| match item {
+            Item::Started(started) => Some(Arc::as_ptr(&started.listed)),
+            _ => None,
+        });
+        lists.collect::<BTreeSet<_>>().len()
+    }
+
     #[cfg(test)]
     pub(crate) fn waiting(&self) -> (usize, usize) {
-        (self.frames, self.bytes)
+        (self.weight.frames, self.weight.bytes)
     }
-}
-
-fn is_control(item: &Item) -> bool {
-    matches!(item, Item::Started(_) | Item::Rejected(_) | Item::KeepCache(_))
 }
 
 #[cfg(test)]

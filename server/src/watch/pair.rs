@@ -146,6 +146,13 @@ impl PairedHandle {
         false
     }
 
+    /// Waits until the client has read most of the lists it asked for: what it asks for meanwhile waits unread. Of the
+    /// clones of a handle one may wait.
+    pub async fn has_been_read(&self) {
+        // Both halves count together.
+        self.cp.has_been_read().await;
+    }
+
     /// Starts a subscription; what it needs is in the stream's backlogs when this returns.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use rollcall_core::directory::{Labels, Node};
 use rollcall_core::guard::GuardStatus;
@@ -19,6 +20,7 @@ use super::frame;
 use super::hub::{SubscribeError, Subscription, WatchHub};
 use super::line::Line;
 use crate::grpc::convert;
+use crate::storm::Turn;
 
 /// A list from this size on goes by itself, and is encoded when its turn has come.
 const LIST_ALONE: usize = 32 << 10;
@@ -65,7 +67,7 @@ pub(crate) struct Shared {
     pub(crate) end: Mutex<Option<StreamEnd>>,
     /// The reader is gone, or the stream must end.
     pub(crate) closed: CancellationToken,
-    /// Since when a large message is on its way to the reader.
+    /// Since when a large message is on its way to the reader; not while it waits here for leave.
     pub(crate) large_since: Mutex<Option<Instant>>,
     /// Cuts the reader's connection.
     pub(crate) cut: CancellationToken,
@@ -108,6 +110,11 @@ impl Shared {
     pub(crate) fn end(&self, end: StreamEnd) {
         self.end.lock().get_or_insert(end);
         self.wake.notify_one();
+    }
+
+    /// Nothing more is to be said but a last word.
+    fn is_ending(&self) -> bool {
+        self.closed.is_cancelled() || self.end.lock().is_some()
     }
 }
 
@@ -188,6 +195,12 @@ impl StreamHandle {
         backlog.acked = backlog.acked.max(revision);
     }
 
+    /// Waits until the client has read most of the lists it asked for.
+    pub async fn has_been_read(&self) {
+        let tally = self.shared.backlog.lock().tally();
+        tally.has_been_read().await;
+    }
+
     /// Waits until the stream is closed, from whichever side.
     pub async fn closed(&self) {
         self.shared.closed.cancelled().await;
@@ -216,6 +229,8 @@ pub struct WatchStream {
     large: Option<OwnedSemaphorePermit>,
     /// Taken from the backlog, waiting for leave to go out.
     held: Option<Gathered>,
+    /// For what is held. It is kept when [`Self::next`] is given up, and with it the place among those who wait.
+    leave: Option<BoxFuture<'static, Leave>>,
     /// What stood first when nothing could be taken: this revision is not offered whole yet.
     unsettled: Option<Revision>,
     ended: bool,
@@ -237,6 +252,7 @@ impl WatchStream {
             first: true,
             large: None,
             held: None,
+            leave: None,
             unsettled: None,
             ended: false,
         }
@@ -280,7 +296,8 @@ impl WatchStream {
 
     /// Everything that is ready, as one message; waits until something is. A revision is never split between
     /// messages. `None`: the stream has ended.
-    /// Asking for the next message means that the last one is on its way. Cancel-safe: nothing is lost.
+    /// Asking for the next message means that the last one is on its way. Cancel-safe: nothing is lost, and no place
+    /// among those who wait.
     ///
     /// # Errors
     /// The stream's last word; `None` follows.
@@ -296,7 +313,7 @@ impl WatchStream {
                 return Some(last_word(end).map(|frames| self.message(frames)));
             }
             if self.shared.backlog.lock().lagging() {
-                if self.waited_for_turn().await {
+                if waited_for_turn(&self.hub, &self.shared).await {
                     continue;
                 }
                 self.hub.catch_up(&self.shared);
@@ -317,15 +334,14 @@ impl WatchStream {
                 }
                 continue;
             };
-            self.take_large_permit(bytes).await;
-            let hub;
-            let _turn = match lists {
-                0 => None,
-                lists => {
-                    hub = self.hub.clone();
-                    Some(hub.list_turn(lists).await)
-                }
+            let Some(leave) = self.leave_for(bytes, lists).await else {
+                continue;
             };
+            if leave.large.is_some() {
+                self.large = leave.large;
+                *self.shared.large_since.lock() = Some(Instant::now());
+            }
+            let _turn = leave.turn;
             let frames = match self.held.take() {
                 Some(Gathered::Ready { frames, .. }) => Ok(frames),
                 // It is encoded when its turn has come, not while it waits.
@@ -353,27 +369,6 @@ impl WatchStream {
             mode: self.header.mode,
             epoch: self.header.epoch,
             cluster,
-        }
-    }
-
-    /// The current state of a laggard is a full list like any other: while those are rationed it comes in its turn.
-    /// Whether there was anything to wait for.
-    async fn waited_for_turn(&self) -> bool {
-        let Some(wait) = self.hub.laggard_waits(&self.shared) else {
-            return false;
-        };
-        let turn = Instant::now() + wait;
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep_until(turn) => return true,
-                () = self.shared.closed.cancelled() => return true,
-                // A change, which waits with the others, or the end.
-                () = self.shared.wake.notified() => {
-                    if self.shared.end.lock().is_some() {
-                        return true;
-                    }
-                }
-            }
         }
     }
 
@@ -484,19 +479,82 @@ impl WatchStream {
                 revision: started.revision.0,
                 ..self.header.clone()
             }),
-            services: started.services.iter().map(convert::service_key).collect(),
-            guards: started.guards.iter().map(service_guard).collect(),
+            services: started.listed.services.iter().map(convert::service_key).collect(),
+            guards: started.listed.guards.iter().map(service_guard).collect(),
             half: started.half,
             directory_revision: started.directory.0,
         }
     }
 
-    async fn take_large_permit(&mut self, bytes: usize) {
-        if bytes > self.hub.limits().response_bytes * 2 {
-            self.large = self.hub.large_permit(bytes).await;
-            *self.shared.large_since.lock() = Some(Instant::now());
+    /// Waits for leave to send so many bytes, so many of them of full lists. `None`: the stream is told to end.
+    async fn leave_for(&mut self, bytes: usize, lists: usize) -> Option<Leave> {
+        let is_large = bytes > self.hub.limits().response_bytes * 2;
+        if !is_large && lists == 0 {
+            return Some(Leave::default());
+        }
+        let hub = &self.hub;
+        let leave = self
+            .leave
+            .get_or_insert_with(|| Box::pin(leave(hub.clone(), is_large.then_some(bytes), lists)));
+        loop {
+            tokio::select! {
+                biased;
+                // What woke it is seen to by whoever gathers next; but an end is not waited out.
+                () = self.shared.wake.notified() => {
+                    if self.shared.is_ending() {
+                        self.leave = None;
+                        return None;
+                    }
+                }
+                leave = &mut *leave => {
+                    self.leave = None;
+                    return Some(leave);
+                }
+            }
         }
     }
+}
+
+/// The current state of a laggard is a full list like any other: while those are rationed it comes in its turn.
+/// Whether there was anything to wait for.
+async fn waited_for_turn(hub: &WatchHub, shared: &Shared) -> bool {
+    let Some(wait) = hub.laggard_waits(shared) else {
+        return false;
+    };
+    let turn = Instant::now() + wait;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(turn) => return true,
+            () = shared.closed.cancelled() => return true,
+            // A change, which waits with the others, or the end.
+            () = shared.wake.notified() => {
+                if shared.is_ending() {
+                    return true;
+                }
+            }
+        }
+    }
+}
+
+/// Leave to encode and send a message, held while that is done.
+#[derive(Default)]
+struct Leave {
+    /// Its bytes may be on their way.
+    large: Option<OwnedSemaphorePermit>,
+    /// For its lists.
+    turn: Option<Turn>,
+}
+
+async fn leave(hub: WatchHub, large: Option<usize>, lists: usize) -> Leave {
+    let large = match large {
+        Some(bytes) => hub.large_permit(bytes).await,
+        None => None,
+    };
+    let turn = match lists {
+        0 => None,
+        lists => Some(hub.list_turn(lists).await),
+    };
+    Leave { large, turn }
 }
 
 /// What is ready to be sent.

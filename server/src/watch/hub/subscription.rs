@@ -184,6 +184,10 @@ impl Inner {
         subscription: Subscription,
         replay: Option<Replay>,
     ) -> Result<(), SubscribeError> {
+        if !state.streams.contains_key(&stream.id) {
+            // It has ended, and nobody would end what begins now.
+            return Ok(());
+        }
         let revision = shown.revision();
         let mut backlog = stream.backlog.lock();
         if backlog.subscriptions.contains_key(&subscription.id) {

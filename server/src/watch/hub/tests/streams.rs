@@ -1,14 +1,119 @@
 //! Streams that come, lag, hoard, end.
 
+use std::time::Duration;
+
+use futures_util::FutureExt;
 use prost::Message;
 use rollcall_core::directory::GroupMode;
 use rollcall_core::ids::Revision;
 use rollcall_proto::v1::{self, watch_frame::Frame};
 use tokio_util::sync::CancellationToken;
 
+use super::client::Client;
 use super::world::{World, follow, key, small};
-use crate::config::WatchConfig;
+use crate::config::{StormConfig, WatchConfig};
 use crate::watch::{Convergence, StreamEnd, Target};
+
+#[tokio::test]
+async fn nothing_begins_on_a_stream_that_has_ended() {
+    let mut world = World::new(small(), 100);
+    let one = key("a", "one");
+    let put = world.put(&one, "n1", 1);
+    let client = world.open();
+    let handle = client.handle.clone();
+    drop(client);
+    handle.subscribe(follow(1, Target::Service(one.clone()))).unwrap();
+    assert_eq!(world.hub.convergence(&[one], put).subscribers, 0);
+    assert!(handle.shared.backlog.lock().subscriptions.is_empty());
+}
+
+#[tokio::test]
+async fn who_asks_for_lists_and_reads_none_is_asked_to_read_first() {
+    let mut world = World::new(WatchConfig::default(), 100);
+    let everything = Target::Prefix(String::new());
+    for service in 0..200 {
+        world.put(&key("a", &format!("s{service}")), "n1", 1);
+    }
+    let mut client = world.open();
+    let may_ask = |client: &Client| client.handle.has_been_read().now_or_never().is_some();
+    let mut asked = 0;
+    while asked < 100 && may_ask(&client) {
+        asked += 1;
+        client.follow(follow(asked, everything.clone()));
+    }
+    assert!((10..60).contains(&asked), "{asked} lists of 200 services wait");
+    // It waits in a task; whoever reads lets it go on.
+    let handle = client.handle.clone();
+    let waiting = tokio::spawn(async move { handle.has_been_read().await });
+    tokio::task::yield_now().await;
+    client.read_all();
+    let went_on = tokio::time::timeout(Duration::from_secs(60), waiting).await;
+    went_on.expect("told").unwrap();
+    assert_eq!(client.picture(), world.truth(&everything));
+
+    // Those that start anew together share one list.
+    client.handle.shared.backlog.lock().owe_all();
+    world.hub.catch_up(&client.handle.shared);
+    assert_eq!(client.handle.shared.backlog.lock().lists(), 1);
+}
+
+/// A list every hour or so, of those that wait.
+fn slow_lists() -> StormConfig {
+    StormConfig {
+        lists_bytes_per_second: 1,
+        egress_bytes_per_second: 1,
+        ..StormConfig::default()
+    }
+}
+
+#[tokio::test]
+async fn who_is_told_to_end_waits_for_no_list_any_more() {
+    let mut world = World::with_storm(WatchConfig::default(), 100, &slow_lists());
+    let one = key("a", "one");
+    world.put(&one, "n1", 1);
+    drop(world.storm.list_turn(10_000).await);
+    let mut client = world.open();
+    client.follow(follow(1, Target::Service(one)));
+    let mut next = Box::pin(client.stream.next());
+    assert!(
+        futures_util::poll!(&mut next).is_pending(),
+        "it waits for its turn"
+    );
+    world.hub.close(&[], 0);
+    let said = tokio::time::timeout(Duration::from_secs(60), next).await;
+    let frames = said.expect("at once").unwrap().unwrap().frames;
+    let frames: Vec<_> = frames
+        .into_iter()
+        .map(|frame| v1::WatchFrame::decode(frame).unwrap().frame.unwrap())
+        .collect();
+    assert!(matches!(frames.as_slice(), [Frame::MoveOn(_)]), "{frames:?}");
+}
+
+#[tokio::test]
+async fn a_reader_is_not_cut_off_for_what_waits_here() {
+    let limits = WatchConfig {
+        stall_max: Duration::ZERO,
+        ..small()
+    };
+    let mut world = World::with_storm(limits, 100, &slow_lists());
+    let one = key("a", "one");
+    for node in 0..20 {
+        world.put(&one, &format!("n{node}"), 1);
+    }
+    drop(world.storm.list_turn(10_000).await);
+    let mut client = world.open();
+    client.follow(follow(1, Target::Service(one)));
+    {
+        let mut next = Box::pin(client.stream.next());
+        assert!(
+            futures_util::poll!(&mut next).is_pending(),
+            "it waits for its turn"
+        );
+        world.hub.bookmark();
+    }
+    assert!(!client.handle.shared.cut.is_cancelled());
+}
+
 #[tokio::test]
 async fn a_laggard_gets_the_current_state_once_and_costs_a_bounded_backlog() {
     let mut world = World::new(small(), 10_000);

@@ -45,13 +45,17 @@ pub(super) fn small() -> WatchConfig {
 
 impl World {
     pub(super) fn new(limits: WatchConfig, retained: usize) -> Self {
+        Self::with_storm(limits, retained, &StormConfig::default())
+    }
+
+    pub(super) fn with_storm(limits: WatchConfig, retained: usize, storm: &StormConfig) -> Self {
         let bounds = ChangeLogBounds {
             revisions_max: retained,
             ..ChangeLogBounds::default()
         };
         let directory = Directory::new(Limits::default()).with_change_log(bounds);
         let directory = Arc::new(SharedDirectory::new(directory));
-        let storm = StormDesk::new(&StormConfig::default(), StormMetrics::default());
+        let storm = StormDesk::new(storm, StormMetrics::default());
         let hub = WatchHub::new(
             directory.clone(),
             limits,
