@@ -708,24 +708,38 @@ impl Inner {
         term: Option<Term>,
         deadline: Instant,
     ) -> Answered {
-        if self.gate.is_diverged() {
-            return not_proposed(ReadError::Diverged.to_string(), admitted);
-        }
-        if !self.leads() {
-            return not_proposed("this server does not lead", admitted);
-        }
-        if self.space.is_full() {
-            return (Attempt::DiskFull, None);
+        match self.may_propose() {
+            Ok(()) => {}
+            Err(Attempt::NotProposed(reason)) => return not_proposed(reason, admitted),
+            Err(refused) => return (refused, None),
         }
         await_attempt(deadline, admitted, |ticket, reply| {
-            self.proposer.submit(Proposal {
+            self.submit(Proposal {
                 term,
                 deadline,
-                ticket,
+                ticket: Some(ticket),
                 reply,
             });
         })
         .await
+    }
+
+    /// Whether proposals are taken here; if not, what becomes of one.
+    pub(super) fn may_propose(&self) -> Result<(), Attempt> {
+        if self.gate.is_diverged() {
+            Err(Attempt::NotProposed(ReadError::Diverged.to_string()))
+        } else if !self.leads() {
+            Err(Attempt::NotProposed("this server does not lead".into()))
+        } else if self.space.is_full() {
+            Err(Attempt::DiskFull)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Queues a proposal; the answer comes through its reply.
+    pub(super) fn submit(&self, proposal: Proposal) {
+        self.proposer.submit(proposal);
     }
 
     /// Takes room for a request; `None`: too much is under way already.

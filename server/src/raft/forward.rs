@@ -4,16 +4,19 @@
 //! leader itself said that it did not propose it.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::Stream;
 use parking_lot::Mutex;
 use rollcall_core::directory::{Outcome, Refusal};
 use rollcall_proto::v1::forward_response::Result as Answer;
-use rollcall_proto::v1::{Error, ErrorCode, ForwardRequest, ForwardResponse};
-use tokio::sync::mpsc;
+use rollcall_proto::v1::{ErrorCode, ForwardRequest, ForwardResponse};
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
@@ -81,9 +84,7 @@ impl Forwarder {
             peers: self.peers.clone(),
             leader,
             address: address.to_owned(),
-            queue,
-            pending: HashMap::new(),
-            next: 0,
+            traffic: Arc::new(Mutex::new(Traffic::new(queue))),
         };
         tokio::spawn(self.stop.clone().run_until_cancelled_owned(session.run()));
         Line {
@@ -98,102 +99,207 @@ fn not_sent(call: Call, reason: &str) {
     call.reply.send(Attempt::NotProposed(reason.to_owned()));
 }
 
-struct Session {
-    peers: Arc<Peers>,
-    leader: u64,
-    address: String,
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Nothing leaves yet: if the stream does not open, nothing was proposed.
+    Opening,
+    Open,
+    Over,
+}
+
+/// A write that leaves now.
+struct Departure {
+    number: u64,
+    request: Bytes,
+    timeout_ms: u32,
+}
+
+/// What waits for a stream and what it has sent, shared by its two halves.
+struct Traffic {
+    stage: Stage,
     queue: mpsc::Receiver<Call>,
     pending: HashMap<u64, Reply>,
     next: u64,
+    /// Of whoever sends, when there was nothing to send.
+    sender: Option<Waker>,
 }
 
-impl Session {
-    async fn run(mut self) {
-        let reason = match self.open().await {
-            Ok((requests, answers)) => self.carry(requests, answers).await,
-            Err(reason) => reason,
-        };
-        tracing::debug!(leader = self.leader, %reason, "line to the leader ended");
-        self.queue.close();
-        while let Ok(call) = self.queue.try_recv() {
-            not_sent(call, &reason);
-        }
-        let mut pending: Vec<_> = self.pending.drain().collect();
-        pending.sort_by_key(|(call, _)| *call);
-        for (_, reply) in pending {
-            reply.send(Attempt::Unknown(reason.clone()));
+impl Traffic {
+    fn new(queue: mpsc::Receiver<Call>) -> Self {
+        Self {
+            stage: Stage::Opening,
+            queue,
+            pending: HashMap::new(),
+            next: 0,
+            sender: None,
         }
     }
 
-    async fn open(&self) -> Result<(mpsc::Sender<ForwardRequest>, Streaming<ForwardResponse>), String> {
-        let mut client = self
-            .peers
-            .client(self.leader, &self.address)
-            .map_err(|error| error.to_string())?;
-        let (requests, outgoing) = mpsc::channel(256);
-        let opened = tokio::time::timeout(OPEN_TIMEOUT, client.forward(ReceiverStream::new(outgoing))).await;
-        let answers = opened
-            .map_err(|_| "the leader was not reached in time")?
-            .map_err(|status| status.to_string())?;
-        Ok((requests, answers.into_inner()))
-    }
-
-    async fn carry(
-        &mut self,
-        requests: mpsc::Sender<ForwardRequest>,
-        mut answers: Streaming<ForwardResponse>,
-    ) -> String {
+    /// The next write to leave; none when the stream is over.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Departure>> {
         loop {
-            let room = self.pending.len() < IN_FLIGHT_MAX;
-            let queue = &mut self.queue;
-            // Room on the stream first, then a call: so nothing taken from the queue waits, and answers are
-            // read meanwhile.
-            let next = async {
-                let permit = requests.reserve().await.ok()?;
-                Some((permit, queue.recv().await?))
+            let next = match self.stage {
+                Stage::Over => return Poll::Ready(None),
+                Stage::Open if self.pending.len() < IN_FLIGHT_MAX => self.queue.poll_recv(cx),
+                Stage::Opening | Stage::Open => Poll::Pending,
             };
-            tokio::select! {
-                answer = answers.message() => match answer {
-                    Ok(Some(answer)) => self.take_answer(answer),
-                    Ok(None) => return "the leader closed the line".into(),
-                    Err(status) => return format!("the line to the leader broke: {}", status.message()),
-                },
-                next = next, if room => match next {
-                    Some((permit, call)) => {
-                        let number = self.next;
-                        if let Some((request, reply)) = self.prepare(call) {
-                            self.pending.insert(number, reply);
-                            self.next += 1;
-                            permit.send(request);
-                        }
-                    }
-                    None => return "the line was replaced".into(),
-                },
+            let Poll::Ready(call) = next else {
+                self.sender = Some(cx.waker().clone());
+                return Poll::Pending;
+            };
+            let Some(call) = call else {
+                return Poll::Ready(None);
+            };
+            if let Some(next) = self.depart(call) {
+                return Poll::Ready(Some(next));
             }
         }
     }
 
-    fn prepare(&self, call: Call) -> Option<(ForwardRequest, Reply)> {
+    fn depart(&mut self, call: Call) -> Option<Departure> {
         let left = call.deadline.saturating_duration_since(Instant::now());
         let timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
         if timeout_ms == 0 || !call.ticket.try_send() {
             not_sent(call, "the deadline passed before it was sent");
             return None;
         }
-        let request = ForwardRequest {
+        let (number, request) = (self.next, call.reply.request().clone());
+        self.next += 1;
+        self.pending.insert(number, call.reply);
+        Some(Departure {
+            number,
+            request,
+            timeout_ms,
+        })
+    }
+
+    /// The reply that waits for this answer.
+    fn settle(&mut self, number: u64) -> Option<Reply> {
+        if self.pending.len() == IN_FLIGHT_MAX {
+            self.wake_sender();
+        }
+        self.pending.remove(&number)
+    }
+
+    fn enter(&mut self, stage: Stage) {
+        self.stage = stage;
+        self.wake_sender();
+    }
+
+    fn wake_sender(&mut self) {
+        if let Some(sender) = self.sender.take() {
+            sender.wake();
+        }
+    }
+
+    /// Nothing leaves any more.
+    fn end(&mut self, reason: &str) {
+        self.enter(Stage::Over);
+        self.queue.close();
+        while let Ok(call) = self.queue.try_recv() {
+            not_sent(call, reason);
+        }
+        let mut pending: Vec<_> = self.pending.drain().collect();
+        pending.sort_by_key(|(number, _)| *number);
+        for (_, reply) in pending {
+            reply.send(Attempt::Unknown(reason.to_owned()));
+        }
+    }
+}
+
+/// The writes of a stream. Whoever sends takes them straight from the queue.
+struct Outgoing {
+    peers: Arc<Peers>,
+    leader: u64,
+    traffic: Arc<Mutex<Traffic>>,
+    /// Told when nothing will leave any more: the line was replaced, or broke.
+    left: Arc<Notify>,
+}
+
+impl Stream for Outgoing {
+    type Item = ForwardRequest;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<ForwardRequest>> {
+        let next = ready!(self.traffic.lock().poll_next(cx));
+        if next.is_none() {
+            self.left.notify_one();
+        }
+        Poll::Ready(next.map(|next| ForwardRequest {
             cluster: self.peers.cluster().to_owned(),
             from: self.peers.server(),
             to: self.leader,
-            call: self.next,
-            request: call.reply.request().clone(),
-            timeout_ms,
+            call: next.number,
+            request: next.request,
+            timeout_ms: next.timeout_ms,
+        }))
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.left.notify_one();
+    }
+}
+
+struct Session {
+    peers: Arc<Peers>,
+    leader: u64,
+    address: String,
+    traffic: Arc<Mutex<Traffic>>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.traffic.lock().end("this server is stopping");
+    }
+}
+
+impl Session {
+    async fn run(self) {
+        let left = Arc::default();
+        let reason = match self.open(&left).await {
+            Ok(answers) => tokio::select! {
+                reason = self.take_answers(answers) => reason,
+                () = left.notified() => "the line was replaced".into(),
+            },
+            Err(reason) => reason,
         };
-        Some((request, call.reply))
+        tracing::debug!(leader = self.leader, %reason, "line to the leader ended");
+        self.traffic.lock().end(&reason);
     }
 
-    fn take_answer(&mut self, answer: ForwardResponse) {
-        if let Some(reply) = self.pending.remove(&answer.call) {
-            reply.send(attempt_of(answer.result));
+    async fn open(&self, left: &Arc<Notify>) -> Result<Streaming<ForwardResponse>, String> {
+        let mut client = self
+            .peers
+            .client(self.leader, &self.address)
+            .map_err(|error| error.to_string())?;
+        let outgoing = Outgoing {
+            peers: self.peers.clone(),
+            leader: self.leader,
+            traffic: self.traffic.clone(),
+            left: left.clone(),
+        };
+        let opened = tokio::time::timeout(OPEN_TIMEOUT, client.forward(outgoing)).await;
+        let answers = opened
+            .map_err(|_| "the leader was not reached in time")?
+            .map_err(|status| status.to_string())?;
+        self.traffic.lock().enter(Stage::Open);
+        Ok(answers.into_inner())
+    }
+
+    /// Until there are no more; why.
+    async fn take_answers(&self, mut answers: Streaming<ForwardResponse>) -> String {
+        loop {
+            match answers.message().await {
+                Ok(Some(answer)) => {
+                    let reply = self.traffic.lock().settle(answer.call);
+                    if let Some(reply) = reply {
+                        reply.send(attempt_of(answer.result));
+                    }
+                }
+                Ok(None) => return "the leader closed the line".into(),
+                Err(status) => return format!("the line to the leader broke: {}", status.message()),
+            }
         }
     }
 }
@@ -220,25 +326,133 @@ fn attempt_of(answer: Option<Answer>) -> Attempt {
     }
 }
 
-/// The leader's side: an attempt as an answer.
-pub(crate) fn answer_of(call: u64, attempt: Attempt) -> ForwardResponse {
-    let error = |code: ErrorCode, message: String| {
-        Answer::Error(Error {
-            code: code.into(),
-            message,
-            ..Error::default()
-        })
-    };
-    let result = match attempt {
-        Attempt::Applied(Ok(outcome)) => Answer::Outcome(outcome.encode()),
-        Attempt::Applied(Err(refusal)) => Answer::Refusal(refusal.encode()),
-        Attempt::NotProposed(reason) => error(ErrorCode::Unavailable, reason),
-        Attempt::DiskFull => error(ErrorCode::DiskFull, String::new()),
-        Attempt::Overloaded => error(ErrorCode::Overloaded, String::new()),
-        Attempt::Unknown(reason) => error(ErrorCode::OutcomeUnknown, reason),
-    };
-    ForwardResponse {
-        call,
-        result: Some(result),
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Wake;
+
+    use tokio::sync::oneshot;
+
+    use super::super::ticket::{Admitted, Answered};
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+
+    struct Fixture {
+        traffic: Traffic,
+        calls: mpsc::Sender<Call>,
+        woken: Arc<Woken>,
+    }
+
+    impl Fixture {
+        fn new(stage: Stage) -> Self {
+            let (calls, queue) = mpsc::channel(QUEUE_MAX);
+            let mut traffic = Traffic::new(queue);
+            traffic.enter(stage);
+            Self {
+                traffic,
+                calls,
+                woken: Arc::default(),
+            }
+        }
+
+        fn queue(&self) -> (Ticket, oneshot::Receiver<Answered>) {
+            let (reply, answered) = Reply::to(Admitted::new(Bytes::from_static(b"write"), None));
+            let ticket = Ticket::default();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let call = Call {
+                deadline,
+                ticket: ticket.clone(),
+                reply,
+            };
+            self.calls.try_send(call).map_err(|_| "full").unwrap();
+            (ticket, answered)
+        }
+
+        /// The number of the next to leave.
+        fn poll(&mut self) -> Poll<Option<u64>> {
+            let waker = Waker::from(self.woken.clone());
+            let next = self.traffic.poll_next(&mut Context::from_waker(&waker));
+            next.map(|next| next.map(|next| next.number))
+        }
+
+        fn take_woken(&self) -> bool {
+            self.woken.0.swap(false, Ordering::AcqRel)
+        }
+    }
+
+    #[tokio::test]
+    async fn before_the_stream_is_open_nothing_leaves_and_nothing_was_proposed() {
+        let mut line = Fixture::new(Stage::Opening);
+        let (_, answered) = line.queue();
+        assert_eq!(line.poll(), Poll::Pending);
+        line.traffic.end("not reached");
+        assert!(line.take_woken(), "whoever sends learns of the end");
+        assert_eq!(line.poll(), Poll::Ready(None));
+        assert!(
+            line.calls.is_closed(),
+            "so that the next write opens another line"
+        );
+        let (attempt, again) = answered.await.unwrap();
+        assert!(matches!(attempt, Attempt::NotProposed(_)), "{attempt:?}");
+        assert!(again.is_some());
+    }
+
+    #[tokio::test]
+    async fn what_has_left_is_unknown_when_the_stream_breaks_and_the_rest_was_not_proposed() {
+        let mut line = Fixture::new(Stage::Opening);
+        assert_eq!(line.poll(), Poll::Pending);
+        let (_, first) = line.queue();
+        let (given_up, _) = line.queue();
+        let (_, third) = line.queue();
+        line.traffic.enter(Stage::Open);
+        assert!(line.take_woken(), "it may send now");
+        assert!(given_up.try_cancel());
+        assert_eq!(line.poll(), Poll::Ready(Some(0)));
+        assert_eq!(
+            line.poll(),
+            Poll::Ready(Some(1)),
+            "who has given up takes no number"
+        );
+        let (_, fourth) = line.queue();
+        let reply = line.traffic.settle(1).unwrap();
+        reply.send(Attempt::Overloaded);
+        line.traffic.end("broke");
+        assert!(line.traffic.settle(0).is_none(), "a late answer is nobody's");
+        assert!(matches!(first.await.unwrap().0, Attempt::Unknown(_)));
+        assert!(matches!(third.await.unwrap().0, Attempt::Overloaded));
+        assert!(matches!(fourth.await.unwrap().0, Attempt::NotProposed(_)));
+    }
+
+    #[test]
+    fn with_the_most_under_way_the_next_waits_for_an_answer() {
+        let mut line = Fixture::new(Stage::Open);
+        let answered: Vec<_> = (0..=IN_FLIGHT_MAX).map(|_| line.queue().1).collect();
+        let sent = std::iter::from_fn(|| match line.poll() {
+            Poll::Ready(number) => number,
+            Poll::Pending => None,
+        });
+        assert_eq!(sent.count(), IN_FLIGHT_MAX);
+        assert!(!line.take_woken());
+        assert!(line.traffic.settle(7).is_some());
+        assert!(line.take_woken());
+        assert_eq!(line.poll(), Poll::Ready(Some(IN_FLIGHT_MAX as u64)));
+        drop(answered);
+    }
+
+    #[test]
+    fn a_line_that_is_replaced_sends_what_waits_and_then_ends() {
+        let mut line = Fixture::new(Stage::Open);
+        let (_, _answered) = line.queue();
+        line.calls = mpsc::channel(1).0;
+        assert_eq!(line.poll(), Poll::Ready(Some(0)));
+        assert_eq!(line.poll(), Poll::Ready(None));
     }
 }

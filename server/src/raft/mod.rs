@@ -1,7 +1,7 @@
 //! Replication: one Raft group that carries the whole directory.
 //!
 //! [`Consensus`] is the handle; [`ReplicationOptions`] say how it is set up. The other files are one part of the
-//! work each: `proposer`, at its `pace`, and `forward` bring writes into the log, `read_index`, `freshness`, `inquiry` and `allegiance`
+//! work each: `proposer`, at its `pace`, and `forward` with its other end `forwarded` bring writes into the log, `read_index`, `freshness`, `inquiry` and `allegiance`
 //! confirm reads, `state_machine` applies, `network` and `peer` are the two ends of the lines between servers,
 //! `vote_gate` and `upkeep` keep a server honest whose disk forgot something, `vacancy` sees that a leader's process has
 //! ended, `solitude` knows whether this server is the whole cluster.
@@ -11,6 +11,7 @@ mod checkpoint;
 mod consensus;
 mod contract;
 mod forward;
+mod forwarded;
 mod freshness;
 mod inquiry;
 mod membership;

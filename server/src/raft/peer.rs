@@ -11,7 +11,6 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::base::BoxStream;
 use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use openraft::storage::Snapshot;
-use rollcall_core::directory::Request as CoreRequest;
 use rollcall_core::ids::{ServerId, SessionId, Term};
 use rollcall_proto::v1::leader_question::Question;
 use rollcall_proto::v1::peer_server::Peer;
@@ -24,12 +23,11 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::allegiance::allegiance;
-use super::consensus::{Inner, REQUEST_BYTES_MAX};
+use super::consensus::Inner;
 use super::contract::DeskError;
-use super::forward::{IN_FLIGHT_MAX, answer_of};
+use super::forwarded::Forwarded;
 use super::membership::{Order, wire_error};
 use super::read_index::RoundError;
-use super::ticket::Attempt;
 use super::types::{TypeConfig, Vote};
 use super::vacancy::StreamEnd;
 use super::wire::{self, WireError};
@@ -140,24 +138,6 @@ impl PeerDoor {
             incoming.write(&data).map(|()| incoming)
         };
         blocking(write).await?.map_err(|error| storage(&error))
-    }
-
-    async fn forwarded(&self, request: ForwardRequest) -> ForwardResponse {
-        let deadline = Instant::now() + Duration::from_millis(u64::from(request.timeout_ms));
-        // What the log cannot be read back from must never get into it.
-        let attempt = match CoreRequest::decode(&request.request) {
-            // An entry too large for a message to the followers would stop replication for good.
-            Ok(_) if request.request.len() > REQUEST_BYTES_MAX => Attempt::NotProposed(format!(
-                "the request has {} bytes, at most {REQUEST_BYTES_MAX} are taken",
-                request.request.len()
-            )),
-            Ok(_) => match self.inner.admit(request.request) {
-                Some(admitted) => self.inner.attempt_here(admitted, None, deadline).await.0,
-                None => Attempt::Overloaded,
-            },
-            Err(error) => Attempt::NotProposed(format!("the request is unreadable here: {error}")),
-        };
-        answer_of(request.call, attempt)
     }
 
     /// A read index confirmed after the question came.
@@ -314,20 +294,8 @@ impl Peer for PeerDoor {
         &self,
         request: Request<Streaming<ForwardRequest>>,
     ) -> Result<Response<Self::ForwardStream>, Status> {
-        let door = self.clone();
-        let answers = request
-            .into_inner()
-            .map(move |request| {
-                let door = door.clone();
-                async move {
-                    let request = request?;
-                    door.check(&request.cluster, request.from, request.to)?;
-                    Ok(door.forwarded(request).await)
-                }
-            })
-            .buffer_unordered(IN_FLIGHT_MAX);
-        let ended = self.inner.stop.clone().cancelled_owned();
-        Ok(Response::new(Box::pin(answers.take_until(Box::pin(ended)))))
+        let answers = Forwarded::new(self.inner.clone(), request.into_inner());
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn read_index(

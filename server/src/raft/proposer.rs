@@ -31,7 +31,8 @@ pub(crate) struct Proposal {
     /// Only if this server leads in this term.
     pub(crate) term: Option<Term>,
     pub(crate) deadline: Instant,
-    pub(crate) ticket: Ticket,
+    /// `None`: nobody can take it back.
+    pub(crate) ticket: Option<Ticket>,
     pub(crate) reply: Reply,
 }
 
@@ -141,7 +142,7 @@ impl Task {
                 Some("the deadline passed before it was proposed".to_owned())
             } else if proposal.term.is_some_and(|wanted| wanted != term) {
                 Some(format!("this server leads in term {term}, not in the wanted one"))
-            } else if !proposal.ticket.try_send() {
+            } else if proposal.ticket.as_ref().is_some_and(|ticket| !ticket.try_send()) {
                 Some("the caller gave up".to_owned())
             } else {
                 None

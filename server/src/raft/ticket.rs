@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
 use rollcall_core::directory::{Outcome, Refusal};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 const WAITING: u8 = 0;
 const SENT: u8 = 1;
@@ -69,8 +69,35 @@ impl Admitted {
 /// caller: one that never looks at its answer takes nobody's room. Only what was surely not proposed comes back to it.
 #[derive(Debug)]
 pub(crate) struct Reply {
-    to: oneshot::Sender<Answered>,
+    to: To,
     admitted: Admitted,
+}
+
+#[derive(Debug)]
+enum To {
+    Caller(oneshot::Sender<Answered>),
+    Line(Place),
+}
+
+/// What became of the attempt with this number.
+pub(crate) type Numbered = (u64, Attempt);
+
+/// A place among the answers of a line. It is answered once, whatever happens.
+#[derive(Debug)]
+struct Place(Option<(u64, mpsc::UnboundedSender<Numbered>)>);
+
+impl Place {
+    fn answer(&mut self, attempt: Attempt) {
+        if let Some((number, answers)) = self.0.take() {
+            let _line_has_ended = answers.send((number, attempt));
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.answer(Attempt::Unknown("replication ended before the answer".into()));
+    }
 }
 
 /// What became of an attempt; what was surely not proposed comes back, to be tried again.
@@ -80,7 +107,15 @@ impl Reply {
     /// A place for the answer to a request.
     pub(crate) fn to(admitted: Admitted) -> (Self, oneshot::Receiver<Answered>) {
         let (to, answered) = oneshot::channel();
+        let to = To::Caller(to);
         (Self { to, admitted }, answered)
+    }
+
+    /// A place for the answer to a line's request of this number. What was surely not proposed does not come back: its caller
+    /// is elsewhere.
+    pub(crate) fn on_line(number: u64, answers: mpsc::UnboundedSender<Numbered>, admitted: Admitted) -> Self {
+        let to = To::Line(Place(Some((number, answers))));
+        Self { to, admitted }
     }
 
     /// The request, encoded.
@@ -90,8 +125,13 @@ impl Reply {
 
     /// Answers; it does not matter whether somebody waits for it.
     pub(crate) fn send(self, attempt: Attempt) {
-        let again = matches!(attempt, Attempt::NotProposed(_)).then_some(self.admitted);
-        let _nobody_waits = self.to.send((attempt, again));
+        match self.to {
+            To::Caller(caller) => {
+                let again = matches!(attempt, Attempt::NotProposed(_)).then_some(self.admitted);
+                let _nobody_waits = caller.send((attempt, again));
+            }
+            To::Line(mut place) => place.answer(attempt),
+        }
     }
 }
 
@@ -134,6 +174,25 @@ mod tests {
         let (_, again) = answered.await.unwrap();
         assert_eq!(Reply::to(again.unwrap()).0.request(), "one");
         assert_eq!(room.available_permits(), 10);
+    }
+
+    #[test]
+    fn a_place_on_a_line_is_answered_once_whatever_happens() {
+        let room = Arc::new(Semaphore::new(2));
+        let (answers, mut answered) = mpsc::unbounded_channel();
+        let place = |number| {
+            let taken = room.clone().try_acquire_owned().unwrap();
+            let admitted = Admitted::new(Bytes::from_static(b"one"), Some(taken));
+            Reply::on_line(number, answers.clone(), admitted)
+        };
+        let (first, second) = (place(1), place(2));
+        first.send(Attempt::NotProposed("full".into()));
+        assert!(matches!(answered.try_recv(), Ok((1, Attempt::NotProposed(_)))));
+        assert_eq!(room.available_permits(), 1, "it does not come back here");
+        drop(second);
+        assert!(matches!(answered.try_recv(), Ok((2, Attempt::Unknown(_)))));
+        assert_eq!(room.available_permits(), 2);
+        assert!(answered.try_recv().is_err());
     }
 
     #[tokio::test]
