@@ -187,7 +187,7 @@ impl Directory {
                     bereft.insert(from);
                 }
                 if let Some(to) = owner {
-                    self.sessions.give_nodes(to, key, [&node_key.node]);
+                    self.sessions.give_nodes(to, key, [&node_key.node].into_iter());
                 }
             }
             match (listed, before) {
@@ -220,7 +220,7 @@ impl Directory {
                 service.learn_of_hold(HoldReason::Share, newly_held);
             }
             for node in puts {
-                service.put_node(node);
+                service.put_node(node.into());
             }
             for (id, cause) in removals {
                 service.remove_node(id, cause);

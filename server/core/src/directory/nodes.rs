@@ -1,6 +1,7 @@
 //! Commands on nodes: register, update, deregister. Each checks its whole batch before it writes anything.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -8,10 +9,9 @@ use super::command::{DeregisterNode, Expected, RegisterNode, UpdateNode};
 use super::draft::{Draft, Effect};
 use super::few::Few;
 use super::outcome::{Refusal, RemovalCause};
-use super::record::{Node, NodeKind, NodeState, Registration, Service, ServiceSettings};
+use super::record::{Group, Node, NodeKind, NodeState, Registration, Service, ServiceSettings};
 use super::rules;
 use super::state::Directory;
-use super::tombstone::Tombstones;
 use crate::ids::{GroupName, Incarnation, LogPosition, NodeId, NodeKey, ServiceKey, SessionId};
 use crate::mutants::{Mutant, planted};
 
@@ -33,9 +33,23 @@ struct ServicePlan {
 }
 
 struct NodePut {
-    node: Node,
+    node: Arc<Node>,
     /// The session that owns the node now.
     owner_before: Option<SessionId>,
+}
+
+/// Where nodes are to be registered. A service that is not there is going to be created.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    group: &'a Group,
+    service: Option<&'a Service>,
+}
+
+impl<'a> Place<'a> {
+    fn settings(self) -> &'a ServiceSettings {
+        self.service
+            .map_or(&self.group.settings.defaults, |service| &service.settings)
+    }
 }
 
 impl Directory {
@@ -66,8 +80,8 @@ impl Directory {
             .map_or(0, |session| session.nodes.len());
         let mut plan = RegistrationPlan::default();
         check_distinct(nodes.iter().map(|node| (&node.key, &node.registration.id)))?;
-        for node in nodes {
-            self.plan_registration(&mut plan, session, node)?;
+        for part in nodes.chunk_by(|one, next| one.key == next.key) {
+            self.plan_part(&mut plan, session, part)?;
         }
         if owned + plan.gained > self.limits.nodes_per_session_max as usize {
             return Err(Refusal::QuotaExceeded {
@@ -80,10 +94,47 @@ impl Directory {
         Ok(plan)
     }
 
+    /// Nodes of one service, which is looked for once.
+    fn plan_part(
+        &self,
+        plan: &mut RegistrationPlan,
+        session: Option<SessionId>,
+        part: &[RegisterNode],
+    ) -> Result<(), Refusal> {
+        let mut found = None;
+        for node in part {
+            rules::registration(&self.limits, &node.registration)?;
+            let place = match found {
+                Some(place) => place,
+                None => {
+                    let place = self.place_of(&node.key)?;
+                    let service_plan = plan.services.of(&node.key);
+                    service_plan.puts.reserve(part.len());
+                    if place.service.is_none() {
+                        service_plan.create = Some(place.settings().clone());
+                    }
+                    *found.insert(place)
+                }
+            };
+            self.plan_registration(plan, session, place, node)?;
+        }
+        Ok(())
+    }
+
+    fn place_of(&self, key: &ServiceKey) -> Result<Place<'_>, Refusal> {
+        let group = self.require_writable_group(&key.group)?;
+        let service = group.services.get(&key.service).map(AsRef::as_ref);
+        if service.is_none() && !group.settings.auto_create {
+            return Err(Refusal::ServiceNotFound { key: key.clone() });
+        }
+        Ok(Place { group, service })
+    }
+
     fn plan_registration(
         &self,
         plan: &mut RegistrationPlan,
         session: Option<SessionId>,
+        place: Place<'_>,
         asked: &RegisterNode,
     ) -> Result<(), Refusal> {
         let RegisterNode {
@@ -91,22 +142,13 @@ impl Directory {
             registration,
             expected,
         } = asked;
-        rules::registration(&self.limits, registration)?;
-        let group = self.require_writable_group(&key.group)?;
-        let service = group.services.get(&key.service);
-        if service.is_none() && !group.settings.auto_create {
-            return Err(Refusal::ServiceNotFound { key: key.clone() });
-        }
-        let settings = service.map_or(&group.settings.defaults, |service| &service.settings);
-        let kind = registration.kind.unwrap_or(settings.default_kind);
+        let service = place.service;
+        let kind = registration.kind.unwrap_or(place.settings().default_kind);
         let owner = owner_of(kind, session)?;
         let before = service.and_then(|service| service.nodes.get(&registration.id));
         check_node(*expected, before.map(AsRef::as_ref), key, &registration.id)?;
 
         let service_plan = plan.services.of(key);
-        if service.is_none() {
-            service_plan.create = Some(settings.clone());
-        }
         if let Some(before) = before
             && before.session() == owner
             && before.kind == kind
@@ -120,14 +162,11 @@ impl Directory {
         }
         service_plan.joining += usize::from(before.is_none());
         let owner_before = before.and_then(|before| before.session());
-        let node = self.registered(
-            registration,
-            kind,
-            owner,
-            before.map(AsRef::as_ref),
-            service.map(AsRef::as_ref),
-        );
-        service_plan.puts.push(NodePut { node, owner_before });
+        let node = self.registered(registration, kind, owner, before.map(AsRef::as_ref), service);
+        service_plan.puts.push(NodePut {
+            node: Arc::new(node),
+            owner_before,
+        });
         Ok(())
     }
 
@@ -147,7 +186,7 @@ impl Directory {
             None => {
                 let next = match service {
                     Some(service) => service.tombstones.next_incarnation(&registration.id),
-                    None => Tombstones::above(self.incarnation_floor).next_incarnation(&registration.id),
+                    None => Incarnation(self.incarnation_floor.0 + 1),
                 };
                 (next, revision)
             }
@@ -262,7 +301,7 @@ impl Directory {
         for (key, nodes) in plan {
             self.write_service(&mut draft, &key, |service| {
                 service.expect_puts(nodes.len());
-                nodes.into_iter().for_each(|node| service.put_node(node));
+                nodes.into_iter().for_each(|node| service.put_node(node.into()));
             });
         }
         Ok(effect_of(draft))

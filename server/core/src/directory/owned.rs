@@ -42,27 +42,29 @@ impl OwnedNodes {
         })
     }
 
-    /// Adds a node that may be there already.
-    pub(super) fn insert(&mut self, service: &ServiceKey, node: &NodeId) {
+    /// Adds nodes of one service that may be there already.
+    pub(super) fn insert<'a>(
+        &mut self,
+        service: &ServiceKey,
+        nodes: impl Iterator<Item = &'a NodeId> + Clone,
+    ) {
+        let more = nodes.clone().count();
+        if more == 0 {
+            return;
+        }
         let place = match self.place_of(service) {
             Ok(place) => place,
             Err(place) => {
-                make_room(&mut self.services);
+                make_room(&mut self.services, 1);
                 self.services.insert(place, (service.clone(), Vec::new()));
                 place
             }
         };
         let ids = &mut self.services[place].1;
-        let place = match ids.last() {
-            // What comes in order is placed without a search.
-            Some(last) if last < node => Err(ids.len()),
-            Some(_) | None => ids.binary_search(node),
-        };
-        if let Err(place) = place {
-            make_room(ids);
-            ids.insert(place, node.clone());
-            self.len += 1;
-        }
+        let before = ids.len();
+        make_room(ids, more);
+        nodes.for_each(|node| insert_in_order(ids, node));
+        self.len += ids.len() - before;
     }
 
     /// Strikes a node that may not be there.
@@ -107,10 +109,21 @@ impl<'de> Deserialize<'de> for OwnedNodes {
     }
 }
 
-/// Most lists have one element and stay like that; long ones keep an eighth free.
-fn make_room<T>(list: &mut Vec<T>) {
-    if list.len() == list.capacity() {
-        list.reserve_exact(1 + list.len() / 8);
+fn insert_in_order(ids: &mut Vec<NodeId>, node: &NodeId) {
+    let place = match ids.last() {
+        // What comes in order is placed without a search.
+        Some(last) if last < node => Err(ids.len()),
+        Some(_) | None => ids.binary_search(node),
+    };
+    if let Err(place) = place {
+        ids.insert(place, node.clone());
+    }
+}
+
+/// For so many more. Most lists have one element and stay like that; long ones keep an eighth free.
+fn make_room<T>(list: &mut Vec<T>, more: usize) {
+    if list.len() + more > list.capacity() {
+        list.reserve_exact(more.max(1 + list.len() / 8));
     }
 }
 
@@ -133,7 +146,7 @@ mod tests {
                 node: format!("n{}", mixed % 97).parse().unwrap(),
             };
             if step % 5 < 3 {
-                owned.insert(&key.service, &key.node);
+                owned.insert(&key.service, [&key.node].into_iter());
                 set.insert(key);
             } else {
                 owned.remove(&key.service, &key.node);

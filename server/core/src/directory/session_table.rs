@@ -83,12 +83,10 @@ impl SessionTable {
         &mut self,
         id: SessionId,
         service: &ServiceKey,
-        nodes: impl IntoIterator<Item = &'a NodeId>,
+        nodes: impl Iterator<Item = &'a NodeId> + Clone,
     ) {
         if let Some(session) = self.writable(id) {
-            nodes
-                .into_iter()
-                .for_each(|node| session.nodes.insert(service, node));
+            session.nodes.insert(service, nodes);
         }
     }
 

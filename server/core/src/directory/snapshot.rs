@@ -338,7 +338,7 @@ impl Directory {
                     "session {owner}, which owns node {key}/{id}, is missing"
                 )));
             }
-            self.sessions.give_nodes(owner, key, [id]);
+            self.sessions.give_nodes(owner, key, [id].into_iter());
         }
         for (id, over) in &service.overrides {
             self.digest.add(digest::of_override(key, id, over));

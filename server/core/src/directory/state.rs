@@ -549,10 +549,9 @@ impl ServiceWriter<'_> {
     }
 
     /// Puts a node, new or in place of what it was.
-    pub(super) fn put_node(&mut self, node: Node) {
-        let id = node.registration.id.clone();
-        let node = Arc::new(node);
-        let over = self.service.overrides.get(&id).cloned();
+    pub(super) fn put_node(&mut self, node: Arc<Node>) {
+        let id = &node.registration.id;
+        let over = self.service.overrides.get(id).cloned();
         if let Some(before) = self.service.nodes.insert(id.clone(), Arc::clone(&node)) {
             self.count_out(&before, over.as_deref());
             self.service
@@ -561,11 +560,11 @@ impl ServiceWriter<'_> {
         } else {
             self.totals.nodes += 1;
             self.service.guard.joined(node.state.standing());
-            if self.service.tombstones.of(&id).is_some()
-                && let Some(tombstone) = Arc::make_mut(&mut self.service.tombstones).exhume(&id)
+            if self.service.tombstones.of(id).is_some()
+                && let Some(tombstone) = Arc::make_mut(&mut self.service.tombstones).exhume(id)
             {
                 self.digest
-                    .take(digest::of_tombstone(&self.service.key, &id, &tombstone));
+                    .take(digest::of_tombstone(&self.service.key, id, &tombstone));
             }
         }
         self.count_in(&node, over.as_deref());
@@ -667,7 +666,7 @@ impl ServiceWriter<'_> {
         let mut node = Node::clone(before);
         node.state = state(before);
         node.modified = self.revision;
-        self.put_node(node);
+        self.put_node(node.into());
     }
 
     /// Whether the guard disengages now. Not by the lapses that it just held.
