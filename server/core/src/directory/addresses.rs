@@ -4,12 +4,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde::de::{SeqAccess, Visitor};
+use serde::de::{Error, SeqAccess, Visitor};
 use serde::ser::SerializeSeq;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::labels::Text;
-use super::packed::{put_number, put_text, take_number, take_text};
+use super::packed::{self, Packing, take_number, take_text};
 use super::record::Address;
 
 /// Ways to reach a node, in the order in which they were given. Cheap to clone.
@@ -43,10 +43,10 @@ impl Addresses {
         self.packed.is_none()
     }
 
-    /// How many there are. Walks them.
+    /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.iter().count()
+        packed::open(self.packed.as_deref()).0
     }
 
     /// Bytes that they take up.
@@ -60,15 +60,9 @@ impl Addresses {
         self.iter().next()
     }
 
-    fn of_packed(packed: String) -> Self {
-        Self {
-            packed: (!packed.is_empty()).then(|| packed.into()),
-        }
-    }
-
     /// One after the other.
     pub fn iter(&self) -> impl Iterator<Item = AddressRef<'_>> {
-        let mut rest = self.packed.as_deref().unwrap_or_default();
+        let (_, mut rest) = packed::open(self.packed.as_deref());
         std::iter::from_fn(move || {
             Some(AddressRef {
                 name: take_text(&mut rest)?,
@@ -79,20 +73,21 @@ impl Addresses {
     }
 }
 
-fn pack(packed: &mut String, AddressRef { name, host, port }: AddressRef<'_>) {
-    packed.reserve(name.len() + host.len() + 8);
-    put_text(packed, name);
-    put_text(packed, host);
-    put_number(packed, port.into());
+fn pack(packing: &mut Packing, name: &[u8], host: &[u8], port: u16) {
+    packing.begin_record();
+    packing.put_text(name);
+    packing.put_text(host);
+    packing.put_number(port.into());
 }
 
 impl<'a> FromIterator<AddressRef<'a>> for Addresses {
     fn from_iter<I: IntoIterator<Item = AddressRef<'a>>>(addresses: I) -> Self {
-        let mut packed = String::new();
-        for address in addresses {
-            pack(&mut packed, address);
+        let mut packing = Packing::begin();
+        for AddressRef { name, host, port } in addresses {
+            pack(&mut packing, name.as_bytes(), host.as_bytes(), port);
         }
-        Self::of_packed(packed)
+        let packed = packing.finish().expect("it is made of text");
+        Self { packed }
     }
 }
 
@@ -168,12 +163,12 @@ impl<'de> Visitor<'de> for AddressesVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Addresses, A::Error> {
-        let mut packed = String::new();
+        let mut packing = Packing::begin();
         while let Some(Read { name, host, port }) = list.next_element::<Read<'de>>()? {
-            let (name, host) = (&*name.0, &*host.0);
-            pack(&mut packed, AddressRef { name, host, port });
+            pack(&mut packing, &name.0, &host.0, port);
         }
-        Ok(Addresses::of_packed(packed))
+        let packed = packing.finish().map_err(A::Error::custom)?;
+        Ok(Addresses { packed })
     }
 }
 

@@ -1,18 +1,18 @@
 //! Free text by name. Labels and metadata are most of what a node takes up, so they lie in one piece, and copies
 //! share it.
 //!
-//! The piece is text: key and value of each entry in the order of the keys, each behind its length.
+//! The piece is text: how many entries there are, and key and value of each in the order of the keys, behind their lengths.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::de::{MapAccess, Visitor};
+use serde::de::{Error, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::packed::{put_text, take_text};
+use super::packed::{self, Packing, take_text};
 
 /// Free text by name, in the order of the names. Cheap to clone.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
@@ -34,10 +34,10 @@ impl Labels {
         self.packed.is_none()
     }
 
-    /// How many there are. Walks them.
+    /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.iter().count()
+        packed::open(self.packed.as_deref()).0
     }
 
     /// About how many bytes their encoding has.
@@ -62,7 +62,7 @@ impl Labels {
     #[must_use]
     pub fn iter(&self) -> Iter<'_> {
         Iter {
-            rest: self.packed.as_deref().unwrap_or_default(),
+            rest: packed::open(self.packed.as_deref()).1,
         }
     }
 
@@ -99,20 +99,20 @@ impl Labels {
     }
 
     /// Of entries in the order of their keys, each key once.
-    fn pack<'a>(entries: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> Self {
-        let size = entries
-            .clone()
-            .map(|(key, value)| key.len() + value.len() + 4)
-            .sum();
-        let mut packed = String::with_capacity(size);
+    fn pack<'a>(entries: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
+        let mut packing = Packing::begin();
         for (key, value) in entries {
-            put_text(&mut packed, key);
-            put_text(&mut packed, value);
+            pack(&mut packing, key.as_bytes(), value.as_bytes());
         }
-        Self {
-            packed: (!packed.is_empty()).then(|| packed.into()),
-        }
+        let packed = packing.finish().expect("it is made of text");
+        Self { packed }
     }
+}
+
+fn pack(packing: &mut Packing, key: &[u8], value: &[u8]) {
+    packing.begin_record();
+    packing.put_text(key);
+    packing.put_text(value);
 }
 
 /// Keys and values of [`Labels`].
@@ -203,30 +203,53 @@ impl<'de> Visitor<'de> for LabelsVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Labels, A::Error> {
-        let mut entries: Vec<(Text<'de>, Text<'de>)> = Vec::new();
-        while let Some(entry) = map.next_entry()? {
-            entries.push(entry);
+        let mut packing = Packing::begin();
+        let mut last: Option<Text<'de>> = None;
+        while let Some((key, value)) = map.next_entry::<Text<'de>, Text<'de>>()? {
+            if last.is_some_and(|last| last.0 >= key.0) {
+                let first = read(packing)?;
+                return unordered(first, (key, value), map);
+            }
+            pack(&mut packing, &key.0, &value.0);
+            last = Some(key);
         }
-        let ordered = entries.is_sorted_by(|(one, _), (next, _)| one.0 < next.0);
-        if !ordered {
-            // As in any map, of two with one key the last counts.
-            let entries = entries.into_iter();
-            return Ok(entries
-                .map(|(key, value)| (key.0.into(), value.0.into()))
-                .collect());
-        }
-        Ok(Labels::pack(
-            entries.iter().map(|(key, value)| (&*key.0, &*value.0)),
-        ))
+        read(packing)
     }
 }
 
-/// Text, from where it lies if it can be borrowed.
-pub(super) struct Text<'a>(pub(super) Cow<'a, str>);
+fn read<E: Error>(packing: Packing) -> Result<Labels, E> {
+    let packed = packing.finish().map_err(E::custom)?;
+    Ok(Labels { packed })
+}
+
+/// What was in order, what was not, and all that follows. As in any map, of two with one key the last counts.
+#[cold]
+fn unordered<'de, A: MapAccess<'de>>(
+    first: Labels,
+    (key, value): (Text<'de>, Text<'de>),
+    mut map: A,
+) -> Result<Labels, A::Error> {
+    let mut entries = BTreeMap::from(&first);
+    entries.insert(key.into_string()?, value.into_string()?);
+    while let Some((key, value)) = map.next_entry()? {
+        entries.insert(key, value);
+    }
+    Ok(entries.into())
+}
+
+/// The bytes of a text, from where they lie if they can be borrowed: whether they are text is asked once for all that
+/// are packed together.
+pub(super) struct Text<'a>(pub(super) Cow<'a, [u8]>);
+
+impl Text<'_> {
+    fn into_string<E: Error>(self) -> Result<String, E> {
+        String::from_utf8(self.0.into_owned()).map_err(E::custom)
+    }
+}
 
 impl<'a, 'de: 'a> Deserialize<'de> for Text<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(TextVisitor)
+        deserializer.deserialize_bytes(TextVisitor)
     }
 }
 
@@ -239,12 +262,16 @@ impl<'de> Visitor<'de> for TextVisitor {
         f.write_str("text")
     }
 
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+    fn visit_borrowed_bytes<E>(self, text: &'de [u8]) -> Result<Self::Value, E> {
         Ok(Text(text.into()))
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+    fn visit_bytes<E>(self, text: &[u8]) -> Result<Self::Value, E> {
         Ok(Text(text.to_owned().into()))
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+        self.visit_bytes(text.as_bytes())
     }
 }
 

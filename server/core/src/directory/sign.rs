@@ -65,11 +65,12 @@ fn encode_node(bytes: &mut Vec<u8>, view: NodeView<'_>) {
     // Room for most.
     bytes.reserve(512);
     put_text(bytes, registration.id.as_str());
-    put_counted(bytes, registration.addresses.iter(), |bytes, address| {
+    put_count(bytes, registration.addresses.len());
+    for address in registration.addresses.iter() {
         put_text(bytes, address.name);
         put_text(bytes, address.host);
         bytes.extend_from_slice(&address.port.to_le_bytes());
-    });
+    }
     bytes.extend_from_slice(&view.weight().to_le_bytes());
     bytes.push(u8::from(view.disabled()));
     put_map(bytes, &view.labels());
@@ -98,22 +99,11 @@ fn put_text(bytes: &mut Vec<u8>, text: &str) {
 }
 
 fn put_map(bytes: &mut Vec<u8>, map: &Labels) {
-    put_counted(bytes, map.iter(), |bytes, (key, value)| {
+    put_count(bytes, map.len());
+    for (key, value) in map {
         put_text(bytes, key);
         put_text(bytes, value);
-    });
-}
-
-/// How many there are, and each of them. They are packed, so that counting them first would be to walk them twice.
-fn put_counted<T>(bytes: &mut Vec<u8>, all: impl Iterator<Item = T>, put: impl Fn(&mut Vec<u8>, T)) {
-    let place = bytes.len();
-    put_count(bytes, 0);
-    let mut count = 0_u32;
-    for one in all {
-        put(bytes, one);
-        count += 1;
     }
-    bytes[place..place + 4].copy_from_slice(&count.to_le_bytes());
 }
 
 impl fmt::Display for Sign {
