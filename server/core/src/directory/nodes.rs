@@ -15,18 +15,18 @@ use super::state::Directory;
 use crate::ids::{GroupName, Incarnation, LogPosition, NodeId, NodeKey, ServiceKey, SessionId};
 use crate::mutants::{Mutant, planted};
 
-/// What a batch of registrations will write, service by service.
+/// What a batch of registrations comes to, service by service.
 #[derive(Default)]
-struct RegistrationPlan {
-    services: Few<ServiceKey, ServicePlan>,
+struct RegistrationPlan<'a> {
+    services: Few<ServiceKey, ServicePlan<'a>>,
     /// Nodes the session does not own yet.
     gained: usize,
 }
 
 #[derive(Default)]
-struct ServicePlan {
-    /// The service is to be created first, like this.
-    create: Option<ServiceSettings>,
+struct ServicePlan<'a> {
+    /// Found with its first node.
+    place: Option<Place<'a>>,
     puts: Vec<NodePut>,
     /// How many of them are not there yet.
     joining: usize,
@@ -41,6 +41,8 @@ struct NodePut {
 /// Where nodes are to be registered. A service that is not there is going to be created.
 #[derive(Clone, Copy)]
 struct Place<'a> {
+    /// The service's own if there is one, so that what is kept of a change shares its text.
+    key: &'a ServiceKey,
     group: &'a Group,
     service: Option<&'a Service>,
 }
@@ -52,6 +54,28 @@ impl<'a> Place<'a> {
     }
 }
 
+/// What is to be written to one service.
+struct ServiceWrite {
+    key: ServiceKey,
+    /// It is to be created first, like this.
+    create: Option<ServiceSettings>,
+    puts: Vec<NodePut>,
+}
+
+impl RegistrationPlan<'_> {
+    fn into_writes(self) -> Vec<ServiceWrite> {
+        let places = self.services.into_iter().filter_map(|(_, service)| {
+            let place = service.place?;
+            Some(ServiceWrite {
+                key: place.key.clone(),
+                create: place.service.is_none().then(|| place.settings().clone()),
+                puts: service.puts,
+            })
+        });
+        places.collect()
+    }
+}
+
 impl Directory {
     pub(super) fn on_register(
         &mut self,
@@ -59,20 +83,20 @@ impl Directory {
         session: Option<SessionId>,
         nodes: &[RegisterNode],
     ) -> Result<Effect, Refusal> {
-        let plan = self.plan_registrations(session, nodes)?;
+        let writes = self.plan_registrations(session, nodes)?.into_writes();
         let mut draft = self.draft();
         self.note_life(&mut draft, at, session);
-        for (key, service) in plan.services {
-            self.write_registrations(&mut draft, &key, service);
+        for service in writes {
+            self.write_registrations(&mut draft, service);
         }
         Ok(effect_of(draft))
     }
 
-    fn plan_registrations(
-        &self,
+    fn plan_registrations<'a>(
+        &'a self,
         session: Option<SessionId>,
-        nodes: &[RegisterNode],
-    ) -> Result<RegistrationPlan, Refusal> {
+        nodes: &'a [RegisterNode],
+    ) -> Result<RegistrationPlan<'a>, Refusal> {
         rules::batch(&self.limits, "nodes", nodes.len())?;
         let owned = session
             .map(|id| self.require_session(id))
@@ -80,8 +104,8 @@ impl Directory {
             .map_or(0, |session| session.nodes.len());
         let mut plan = RegistrationPlan::default();
         check_distinct(nodes.iter().map(|node| (&node.key, &node.registration.id)))?;
-        for part in nodes.chunk_by(|one, next| one.key == next.key) {
-            self.plan_part(&mut plan, session, part)?;
+        for node in nodes {
+            self.plan_registration(&mut plan, session, node)?;
         }
         if owned + plan.gained > self.limits.nodes_per_session_max as usize {
             return Err(Refusal::QuotaExceeded {
@@ -94,61 +118,38 @@ impl Directory {
         Ok(plan)
     }
 
-    /// Nodes of one service, which is looked for once.
-    fn plan_part(
-        &self,
-        plan: &mut RegistrationPlan,
-        session: Option<SessionId>,
-        part: &[RegisterNode],
-    ) -> Result<(), Refusal> {
-        let mut found = None;
-        for node in part {
-            rules::registration(&self.limits, &node.registration)?;
-            let place = match found {
-                Some(place) => place,
-                None => {
-                    let place = self.place_of(&node.key)?;
-                    let service_plan = plan.services.of(&node.key);
-                    service_plan.puts.reserve(part.len());
-                    if place.service.is_none() {
-                        service_plan.create = Some(place.settings().clone());
-                    }
-                    *found.insert(place)
-                }
-            };
-            self.plan_registration(plan, session, place, node)?;
-        }
-        Ok(())
-    }
-
-    fn place_of(&self, key: &ServiceKey) -> Result<Place<'_>, Refusal> {
+    fn place_of<'a>(&'a self, key: &'a ServiceKey) -> Result<Place<'a>, Refusal> {
         let group = self.require_writable_group(&key.group)?;
         let service = group.services.get(&key.service).map(AsRef::as_ref);
         if service.is_none() && !group.settings.auto_create {
             return Err(Refusal::ServiceNotFound { key: key.clone() });
         }
-        Ok(Place { group, service })
+        let key = service.map_or(key, |service| &service.key);
+        Ok(Place { key, group, service })
     }
 
-    fn plan_registration(
-        &self,
-        plan: &mut RegistrationPlan,
+    fn plan_registration<'a>(
+        &'a self,
+        plan: &mut RegistrationPlan<'a>,
         session: Option<SessionId>,
-        place: Place<'_>,
-        asked: &RegisterNode,
+        asked: &'a RegisterNode,
     ) -> Result<(), Refusal> {
         let RegisterNode {
             key,
             registration,
             expected,
         } = asked;
+        rules::registration(&self.limits, registration)?;
+        let service_plan = plan.services.of(key);
+        let place = match service_plan.place {
+            Some(place) => place,
+            None => *service_plan.place.insert(self.place_of(key)?),
+        };
         let service = place.service;
         let kind = registration.kind.unwrap_or(place.settings().default_kind);
         let owner = owner_of(kind, session)?;
         let before = service.and_then(|service| service.nodes.get(&registration.id));
         check_node(*expected, before.map(AsRef::as_ref), key, &registration.id)?;
-
-        let service_plan = plan.services.of(key);
         if let Some(before) = before
             && before.session() == owner
             && before.kind == kind
@@ -202,24 +203,18 @@ impl Directory {
         }
     }
 
-    fn check_registration_quotas(&self, plan: &RegistrationPlan) -> Result<(), Refusal> {
+    fn check_registration_quotas(&self, plan: &RegistrationPlan<'_>) -> Result<(), Refusal> {
         let mut creations: BTreeMap<&GroupName, usize> = BTreeMap::new();
         for (key, service_plan) in plan.services.iter() {
-            if service_plan.create.is_some() {
+            let Some(place) = service_plan.place else { continue };
+            if place.service.is_none() {
                 *creations.entry(&key.group).or_default() += 1;
             }
-            let service = self.service(key);
-            let own = match (service, &service_plan.create) {
-                (Some(service), _) => service.settings.nodes_max,
-                (None, Some(settings)) => settings.nodes_max,
-                (None, None) => 0,
+            let quota = match place.settings().nodes_max {
+                0 => self.limits.nodes_per_service_max,
+                own => own,
             };
-            let quota = if own == 0 {
-                self.limits.nodes_per_service_max
-            } else {
-                own
-            };
-            let nodes = service.map_or(0, |service| service.nodes.len()) + service_plan.joining;
+            let nodes = place.service.map_or(0, |service| service.nodes.len()) + service_plan.joining;
             if service_plan.joining > 0 && nodes > quota as usize {
                 let subject = format!("service {key}");
                 return Err(Refusal::QuotaExceeded {
@@ -235,25 +230,25 @@ impl Directory {
         Ok(())
     }
 
-    fn write_registrations(&mut self, draft: &mut Draft, key: &ServiceKey, mut plan: ServicePlan) {
+    fn write_registrations(&mut self, draft: &mut Draft, service: ServiceWrite) {
+        let ServiceWrite {
+            key,
+            create,
+            mut puts,
+        } = service;
         if planted(Mutant::PartialBatch) {
-            plan.puts.truncate(plan.puts.len().div_ceil(2));
+            puts.truncate(puts.len().div_ceil(2));
         }
-        if let Some(settings) = &plan.create {
-            self.create_service(draft, key, settings);
+        if let Some(settings) = &create {
+            self.create_service(draft, &key, settings);
         }
-        if plan.puts.is_empty() {
+        if puts.is_empty() {
             return;
         }
-        let key = self
-            .service(key)
-            .expect("it was there, or was just created")
-            .key
-            .clone();
-        self.move_ownership(draft, &key, &plan.puts);
+        self.move_ownership(draft, &key, &puts);
         self.write_service(draft, &key, |service| {
-            service.expect_puts(plan.puts.len());
-            for put in plan.puts {
+            service.expect_puts(puts.len());
+            for put in puts {
                 service.put_node(put.node);
             }
         });
@@ -436,8 +431,11 @@ fn check_node(
 /// A batch names no node twice. Hashes tell most batches apart from such: the names themselves are compared only where
 /// two hashes are the same.
 fn check_distinct<'a>(
-    nodes: impl Iterator<Item = (&'a ServiceKey, &'a NodeId)> + Clone,
+    nodes: impl ExactSizeIterator<Item = (&'a ServiceKey, &'a NodeId)> + Clone,
 ) -> Result<(), Refusal> {
+    if nodes.len() < 2 {
+        return Ok(());
+    }
     let hash = |(service, id): (&ServiceKey, &NodeId)| {
         let seed = xxh3_64(service.service.as_str().as_bytes());
         xxh3_64_with_seed(id.as_str().as_bytes(), seed)

@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::labels::Labels;
 use super::record::{NodeKind, NodeState};
 use super::view::NodeView;
-use crate::ids::ServiceName;
+use crate::ids::{SEGMENT_BYTES_MAX, ServiceName};
 
 /// Digest of a set of nodes. Zero is the sign of no nodes.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -38,10 +38,13 @@ impl Sign {
     /// a node that moved between two services, or an empty service more, shows.
     #[must_use]
     pub fn of_service(name: &ServiceName, sign: Self) -> Self {
-        let mut bytes = Vec::with_capacity(name.as_str().len() + 20);
-        put_text(&mut bytes, name.as_str());
-        bytes.extend_from_slice(&sign.0.to_le_bytes());
-        Self(xxh3_128(&bytes))
+        let name = name.as_str().as_bytes();
+        let mut room = [0; 4 + SEGMENT_BYTES_MAX + 16];
+        let bytes = &mut room[..4 + name.len() + 16];
+        bytes[..4].copy_from_slice(&(name.len() as u32).to_le_bytes());
+        bytes[4..4 + name.len()].copy_from_slice(name);
+        bytes[4 + name.len()..].copy_from_slice(&sign.0.to_le_bytes());
+        Self(xxh3_128(bytes))
     }
 
     /// The sign with `other`'s elements added.
