@@ -72,13 +72,37 @@ impl Directory {
             let session = orphan.session.unwrap_or_default();
             return Err(Refusal::SessionNotFound { session });
         }
+        let (revived, lapsed) = self.judged_otherwise(sessions);
+        let mut differing = revived.iter().chain(&lapsed).filter_map(|id| self.session(*id));
+        differing.try_for_each(|session| {
+            session
+                .nodes
+                .by_service()
+                .try_for_each(|(key, _)| self.require_still(&key.group))
+        })?;
         let mut draft = self.draft();
+        self.revive_sessions(&mut draft, heard_at(self.revision.next()), &revived);
+        self.hold_sessions(&mut draft, &lapsed);
         self.impose_on(&mut draft, adoption(sessions, nodes, overrides));
         if draft.services.is_empty() && draft.sessions.is_empty() {
             return Ok(Effect::nothing());
         }
         self.grant_anew(&mut draft, sessions);
         Ok(Effect::of(draft))
+    }
+
+    /// Sessions that own nodes here, and were found alive or silent where they come from while the other was found here:
+    /// those that are to be revived, and those that are to be held. A session has one standing, so what it owns in
+    /// other groups follows what moves. That may hold a node a little early, but it strikes none, and a heartbeat brings
+    /// it back.
+    fn judged_otherwise(&self, sessions: &[AdoptedSession]) -> (Vec<SessionId>, Vec<SessionId>) {
+        let differing = sessions.iter().filter(|adopted| {
+            self.session(adopted.id)
+                .is_some_and(|here| here.lapsed.is_some() != adopted.lapsed && !here.nodes.is_empty())
+        });
+        let (lapsed, revived): (Vec<_>, Vec<_>) = differing.partition(|adopted| adopted.lapsed);
+        let ids = |sessions: Vec<&AdoptedSession>| sessions.into_iter().map(|session| session.id).collect();
+        (ids(revived), ids(lapsed))
     }
 
     /// Sessions that own what came are judged here from now on, with a full ttl: while they owned nothing here, their

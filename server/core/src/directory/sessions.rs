@@ -10,7 +10,8 @@ use super::owned::OwnedNodes;
 use super::record::Session;
 use super::rules;
 use super::state::Directory;
-use crate::ids::{LogPosition, NodeId, ServiceKey, SessionId, Term};
+use crate::guard::HoldReason;
+use crate::ids::{LogIndex, LogPosition, NodeId, ServiceKey, SessionId, Term};
 use crate::mutants::{Mutant, planted};
 
 impl Directory {
@@ -149,7 +150,7 @@ impl Directory {
             });
         }
         let mut draft = self.draft();
-        self.revive_sessions(&mut draft, at, &revived);
+        self.revive_sessions(&mut draft, at.index, &revived);
         Ok(Effect {
             voided,
             ..Effect::of(draft)
@@ -160,7 +161,7 @@ impl Directory {
     pub(super) fn note_life(&mut self, draft: &mut Draft, at: LogPosition, session: Option<SessionId>) {
         let Some(id) = session else { return };
         if self.session(id).is_some_and(|session| session.lapsed.is_some()) {
-            self.revive_sessions(draft, at, &[id]);
+            self.revive_sessions(draft, at.index, &[id]);
         } else {
             self.sessions.write(id, &mut self.digest, |session| {
                 session.last_renewal = at.index;
@@ -168,17 +169,34 @@ impl Directory {
         }
     }
 
-    fn revive_sessions(&mut self, draft: &mut Draft, at: LogPosition, sessions: &[SessionId]) {
+    pub(super) fn revive_sessions(&mut self, draft: &mut Draft, heard: LogIndex, sessions: &[SessionId]) {
         for (key, ids) in self.nodes_of(sessions) {
             self.write_service(draft, &key, |service| service.revive_nodes(&ids));
         }
         for id in sessions {
             self.sessions.write(*id, &mut self.digest, |session| {
                 session.lapsed = None;
-                session.last_renewal = at.index;
+                session.last_renewal = heard;
                 draft.note_session(SessionChange::Revived {
                     session: *id,
                     ttl_ms: session.ttl_ms,
+                    held: session.nodes.len(),
+                });
+            });
+        }
+    }
+
+    /// These sessions were found silent elsewhere: their nodes become suspects, whatever the guards would let go.
+    pub(super) fn hold_sessions(&mut self, draft: &mut Draft, sessions: &[SessionId]) {
+        for (key, ids) in self.nodes_of(sessions) {
+            self.write_service(draft, &key, |service| service.hold_nodes(&ids, HoldReason::Share));
+        }
+        for id in sessions {
+            let revision = draft.revision;
+            self.sessions.write(*id, &mut self.digest, |session| {
+                session.lapsed = Some(revision);
+                draft.note_session(SessionChange::Lapsed {
+                    session: *id,
                     held: session.nodes.len(),
                 });
             });

@@ -630,7 +630,7 @@ impl ServiceWriter<'_> {
                 false
             }
             Verdict::Hold(reason) => {
-                self.hold_nodes(ids, reason, lapsed);
+                self.hold_nodes(ids, reason);
                 true
             }
         }
@@ -642,7 +642,9 @@ impl ServiceWriter<'_> {
         self.service.guard.engage(reason, lapsed, self.revision);
     }
 
-    fn hold_nodes(&mut self, ids: &[NodeId], reason: HoldReason, lapsed: u32) {
+    /// These nodes become suspects.
+    pub(super) fn hold_nodes(&mut self, ids: &[NodeId], reason: HoldReason) {
+        let lapsed = u32::try_from(ids.len()).unwrap_or(u32::MAX);
         self.held_now = true;
         self.service.guard.engage(reason, lapsed, self.revision);
         for id in ids {

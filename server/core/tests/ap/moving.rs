@@ -2,9 +2,10 @@
 
 use rollcall_core::ap::{Standing, THE_LOG};
 use rollcall_core::directory::{
-    Command, Directory, Expected, GroupMode, GroupSettings, Limits, Override, Refusal, SessionChange, Sign,
+    Command, Directory, Expected, GroupMode, GroupSettings, Limits, NodeState, Override, Refusal,
+    RevivalFence, SessionChange, Sign,
 };
-use rollcall_core::ids::{GroupName, Revision, SessionId};
+use rollcall_core::ids::{GroupName, Revision, SessionId, Term};
 
 use crate::scene::{self, Scene};
 use crate::server::{Server, assert_same, settle, two};
@@ -356,4 +357,127 @@ fn suspects_are_adopted_once() {
     take_over(&mut server, &log);
     assert_eq!(server.replica.session(SessionId(1)).cloned(), once);
     assert_eq!(sign_of(&server.view), sign_of(&log.directory));
+}
+
+/// Session 1 owns `cp/one` in the log and `move/feed` among the records, each the last of its service.
+fn owner_of_both() -> (Scene, Server) {
+    let mut log = Scene::new(Limits::default());
+    log.done(scene::put_group("cp"));
+    log.done(Command::PutGroup {
+        group: group(),
+        settings: GroupSettings {
+            mode: GroupMode::Ap,
+            ..settings()
+        },
+        expected: Expected::Any,
+    });
+    log.done(scene::register(1, &["cp/one/a:1"]));
+    let mut server = Server::new(1);
+    server.define("move");
+    server.claim(1).unwrap();
+    server.register(1, "move/feed/b:1").unwrap();
+    (log, server)
+}
+
+fn lapse_in_log(log: &mut Scene, session: u64) {
+    let life = log.directory.session(SessionId(session)).unwrap().last_renewal;
+    log.done(scene::expire(1, session, life.0));
+}
+
+/// All that the view lists goes to the log.
+fn go_to_log(log: &mut Scene, server: &mut Server, most: usize) {
+    begin(log, GroupMode::Cp);
+    define(
+        server,
+        &Command::BeginMove {
+            group: group(),
+            to: GroupMode::Cp,
+            stamp_ms: 0,
+        },
+    );
+    let moving = since(&log.directory);
+    for command in server.view.adoptions(&group(), moving, most) {
+        log.done(command);
+    }
+    assert_eq!(sign_of(&log.directory), sign_of(&server.view));
+}
+
+/// A session and all its nodes are of one mind, and a snapshot can be read again.
+fn assert_of_one_mind(directory: &Directory) {
+    for session in directory.sessions() {
+        for key in session.nodes.keys() {
+            let suspect = directory.node(&key).unwrap().state == NodeState::Suspect;
+            assert_eq!(suspect, session.lapsed.is_some(), "{key}");
+        }
+    }
+    let snapshot = Directory::decode_snapshot(&directory.encode_snapshot()).unwrap();
+    assert_eq!(snapshot.state_hash(), directory.state_hash());
+}
+
+/// A leader that is new counts longer than the server that held the session.
+#[test]
+fn a_session_that_lapsed_among_the_records_and_not_in_the_log_is_held_in_all_its_groups() {
+    let (mut log, mut server) = owner_of_both();
+    server.lapse(&[1]);
+    assert_eq!(server.state("move/feed/b:1"), Some(NodeState::Suspect));
+    go_to_log(&mut log, &mut server, 100);
+    assert_of_one_mind(&log.directory);
+    end(&mut log, true);
+    assert_of_one_mind(&log.directory);
+    // One heartbeat brings all of it back.
+    let lapsed = log.directory.session(SessionId(1)).unwrap().lapsed.unwrap();
+    log.done(Command::ReviveSessions {
+        term: Term(1),
+        sessions: vec![RevivalFence {
+            session: SessionId(1),
+            lapsed,
+        }],
+    });
+    for node in ["cp/one/a:1", "move/feed/b:1"] {
+        let node = log.directory.node(&scene::node(node)).unwrap();
+        assert_eq!(node.state, NodeState::Up);
+    }
+    assert_of_one_mind(&log.directory);
+}
+
+/// A leader that was cut off from the session's server did not hear what that one did.
+#[test]
+fn a_session_that_lapsed_in_the_log_and_not_among_the_records_is_alive_in_all_its_groups() {
+    let (mut log, mut server) = owner_of_both();
+    lapse_in_log(&mut log, 1);
+    let revision = log.directory.revision();
+    go_to_log(&mut log, &mut server, 100);
+    assert_of_one_mind(&log.directory);
+    let one = log.directory.node(&scene::node("cp/one/a:1")).unwrap();
+    assert_eq!(one.state, NodeState::Up);
+    // The leader counts for it again, so that it does not stay if nobody is there.
+    let changes = log.directory.changes().range(revision, usize::MAX).unwrap();
+    let told = changes.iter().flat_map(|changes| &changes.sessions);
+    let revived = |change: &&SessionChange| matches!(change, SessionChange::Revived { session, .. } if *session == SessionId(1));
+    assert_eq!(told.filter(revived).count(), 1);
+    end(&mut log, false);
+    assert_of_one_mind(&log.directory);
+}
+
+/// Of two groups that move at once, what is frozen stays as it is.
+#[test]
+fn a_session_is_not_judged_anew_in_a_group_that_is_frozen() {
+    let (mut log, mut server) = owner_of_both();
+    server.lapse(&[1]);
+    log.done(Command::BeginMove {
+        group: scene::group("cp"),
+        to: GroupMode::Ap,
+        stamp_ms: STAMP_MS,
+    });
+    begin(&mut log, GroupMode::Cp);
+    let moving = since(&log.directory);
+    for command in server.view.adoptions(&group(), moving, 100) {
+        let refused = log.refused(command);
+        assert_eq!(
+            refused,
+            Refusal::Moving {
+                group: scene::group("cp")
+            }
+        );
+    }
 }
