@@ -11,7 +11,6 @@ use super::outcome::{RemovalCause, RevisionChanges, SessionChange};
 use super::owned::OwnedNodes;
 use super::record::{Node, NodeKind, NodeState, Override, Registration, Session};
 use super::state::Directory;
-use crate::guard::HoldReason;
 use crate::ids::{Incarnation, LogIndex, NodeId, NodeKey, RequestId, Revision, ServiceKey, SessionId};
 
 /// What is to be.
@@ -169,7 +168,7 @@ impl Directory {
             .expect("it was there, or was just created")
             .clone();
         let (mut puts, mut removals): (Vec<Node>, Vec<(NodeId, RemovalCause)>) = Default::default();
-        let mut newly_held = 0;
+        let (mut newly_held, mut joined) = (0, 0);
         for ImposedNode {
             key: node_key,
             listed,
@@ -195,6 +194,7 @@ impl Directory {
                 (Ok(listed), before) => {
                     let was_held = before.is_some_and(|before| before.state == NodeState::Suspect);
                     newly_held += u32::from(listed.state == NodeState::Suspect && !was_held);
+                    joined += u32::from(before.is_none());
                     let same = before.filter(|before| before.incarnation == listed.incarnation);
                     puts.push(Node {
                         registration: listed.registration,
@@ -215,12 +215,14 @@ impl Directory {
         }
         // Whoever holds a service while it is written has it copied.
         drop(service);
+        // What moves comes in pieces, and nobody registers meanwhile: the next piece, too, was there all along.
+        let is_moving = self.is_moving(key);
         self.write_service(draft, key, |service| {
-            if newly_held > 0 {
-                service.learn_of_hold(HoldReason::Share, newly_held);
-            }
             for node in puts {
                 service.put_node(node.into());
+            }
+            if newly_held > 0 || is_moving {
+                service.learn_of_hold(newly_held, joined);
             }
             for (id, cause) in removals {
                 service.remove_node(id, cause);

@@ -636,10 +636,10 @@ impl ServiceWriter<'_> {
         }
     }
 
-    /// So many nodes are about to become suspects by another server's judgement.
-    pub(super) fn learn_of_hold(&mut self, reason: HoldReason, lapsed: u32) {
-        self.held_now = true;
-        self.service.guard.engage(reason, lapsed, self.revision);
+    /// Of the nodes that were put so many became suspects by another's judgement, and so many were not listed here.
+    pub(super) fn learn_of_hold(&mut self, lapsed: u32, joined: u32) {
+        self.service.guard.learn(lapsed, joined, self.revision);
+        self.held_now = self.service.guard.held() > 0;
     }
 
     /// These nodes become suspects.

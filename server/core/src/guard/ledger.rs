@@ -190,12 +190,28 @@ impl Ledger {
             engagement.lapsed += lapsed;
             return;
         }
+        self.engage_of(self.living(), reason, lapsed, at);
+    }
+
+    /// Nodes were put as others judged them: `lapsed` of them became suspects, and `joined` were not listed here. Those are
+    /// no replacements: where it was judged they were listed already, and count for as many as there were.
+    pub fn learn(&mut self, lapsed: u32, joined: u32, at: Revision) {
+        if let Some(engagement) = self.engaged_mut() {
+            engagement.lapsed += lapsed;
+            engagement.of += joined;
+            engagement.joined = engagement.joined.saturating_sub(joined);
+        } else if lapsed > 0 {
+            self.engage_of(self.living() + lapsed, HoldReason::Share, lapsed, at);
+        }
+    }
+
+    fn engage_of(&mut self, listed: u32, reason: HoldReason, lapsed: u32, at: Revision) {
         let gone = self.window.map_or(0, |window| window.gone());
         let engagement = Engagement {
             since: at,
             reason,
             lapsed: gone + lapsed,
-            of: self.living() + gone,
+            of: listed + gone,
             joined: 0,
             left: 0,
             gone: 0,

@@ -2,8 +2,8 @@
 
 use rollcall_core::ap::{Standing, THE_LOG};
 use rollcall_core::directory::{
-    Command, Directory, Expected, GroupMode, GroupSettings, Limits, NodeState, Override, Refusal,
-    RevivalFence, SessionChange, Sign,
+    Command, Directory, Expected, ExpiryFence, GroupMode, GroupSettings, Limits, NodeState, Override,
+    Refusal, RevivalFence, SessionChange, Sign,
 };
 use rollcall_core::ids::{GroupName, Revision, SessionId, Term};
 
@@ -336,27 +336,74 @@ fn a_session_that_comes_back_to_the_log_with_nodes_is_judged_anew() {
     assert_eq!(outcome.voided, [SessionId(3)]);
 }
 
-/// A suspect of the log that was adopted once is not adopted again as something newer.
+/// Suspects of the log that were adopted once are not adopted again as something newer, and the guard knows of how
+/// many they are.
 #[test]
 fn suspects_are_adopted_once() {
+    let mut log = ten_of_which_four_are_suspect();
+    begin(&mut log, GroupMode::Ap);
+    let mut server = Server::new(1);
+    take_over(&mut server, &log);
+    let once = server.replica.session(SessionId(1)).cloned();
+    assert!(matches!(once.as_ref().unwrap().standing, Standing::Lapsed { .. }));
+    take_over(&mut server, &log);
+    assert_eq!(server.replica.session(SessionId(1)).cloned(), once);
+    assert_eq!(sign_of(&server.view), sign_of(&log.directory));
+    assert_eq!(engaged(&server.view), (4, 10, 7));
+}
+
+fn ten_of_which_four_are_suspect() -> Scene {
     let mut log = Scene::new(Limits::default());
     log.done(Command::PutGroup {
         group: group(),
         settings: settings(),
         expected: Expected::Any,
     });
-    log.done(scene::register(1, &["move/feed/only:1"]));
-    let life = log.directory.session(SessionId(1)).unwrap().last_renewal;
-    log.done(scene::expire(1, 1, life.0));
-    // The last node of a service is held.
-    assert!(log.directory.session(SessionId(1)).unwrap().lapsed.is_some());
-    begin(&mut log, GroupMode::Ap);
-    let mut server = Server::new(1);
-    take_over(&mut server, &log);
-    let once = server.replica.session(SessionId(1)).cloned();
-    take_over(&mut server, &log);
-    assert_eq!(server.replica.session(SessionId(1)).cloned(), once);
-    assert_eq!(sign_of(&server.view), sign_of(&log.directory));
+    for session in 1..=10 {
+        if session > 2 {
+            log.done(scene::open_session());
+        }
+        log.done(scene::register(session, &[&format!("move/feed/n{session}:1")]));
+    }
+    let fence = |id| ExpiryFence {
+        session: SessionId(id),
+        last_renewal: log.directory.session(SessionId(id)).unwrap().last_renewal,
+    };
+    log.done(Command::ExpireSessions {
+        term: Term(1),
+        sessions: [1, 5, 7, 9].map(fence).to_vec(),
+        following: Vec::new(),
+    });
+    assert_eq!(engaged(&log.directory), (4, 10, 7));
+    log
+}
+
+/// Lapsed, of how many, and how many are needed.
+fn engaged(directory: &Directory) -> (u32, u32, u32) {
+    let service = directory.service(&scene::service("move/feed")).unwrap();
+    let engaged = service.guard_status().engaged.unwrap();
+    (engaged.lapsed, engaged.of, engaged.needed)
+}
+
+/// In whatever pieces they come: those of the later ones are no replacements.
+#[test]
+fn suspects_that_come_in_pieces_are_counted_with_all_that_come() {
+    for most in [1, 2, 3, 4, 7, 100] {
+        let mut log = ten_of_which_four_are_suspect();
+        begin(&mut log, GroupMode::Ap);
+        let mut server = Server::new(1);
+        take_over(&mut server, &log);
+        end(&mut log, true);
+        end_here(&mut server, true);
+        go_to_log(&mut log, &mut server, most);
+        assert_eq!(engaged(&log.directory), (4, 10, 7), "pieces of {most}");
+        end(&mut log, true);
+        assert_of_one_mind(&log.directory);
+        log.done(scene::register(2, &["move/feed/another:1"]));
+        // Seven are up, one of which is a replacement.
+        let service = log.directory.service(&scene::service("move/feed")).unwrap();
+        assert!(service.guard_status().engaged.is_none(), "pieces of {most}");
+    }
 }
 
 /// Session 1 owns `cp/one` in the log and `move/feed` among the records, each the last of its service.

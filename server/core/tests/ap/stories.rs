@@ -159,6 +159,45 @@ fn the_guard_holds_a_mass_lapse_everywhere_and_a_heartbeat_ends_it_for_its_node(
     assert_same(&servers);
 }
 
+/// Whoever shows all nodes at once, because it was away, knows of how many the suspects are.
+#[test]
+fn a_server_that_comes_while_the_guard_is_engaged_knows_of_how_many() {
+    let mut servers = three();
+    ten_nodes(&mut servers[0]);
+    servers[0].lapse(&[1, 2, 3, 4]);
+    settle(&mut servers);
+    servers[2].restart();
+    let late = Server::new(4);
+    servers.push(late);
+    let records = records_of(&servers[0]);
+    servers[3].hear(records);
+    let status = |server: &Server| {
+        let service = server.view.service(&scene::service("prod/feed")).unwrap();
+        service.guard_status()
+    };
+    for server in &mut servers {
+        let engaged = status(server).engaged.unwrap();
+        assert_eq!((engaged.lapsed, engaged.of, engaged.needed), (4, 10, 7));
+        // Six are up, which is not enough, whatever else is written.
+        server.now_ms += 1;
+        let weighs = UpdateNode {
+            weight: Some(7),
+            ..scene::update_node("prod/feed/n9:1")
+        };
+        let update = Command::Update {
+            session: None,
+            nodes: vec![weighs],
+        };
+        assert!(server.write(update).unwrap().changed);
+        assert!(status(server).engaged.is_some(), "server {:?}", server.id);
+    }
+    // One that comes back is enough.
+    settle(&mut servers);
+    servers[0].revive(4);
+    settle(&mut servers);
+    assert!(servers.iter().all(|server| status(server).engaged.is_none()));
+}
+
 #[test]
 fn a_confirmed_removal_closes_the_sessions_so_that_a_late_client_registers_anew() {
     let mut servers = three();
