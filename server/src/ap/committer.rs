@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rollcall_core::ap::{Record, SessionSeed};
+use rollcall_core::ap::{FarFuture, Record, SessionSeed};
 use rollcall_core::directory::{Command, Directory, LoggedRequest, Outcome};
 use rollcall_core::ids::{GroupName, ServerId};
 use rollcall_core::mutants::{Mutant, planted};
@@ -81,7 +81,7 @@ pub(super) enum Job {
         from: Box<Directory>,
         group: GroupName,
         stamp_ms: u64,
-        done: Done<()>,
+        done: Done<Result<(), FarFuture>>,
     },
     /// A group does not live by records (any more).
     Forget { group: GroupName, done: Done<()> },
@@ -245,8 +245,8 @@ fn carry_out(desk: &mut Desk, work: &mut Work<'_>, job: Job) -> Option<Finish> {
             done,
         } => {
             work.rows.sync = true;
-            desk.adopt(work, &from, &group, stamp_ms);
-            Some(finish(done, Ok(())))
+            let adopted = desk.adopt(work, &from, &group, stamp_ms);
+            Some(finish(done, Ok(adopted)))
         }
         Job::Forget { group, done } => {
             // After a crash the group may be back, and these must not.

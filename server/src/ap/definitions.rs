@@ -1,11 +1,12 @@
 //! Definitions: groups, services, limits and the storm switch follow the replicated directory into the view; services
 //! that a registration created here follow the other way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use rollcall_core::ap::FarFuture;
 use rollcall_core::directory::{
     Command, Directory, Expected, Group, GroupMode, GroupSettings, Refusal, Request, RevisionChanges,
     ServiceFate,
@@ -271,6 +272,7 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
     let mut undone = false;
     let mut settled_at = None;
     let mut known: BTreeSet<String> = recorded(&inner).into_iter().collect();
+    let mut refused = BTreeMap::new();
     loop {
         // Asked first: what was applied by then is followed below.
         let complete = inner.defined.load(Ordering::Acquire) || is_complete(&inner);
@@ -310,7 +312,7 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
         }
         // Looking through all groups is for when one of them changed, and for now and then.
         if regrouped || settled_at.is_none_or(|at: Instant| at.elapsed() >= RETRY) {
-            settled_at = match settle_moves(&inner, &mut known).await {
+            settled_at = match settle_moves(&inner, &mut known, &mut refused).await {
                 None => return,
                 Some(Settled::Yes) => Some(Instant::now()),
                 Some(Settled::NotYet) => None,
@@ -348,8 +350,13 @@ fn recorded(inner: &Inner) -> Vec<String> {
     digests.into_iter().map(|(name, _)| name).collect()
 }
 
-/// Takes over groups that come, and forgets those that went. `None`: the committing task is gone.
-async fn settle_moves(inner: &Inner, known: &mut BTreeSet<String>) -> Option<Settled> {
+/// Takes over groups that come, and forgets those that went. `refused`: moves of which an operator was told, by their
+/// stamps. `None`: the committing task is gone.
+async fn settle_moves(
+    inner: &Inner,
+    known: &mut BTreeSet<String>,
+    refused: &mut BTreeMap<GroupName, u64>,
+) -> Option<Settled> {
     let recorded = recorded(inner);
     // Asked first: what was applied by then is looked at below.
     let loaded = inner.consensus.is_loaded();
@@ -368,22 +375,42 @@ async fn settle_moves(inner: &Inner, known: &mut BTreeSet<String>) -> Option<Set
         }
         (raft.clone(), coming, gone)
     };
+    refused.retain(|group, stamp_ms| coming.contains(&(group.clone(), *stamp_ms)));
     for (group, stamp_ms) in coming {
-        known.insert(group.to_string());
         let from = Box::new(raft.clone());
+        let name = group.clone();
         let adopted = inner.perform(|done| Job::Adopt {
             from,
-            group,
+            group: name,
             stamp_ms,
             done,
         });
-        adopted.await.ok()?;
+        match adopted.await.ok()? {
+            Ok(()) => _ = known.insert(group.to_string()),
+            Err(far) => {
+                inner.metrics.refused.inc();
+                if refused.insert(group.clone(), stamp_ms) != Some(stamp_ms) {
+                    alarm(&group, &far);
+                }
+            }
+        }
     }
     for group in gone {
         known.remove(group.as_str());
         inner.perform(|done| Job::Forget { group, done }).await.ok()?;
     }
     Some(Settled::NotYet)
+}
+
+/// Who began the move is not known here.
+fn alarm(group: &GroupName, far: &FarFuture) {
+    tracing::error!(
+        %group,
+        ahead_ms = far.ahead_ms,
+        ahead_max_ms = far.ahead_max_ms,
+        "RC-301: the group moves here by a time that is ahead of this server's clock, and is not taken over; one of the \
+         two clocks is wrong"
+    );
 }
 
 fn touched_since(seen: Option<Revision>, raft: &Directory, view: &Directory) -> Touched {

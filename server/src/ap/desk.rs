@@ -335,10 +335,18 @@ impl Desk {
         refused
     }
 
-    /// Takes over what the replicated directory lists of a group that moves here.
-    pub(super) fn adopt(&mut self, work: &mut Work<'_>, from: &Directory, group: &GroupName, stamp_ms: u64) {
-        let adopted = self.replica.adopt(work.view, from, group, stamp_ms);
+    /// Takes over what the replicated directory lists of a group that moves here, if the move's stamp is credible.
+    pub(super) fn adopt(
+        &mut self,
+        work: &mut Work<'_>,
+        from: &Directory,
+        group: &GroupName,
+        stamp_ms: u64,
+    ) -> Result<(), FarFuture> {
+        let clock = (work.now.wall_ms, self.ahead_max_ms);
+        let adopted = self.replica.adopt(work.view, clock, from, group, stamp_ms)?;
         self.keep(work, &adopted.stored);
+        Ok(())
     }
 
     /// Forgets the records of a group that does not live by them.

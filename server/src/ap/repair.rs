@@ -354,17 +354,12 @@ impl Repairer {
         let now = self.inner.now();
         let ahead_max_ms = milliseconds(self.inner.config.clock_skew_max);
         records.retain(|record| {
-            let ahead_ms = record.stamp.millis.saturating_sub(now.wall_ms);
-            if ahead_ms > ahead_max_ms {
+            let checked = FarFuture::check(record.stamp, now.wall_ms, ahead_max_ms);
+            if let Err(far) = &checked {
                 self.inner.metrics.refused.inc();
-                let far = FarFuture {
-                    server: record.stamp.server,
-                    ahead_ms,
-                    ahead_max_ms,
-                };
-                self.inner.origins.refuse(&far, now.instant);
+                self.inner.origins.refuse(far, now.instant);
             }
-            ahead_ms <= ahead_max_ms
+            checked.is_ok()
         });
         records
     }

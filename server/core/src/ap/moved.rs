@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::record::{Key, NodeValue, Record, SessionValue, Standing, Stored, Value};
-use super::replica::{Merged, Replica};
+use super::replica::{FarFuture, Merged, Replica};
 use super::shown::Moved;
 use super::stamp::Stamp;
 use crate::directory::{Directory, Override};
@@ -17,18 +17,24 @@ impl Replica {
     /// and writes the same records, under one stamp, so that nothing of it has to travel; and repeats are harmless. What was
     /// known of the group before that stamp and is not listed is gone. Nobody holds the sessions until they are heard
     /// from, or until their time is over and the successor has judged them.
+    ///
+    /// # Errors
+    /// The stamp is not credible, as in [`Self::merge`], and nothing was taken over: whoever began the move has another
+    /// idea of the time.
     pub fn adopt(
         &mut self,
         view: &mut Directory,
+        (now_ms, ahead_max_ms): (u64, u64),
         from: &Directory,
         group: &GroupName,
         stamp_ms: u64,
-    ) -> Merged {
+    ) -> Result<Merged, FarFuture> {
         let stamp = Stamp {
             millis: stamp_ms,
             counter: 0,
             server: THE_LOG,
         };
+        FarFuture::check(stamp, now_ms, ahead_max_ms)?;
         self.clock.observe(stamp);
         let mut records = records_of(from, group, stamp);
         let listed: BTreeSet<&Key> = records.iter().map(|record| &record.key).collect();
@@ -51,12 +57,12 @@ impl Replica {
             .into_iter()
             .filter_map(|record| self.adopt_one(record, &mut moved))
             .collect();
-        Merged {
+        Ok(Merged {
             stored,
             changes: self.impose(view, moved),
             taken,
             refused: None,
-        }
+        })
     }
 
     fn adopt_one(&mut self, mut record: Record, moved: &mut Moved) -> Option<Stored> {

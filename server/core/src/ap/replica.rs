@@ -55,6 +55,24 @@ pub struct FarFuture {
     pub ahead_max_ms: u64,
 }
 
+impl FarFuture {
+    /// Whether a stamp is credible at `now_ms` by this server's clock.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check(stamp: Stamp, now_ms: u64, ahead_max_ms: u64) -> Result<(), Self> {
+        let ahead_ms = stamp.millis.saturating_sub(now_ms);
+        if ahead_ms <= ahead_max_ms {
+            return Ok(());
+        }
+        Err(Self {
+            server: stamp.server,
+            ahead_ms,
+            ahead_max_ms,
+        })
+    }
+}
+
 /// One server's records of all AP groups. The same view must be handed in every time, and nobody else may write to it.
 #[derive(Clone, Debug)]
 pub struct Replica {
@@ -181,13 +199,8 @@ impl Replica {
         let mut moved = Moved::default();
         let mut forgotten = BTreeSet::new();
         for record in records {
-            let ahead_ms = record.stamp.millis.saturating_sub(now_ms);
-            if ahead_ms > ahead_max_ms {
-                merged.refused = Some(FarFuture {
-                    server: record.stamp.server,
-                    ahead_ms,
-                    ahead_max_ms,
-                });
+            if let Err(far) = FarFuture::check(record.stamp, now_ms, ahead_max_ms) {
+                merged.refused = Some(far);
                 break;
             }
             merged.taken += 1;

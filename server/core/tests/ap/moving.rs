@@ -8,7 +8,7 @@ use rollcall_core::directory::{
 use rollcall_core::ids::{GroupName, Revision, SessionId, Term};
 
 use crate::scene::{self, Scene};
-use crate::server::{Server, assert_same, settle, two};
+use crate::server::{AHEAD_MAX_MS, Server, assert_same, settle, two};
 
 const STAMP_MS: u64 = 1_000_100;
 
@@ -96,10 +96,14 @@ fn take_over(server: &mut Server, log: &Scene) {
             stamp_ms: moving.stamp_ms,
         },
     );
-    let merged = server
-        .replica
-        .adopt(&mut server.view, &log.directory, &group(), moving.stamp_ms);
-    server.keep(merged.stored);
+    let merged = server.replica.adopt(
+        &mut server.view,
+        (server.now_ms, AHEAD_MAX_MS),
+        &log.directory,
+        &group(),
+        moving.stamp_ms,
+    );
+    server.keep(merged.unwrap().stored);
 }
 
 fn end_here(server: &mut Server, done: bool) {
@@ -233,12 +237,54 @@ fn a_move_that_is_taken_back_changes_nothing() {
             stamp_ms: moving.stamp_ms,
         },
     );
-    let merged = server
-        .replica
-        .adopt(&mut server.view, &log.directory, &group(), moving.stamp_ms + 1);
-    server.keep(merged.stored);
+    let merged = server.replica.adopt(
+        &mut server.view,
+        (server.now_ms, AHEAD_MAX_MS),
+        &log.directory,
+        &group(),
+        moving.stamp_ms + 1,
+    );
+    server.keep(merged.unwrap().stored);
     assert_eq!(sign_of(&server.view), sign_of(&log.directory));
     assert!(server.state("move/feed/n1:1").is_none());
+}
+
+/// The stamp of a move is the word of one server's clock. If that is wild, the others do not follow: their own writes go on
+/// being credible.
+#[test]
+fn a_move_by_a_wild_clock_moves_no_other_clock() {
+    let mut log = under_raft();
+    let (mut server, mut other) = (Server::new(1), Server::new(2));
+    begin(&mut log, GroupMode::Ap);
+    define(
+        &mut server,
+        &Command::PutGroup {
+            group: group(),
+            settings: settings(),
+            expected: Expected::Any,
+        },
+    );
+    let (latest, now_ms) = (server.replica.latest(), server.now_ms);
+    let clock = (now_ms, AHEAD_MAX_MS);
+    let wild_ms = now_ms + 10_000;
+    let refused = server
+        .replica
+        .adopt(&mut server.view, clock, &log.directory, &group(), wild_ms)
+        .unwrap_err();
+    assert_eq!(refused.ahead_ms, 10_000);
+    assert_eq!(server.replica.latest(), latest);
+    assert!(server.replica.is_empty() && server.view.totals().nodes == 0);
+    server.claim(1).unwrap();
+    server.register(1, "prod/feed/a:1").unwrap();
+    other.follow(&server);
+    assert_eq!(other.state("prod/feed/a:1"), Some(NodeState::Up));
+    // As far ahead as a record may be, it is taken over.
+    let credible_ms = now_ms + AHEAD_MAX_MS;
+    let adopted = server
+        .replica
+        .adopt(&mut server.view, clock, &log.directory, &group(), credible_ms);
+    server.keep(adopted.unwrap().stored);
+    assert_eq!(sign_of(&server.view), sign_of(&log.directory));
 }
 
 #[test]
