@@ -74,12 +74,7 @@ impl Directory {
         }
         let (revived, lapsed) = self.judged_otherwise(sessions);
         let mut differing = revived.iter().chain(&lapsed).filter_map(|id| self.session(*id));
-        differing.try_for_each(|session| {
-            session
-                .nodes
-                .by_service()
-                .try_for_each(|(key, _)| self.require_still(&key.group))
-        })?;
+        differing.try_for_each(|session| self.require_thawed(session))?;
         let mut draft = self.draft();
         self.revive_sessions(&mut draft, heard_at(self.revision.next()), &revived);
         self.hold_sessions(&mut draft, &lapsed);
@@ -280,6 +275,12 @@ impl Directory {
                 .by_service()
                 .any(|(service, _)| self.is_moving(service))
         })
+    }
+
+    /// Refuses what must wait until no group of a session's nodes is on its way.
+    pub(super) fn require_thawed(&self, session: &Session) -> Result<(), Refusal> {
+        let mut owned = session.nodes.by_service();
+        owned.try_for_each(|(service, _)| self.require_still(&service.group))
     }
 
     /// Refuses what must wait until a group has moved.

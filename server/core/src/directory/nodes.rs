@@ -84,6 +84,7 @@ impl Directory {
         nodes: &[RegisterNode],
     ) -> Result<Effect, Refusal> {
         let writes = self.plan_registrations(session, nodes)?.into_writes();
+        self.require_revivable(session)?;
         let mut draft = self.draft();
         self.note_life(&mut draft, at, session);
         for service in writes {
@@ -284,6 +285,7 @@ impl Directory {
         if let Some(session) = session {
             self.require_session(session)?;
         }
+        self.require_revivable(session)?;
         check_distinct(nodes.iter().map(|update| (&update.key.service, &update.key.node)))?;
         let mut plan: Few<ServiceKey, Vec<Node>> = Few::default();
         for update in nodes {
@@ -356,6 +358,7 @@ impl Directory {
         if let Some(session) = session {
             self.require_session(session)?;
         }
+        self.require_revivable(session)?;
         check_distinct(nodes.iter().map(|node| (&node.key.service, &node.key.node)))?;
         let mut plan: Few<ServiceKey, Vec<NodeId>> = Few::default();
         let mut lost = Vec::new();

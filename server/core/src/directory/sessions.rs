@@ -55,10 +55,7 @@ impl Directory {
     }
 
     pub(super) fn on_close_session(&mut self, session: SessionId) -> Result<Effect, Refusal> {
-        let nodes = &self.require_session(session)?.nodes;
-        nodes
-            .by_service()
-            .try_for_each(|(service, _)| self.require_still(&service.group))?;
+        self.require_thawed(self.require_session(session)?)?;
         let mut draft = self.draft();
         self.end_sessions(&mut draft, &[session], RemovalCause::SessionClosed);
         Ok(Effect::of(draft))
@@ -155,6 +152,14 @@ impl Directory {
             voided,
             ..Effect::of(draft)
         })
+    }
+
+    /// A write under a session that lapsed revives all that it owns, so it waits until none of that is frozen.
+    pub(super) fn require_revivable(&self, session: Option<SessionId>) -> Result<(), Refusal> {
+        match session.and_then(|id| self.session(id)) {
+            Some(session) if session.lapsed.is_some() => self.require_thawed(session),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// A session showed life: an expiry judged on what went before is void, and if it had lapsed it goes on.

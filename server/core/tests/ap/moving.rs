@@ -3,7 +3,7 @@
 use rollcall_core::ap::{Standing, THE_LOG};
 use rollcall_core::directory::{
     Command, Directory, Expected, ExpiryFence, GroupMode, GroupSettings, Limits, NodeState, Override,
-    Refusal, RevivalFence, SessionChange, Sign,
+    Refusal, RevivalFence, SessionChange, Sign, UpdateNode,
 };
 use rollcall_core::ids::{GroupName, Revision, SessionId, Term};
 
@@ -573,4 +573,42 @@ fn a_session_is_not_judged_anew_in_a_group_that_is_frozen() {
             }
         );
     }
+}
+
+/// A write in another group is a sign of life for all that the session owns, and waits, too.
+#[test]
+fn a_lapsed_session_revives_nothing_in_a_group_that_is_frozen() {
+    let mut log = Scene::new(Limits::default());
+    log.done(Command::PutGroup {
+        group: group(),
+        settings: settings(),
+        expected: Expected::Any,
+    });
+    log.done(scene::register(1, &["move/feed/a:1", "prod/pay/a:1"]));
+    lapse_in_log(&mut log, 1);
+    begin(&mut log, GroupMode::Ap);
+    let moved = |log: &Scene| {
+        let service = log.directory.service(&scene::service("move/feed")).unwrap();
+        (service.sign, service.modified)
+    };
+    let before = moved(&log);
+    let moving = Refusal::Moving { group: group() };
+    let update = || Command::Update {
+        session: Some(SessionId(1)),
+        nodes: vec![UpdateNode {
+            weight: Some(7),
+            ..scene::update_node("prod/pay/a:1")
+        }],
+    };
+    assert_eq!(log.refused(scene::register(1, &["prod/pay/b:1"])), moving);
+    assert_eq!(log.refused(update()), moving);
+    assert_eq!(log.refused(scene::deregister(Some(1), "prod/pay/a:1")), moving);
+    // Whoever is alive writes as ever.
+    log.done(scene::register(2, &["prod/pay/b:1"]));
+    assert_eq!(moved(&log), before);
+    end(&mut log, false);
+    log.done(update());
+    assert_of_one_mind(&log.directory);
+    let node = log.directory.node(&scene::node("move/feed/a:1")).unwrap();
+    assert_eq!(node.state, NodeState::Up);
 }
