@@ -292,7 +292,7 @@ impl Replica {
         let is_old = |record: &Record| record.stamp.millis < self.horizon_ms;
         let mut gone: BTreeSet<Key> = BTreeSet::new();
         for record in self.table.records() {
-            if record.is_dead() && is_old(record) {
+            if is_old(record) && (record.is_dead() || self.is_spent(record)) {
                 gone.insert(record.key.clone());
                 if let Key::Session(id) = record.key {
                     gone.extend(self.table.nodes_of(id).cloned().map(Key::Node));
@@ -306,6 +306,16 @@ impl Replica {
         }
         gone.iter().for_each(|key| self.table.remove(key));
         gone.into_iter().collect()
+    }
+
+    /// A session that lapsed, and whose held nodes were taken over by others or are gone: nothing of it is shown.
+    fn is_spent(&self, record: &Record) -> bool {
+        match (&record.key, &record.value) {
+            (Key::Session(id), Value::Session(session)) => {
+                matches!(session.standing, Standing::Lapsed { .. }) && !self.holds_any(*id, session)
+            }
+            (Key::Node(_) | Key::Override(_) | Key::Session(_), _) => false,
+        }
     }
 
     /// The number of the last record in this server's own log.

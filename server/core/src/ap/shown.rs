@@ -101,7 +101,8 @@ impl Replica {
         }
     }
 
-    fn holds_any(&self, id: SessionId, session: &SessionValue) -> bool {
+    /// Whether any node that it holds is still its own.
+    pub(super) fn holds_any(&self, id: SessionId, session: &SessionValue) -> bool {
         let Standing::Lapsed { held } = &session.standing else {
             return false;
         };

@@ -322,6 +322,37 @@ fn what_is_dead_is_forgotten_everywhere_and_is_not_taken_in_again() {
     assert_eq!(servers[2].view.totals().nodes, 8);
 }
 
+/// One server takes a node over before it has heard of the lapse by which another holds it.
+#[test]
+fn a_session_whose_held_node_went_to_another_is_forgotten() {
+    const RETENTION_MS: u64 = 60_000;
+    let mut servers = three();
+    servers[0].claim(1).unwrap();
+    servers[0].register(1, "prod/feed/a:1").unwrap();
+    settle(&mut servers);
+    servers[1].now_ms += 1;
+    servers[1].claim(2).unwrap();
+    servers[1].register(2, "prod/feed/a:1").unwrap();
+    servers[0].lapse(&[1]);
+    assert_eq!(servers[0].state("prod/feed/a:1"), Some(NodeState::Suspect));
+    settle(&mut servers);
+    assert_same(&servers);
+    for server in &mut servers {
+        let standing = &server.replica.session(SessionId(1)).unwrap().standing;
+        assert!(matches!(standing, Standing::Lapsed { held } if held.len() == 1));
+        server.purge(RETENTION_MS);
+        assert!(server.replica.session(SessionId(1)).is_some(), "not yet");
+        server.now_ms += 2 * RETENTION_MS;
+        server.purge(RETENTION_MS);
+    }
+    settle(&mut servers);
+    assert_same(&servers);
+    for server in &servers {
+        assert!(server.replica.session(SessionId(1)).is_none());
+        assert_eq!(server.state("prod/feed/a:1"), Some(NodeState::Up));
+    }
+}
+
 #[test]
 fn definitions_and_openings_are_not_written_to_the_view() {
     let mut server = Server::new(1);
