@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::draft::Draft;
 use super::outcome::{RemovalCause, RevisionChanges, SessionChange};
 use super::owned::OwnedNodes;
-use super::record::{Node, NodeKind, NodeState, Override, Registration, Session};
+use super::record::{GroupMode, Node, NodeKind, NodeState, Override, Registration, Service, Session};
 use super::state::Directory;
 use crate::ids::{Incarnation, LogIndex, NodeId, NodeKey, RequestId, Revision, ServiceKey, SessionId};
 
@@ -171,9 +171,12 @@ impl Directory {
         let (mut newly_held, mut joined) = (0, 0);
         for ImposedNode {
             key: node_key,
-            listed,
+            mut listed,
         } in nodes
         {
+            if let (GroupMode::Cp, Ok(listed)) = (self.serving, &mut listed) {
+                listed.incarnation = grown(&service, &node_key.node, listed.incarnation);
+            }
             let before = service.nodes.get(&node_key.node);
             let owner_before = before.and_then(|before| before.session());
             let owner = match &listed {
@@ -257,6 +260,16 @@ impl Directory {
             Some(_) | None if was_timed => draft.overrides.push((key.clone(), None)),
             Some(_) | None => {}
         }
+    }
+}
+
+/// The incarnation under which the log lists a node that it was told of. Whoever registered it elsewhere may not have
+/// known how often the log had listed it; the log's numbers never fall.
+fn grown(service: &Service, id: &NodeId, told: Incarnation) -> Incarnation {
+    match service.nodes.get(id) {
+        Some(listed) => told.max(listed.incarnation),
+        None if told < service.tombstones.last(id) => service.tombstones.next_incarnation(id),
+        None => told,
     }
 }
 

@@ -172,7 +172,8 @@ pub struct Node {
     /// The session it lives with.
     #[serde(rename = "session")]
     pub owner: Owner,
-    /// Grows with each new registration of the id, also across removals.
+    /// Grows with each new registration of the id, also across removals; in AP groups while the server that is written
+    /// to runs, and on the way back to the log.
     pub incarnation: Incarnation,
     /// Revision of this incarnation's registration.
     pub created: Revision,

@@ -74,11 +74,14 @@ impl Tombstones {
     /// The incarnation of an id that registers while it is not there.
     #[must_use]
     pub(super) fn next_incarnation(&self, id: &NodeId) -> Incarnation {
-        let last = self
-            .by_id
-            .get(id)
-            .map_or(self.floor, |tombstone| tombstone.incarnation.max(self.floor));
-        Incarnation(last.0 + 1)
+        Incarnation(self.last(id).0 + 1)
+    }
+
+    /// No incarnation of an id that is not there lay above this.
+    #[must_use]
+    pub(super) fn last(&self, id: &NodeId) -> Incarnation {
+        let tombstone = self.by_id.get(id);
+        tombstone.map_or(self.floor, |tombstone| tombstone.incarnation.max(self.floor))
     }
 
     /// Remembers a node that left; gives back what had to be forgotten for it.

@@ -5,7 +5,7 @@ use rollcall_core::directory::{
     Command, Directory, Expected, ExpiryFence, GroupMode, GroupSettings, Limits, NodeState, Override,
     Refusal, RevivalFence, SessionChange, Sign, UpdateNode,
 };
-use rollcall_core::ids::{GroupName, Revision, SessionId, Term};
+use rollcall_core::ids::{GroupName, Incarnation, Revision, SessionId, Term};
 
 use crate::scene::{self, Scene};
 use crate::server::{AHEAD_MAX_MS, Server, assert_same, settle, two};
@@ -611,4 +611,51 @@ fn a_lapsed_session_revives_nothing_in_a_group_that_is_frozen() {
     assert_of_one_mind(&log.directory);
     let node = log.directory.node(&scene::node("move/feed/a:1")).unwrap();
     assert_eq!(node.state, NodeState::Up);
+}
+
+/// A server of records that starts again has forgotten how often a node was registered. The log has not.
+#[test]
+fn incarnations_do_not_fall_on_the_way_back_to_the_log() {
+    let incarnation =
+        |directory: &Directory, node: &str| directory.node(&scene::node(node)).unwrap().incarnation;
+    let (again, stayed) = ("move/feed/n3:1", "move/feed/n4:1");
+    let mut log = under_raft();
+    for _ in 0..4 {
+        for (session, node) in [(3, again), (4, stayed)] {
+            log.done(scene::deregister(None, node));
+            log.done(scene::register(session, &[node]));
+        }
+    }
+    assert_eq!(incarnation(&log.directory, again), Incarnation(5));
+    begin(&mut log, GroupMode::Ap);
+    let mut server = Server::new(1);
+    take_over(&mut server, &log);
+    end(&mut log, true);
+    end_here(&mut server, true);
+    server.now_ms += 1_000;
+    server.claim(3).unwrap();
+    server.deregister(again).unwrap();
+    server.restart();
+    server.define("move");
+    server.register(3, again).unwrap();
+    assert_eq!(incarnation(&server.view, again), Incarnation(1));
+
+    begin(&mut log, GroupMode::Cp);
+    let moving = since(&log.directory);
+    for command in server.view.adoptions(&group(), moving, 4) {
+        log.done(command.clone());
+        let revision = log.directory.revision();
+        log.done(command);
+        assert_eq!(
+            log.directory.revision(),
+            revision,
+            "said again, it changes nothing"
+        );
+    }
+    assert_eq!(sign_of(&log.directory), sign_of(&server.view));
+    end(&mut log, true);
+    assert_eq!(incarnation(&log.directory, again), Incarnation(6));
+    // One that was not registered anew is what it was.
+    assert_eq!(incarnation(&log.directory, stayed), Incarnation(5));
+    assert_of_one_mind(&log.directory);
 }
