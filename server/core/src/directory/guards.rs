@@ -70,12 +70,12 @@ impl Directory {
             return Ok(Effect::nothing());
         };
         if let Some(expected) = since
-            && expected != hold.since
+            && expected != hold.name()
         {
             return Err(Refusal::RevisionMismatch {
                 subject: format!("the hold of service {key}"),
                 expected,
-                current: hold.since,
+                current: hold.name(),
             });
         }
         let held = suspects(service).map(|node| node.registration.id.clone());
@@ -91,7 +91,7 @@ impl Directory {
         let Some(service) = self.service(key) else { return };
         let count = service.guard.releasable(&service.settings.guard) as usize;
         if count > 0 {
-            let mut held: Vec<(Revision, &NodeId)> = suspects(service)
+            let mut held: Vec<(Revision, &NodeId)> = overdue(service)
                 .map(|node| (node.modified, &node.registration.id))
                 .collect();
             held.sort_unstable();
@@ -120,6 +120,12 @@ impl Directory {
 fn suspects(service: &Service) -> impl Iterator<Item = &Node> {
     let nodes = service.nodes.values().map(AsRef::as_ref);
     nodes.filter(|node| node.state == NodeState::Suspect)
+}
+
+/// Those of them whose time is over, if that of any is. Later held ones have a time of their own.
+fn overdue(service: &Service) -> impl Iterator<Item = &Node> {
+    let older_than = service.guard.hold().and_then(|hold| hold.older_than());
+    suspects(service).filter(move |node| older_than.is_none_or(|engaged| node.modified < engaged))
 }
 
 /// The leader's word that was void for every service makes no revision.

@@ -75,9 +75,10 @@ pub struct Window {
 /// Nodes that lapsed and are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
-    /// When the guard engaged; if it disengaged and nodes are left over: when it did. Its name.
+    /// When the guard engaged; if it disengaged and nodes are left over: when it did.
     pub since: Revision,
-    /// The leader's word that this was long enough: the nodes go at no more than the share per window.
+    /// The leader's word that this was long enough: the nodes go at no more than the share per window. If the guard
+    /// engaged again since, it is true of [`Self::older_than`] alone.
     pub overdue: bool,
     /// `None`: the guard is not engaged any more.
     pub engaged: Option<Engagement>,
@@ -101,6 +102,23 @@ pub struct Engagement {
     /// Nodes that are not expected back: held ones that were let go since, and, once the window is over, those
     /// that went in it before.
     pub gone: u32,
+}
+
+impl Hold {
+    /// By this it is known: when nodes came into it that had not been told of before.
+    #[must_use]
+    pub fn name(&self) -> Revision {
+        let engaged = self.engaged.map(|engagement| engagement.since);
+        engaged.map_or(self.since, |engaged| engaged.max(self.since))
+    }
+
+    /// The guard engaged again at this revision, while nodes were overdue that were held before. Those alone go, and are
+    /// not of those that are waited for.
+    #[must_use]
+    pub fn older_than(&self) -> Option<Revision> {
+        let engaged = self.engaged.map(|engagement| engagement.since);
+        engaged.filter(|engaged| self.overdue && self.since < *engaged)
+    }
 }
 
 impl Window {
@@ -177,7 +195,8 @@ impl Ledger {
             window.removed += 1;
             window.released += was_held;
         }
-        if let Some(engagement) = self.engaged_mut() {
+        let was_counted = self.hold.is_some_and(|hold| hold.older_than().is_none());
+        if let Some(engagement) = self.engaged_mut().filter(|_| was_counted) {
             engagement.gone += was_held;
         }
         self.listed = self.listed.saturating_sub(1);
@@ -216,9 +235,11 @@ impl Ledger {
             left: 0,
             gone: 0,
         };
+        // What is overdue stays so: else one mass lapse a day would keep for ever what is dead.
+        let overdue = self.hold.filter(|hold| hold.overdue);
         self.hold = Some(Hold {
-            since: at,
-            overdue: false,
+            since: overdue.map_or(at, |hold| hold.since),
+            overdue: overdue.is_some(),
             engaged: Some(engagement),
         });
     }
@@ -264,8 +285,8 @@ impl Ledger {
                 engaged: None,
             };
         } else if unblocked {
-            // What was kept because it was the last is not the last any more, and no window's end will say so:
-            // the leader counts once more.
+            // What was kept because it was the last is not the last any more, or all that was overdue is gone and the
+            // rest is younger, and no window's end will say so: the leader counts once more.
             hold.since = at;
             hold.overdue = false;
             return None;

@@ -27,7 +27,8 @@ pub struct GuardStatus {
     /// Since when the held nodes are held, or, if the guard is not engaged any more, since when they are left
     /// over; `None`: none are.
     pub held_since: Option<Revision>,
-    /// Their time is over: they go at no more than the share per window.
+    /// Their time is over, or that of those held before the guard engaged again: these go at no more than the share
+    /// per window.
     pub overdue: bool,
 }
 
@@ -75,7 +76,7 @@ impl Ledger {
                 of: engagement.of,
                 needed: settings.needed(engagement.strength()),
             }),
-            held_since: self.hold().map(|hold| hold.since),
+            held_since: self.hold().map(|hold| hold.name()),
             overdue: self.hold().is_some_and(|hold| hold.overdue),
         }
     }

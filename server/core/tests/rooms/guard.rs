@@ -51,12 +51,23 @@ fn event() -> impl Strategy<Value = Event> {
 enum Entry {
     Joined,
     Left,
-    Struck { was_held: bool },
-    Engaged { lapsed: u32, of: u32 },
+    /// `was_older`: it was overdue when the guard engaged.
+    Struck {
+        was_held: bool,
+        was_older: bool,
+    },
+    Engaged {
+        lapsed: u32,
+        of: u32,
+    },
     HeldMore(u32),
     Disengaged,
-    WindowBegan { listed: u32 },
-    WindowOver { gone: u32 },
+    WindowBegan {
+        listed: u32,
+    },
+    WindowOver {
+        gone: u32,
+    },
 }
 
 /// The slow ledger: the nodes as they are, and all that happened; every number is counted when asked for.
@@ -124,7 +135,9 @@ impl Model {
 
     fn gone(&self) -> u32 {
         self.window().map_or(0, |(_, since)| {
-            Self::number(since, |entry| matches!(entry, Entry::Struck { was_held: false }))
+            Self::number(since, |entry| {
+                matches!(entry, Entry::Struck { was_held: false, .. })
+            })
         })
     }
 
@@ -133,7 +146,9 @@ impl Model {
         let (_, of, since) = self.engaged()?;
         let joined = Self::number(since, |entry| *entry == Entry::Joined);
         let left = Self::number(since, |entry| *entry == Entry::Left);
-        let released = Self::number(since, |entry| matches!(entry, Entry::Struck { .. }));
+        let released = Self::number(since, |entry| {
+            matches!(entry, Entry::Struck { was_older: false, .. })
+        });
         let before: u32 = since
             .iter()
             .map(|entry| match entry {
@@ -266,7 +281,10 @@ fn lapse(
             }
             for n in lapsed.iter().rev() {
                 ledger.struck(settings, model.nodes.remove(*n), at);
-                model.history.push(Entry::Struck { was_held: false });
+                model.history.push(Entry::Struck {
+                    was_held: false,
+                    was_older: false,
+                });
             }
             Ok(false)
         }
@@ -308,6 +326,7 @@ fn release(
             });
         }
     }
+    let was_older = ledger.hold().is_some_and(|hold| hold.older_than().is_some());
     for _ in 0..may {
         let suspect = model
             .nodes
@@ -315,7 +334,10 @@ fn release(
             .position(|node| *node == Standing::Suspect)
             .unwrap();
         ledger.struck(settings, model.nodes.remove(suspect), at);
-        model.history.push(Entry::Struck { was_held: true });
+        model.history.push(Entry::Struck {
+            was_held: true,
+            was_older,
+        });
     }
     Ok(())
 }

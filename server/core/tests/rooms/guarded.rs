@@ -497,3 +497,88 @@ fn a_session_of_which_one_service_holds_nodes_leaves_the_other() {
     let session = scene.directory.session(SessionId(1)).unwrap();
     assert!(session.lapsed.is_none() && session.nodes.is_empty());
 }
+
+/// What is overdue goes on leaving through a second mass lapse, and what that one holds does not go with it.
+#[test]
+fn a_second_mass_lapse_gives_no_more_time_to_what_is_overdue_and_takes_none_from_the_rest() {
+    let mut scene = scene::Scene::new(Limits::default());
+    let join = |scene: &mut scene::Scene, sessions: std::ops::RangeInclusive<u64>| {
+        for session in sessions {
+            if session > 2 {
+                scene.done(scene::open_session());
+            }
+            scene.done(scene::register(session, &[&format!("{SERVICE}/n{session}:80")]));
+        }
+    };
+    let lapse = |scene: &mut scene::Scene, sessions: std::ops::RangeInclusive<u64>| {
+        let fence = |id| ExpiryFence {
+            session: SessionId(id),
+            last_renewal: scene.directory.session(SessionId(id)).unwrap().last_renewal,
+        };
+        let sessions = sessions.map(fence).collect();
+        let (term, following) = (Term(1), Vec::new());
+        scene.done(Command::ExpireSessions {
+            term,
+            sessions,
+            following,
+        });
+    };
+    let status = |scene: &scene::Scene| {
+        let service = scene.directory.service(&scene::service(SERVICE)).unwrap();
+        service.guard_status()
+    };
+    let release = |scene: &mut scene::Scene| {
+        let holds = vec![(scene::service(SERVICE), status(scene).held_since.unwrap())];
+        scene.done(Command::ReleaseHeld { term: Term(1), holds })
+    };
+    let close_window = |scene: &mut scene::Scene| {
+        let windows = vec![(scene::service(SERVICE), status(scene).window.unwrap())];
+        scene.done(Command::CloseGuardWindows {
+            term: Term(1),
+            windows,
+        })
+    };
+    join(&mut scene, 1..=20);
+    lapse(&mut scene, 1..=18);
+    join(&mut scene, 21..=38);
+    assert!(status(&scene).engaged.is_none(), "replaced");
+    release(&mut scene);
+    let first = status(&scene);
+    assert_eq!((first.overdue, first.held), (true, 18 - 11));
+
+    // Fifteen of the twenty that are up.
+    lapse(&mut scene, 21..=35);
+    let again = status(&scene);
+    assert_eq!((again.overdue, again.held), (true, 7 + 15));
+    assert_eq!(again.engaged.map(|engaged| engaged.needed), Some(14));
+    // An operator who saw the first hold did not mean these.
+    let refused = scene.refused(Command::ConfirmRemoval {
+        service: scene::service(SERVICE),
+        since: first.held_since,
+        author: "ops".into(),
+        reason: "gone".into(),
+    });
+    assert!(matches!(refused, Refusal::RevisionMismatch { .. }), "{refused}");
+
+    // The share would be eight; seven are overdue.
+    close_window(&mut scene);
+    let left = status(&scene);
+    assert_eq!((left.held, left.up, left.allowed), (15, 5, 8));
+    for session in 21..=35 {
+        let node = scene
+            .directory
+            .node(&scene::node(&format!("{SERVICE}/n{session}:80")));
+        assert_eq!(node.unwrap().state, NodeState::Suspect);
+    }
+    // They are as many of as many as before, and the leader counts for them now.
+    close_window(&mut scene);
+    let counted = status(&scene);
+    assert_eq!((counted.held, counted.overdue, counted.window), (15, false, None));
+    assert_eq!(counted.engaged.map(|engaged| engaged.needed), Some(14));
+    assert!(counted.held_since > again.held_since);
+    let read = Directory::decode_snapshot(&scene.directory.encode_snapshot()).unwrap();
+    assert_eq!(read.state_hash(), scene.directory.state_hash());
+    // Their time comes, too.
+    release(&mut scene);
+    assert_eq!((status(&scene).held, status(&scene).overdue), (15 - 6, true));
+}
