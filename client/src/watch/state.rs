@@ -89,6 +89,8 @@ pub(super) struct State {
     pub(super) dirty: BTreeSet<ServiceKey>,
     heard: Arc<Heard>,
     cluster: Arc<str>,
+    /// The cluster that a stream named last, this one or one before.
+    home: Arc<str>,
     /// What revisions of the message at hand count.
     counted: Counted,
     cp_mark: Mark,
@@ -119,6 +121,7 @@ impl State {
             dirty: BTreeSet::new(),
             heard: Heard::now(),
             cluster: Arc::from(""),
+            home: Arc::from(""),
             counted: Counted::Cluster,
             cp_mark: Mark::default(),
             ap_mark: Mark::default(),

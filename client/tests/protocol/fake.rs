@@ -33,6 +33,8 @@ pub(crate) struct Shared {
     pub(crate) acks: Vec<u64>,
     /// Those of AP groups, with their epoch.
     pub(crate) ap_acks: Vec<(u64, u64)>,
+    /// A subscription behind a later revision is refused: no server has come so far.
+    pub(crate) head: Option<u64>,
     /// How a subscription is answered.
     pub(crate) script: Vec<v1::WatchFrame>,
     /// How it is answered for AP groups, in a message of its own.
@@ -72,6 +74,8 @@ type Asker = mpsc::Sender<Result<v1::DiscoverResponse, Status>>;
 struct Core {
     id: u64,
     cluster: Cluster,
+    /// The cluster's name.
+    name: Arc<Mutex<&'static str>>,
     /// Takes requests and answers nothing, like a stopped process.
     mute: Arc<AtomicBool>,
     /// Applies writes and does not answer them.
@@ -96,6 +100,7 @@ impl Server {
         let core = Core {
             id,
             cluster: Arc::clone(cluster),
+            name: Arc::new(Mutex::new("fake")),
             mute: Arc::default(),
             swallow: Arc::default(),
             old: Arc::default(),
@@ -170,6 +175,11 @@ impl Server {
         let frame = v1::watch_frame::Frame::MoveOn(advice);
         self.send(vec![v1::WatchFrame { frame: Some(frame) }]).await;
         self.break_streams();
+    }
+
+    /// From now on it is a server of another cluster.
+    pub(crate) fn rename(&self, name: &'static str) {
+        *self.core.name.lock() = name;
     }
 
     pub(crate) fn mute(&self, mute: bool) {
@@ -247,6 +257,27 @@ pub(crate) fn response(frames: &[v1::WatchFrame]) -> v1::WatchResponse {
     }
 }
 
+fn named(cluster: &str, response: v1::WatchResponse) -> v1::WatchResponse {
+    let cluster = cluster.into();
+    v1::WatchResponse { cluster, ..response }
+}
+
+/// What is said to whoever has seen more than this server.
+fn ahead() -> v1::WatchFrame {
+    let error = v1::Error {
+        code: v1::ErrorCode::NotReady.into(),
+        message: "that revision has not been applied here".into(),
+        ..v1::Error::default()
+    };
+    let rejected = v1::Rejected {
+        subscription: 0,
+        error: Some(error),
+    };
+    v1::WatchFrame {
+        frame: Some(v1::watch_frame::Frame::Rejected(rejected)),
+    }
+}
+
 fn error(code: v1::ErrorCode) -> v1::session_response::Response {
     v1::session_response::Response::Error(v1::Error {
         code: code.into(),
@@ -290,7 +321,7 @@ impl Core {
 
     fn header(&self, revision: u64) -> Option<v1::ResponseHeader> {
         Some(v1::ResponseHeader {
-            cluster: "fake".into(),
+            cluster: (*self.name.lock()).into(),
             server: self.id,
             revision,
             ..Default::default()
@@ -729,12 +760,15 @@ impl v1::watch_server::Watch for Core {
         let core = self.clone();
         let mut breaks = self.breaks.subscribe();
         tokio::spawn(async move {
+            let mut unnamed = true;
             loop {
                 let request = tokio::select! {
                     _ = breaks.changed() => return,
                     request = requests.message() => request,
                 };
                 let Ok(Some(request)) = request else { return };
+                // In the first message of each mode.
+                let first = std::mem::take(&mut unnamed).then(|| (*core.name.lock()).to_owned());
                 let (frames, ap_frames) = {
                     let mut cluster = core.cluster.lock();
                     match request.request {
@@ -743,6 +777,9 @@ impl v1::watch_server::Watch for Core {
                             // The script is written for subscription 0; it gets the number that was chosen.
                             let (mut frames, mut ap_frames) =
                                 (cluster.script.clone(), cluster.ap_script.clone());
+                            if cluster.head.is_some_and(|head| subscribe.after_revision > head) {
+                                (frames, ap_frames) = (vec![ahead()], Vec::new());
+                            }
                             for frame in frames.iter_mut().chain(&mut ap_frames) {
                                 match &mut frame.frame {
                                     Some(v1::watch_frame::Frame::Started(started)) => {
@@ -770,10 +807,12 @@ impl v1::watch_server::Watch for Core {
                         Some(v1::watch_request::Request::Unsubscribe(_)) | None => Default::default(),
                     }
                 };
-                if !frames.is_empty() && sender.send(Ok(response(&frames))).await.is_err() {
+                let name = first.unwrap_or_default();
+                let cp = named(&name, response(&frames));
+                if !frames.is_empty() && sender.send(Ok(cp)).await.is_err() {
                     return;
                 }
-                let ap = ap_response(core.id, &ap_frames);
+                let ap = named(&name, ap_response(core.id, &ap_frames));
                 if !ap_frames.is_empty() && sender.send(Ok(ap)).await.is_err() {
                     return;
                 }

@@ -236,6 +236,31 @@ async fn a_lost_stream_is_resumed_elsewhere_behind_what_was_seen() {
     assert_eq!(subscribe.known[0].sign, sign(&["a", "b"]));
 }
 
+/// The documented way out of a lost quorum: a new cluster under a new name, whose revisions begin anew.
+#[tokio::test]
+async fn in_a_new_cluster_nobody_waits_for_the_revisions_of_the_old_one() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    cluster.lock().script = current(&["a"], 700_000);
+    let registry = Registry::connect(config(&[&server])).unwrap();
+    let mut watch = registry.watch_service(&key()).await.unwrap();
+    until(&mut watch, |view| view.source == Source::Live).await;
+    {
+        let mut cluster = cluster.lock();
+        (cluster.head, cluster.script) = (Some(40), current(&["b"], 40));
+    }
+    server.rename("new");
+    server.break_streams();
+    let view = until(&mut watch, |view| &*view.cluster == "new").await;
+    assert_eq!(
+        (ids(&view), view.revision, view.source),
+        (vec!["b"], 40, Source::Live)
+    );
+    let cluster = cluster.lock();
+    let asked = cluster.subscriptions.iter().map(|(_, one)| one.after_revision);
+    assert_eq!(asked.collect::<Vec<_>>(), [0, 700_000, 0]);
+}
+
 /// Lists of a catch-up come one after another; the stream breaks between two of them.
 #[tokio::test]
 async fn a_catch_up_that_breaks_off_is_resumed_before_it() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rollcall_proto::v1;
 use tokio::time::Instant;
 
-use super::subscription::Part;
+use super::subscription::{Part, Subscription};
 use super::{State, Tail, Todo};
 use crate::error::Error;
 use crate::key::ServiceKey;
@@ -26,10 +26,21 @@ const KEEP_CACHE_MAX: Duration = Duration::from_secs(600);
 impl State {
     /// A message begins: all its frames are of this cluster, if it is named, and count like this.
     pub(crate) fn on_message(&mut self, cluster: &str, counted: Counted) {
-        if !cluster.is_empty() {
-            self.cluster = Arc::from(cluster);
-        }
+        self.on_cluster(cluster);
         self.counted = counted;
+    }
+
+    /// A message that names its cluster may be a refusal: then the next question must be one that this cluster can
+    /// answer, and not name a revision of the one before.
+    fn on_cluster(&mut self, cluster: &str) {
+        if cluster.is_empty() {
+            return;
+        }
+        self.cluster = Arc::from(cluster);
+        if *self.home != *cluster {
+            self.home = Arc::clone(&self.cluster);
+            self.subscriptions.values_mut().for_each(Subscription::on_other_cluster);
+        }
     }
 
     fn acknowledge(&mut self, revision: u64) {
@@ -83,7 +94,7 @@ impl State {
 
     fn on_started(&mut self, started: v1::Started) -> Todo {
         let header = started.header.unwrap_or_default();
-        self.cluster = Arc::from(header.cluster.as_str());
+        self.on_cluster(&header.cluster);
         let counted = self.counted;
         let found = self
             .subscriptions

@@ -81,6 +81,12 @@ impl Subscription {
         (self.cp.started || self.ap.started) && self.unlisted.is_none()
     }
 
+    /// Another cluster counts anew: positions of the one before say nothing about it.
+    pub(super) fn on_other_cluster(&mut self) {
+        self.cp.position = 0;
+        self.ap.position = 0;
+    }
+
     pub(super) fn forget(&mut self) {
         self.cp.forget();
         self.ap.forget();
