@@ -98,7 +98,10 @@ impl Shared {
 impl Hub {
     pub(crate) fn new(config: Arc<RegistryConfig>, endpoints: Arc<Endpoints>, consumer: Arc<str>) -> Self {
         let shared = Arc::new(Shared {
-            state: Mutex::new(State::new(config.watch_events_max)),
+            state: Mutex::new(State::new(
+                config.watch_events_max,
+                config.snapshot_folder.is_some(),
+            )),
             endpoints,
             changed: Notify::new(),
             dirty: Notify::new(),
@@ -172,14 +175,7 @@ async fn keep_snapshots(shared: Arc<Shared>, folder: SnapshotFolder) {
         tokio::select! {
             () = shared.dirty.notified() => {}
             () = tokio::time::sleep_until(rewrite_at) => {
-                let mut state = shared.state.lock();
-                let live: Vec<ServiceKey> = state
-                    .slots
-                    .iter()
-                    .filter(|(_, slot)| slot.cached.view().source == Source::Live)
-                    .map(|(key, _)| key.clone())
-                    .collect();
-                state.dirty.extend(live);
+                shared.state.lock().keep_live_on_disk();
                 rewrite_at = Instant::now() + shared.config.snapshot_interval;
             }
         }
@@ -190,12 +186,7 @@ async fn keep_snapshots(shared: Arc<Shared>, folder: SnapshotFolder) {
                 () = shared.wait_until_closed() => {}
             }
         }
-        let views: Vec<Arc<ServiceView>> = {
-            let mut state = shared.state.lock();
-            let dirty = std::mem::take(&mut state.dirty);
-            let view = |key: &ServiceKey| state.slots.get(key).map(|slot| Arc::clone(slot.cached.view()));
-            dirty.iter().filter_map(view).collect()
-        };
+        let views = shared.state.lock().take_dirty();
         write_snapshots(&folder, views).await;
         if shared.state.lock().closed {
             return;

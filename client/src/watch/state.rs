@@ -2,6 +2,8 @@
 
 mod frames;
 mod subscription;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -47,6 +49,15 @@ impl Slot {
     }
 }
 
+/// What is to be done about a disk snapshot.
+#[derive(Debug)]
+enum Dirt {
+    /// The service changed; it is written as it is held by then.
+    Changed,
+    /// The service was deleted; perhaps nothing is held of it by then.
+    Gone(Arc<ServiceView>),
+}
+
 /// How far the messages about groups of one mode have been taken in.
 #[derive(Clone, Copy, Debug, Default)]
 struct Mark {
@@ -85,8 +96,10 @@ pub(super) struct State {
     dropped: Vec<u64>,
     /// Services that discovery keeps current.
     pub(super) discovered: BTreeSet<ServiceKey>,
+    /// There is a folder for disk snapshots.
+    on_disk: bool,
     /// Services whose disk snapshot is out of date.
-    pub(super) dirty: BTreeSet<ServiceKey>,
+    dirty: BTreeMap<ServiceKey, Dirt>,
     heard: Arc<Heard>,
     cluster: Arc<str>,
     /// The cluster that a stream named last, this one or one before.
@@ -108,7 +121,7 @@ struct Tail {
 }
 
 impl State {
-    pub(super) fn new(events_max: usize) -> Self {
+    pub(super) fn new(events_max: usize, on_disk: bool) -> Self {
         Self {
             slots: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
@@ -118,7 +131,8 @@ impl State {
             events_max,
             dropped: Vec::new(),
             discovered: BTreeSet::new(),
-            dirty: BTreeSet::new(),
+            on_disk,
+            dirty: BTreeMap::new(),
             heard: Heard::now(),
             cluster: Arc::from(""),
             home: Arc::from(""),
@@ -155,9 +169,66 @@ impl State {
             self.dropped.push(subscription.number);
         }
         self.subscriptions.remove(target);
-        let subscriptions = &self.subscriptions;
-        self.slots
-            .retain(|key, _| subscriptions.keys().any(|target| target.covers(key)));
+        match target {
+            WatchTarget::Service(key) if self.is_wanted(key) => {}
+            WatchTarget::Service(key) => _ = self.slots.remove(key),
+            WatchTarget::Group(_) => {
+                let mut slots = std::mem::take(&mut self.slots);
+                slots.retain(|key, _| !target.covers(key) || self.is_wanted(key));
+                self.slots = slots;
+            }
+        }
+    }
+
+    /// Whether a subscription follows it, by its name or by a group's.
+    fn is_wanted(&self, key: &ServiceKey) -> bool {
+        let by_name = WatchTarget::Service(key.clone());
+        self.subscriptions.contains_key(&by_name) || self.groups().any(|target| target.covers(key))
+    }
+
+    /// The groups that are followed. They are few where services are many.
+    fn groups(&self) -> impl Iterator<Item = &WatchTarget> {
+        // Behind all single services, in the order of targets.
+        let from = WatchTarget::group("");
+        self.subscriptions.range(from..).map(|(target, _)| target)
+    }
+
+    /// The disk snapshot is to say what is held now.
+    fn keep_on_disk(&mut self, key: &ServiceKey) {
+        if !self.on_disk {
+            return;
+        }
+        let view = self.slots.get(key).map(|slot| slot.cached.view());
+        let dirt = match view.filter(|view| !view.exists) {
+            Some(gone) => Dirt::Gone(Arc::clone(gone)),
+            None => Dirt::Changed,
+        };
+        self.dirty.insert(key.clone(), dirt);
+    }
+
+    pub(super) fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// So that the ages on disk are true: all that is live is to be written.
+    pub(super) fn keep_live_on_disk(&mut self) {
+        let live = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.cached.view().source == Source::Live);
+        let live: Vec<ServiceKey> = live.map(|(key, _)| key.clone()).collect();
+        live.iter().for_each(|key| self.keep_on_disk(key));
+    }
+
+    /// What is to be written to disk, or taken from it.
+    pub(super) fn take_dirty(&mut self) -> Vec<Arc<ServiceView>> {
+        let dirty = std::mem::take(&mut self.dirty);
+        let view = |(key, dirt)| match (self.slots.get(&key), dirt) {
+            (Some(slot), _) => Some(Arc::clone(slot.cached.view())),
+            (None, Dirt::Gone(view)) => Some(view),
+            (None, Dirt::Changed) => None,
+        };
+        dirty.into_iter().filter_map(view).collect()
     }
 
     pub(super) fn slot(&mut self, key: &ServiceKey) -> &mut Slot {
@@ -184,9 +255,8 @@ impl State {
         self.next_queue += 1;
         let wake = Arc::new(Notify::new());
         let events: VecDeque<_> = self
-            .views(target)
+            .telling(target)
             .into_iter()
-            .filter(|view| view.source != Source::Nothing)
             .map(|view| WatchEvent::Snapshot { view, lagged: false })
             .collect();
         let lagged = events.len() > self.events_max;
@@ -214,7 +284,7 @@ impl State {
         if std::mem::take(&mut queue.lagged) {
             let target = queue.target.clone();
             return Some(WatchEvent::Lagged {
-                views: self.views(&target),
+                views: self.telling(&target),
             });
         }
         queue.events.pop_front()
@@ -226,6 +296,15 @@ impl State {
             .filter(|(key, _)| target.covers(key))
             .map(|(_, slot)| Arc::clone(slot.cached.view()))
             .collect()
+    }
+
+    /// What a reader who begins here is told: a group has the services that exist; of one that was asked for by name
+    /// it is also said that it does not.
+    fn telling(&self, target: &WatchTarget) -> Vec<Arc<ServiceView>> {
+        let by_name = matches!(target, WatchTarget::Service(_));
+        let mut views = self.views(target);
+        views.retain(|view| view.source != Source::Nothing && (view.exists || by_name));
+        views
     }
 
     fn tell(&mut self, key: &ServiceKey, event: WatchEvent) {

@@ -292,7 +292,7 @@ impl Stream {
             advice = todo.move_on.or(advice);
         }
         state.on_message_end();
-        if !state.dirty.is_empty() {
+        if state.is_dirty() {
             shared.dirty.notify_one();
         }
         Ok(advice)

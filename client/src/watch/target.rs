@@ -7,6 +7,12 @@ use rollcall_proto::v1;
 
 use crate::key::ServiceKey;
 
+#[cfg(test)]
+thread_local! {
+    /// How often a target was held against a service.
+    pub(super) static COMPARED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// What to follow.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WatchTarget {
@@ -26,6 +32,8 @@ impl WatchTarget {
     /// Whether it follows this service.
     #[must_use]
     pub fn covers(&self, service: &ServiceKey) -> bool {
+        #[cfg(test)]
+        COMPARED.with(|compared| compared.set(compared.get() + 1));
         match self {
             Self::Service(key) => key == service,
             Self::Group(prefix) => service.is_within(prefix),

@@ -17,7 +17,7 @@ use crate::watch::event::{RemovedNode, WatchEvent};
 use crate::watch::target::WatchTarget;
 
 /// A service that misses changes again so soon after it was asked for anew is asked for elsewhere.
-const RESYNC_SPACING: Duration = Duration::from_secs(1);
+pub(super) const RESYNC_SPACING: Duration = Duration::from_secs(1);
 /// A server that so often in a row is not ready for a subscription is left for another.
 const REFUSALS_MAX: u32 = 3;
 /// Longest wait that a server may ask for while it rations full lists.
@@ -39,7 +39,9 @@ impl State {
         self.cluster = Arc::from(cluster);
         if *self.home != *cluster {
             self.home = Arc::clone(&self.cluster);
-            self.subscriptions.values_mut().for_each(Subscription::on_other_cluster);
+            self.subscriptions
+                .values_mut()
+                .for_each(Subscription::on_other_cluster);
         }
     }
 
@@ -88,10 +90,6 @@ impl State {
         Confirmed::Heard(Arc::clone(&self.heard))
     }
 
-    fn is_wanted(&self, key: &ServiceKey) -> bool {
-        self.subscriptions.keys().any(|target| target.covers(key))
-    }
-
     fn on_started(&mut self, started: v1::Started) -> Todo {
         let header = started.header.unwrap_or_default();
         self.on_cluster(&header.cluster);
@@ -137,23 +135,28 @@ impl State {
         let mut unlisted = BTreeSet::new();
         let (mut gone, mut guarded) = (Vec::new(), Vec::new());
         for (key, slot) in self.slots.iter_mut().filter(|(key, _)| target.covers(key)) {
+            let listed = existing.contains(key);
             if slot.cached.on_other_cluster(&cluster) {
-                // The frames before this one were judged as if they came from the old cluster.
-                missing |= existing.contains(key);
-                slot.awaits_full |= existing.contains(key);
+                // The frames before this one were judged as if they came from the old cluster. A list that was asked
+                // for since then and did not replace what is held is empty: the next change brings another.
+                let asked = slot.awaits_full;
+                missing |= listed && !asked;
+                slot.awaits_full = if listed { !asked } else { asked && awaits_other };
                 continue;
             }
-            if slot.cached.view().source == Source::Nothing && existing.contains(key) {
+            if slot.cached.view().source == Source::Nothing && listed {
                 // It should have come just before.
                 missing = true;
                 slot.awaits_full = true;
             }
-            if slot.awaits_full {
-                continue;
-            }
             let held = slot.cached.view().counted();
             let own = held.mode() == counted.mode();
-            let listed = existing.contains(key);
+            let resumed_own = resumed && (own || held == Counted::Unknown);
+            if slot.awaits_full && (listed || resumed_own) {
+                // Where only changes are sent, the list that is waited for does not come.
+                missing |= resumed_own;
+                continue;
+            }
             if listed && resumed && held.differs(counted) {
                 // Only the changes were sent, and they are not to what is held.
                 missing = true;
@@ -193,14 +196,16 @@ impl State {
                     continue;
                 }
             }
+            // What is gone has no list to wait for.
+            slot.awaits_full = false;
             slot.publish();
         }
         for view in gone {
-            self.dirty.insert(view.key.clone());
+            self.keep_on_disk(&view.key);
             self.tell(&view.key.clone(), WatchEvent::Gone { view });
         }
         for (view, before) in guarded {
-            self.dirty.insert(view.key.clone());
+            self.keep_on_disk(&view.key);
             self.tell(&view.key.clone(), WatchEvent::Guard { view, before });
         }
         if missing {
@@ -254,7 +259,7 @@ impl State {
                 slot.awaits_full = false;
                 slot.publish();
                 let view = Arc::clone(slot.cached.view());
-                self.dirty.insert(key.clone());
+                self.keep_on_disk(&key);
                 if merged == Merged::Changed {
                     self.tell(
                         &key,
@@ -293,7 +298,7 @@ impl State {
             Merged::Changed => {
                 slot.publish();
                 let view = Arc::clone(slot.cached.view());
-                self.dirty.insert(key.clone());
+                self.keep_on_disk(&key);
                 if lists {
                     let put = put.iter().filter_map(|id| view.node(id).cloned()).collect();
                     let view = Arc::clone(&view);
@@ -319,14 +324,16 @@ impl State {
         let (cluster, counted, confirmed) = (Arc::clone(&self.cluster), self.counted, self.confirmed());
         self.on_word_of(&key);
         let slot = self.slot(&key);
-        if slot
+        let merged = slot
             .cached
-            .take_gone(gone.revision, (&cluster, counted), confirmed)
-            == Merged::Changed
-        {
+            .take_gone(gone.revision, (&cluster, counted), confirmed);
+        if matches!(merged, Merged::Changed | Merged::Confirmed) {
+            slot.awaits_full = false;
+        }
+        if merged == Merged::Changed {
             slot.publish();
             let view = Arc::clone(slot.cached.view());
-            self.dirty.insert(key.clone());
+            self.keep_on_disk(&key);
             self.tell(&key, WatchEvent::Gone { view });
         }
         Todo::default()
@@ -361,8 +368,35 @@ impl State {
                 slot.publish();
             }
         }
+        self.forget_gone(counted, revision);
         self.acknowledge(revision);
         Todo::default()
+    }
+
+    /// No resume comes to speak again of services that were gone by then: those that nobody asked for by name leave.
+    fn forget_gone(&mut self, counted: Counted, revision: u64) {
+        let is_past = |view: &ServiceView| {
+            let own =
+                view.mode == counted.mode() && (view.epoch != counted.epoch() || view.revision <= revision);
+            !view.exists && view.source == Source::Live && own
+        };
+        let past = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| !slot.awaits_full && is_past(slot.cached.view()));
+        let past: Vec<ServiceKey> = past.map(|(key, _)| key.clone()).collect();
+        for key in past {
+            let by_name = self
+                .subscriptions
+                .contains_key(&WatchTarget::Service(key.clone()));
+            let mut covering = self
+                .subscriptions
+                .iter_mut()
+                .filter(|(target, _)| target.covers(&key));
+            if !by_name && covering.all(|(_, one)| one.part(counted).started) {
+                self.slots.remove(&key);
+            }
+        }
     }
 
     /// It is not our turn, or a group's mode changed and the subscription is over: what is held is served meanwhile,

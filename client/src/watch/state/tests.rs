@@ -1,0 +1,343 @@
+//! What is held and said, frame by frame, without a server.
+
+use rollcall_proto::v1;
+use tokio::time::Instant;
+use v1::watch_frame::Frame;
+use v1::watch_request::Request;
+
+use super::State;
+use crate::key::ServiceKey;
+use crate::node::Node;
+use crate::sign::Sign;
+use crate::view::{Confirmed, Counted, ServiceView, Source};
+use crate::watch::event::WatchEvent;
+use crate::watch::target::{COMPARED, WatchTarget};
+
+fn key() -> ServiceKey {
+    ServiceKey::new("jobs", "s")
+}
+
+fn nodes(ids: &[&str]) -> Vec<v1::Node> {
+    let node = |id: &&str| v1::Node {
+        id: (*id).into(),
+        weight: 100,
+        kind: 1,
+        state: 1,
+        ..v1::Node::default()
+    };
+    ids.iter().map(node).collect()
+}
+
+fn sign(ids: &[&str]) -> Option<v1::Sign> {
+    let nodes: Vec<Node> = nodes(ids).into_iter().map(Node::from).collect();
+    Some(Sign::of_nodes(&nodes).into())
+}
+
+fn view(ids: &[&str], revision: u64) -> v1::ServiceView {
+    v1::ServiceView {
+        key: Some((&key()).into()),
+        sign: sign(ids),
+        revision,
+        settings: None,
+        nodes: nodes(ids),
+        guard: None,
+    }
+}
+
+fn list(ids: &[&str], revision: u64) -> Frame {
+    Frame::Snapshot(v1::ServiceSnapshot {
+        view: Some(view(ids, revision)),
+        revision,
+        lagged: false,
+    })
+}
+
+fn change(key: &ServiceKey, revision: u64, created: bool, put: &[&str], after: &[&str]) -> Frame {
+    Frame::Delta(v1::ServiceDelta {
+        key: Some(key.into()),
+        revision,
+        created,
+        sign: sign(after),
+        put: nodes(put),
+        ..v1::ServiceDelta::default()
+    })
+}
+
+fn gone(key: &ServiceKey, revision: u64) -> Frame {
+    let key = Some(key.into());
+    Frame::Gone(v1::ServiceGone { key, revision })
+}
+
+fn started(subscription: u64, revision: u64, services: &[ServiceKey]) -> Frame {
+    Frame::Started(v1::Started {
+        subscription,
+        kind: v1::StartKind::Current.into(),
+        revision,
+        services: services.iter().map(v1::ServiceKey::from).collect(),
+        ..v1::Started::default()
+    })
+}
+
+fn bookmark(revision: u64) -> Frame {
+    Frame::Bookmark(v1::Bookmark { revision })
+}
+
+/// A stream and who looks at what it brings.
+struct Scene {
+    state: State,
+    events: u64,
+}
+
+impl Scene {
+    fn following(target: &WatchTarget) -> Self {
+        let mut state = State::new(100, false);
+        state.want(target);
+        let (events, _) = state.add_queue(target);
+        state.on_connected();
+        Self { state, events }
+    }
+
+    /// One message of the cluster "new"; nobody is left.
+    fn hear(&mut self, frames: impl IntoIterator<Item = Frame>) {
+        self.state.on_message("new", Counted::Cluster);
+        for frame in frames {
+            let todo = self.state.on_frame(v1::WatchFrame { frame: Some(frame) });
+            assert_eq!(todo.leave, None);
+        }
+        self.state.on_message_end();
+    }
+
+    /// All that is to be said by then.
+    fn say(&mut self, later: std::time::Duration) -> Vec<Request> {
+        let now = Instant::now() + later;
+        std::iter::from_fn(|| self.state.take_request(now)).collect()
+    }
+
+    fn say_now(&mut self) -> Vec<Request> {
+        self.say(std::time::Duration::ZERO)
+    }
+
+    /// The number of the only subscription that is asked for by then.
+    fn asked(&mut self, later: std::time::Duration) -> u64 {
+        let said = self.say(later);
+        let asked = said.iter().filter_map(|request| match request {
+            Request::Subscribe(subscribe) => Some(subscribe.subscription),
+            Request::Unsubscribe(_) | Request::Ack(_) => None,
+        });
+        let asked: Vec<u64> = asked.collect();
+        assert_eq!(asked.len(), 1, "{said:?}");
+        asked[0]
+    }
+
+    fn asked_now(&mut self) -> u64 {
+        self.asked(std::time::Duration::ZERO)
+    }
+
+    fn told(&mut self) -> Vec<String> {
+        let event = |event| match event {
+            WatchEvent::Snapshot { view, .. } => format!("list {}", ids(&view)),
+            WatchEvent::Changed { view, .. } => format!("change {}", ids(&view)),
+            WatchEvent::Gone { .. } => "gone".into(),
+            WatchEvent::Live { .. } => "live".into(),
+            other => format!("{other:?}"),
+        };
+        std::iter::from_fn(|| self.state.take_event(self.events))
+            .map(event)
+            .collect()
+    }
+}
+
+fn ids(view: &ServiceView) -> String {
+    let ids: Vec<&str> = view.nodes.iter().map(|node| node.id.as_ref()).collect();
+    ids.join(",")
+}
+
+fn acknowledged(said: &[Request]) -> Vec<u64> {
+    let ack = |request: &Request| match request {
+        Request::Ack(ack) => Some(ack.revision),
+        Request::Subscribe(_) | Request::Unsubscribe(_) => None,
+    };
+    said.iter().filter_map(ack).collect()
+}
+
+/// The watch was dropped and taken up again while a change was under way, and then the service was deleted.
+fn missed() -> Scene {
+    let mut scene = Scene::following(&WatchTarget::Service(key()));
+    scene.asked_now();
+    scene.hear([change(&key(), 5, false, &["b"], &["a", "b"])]);
+    scene
+}
+
+#[test]
+fn a_service_that_is_gone_before_its_list_comes_is_not_waited_for() {
+    let mut scene = missed();
+    let number = scene.asked_now();
+    scene.hear([started(number, 9, &[])]);
+    assert_eq!(scene.told(), ["gone", "live"]);
+    scene.hear([change(&key(), 10, true, &["a"], &["a"])]);
+    assert_eq!(scene.told(), ["change a"]);
+    assert_eq!(acknowledged(&scene.say_now()), [10]);
+}
+
+#[test]
+fn a_service_that_is_said_to_be_gone_is_not_waited_for() {
+    let mut scene = missed();
+    scene.hear([gone(&key(), 9), change(&key(), 10, true, &["a"], &["a"])]);
+    assert_eq!(scene.told(), ["gone", "change a"]);
+}
+
+/// A resume sends changes alone, and the list that is waited for would never come.
+#[test]
+fn a_resume_does_not_do_for_a_service_whose_list_is_waited_for() {
+    let mut scene = Scene::following(&WatchTarget::Service(key()));
+    let number = scene.asked_now();
+    scene.hear([list(&["a"], 1), started(number, 1, &[key()])]);
+    scene.hear([change(&key(), 5, false, &["c"], &["a", "b", "c"])]);
+    let number = scene.asked_now();
+    let Frame::Started(started) = started(number, 9, &[key()]) else {
+        unreachable!()
+    };
+    let kind = v1::StartKind::Resumed.into();
+    scene.hear([Frame::Started(v1::Started { kind, ..started })]);
+    let number = scene.asked(super::frames::RESYNC_SPACING);
+    scene.hear([list(&["a", "b"], 5), self::started(number, 9, &[key()])]);
+    assert_eq!(scene.told(), ["list a", "live", "list a,b", "live"]);
+}
+
+/// The service of the new cluster is empty as yet: what is held of the old one stays, and the rest goes on.
+#[test]
+fn an_empty_service_of_another_cluster_is_asked_for_once() {
+    let target = WatchTarget::group("jobs");
+    let mut scene = Scene::following(&target);
+    let held = ServiceView::from_wire(
+        view(&["a"], 700),
+        700,
+        ("old".into(), Counted::Cluster),
+        Confirmed::Never,
+    );
+    scene.state.slot(&key());
+    scene.state.offer(held);
+    let number = scene.asked_now();
+    scene.hear([list(&[], 2), started(number, 3, &[key()])]);
+    let number = scene.asked(super::frames::RESYNC_SPACING);
+    scene.hear([list(&[], 2), started(number, 4, &[key()])]);
+    assert_eq!(scene.told(), ["list a", "live"]);
+    assert_eq!(
+        acknowledged(&scene.say(super::frames::RESYNC_SPACING * 2)),
+        [4],
+        "and nothing is asked for"
+    );
+    // Its first node is a change that does not fit what is held, so the list is asked for.
+    scene.hear([change(&key(), 5, false, &["b"], &["b"])]);
+    let number = scene.asked(super::frames::RESYNC_SPACING);
+    scene.hear([list(&["b"], 5), started(number, 5, &[key()])]);
+    assert_eq!(scene.told(), ["list b", "live"]);
+    assert_eq!(acknowledged(&scene.say_now()), [5]);
+}
+
+#[test]
+fn services_that_come_and_go_leave_nothing_behind() {
+    let target = WatchTarget::group("jobs");
+    let mut scene = Scene::following(&target);
+    let number = scene.asked_now();
+    scene.hear([started(number, 1, &[])]);
+    for job in 1..=10_000_u64 {
+        let key = ServiceKey::new("jobs", job.to_string());
+        scene.hear([
+            change(&key, 2 * job, true, &["a"], &["a"]),
+            gone(&key, 2 * job + 1),
+        ]);
+        if job % 100 == 0 {
+            scene.hear([bookmark(2 * job + 1)]);
+        }
+        assert!(scene.state.slots.len() <= 100);
+    }
+    assert!(scene.state.slots.is_empty());
+    assert!(scene.state.dirty.is_empty(), "there is no folder");
+    let (events, _) = scene.state.add_queue(&target);
+    assert!(scene.state.take_event(events).is_none());
+}
+
+/// Until a bookmark a resume may bring again what came before the end; that must not bring the service back.
+#[test]
+fn what_came_before_the_end_of_a_service_is_not_told_again() {
+    let mut scene = Scene::following(&WatchTarget::group("jobs"));
+    let number = scene.asked_now();
+    scene.hear([list(&["a"], 1), started(number, 1, &[key()])]);
+    scene.hear([gone(&key(), 9)]);
+    assert_eq!(scene.told(), ["list a", "live", "gone"]);
+    scene.hear([change(&key(), 5, false, &["b"], &["a", "b"]), gone(&key(), 9)]);
+    assert!(scene.told().is_empty());
+    scene.hear([bookmark(9)]);
+    assert!(scene.state.slots.is_empty());
+}
+
+/// Who asked for a service by its name goes on looking at it.
+#[test]
+fn a_service_that_is_watched_by_name_stays_when_it_is_gone() {
+    let mut scene = Scene::following(&WatchTarget::group("jobs"));
+    scene.state.want(&WatchTarget::Service(key()));
+    let (target, number) = (WatchTarget::Service(key()), scene.say_now().len() as u64);
+    scene.hear([
+        list(&["a"], 1),
+        started(1, 1, &[key()]),
+        started(number, 1, &[key()]),
+    ]);
+    scene.hear([gone(&key(), 2), bookmark(3)]);
+    assert_eq!(scene.state.slots.len(), 1);
+    let (events, _) = scene.state.add_queue(&target);
+    assert!(matches!(
+        scene.state.take_event(events),
+        Some(WatchEvent::Snapshot { view, .. }) if !view.exists && view.source == Source::Live
+    ));
+}
+
+#[test]
+fn a_folder_is_told_of_a_service_that_is_gone_and_no_longer_held() {
+    let mut state = State::new(100, true);
+    let target = WatchTarget::group("jobs");
+    state.want(&target);
+    state.on_connected();
+    let mut scene = Scene { state, events: 0 };
+    let number = scene.asked_now();
+    scene.hear([list(&["a"], 1), started(number, 1, &[key()])]);
+    let dirty = scene.state.take_dirty();
+    assert!(dirty.len() == 1 && dirty[0].exists);
+    scene.hear([gone(&key(), 2), bookmark(3)]);
+    assert!(scene.state.slots.is_empty());
+    let dirty = scene.state.take_dirty();
+    assert!(dirty.len() == 1 && !dirty[0].exists);
+}
+
+#[test]
+fn dropping_watches_costs_each_its_own_service_alone() {
+    let mut state = State::new(100, false);
+    let targets: Vec<WatchTarget> = (0..4_000)
+        .map(|one| WatchTarget::Service(ServiceKey::new("jobs", one.to_string())))
+        .collect();
+    let group = WatchTarget::group("jobs/a");
+    targets
+        .iter()
+        .chain([&group])
+        .for_each(|target| state.want(target));
+    let before = COMPARED.get();
+    targets.iter().for_each(|target| state.unwant(target));
+    assert!(state.slots.is_empty());
+    let compared = COMPARED.get() - before;
+    assert!(compared <= targets.len(), "{compared} comparisons");
+}
+
+#[test]
+fn the_last_watch_takes_with_it_what_nobody_else_follows() {
+    let mut state = State::new(100, false);
+    let (group, service) = (WatchTarget::group("jobs"), WatchTarget::Service(key()));
+    let other = ServiceKey::new("jobs", "other");
+    state.want(&group);
+    state.want(&service);
+    state.slot(&other);
+    state.unwant(&service);
+    assert_eq!(state.slots.len(), 2, "the group follows both");
+    state.want(&service);
+    state.unwant(&group);
+    assert_eq!(state.slots.keys().collect::<Vec<_>>(), [&key()]);
+}
