@@ -408,13 +408,13 @@ impl Error {
     }
 
     /// Whether this refusal would also hold for an earlier attempt of the same write that is still under way: it
-    /// cannot be applied any more, whatever happens.
+    /// cannot be applied any more, and was not. (Another revision than the expected one may be that attempt's own:
+    /// in mode AP only the server that took it knows its request id.)
     pub(crate) fn outlaws_earlier_attempts(&self) -> bool {
         matches!(
             self,
             Self::SessionNotFound { .. }
                 | Self::SessionForeign { .. }
-                | Self::RevisionMismatch { .. }
                 | Self::RequestIdReused { .. }
                 | Self::InvalidName { .. }
                 | Self::InvalidArgument { .. }

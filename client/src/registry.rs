@@ -318,14 +318,26 @@ mod tests {
             give_up(Some(id), false, unavailable()),
             Error::Unavailable { .. }
         ));
-        let mismatch = Error::RevisionMismatch {
+        let mismatch = || Error::RevisionMismatch {
             subject: "n".into(),
             current: 3,
             message: "m".into(),
         };
+        assert!(
+            matches!(give_up(Some(id), true, mismatch()), Error::OutcomeUnknown { .. }),
+            "it may be that attempt's own revision"
+        );
         assert!(matches!(
-            give_up(Some(id), true, mismatch),
+            give_up(Some(id), false, mismatch()),
             Error::RevisionMismatch { current: 3, .. }
+        ));
+        let invalid = Error::InvalidArgument {
+            subject: "n".into(),
+            message: "m".into(),
+        };
+        assert!(matches!(
+            give_up(Some(id), true, invalid),
+            Error::InvalidArgument { .. }
         ));
     }
 }

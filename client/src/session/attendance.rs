@@ -2,13 +2,15 @@
 //!
 //! Invariants: a write keeps its request id for as long as the session lives, so that it is applied at most once
 //! whatever streams it travels on; under a new session it gets a new id, since under a dead one nothing can be
-//! applied any more. While nodes of a group are being registered again, other writes to that group wait.
+//! applied any more. (It may have been before, and may have outlived the session.) While nodes of a group are being registered again, other writes to that group wait.
 
 mod closing;
 mod heartbeat;
 mod joining;
 mod leaving;
 mod restoring;
+#[cfg(test)]
+mod tests;
 mod writes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,6 +64,7 @@ struct Lease {
     session: u64,
     secret: bytes::Bytes,
     ttl: Duration,
+    opened_at: Instant,
 }
 
 impl Lease {
@@ -69,6 +72,11 @@ impl Lease {
     /// the ttl, so that several servers can be asked within it.
     fn answer_budget(&self) -> Duration {
         (self.ttl / 6).clamp(Duration::from_millis(250), Duration::from_secs(5))
+    }
+
+    /// It cannot have lapsed yet, even if no heartbeat has come through.
+    fn is_young(&self) -> bool {
+        self.opened_at.elapsed() < self.ttl
     }
 
     fn heartbeat_interval(&self) -> Duration {
@@ -119,6 +127,10 @@ pub(super) struct Attendance {
     lease: Option<Lease>,
     /// There was a session before.
     reopening: bool,
+    /// Sessions in a row that cannot have lapsed, and under which what was registered before was not taken.
+    restores_refused: u32,
+    /// A session for AP groups alone did not do: a group has moved to CP since.
+    full_wanted: bool,
     link: Link,
     datagrams: Datagrams,
     /// The server that has heard the session by datagram since the stream to it was put down; nobody was told of that.
@@ -158,6 +170,8 @@ impl Attendance {
             opening: Some(opening),
             lease: None,
             reopening: false,
+            restores_refused: 0,
+            full_wanted: false,
             link: Link::Down {
                 retry_at: Instant::now(),
             },
@@ -232,12 +246,14 @@ impl Attendance {
             }
         };
         let attached = matches!(self.link, Link::Up(_));
+        let restoring = self.restoring_groups();
         let writes = self.pending.values().flat_map(|pending| {
             let deadline = match &pending.purpose {
                 Purpose::Caller { deadline, .. } => Some(*deadline),
                 Purpose::Restore => None,
             };
-            [deadline, pending.not_before.filter(|_| attached)]
+            let sendable = attached && pending.may_go(&restoring);
+            [deadline, pending.not_before.filter(|_| sendable)]
                 .into_iter()
                 .flatten()
         });
@@ -247,7 +263,7 @@ impl Attendance {
             .chain(link)
             .chain(self.datagrams.wake_at())
             .chain(self.datagrams_try_at())
-            .chain(self.silent_at())
+            .chain(self.silent_at().filter(|_| attached))
             .chain(closing)
             .chain(opening)
             .fold(idle, Instant::min)
@@ -334,13 +350,16 @@ impl Attendance {
         }
     }
 
-    fn send(&mut self, request: v1::SessionRequest) {
-        let Link::Up(up) = &self.link else { return };
+    /// `false`: it did not go, and the stream was left.
+    fn send(&mut self, request: v1::SessionRequest) -> bool {
+        let Link::Up(up) = &self.link else { return false };
         // There is room for all that may be in flight: a full channel means the server reads nothing.
-        if up.outgoing.try_send(request).is_err() {
+        let sent = up.outgoing.try_send(request).is_ok();
+        if !sent {
             up.endpoint.failed();
             self.detach("the server takes nothing");
         }
+        sent
     }
 
     fn end_opening(&mut self, answer: Result<(), Error>) {

@@ -113,6 +113,18 @@ pub(super) struct Shared {
     pub(super) events: Mutex<Option<broadcast::Sender<super::SessionEvent>>>,
 }
 
+impl Shared {
+    pub(super) fn new() -> Self {
+        Self {
+            roll: Mutex::default(),
+            status: watch::Sender::new(SessionStatus::Opening),
+            lease: watch::Sender::new((0, Duration::ZERO)),
+            by_datagram: AtomicBool::new(false),
+            events: Mutex::new(Some(broadcast::Sender::new(EVENTS_MAX))),
+        }
+    }
+}
+
 impl Registry {
     /// Opens a session.
     ///
@@ -123,13 +135,7 @@ impl Registry {
         let config = Arc::clone(&self.inner.config);
         let (commands, receiver) = mpsc::channel(config.writes_in_flight_max);
         let (opened, answer) = oneshot::channel();
-        let shared = Arc::new(Shared {
-            roll: Mutex::default(),
-            status: watch::Sender::new(SessionStatus::Opening),
-            lease: watch::Sender::new((0, Duration::ZERO)),
-            by_datagram: AtomicBool::new(false),
-            events: Mutex::new(Some(broadcast::Sender::new(EVENTS_MAX))),
-        });
+        let shared = Arc::new(Shared::new());
         let deadline = Instant::now() + options.timeout.unwrap_or(config.call_timeout);
         let attendance = Attendance::new(
             Arc::clone(&config),

@@ -6,7 +6,7 @@ use rollcall_proto::v1;
 use rollcall_proto::v1::session_request::Request;
 
 use super::roll::Roll;
-use crate::node::{Entry, NodeUpdate, Removal};
+use crate::node::{Entry, NodeKind, NodeUpdate, Removal};
 use crate::registry::Written;
 
 /// What a provider may say of its nodes. All or none of a call's nodes, in one revision.
@@ -52,6 +52,18 @@ impl Operation {
             Self::Register(entries) => entries.iter().for_each(|entry| roll.enter(entry, written)),
             Self::Deregister(removals) => removals.iter().for_each(|removal| roll.strike(&removal.key)),
             Self::Update(updates) => updates.iter().for_each(|update| roll.update(update, written)),
+        }
+    }
+
+    /// What it does may stay when the session under which it was asked for is gone: nodes that are not ephemeral, or
+    /// of which we do not know.
+    pub(super) fn may_outlive_session(&self) -> bool {
+        match self {
+            Self::Register(entries) => {
+                let ephemeral = |entry: &Entry| entry.registration.kind == Some(NodeKind::Ephemeral);
+                !entries.iter().all(ephemeral)
+            }
+            Self::Deregister(_) | Self::Update(_) => true,
         }
     }
 

@@ -28,6 +28,8 @@ pub(crate) struct Shared {
     pub(crate) last_session: u64,
     /// Errors to answer the next writes with.
     pub(crate) refuse: Vec<v1::Error>,
+    /// Sessions opened in one of these modes are not found when they register.
+    pub(crate) registers_nothing: Vec<v1::GroupMode>,
     /// What subscriptions came, by server.
     pub(crate) subscriptions: Vec<(u64, v1::Subscribe)>,
     pub(crate) acks: Vec<u64>,
@@ -51,6 +53,7 @@ pub(crate) struct Shared {
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Session {
     pub(crate) ttl_ms: u64,
+    pub(crate) mode: v1::GroupMode,
     pub(crate) nodes: BTreeMap<String, v1::RegisterNode>,
     pub(crate) renewals: u64,
     pub(crate) attached: u64,
@@ -356,7 +359,9 @@ impl Core {
             if !own.contains(&session) {
                 return Some(error(v1::ErrorCode::SessionForeign));
             }
-            if !cluster.sessions.contains_key(&session) {
+            let registers = matches!(request.request, Some(R::Register(_)));
+            let found = cluster.sessions.get(&session);
+            if found.is_none_or(|found| registers && cluster.registers_nothing.contains(&found.mode)) {
                 return Some(error(v1::ErrorCode::SessionNotFound));
             }
         }
@@ -388,6 +393,7 @@ impl Core {
                     id,
                     Session {
                         ttl_ms: open.ttl_ms,
+                        mode: open.mode(),
                         ..Default::default()
                     },
                 );

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::fake::{Cluster, Server, eventually};
 use rollcall_client::{
-    Error, Registration, Registry, RegistryConfig, RequestId, ServiceKey, Session, SessionEvent,
+    Error, NodeKind, Registration, Registry, RegistryConfig, RequestId, ServiceKey, Session, SessionEvent,
     SessionEvents, SessionOptions, SessionStatus, WriteOptions, v1,
 };
 
@@ -225,6 +225,119 @@ async fn a_node_that_is_refused_when_registered_again_does_not_hold_up_the_other
     })
     .await;
     assert_eq!(session.nodes(), [key().node("127.0.0.1:2")]);
+}
+
+/// Its group was moved to CP, where a session for AP groups alone is not known.
+#[tokio::test]
+async fn a_session_for_ap_groups_is_exchanged_for_a_full_one_when_its_group_has_moved() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let options = SessionOptions::ttl(Duration::from_secs(2)).mode(v1::GroupMode::Ap);
+    let session = registry(&[&server]).open_session(options).await.unwrap();
+    let mut events = session.events();
+    session.register(&key(), node(1)).await.unwrap();
+    {
+        let mut cluster = cluster.lock();
+        cluster.registers_nothing = vec![v1::GroupMode::Ap];
+        cluster.sessions.clear();
+    }
+    let event = wait_for(&mut events, |event| {
+        matches!(
+            event,
+            SessionEvent::Reregistered { .. } | SessionEvent::NodeRefused { .. }
+        )
+    })
+    .await;
+    assert!(
+        matches!(event, SessionEvent::Reregistered { nodes: 1 }),
+        "{event:?}"
+    );
+    let cluster = cluster.lock();
+    assert_eq!(cluster.last_session, 3);
+    assert_eq!(cluster.sessions[&3].mode, v1::GroupMode::Unspecified);
+    assert_eq!(cluster.sessions[&3].nodes.len(), 1);
+}
+
+#[tokio::test]
+async fn sessions_that_take_no_node_are_not_opened_for_ever() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let session = open(&registry(&[&server]), Duration::from_secs(2)).await;
+    let mut events = session.events();
+    session.register(&key(), node(1)).await.unwrap();
+    {
+        let mut cluster = cluster.lock();
+        cluster.registers_nothing = vec![v1::GroupMode::Unspecified];
+        cluster.sessions.clear();
+    }
+    let refused = wait_for(&mut events, |event| {
+        matches!(event, SessionEvent::NodeRefused { .. })
+    })
+    .await;
+    assert!(
+        matches!(&refused, SessionEvent::NodeRefused { node, error }
+            if *node == key().node("127.0.0.1:1") && matches!(**error, Error::SessionNotFound { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(cluster.lock().last_session, 4, "the first one, and three more");
+}
+
+/// The servers swallowed the answer of the first attempt, whatever the second is told.
+async fn unanswered_then(
+    servers: [&Server; 2],
+    cluster: &Cluster,
+    kind: Option<NodeKind>,
+    between: impl FnOnce(&Cluster),
+    told: v1::ErrorCode,
+) -> Error {
+    let session = open(&registry(&servers), Duration::from_secs(10)).await;
+    let first = attached_to(&session, &servers);
+    servers[first].swallow(true);
+    let write = {
+        let session = session.clone();
+        let mut registration = node(1);
+        registration.kind = kind;
+        let entry = rollcall_client::Entry::new(key(), registration);
+        tokio::spawn(async move { session.register_all(vec![entry], WriteOptions::default()).await })
+    };
+    eventually("the write is applied", || !cluster.lock().applied.is_empty()).await;
+    between(cluster);
+    cluster.lock().refuse = vec![v1::Error {
+        code: told.into(),
+        effect: v1::Effect::None.into(),
+        ..Default::default()
+    }];
+    servers[first].kill();
+    write.await.unwrap().unwrap_err()
+}
+
+/// It may be the first attempt's own revision that the second one met: in mode AP other servers do not know its id.
+#[tokio::test]
+async fn another_revision_than_expected_does_not_deny_an_attempt_without_an_answer() {
+    let cluster = Cluster::default();
+    let servers = [
+        &Server::start(1, &cluster).await,
+        &Server::start(2, &cluster).await,
+    ];
+    let told = v1::ErrorCode::RevisionMismatch;
+    let error = unanswered_then(servers, &cluster, None, |_| {}, told).await;
+    assert!(matches!(error, Error::OutcomeUnknown { .. }), "{error}");
+}
+
+/// Nodes that are not ephemeral outlive the session under which they were registered.
+#[tokio::test]
+async fn a_lost_session_does_not_deny_an_attempt_without_an_answer() {
+    let forget = |cluster: &Cluster| cluster.lock().sessions.clear();
+    let told = v1::ErrorCode::AlreadyExists;
+    for (kind, unknown) in [(NodeKind::Static, true), (NodeKind::Ephemeral, false)] {
+        let cluster = Cluster::default();
+        let servers = [
+            &Server::start(1, &cluster).await,
+            &Server::start(2, &cluster).await,
+        ];
+        let error = unanswered_then(servers, &cluster, Some(kind), forget, told).await;
+        assert_eq!(matches!(error, Error::OutcomeUnknown { .. }), unknown, "{error}");
+    }
 }
 
 #[tokio::test]

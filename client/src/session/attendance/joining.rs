@@ -60,12 +60,17 @@ impl Attendance {
             ),
             None => {
                 let client = self.options.client_name.clone();
+                let mode = if self.full_wanted {
+                    v1::GroupMode::Unspecified
+                } else {
+                    self.options.mode
+                };
                 let open = v1::OpenSession {
                     // Each attempt is a write of its own: a session of which nobody heard lapses without nodes.
                     options: Some(wire_options(RequestId::random(), self.config.attempt_timeout, 0)),
                     ttl_ms: millis(self.options.ttl),
                     client: client.unwrap_or_else(|| self.config.client_name.clone()),
-                    mode: self.options.mode.into(),
+                    mode: mode.into(),
                 };
                 let first = v1::SessionRequest {
                     call,
@@ -133,6 +138,7 @@ impl Attendance {
                     session: opened.session,
                     secret: opened.secret,
                     ttl: Duration::from_millis(opened.ttl_ms.max(1)),
+                    opened_at: Instant::now(),
                 };
                 self.link = up(Instant::now() + lease.heartbeat_interval());
                 self.datagrams.on_told(&endpoint.address, &opened.heartbeat);
@@ -221,7 +227,9 @@ impl Attendance {
 
     fn joined(&mut self, server: &str) {
         self.tried = 0;
-        self.pause.reset();
+        if self.restores_refused == 0 {
+            self.pause.reset();
+        }
         self.last_error = None;
         self.shared.status.send_replace(SessionStatus::Attached {
             server: server.into(),

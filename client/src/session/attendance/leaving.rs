@@ -82,6 +82,11 @@ impl Attendance {
         tracing::warn!(session = lease.session, "session lost, opening a new one");
         self.detach("the session was lost");
         self.reopening = true;
+        if self.restores_refused > 0 {
+            // It may not have been the session's fault.
+            let retry_at = Instant::now() + self.pause.next_delay();
+            self.link = Link::Down { retry_at };
+        }
         self.shared.status.send_replace(SessionStatus::Restoring);
         self.tell(SessionEvent::Lost {
             session: lease.session,
@@ -90,7 +95,8 @@ impl Attendance {
             .retain(|_, pending| matches!(pending.purpose, Purpose::Caller { .. }));
         for pending in self.pending.values_mut() {
             pending.request_id = RequestId::random();
-            pending.outcome_unknown = false;
+            // What was applied under the old session is gone with it, or will be; other nodes stay.
+            pending.outcome_unknown &= pending.operation.may_outlive_session();
             pending.not_before = None;
         }
         if self.closing.is_some() {

@@ -1,5 +1,6 @@
 //! Registering again what was registered.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rollcall_proto::v1;
@@ -48,6 +49,12 @@ impl Attendance {
             .collect()
     }
 
+    /// Groups of which nodes are being registered again.
+    pub(super) fn restoring_groups(&self) -> BTreeSet<&str> {
+        let restores = self.pending.values().filter(|pending| pending.is_restore());
+        restores.flat_map(|pending| pending.operation.groups()).collect()
+    }
+
     fn is_restoring(&self) -> bool {
         self.pending.values().any(Pending::is_restore)
     }
@@ -80,6 +87,7 @@ impl Attendance {
         if self.is_restoring() {
             return;
         }
+        self.restores_refused = 0;
         let nodes = self.shared.roll.lock().len();
         if let Link::Up(up) = &self.link {
             self.shared.status.send_replace(SessionStatus::Attached {

@@ -7,7 +7,7 @@ use rollcall_proto::v1;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Attendance, Link, Write};
+use super::{Attendance, Lease, Link, Write};
 use crate::backoff::Backoff;
 use crate::error::Error;
 use crate::key::RequestId;
@@ -38,6 +38,11 @@ impl Pending {
     pub(super) fn is_restore(&self) -> bool {
         matches!(self.purpose, Purpose::Restore)
     }
+
+    /// While nodes of a group are being registered again, other writes to it wait.
+    pub(super) fn may_go(&self, restoring: &BTreeSet<&str>) -> bool {
+        self.is_restore() || restoring.is_empty() || self.operation.groups().is_disjoint(restoring)
+    }
 }
 
 pub(super) enum Purpose {
@@ -62,19 +67,29 @@ impl Attendance {
         let Some(pending) = self.pending.get_mut(&call) else {
             return;
         };
+        let young = self.lease.as_ref().is_some_and(Lease::is_young);
         match answer {
             Ok(written) => self.finish(call, Ok(written)),
             Err(error @ Error::SessionNotFound { .. })
-                if pending.sessions_refused >= SESSIONS_REFUSED_MAX =>
+                if pending.sessions_refused >= SESSIONS_REFUSED_MAX
+                    || (pending.is_restore() && young && self.restores_refused >= SESSIONS_REFUSED_MAX) =>
             {
                 // Not the sessions are at fault: one for AP groups alone cannot write to a CP group, say.
                 self.finish(call, Err(error));
             }
             Err(Error::SessionNotFound { .. }) => {
+                pending.sent_at = None;
                 pending.sessions_refused += 1;
+                if pending.is_restore() && young {
+                    self.restores_refused += 1;
+                    self.full_wanted = true;
+                }
                 self.lose();
             }
-            Err(Error::SessionForeign { .. }) => self.detach("the server does not hold the session"),
+            Err(Error::SessionForeign { .. }) => {
+                pending.sent_at = None;
+                self.detach("the server does not hold the session");
+            }
             Err(error) => {
                 pending.outcome_unknown |= matches!(error, Error::OutcomeUnknown { .. });
                 let restoring = matches!(pending.purpose, Purpose::Restore);
@@ -141,17 +156,16 @@ impl Attendance {
             return;
         };
         let session = lease.session;
-        let restores = self.pending.values().filter(|pending| pending.is_restore());
-        let restoring: BTreeSet<&str> = restores.flat_map(|pending| pending.operation.groups()).collect();
+        let restoring = self.restoring_groups();
         let due: Vec<u64> = self
             .pending
             .iter()
             .filter(|(_, pending)| pending.sent_at.is_none() && pending.not_before.is_none_or(|at| at <= now))
-            .filter(|(_, pending)| pending.is_restore() || pending.operation.groups().is_disjoint(&restoring))
+            .filter(|(_, pending)| pending.may_go(&restoring))
             .map(|(call, _)| *call)
             .collect();
         for call in due {
-            let Some(pending) = self.pending.get_mut(&call) else {
+            let Some(pending) = self.pending.get(&call) else {
                 continue;
             };
             let left = match &pending.purpose {
@@ -161,13 +175,18 @@ impl Attendance {
             let budget = left.min(self.config.attempt_timeout);
             let options = wire_options(pending.request_id, budget, pending.acks);
             let request = Some(pending.operation.to_wire(options));
-            pending.sent_at = Some(now);
-            pending.not_before = None;
-            self.send(v1::SessionRequest {
+            let request = v1::SessionRequest {
                 call,
                 session,
                 request,
-            });
+            };
+            if !self.send(request) {
+                return;
+            }
+            if let Some(pending) = self.pending.get_mut(&call) {
+                pending.sent_at = Some(now);
+                pending.not_before = None;
+            }
         }
     }
 

@@ -1,0 +1,101 @@
+//! What is sent, and when the task wakes, without a server.
+
+use tonic::codec::{DecodeBuf, Decoder};
+
+use super::*;
+use crate::node::{Expected, Removal};
+
+/// Reads nothing.
+struct Silence;
+
+impl Decoder for Silence {
+    type Item = v1::SessionResponse;
+    type Error = Status;
+
+    fn decode(&mut self, _: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
+        Ok(None)
+    }
+}
+
+/// Attached, with room for so many messages on the stream, which nobody reads.
+fn attached(room: usize) -> (Attendance, mpsc::Receiver<v1::SessionRequest>) {
+    let config = Arc::new(RegistryConfig::new(["127.0.0.1:1"]));
+    let endpoints = Arc::new(Endpoints::new(&config).expect("an address"));
+    let shared = Arc::new(Shared::new());
+    let (_, commands) = mpsc::channel(1);
+    let (opened, _) = oneshot::channel();
+    let later = Instant::now() + Duration::from_secs(60);
+    let options = SessionOptions::ttl(Duration::from_secs(60));
+    let mut attendance = Attendance::new(
+        config,
+        Arc::clone(&endpoints),
+        options,
+        shared,
+        commands,
+        (opened, later),
+    );
+    attendance.opening = None;
+    attendance.lease = Some(Lease {
+        session: 1,
+        secret: bytes::Bytes::new(),
+        ttl: Duration::from_secs(60),
+        opened_at: Instant::now(),
+    });
+    let (outgoing, requests) = mpsc::channel(room);
+    attendance.link = Link::Up(Box::new(Up {
+        endpoint: endpoints.pick(),
+        _connection: None,
+        outgoing,
+        incoming: Streaming::new_empty(Silence, tonic::body::Body::empty()),
+        heartbeat_at: later,
+        heartbeat: None,
+        move_at: None,
+    }));
+    (attendance, requests)
+}
+
+fn ask(attendance: &mut Attendance, purpose: Purpose) {
+    let removal = Removal {
+        key: NodeKey::new("g", "s", "n"),
+        expected: Expected::Any,
+    };
+    let operation = Operation::Deregister(vec![removal]);
+    attendance.add_pending(operation, RequestId::random(), 0, purpose);
+}
+
+fn caller() -> Purpose {
+    let (reply, _) = oneshot::channel();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    Purpose::Caller { deadline, reply }
+}
+
+#[tokio::test]
+async fn what_did_not_go_is_not_taken_for_sent() {
+    let (mut attendance, _requests) = attached(1);
+    (0..3).for_each(|_| ask(&mut attendance, caller()));
+    attendance.send_pending(Instant::now());
+    assert!(
+        matches!(attendance.link, Link::Down { .. }),
+        "there is no room for the second"
+    );
+    let pending: Vec<_> = attendance
+        .pending
+        .values()
+        .map(|pending| (pending.sent_at, pending.outcome_unknown))
+        .collect();
+    assert_eq!(pending, [(None, true), (None, false), (None, false)]);
+}
+
+#[tokio::test]
+async fn a_write_that_waits_for_nodes_to_be_registered_again_wakes_nobody() {
+    let (mut attendance, _requests) = attached(8);
+    ask(&mut attendance, Purpose::Restore);
+    attendance.send_pending(Instant::now());
+    ask(&mut attendance, caller());
+    let now = Instant::now();
+    for pending in attendance.pending.values_mut().filter(|one| !one.is_restore()) {
+        pending.not_before = Some(now);
+    }
+    attendance.send_pending(now);
+    assert!(attendance.wake_at() > now + Duration::from_secs(1));
+}
