@@ -48,6 +48,9 @@ impl PollOptions {
     }
 }
 
+/// Longest wait that a server may ask for while it rations full lists.
+const KEEP_CACHE_MAX: Duration = Duration::from_secs(600);
+
 /// Ends the task when the last watch of the poll is dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Guard {
@@ -117,22 +120,27 @@ impl Registry {
 async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, options: PollOptions) {
     let keys: Vec<ServiceKey> = slots.keys().cloned().collect();
     loop {
+        // A server that does not answer for one list is not waited for once for each of the others.
+        let mut answering = true;
         for keys in keys.chunks(SIGNS_MAX) {
             match registry.signs(keys, options.read).await {
                 Ok(answer) => {
                     for sign in answer.value {
-                        if let Some(slot) = slots.get_mut(&sign.key) {
-                            compare(registry, slot, &sign, &answer.header, options).await;
+                        let Some(slot) = slots.get_mut(&sign.key) else {
+                            continue;
+                        };
+                        if !slot.compare(&sign, &answer.header) {
+                            let current = answering && slot.ask(registry, options, &mut answering).await;
+                            if !current {
+                                slot.hold();
+                            }
                         }
                     }
                 }
                 Err(error) => {
                     tracing::debug!(%error, "signs were not answered");
-                    for slot in slots.values_mut() {
-                        if slot.cached.on_interrupted() {
-                            slot.publish();
-                        }
-                    }
+                    slots.values_mut().for_each(Slot::hold);
+                    break;
                 }
             }
         }
@@ -145,66 +153,88 @@ async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, option
     }
 }
 
-async fn compare(
-    registry: &Registry,
-    slot: &mut Slot,
-    sign: &ServiceSign,
-    header: &v1::ResponseHeader,
-    options: PollOptions,
-) {
-    let held = slot.cached.view();
-    let confirmed = Confirmed::Heard(Heard::now());
-    let cluster = Arc::from(header.cluster.as_str());
-    let counted = Counted::of(sign.mode, header.epoch);
-    let origin = (&cluster, counted);
-    let revision = if sign.mode == header.mode() || counted == Counted::Cluster {
-        header.revision
-    } else {
-        // The header counts something else; but this life of the server has gone on since the last answer.
-        sign.revision.max(held.as_of.saturating_add(1))
-    };
-    if !sign.exists {
-        // A server that is behind may never have heard of the group in whose mode the list was counted.
-        let behind = held.counted().differs(counted)
-            && counted == Counted::Cluster
-            && header.read_mode() == v1::ReadMode::Local;
-        if !behind {
-            slot.cached.take_gone(revision, origin, confirmed);
+impl Slot {
+    /// Whether what is held is what the sign says; then it is confirmed.
+    fn compare(&mut self, sign: &ServiceSign, header: &v1::ResponseHeader) -> bool {
+        let held = self.cached.view();
+        let confirmed = Confirmed::Heard(Heard::now());
+        let cluster = Arc::from(header.cluster.as_str());
+        let counted = Counted::of(sign.mode, header.epoch);
+        let origin = (&cluster, counted);
+        let revision = if sign.mode == header.mode() || counted == Counted::Cluster {
+            header.revision
+        } else {
+            // The header counts something else; but this life of the server has gone on since the last answer.
+            sign.revision.max(held.as_of.saturating_add(1))
+        };
+        if !sign.exists {
+            // A server that is behind may never have heard of the group in whose mode the list was counted.
+            let behind = held.counted().differs(counted)
+                && counted == Counted::Cluster
+                && header.read_mode() == v1::ReadMode::Local;
+            if !behind {
+                self.cached.take_gone(revision, origin, confirmed);
+            }
+            self.publish();
+            return true;
         }
-        return slot.publish();
-    }
-    if held.exists && held.sign == sign.sign && held.source != Source::Nothing {
-        if slot.cached.confirm(revision, origin, confirmed) == Merged::Confirmed {
-            slot.cached.take_guard(sign.guard);
+        let same = held.exists && held.sign == sign.sign && held.source != Source::Nothing;
+        if same {
+            if self.cached.confirm(revision, origin, confirmed) == Merged::Confirmed {
+                self.cached.take_guard(sign.guard);
+            }
+            self.publish();
         }
-        return slot.publish();
+        same
     }
-    if slot.ask_at.is_some_and(|at| Instant::now() < at) {
-        return;
-    }
-    let known = (held.exists && held.source != Source::Nothing).then_some(held.sign);
-    match registry.query_unless(&sign.key, known, options.read).await {
-        Ok(answer) => {
-            let cluster = Arc::from(answer.header.cluster.as_str());
-            slot.ask_at = None;
-            match answer.value {
-                Queried::View(view) => {
-                    let counted = Counted::of(answer.header.mode(), answer.header.epoch);
-                    let origin = (cluster, counted);
-                    let view = ServiceView::from_wire(*view, answer.header.revision, origin, confirmed);
-                    slot.cached.take_full(view);
-                    slot.publish();
-                }
-                // It was, for a moment: the next round compares again.
-                Queried::Unchanged => {}
-                Queried::KeepCache(retry_after) => slot.ask_at = Some(Instant::now() + retry_after),
+
+    /// Asks for the full list, if it is our turn. Whether what is held is current then. An error that another service's
+    /// question would meet too is told by `answering`.
+    async fn ask(&mut self, registry: &Registry, options: PollOptions, answering: &mut bool) -> bool {
+        if self.ask_at.is_some_and(|at| Instant::now() < at) {
+            return false;
+        }
+        let held = self.cached.view();
+        let known = (held.exists && held.source != Source::Nothing).then_some(held.sign);
+        let answer = match registry.query_unless(&held.key, known, options.read).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::debug!(service = %held.key, %error, "a service was not answered");
+                *answering = !error.is_transient();
+                return false;
+            }
+        };
+        let header = answer.header;
+        self.ask_at = None;
+        match answer.value {
+            Queried::View(view) => {
+                let origin = (
+                    Arc::from(header.cluster.as_str()),
+                    Counted::of(header.mode(), header.epoch),
+                );
+                let confirmed = Confirmed::Heard(Heard::now());
+                let view = ServiceView::from_wire(*view, header.revision, origin, confirmed);
+                let merged = self.cached.take_full(view);
+                self.publish();
+                // A server that is behind says nothing against what is held.
+                matches!(merged, Merged::Changed | Merged::Confirmed | Merged::Older)
+            }
+            // It was, for a moment: the next round compares again.
+            Queried::Unchanged => true,
+            Queried::KeepCache(retry_after) => {
+                self.ask_at = Some(Instant::now() + retry_after.min(KEEP_CACHE_MAX));
+                false
             }
         }
-        Err(error) => tracing::debug!(service = %sign.key, %error, "a service was not answered"),
     }
-}
 
-impl Slot {
+    /// No server confirms what is held any more: it stays, and is no longer said to be live.
+    fn hold(&mut self) {
+        if self.cached.on_interrupted() {
+            self.publish();
+        }
+    }
+
     fn publish(&self) {
         self.published.send_if_modified(|shown| {
             let next = self.cached.view();

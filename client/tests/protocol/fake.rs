@@ -43,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) ap_script: Vec<v1::WatchFrame>,
     /// What queries are answered with.
     pub(crate) view: Option<v1::ServiceView>,
+    /// Not 0: full lists are rationed, for whoever holds one.
+    pub(crate) keep_cache_ms: u32,
     pub(crate) queries: u64,
     /// Those that came on streams, by server and stream.
     pub(crate) discovered: Vec<(u64, u64, v1::DiscoverRequest)>,
@@ -303,7 +305,7 @@ impl Core {
             header: self.header(cluster.revision),
             unchanged: false,
             view: Some(view.encode_to_vec().into()),
-            keep_cache_ms: 0,
+            keep_cache_ms: cluster.keep_cache_ms,
         })
     }
 

@@ -583,6 +583,36 @@ async fn a_poll_asks_for_a_list_only_when_its_sign_differs() {
     assert!(registry.poll(&[], PollOptions::every(Duration::ZERO)).is_err());
 }
 
+/// It knows that its list is another one by now.
+#[tokio::test]
+async fn a_poll_that_is_not_given_the_new_list_does_not_call_the_old_one_live() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let set = |ids: &[&str], revision: u64, keep_cache_ms: u32| {
+        let mut cluster = cluster.lock();
+        (cluster.revision, cluster.keep_cache_ms) = (revision, keep_cache_ms);
+        cluster.view = Some(v1::ServiceView {
+            key: Some((&key()).into()),
+            sign: sign(ids),
+            revision,
+            settings: None,
+            nodes: nodes(ids),
+            guard: None,
+        });
+    };
+    set(&["a"], 5, 0);
+    let registry = Registry::connect(config(&[&server])).unwrap();
+    let options = PollOptions::every(Duration::from_millis(50));
+    let mut watch = registry.poll(&[key()], options).unwrap().pop().unwrap();
+    until(&mut watch, |view| view.source == Source::Live).await;
+    set(&["b"], 6, 300);
+    let view = until(&mut watch, |view| view.source == Source::Cache).await;
+    assert_eq!(ids(&view), ["a"]);
+    cluster.lock().keep_cache_ms = 0;
+    let view = until(&mut watch, |view| view.source == Source::Live).await;
+    assert_eq!(ids(&view), ["b"]);
+}
+
 async fn until_confirmed(watch: &ServiceWatch, as_of: u64) {
     eventually("the view is confirmed", || watch.view().as_of >= as_of).await;
 }
