@@ -10,8 +10,9 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::record::{Key, Record, Seq, Stored, Value};
 use crate::ids::{NodeId, NodeKey, ServiceKey, SessionId};
 
-/// So many bytes of records are kept as they travel; others are encoded anew for who asks for them.
-const RECENT_BYTES_MAX: usize = 256 << 10;
+/// So many bytes of records are kept as they travel, which is what one answer to a follower holds; others are encoded anew for
+/// each who asks for them.
+const RECENT_BYTES_MAX: usize = 1 << 20;
 
 /// A set of records that is compared and repaired as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -96,6 +97,37 @@ struct Shelf {
     digest: u128,
 }
 
+impl Shelf {
+    /// Those of this kind, and the id of the one; none of what is not on a shelf.
+    fn part_of<'a>(&mut self, key: &'a Key) -> Option<(&mut BTreeMap<NodeId, Entry>, &'a NodeId)> {
+        match key {
+            Key::Node(key) => Some((&mut self.nodes, &key.node)),
+            Key::Override(key) => Some((&mut self.overrides, &key.node)),
+            Key::Session(_) => None,
+        }
+    }
+
+    fn swap_in(&mut self, key: &Key, entry: Entry) -> Option<Entry> {
+        self.digest = self.digest.wrapping_add(entry.hash);
+        let (part, node) = self.part_of(key)?;
+        let before = match part.get_mut(node) {
+            Some(there) => Some(std::mem::replace(there, entry)),
+            None => part.insert(node.clone(), entry),
+        };
+        self.digest = self
+            .digest
+            .wrapping_sub(before.as_ref().map_or(0, |before| before.hash));
+        before
+    }
+
+    fn take_out(&mut self, key: &Key) -> Option<Entry> {
+        let (part, node) = self.part_of(key)?;
+        let entry = part.remove(node)?;
+        self.digest = self.digest.wrapping_sub(entry.hash);
+        Some(entry)
+    }
+}
+
 /// All records. Invariant: `log`, `nodes_of` and the digests say what the entries say.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table {
@@ -137,36 +169,16 @@ impl Table {
     /// Puts a record in place of what there was, under a number if this server wrote it.
     pub(super) fn put(&mut self, stored: &Stored) {
         let Stored { record, seq, bytes } = stored;
-        let hash = xxh3_128(bytes);
         let entry = Entry {
             record: record.clone(),
             seq: *seq,
-            hash,
+            hash: xxh3_128(bytes),
         };
-        let before = match &record.key {
-            Key::Node(key) => {
-                let shelf = self.shelf(&key.service);
-                shelf.digest = shelf.digest.wrapping_add(hash);
-                shelf.nodes.insert(key.node.clone(), entry)
-            }
-            Key::Override(key) => {
-                let shelf = self.shelf(&key.service);
-                shelf.digest = shelf.digest.wrapping_add(hash);
-                shelf.overrides.insert(key.node.clone(), entry)
-            }
-            Key::Session(id) => {
-                let digest = self.session_digests.entry(low_byte(*id)).or_default();
-                *digest = digest.wrapping_add(hash);
-                self.sessions.insert(*id, entry)
-            }
-        };
-        self.len += 1;
-        let (owner, owner_before) = (
-            session_of(record),
-            before.as_ref().and_then(|before| session_of(&before.record)),
-        );
-        if let Some(before) = before {
-            self.strike(&record.key, &before, owner);
+        let before = self.swap_in(&record.key, entry);
+        match &before {
+            None => self.len += 1,
+            Some(Entry { seq: Some(seq), .. }) => _ = self.log.remove(seq),
+            Some(Entry { seq: None, .. }) => {}
         }
         if let Some(seq) = *seq {
             let logged = Logged {
@@ -177,57 +189,59 @@ impl Table {
             self.recent.push(seq, bytes);
             self.head = self.head.max(seq);
         }
-        if owner_before != owner
-            && let (Key::Node(key), Some(session)) = (&record.key, owner)
-        {
-            self.nodes_of.entry(session).or_default().insert(key.clone());
+        if let Key::Node(key) = &record.key {
+            let owner_before = before.and_then(|before| session_of(&before.record));
+            self.change_owner(key, owner_before, session_of(record));
         }
     }
 
-    fn shelf(&mut self, key: &ServiceKey) -> &mut Shelf {
-        // Looked for first: most are there, and a name that is not needed need not be counted.
-        if !self.services.contains_key(key) {
-            self.services.insert(key.clone(), Shelf::default());
-        }
-        self.services
-            .get_mut(key)
-            .expect("it was there, or was just put in")
-    }
-
-    pub(super) fn remove(&mut self, key: &Key) {
-        let entry = match key {
-            Key::Node(key) => self
-                .services
-                .get_mut(&key.service)
-                .and_then(|shelf| shelf.nodes.remove(&key.node)),
-            Key::Override(key) => self
-                .services
-                .get_mut(&key.service)
-                .and_then(|shelf| shelf.overrides.remove(&key.node)),
-            Key::Session(id) => self.sessions.remove(id),
-        };
-        if let Some(entry) = entry {
-            self.strike(key, &entry, None);
-        }
-    }
-
-    /// A record is not there any more, or has made room for one that names the session `after`: nothing speaks of it
-    /// any more.
-    fn strike(&mut self, key: &Key, entry: &Entry, after: Option<SessionId>) {
-        self.len -= 1;
-        if let Some(seq) = entry.seq {
-            self.log.remove(&seq);
-        }
+    /// What was there under the key goes out; the digests follow.
+    fn swap_in(&mut self, key: &Key, entry: Entry) -> Option<Entry> {
         match key {
+            // Looked for first: most are there, and a name that is not needed need not be counted.
             Key::Node(NodeKey { service, .. }) | Key::Override(NodeKey { service, .. }) => {
-                if let Some(shelf) = self.services.get_mut(service) {
-                    shelf.digest = shelf.digest.wrapping_sub(entry.hash);
-                    if shelf.nodes.is_empty() && shelf.overrides.is_empty() {
-                        self.services.remove(service);
+                match self.services.get_mut(service) {
+                    Some(shelf) => shelf.swap_in(key, entry),
+                    None => {
+                        let shelf = self.services.entry(service.clone()).or_default();
+                        shelf.swap_in(key, entry)
                     }
                 }
             }
             Key::Session(id) => {
+                let digest = self.session_digests.entry(low_byte(*id)).or_default();
+                *digest = digest.wrapping_add(entry.hash);
+                let before = self.sessions.insert(*id, entry);
+                *digest = digest.wrapping_sub(before.as_ref().map_or(0, |before| before.hash));
+                before
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: &Key) {
+        let Some(entry) = self.take_out(key) else { return };
+        self.len -= 1;
+        if let Some(seq) = entry.seq {
+            self.log.remove(&seq);
+        }
+        if let Key::Node(key) = key {
+            self.change_owner(key, session_of(&entry.record), None);
+        }
+    }
+
+    /// What is there under the key goes out; the digests follow, and whatever is empty goes with it.
+    fn take_out(&mut self, key: &Key) -> Option<Entry> {
+        match key {
+            Key::Node(NodeKey { service, .. }) | Key::Override(NodeKey { service, .. }) => {
+                let shelf = self.services.get_mut(service)?;
+                let entry = shelf.take_out(key)?;
+                if shelf.nodes.is_empty() && shelf.overrides.is_empty() {
+                    self.services.remove(service);
+                }
+                Some(entry)
+            }
+            Key::Session(id) => {
+                let entry = self.sessions.remove(id)?;
                 let low = low_byte(*id);
                 if let Some(digest) = self.session_digests.get_mut(&low) {
                     *digest = digest.wrapping_sub(entry.hash);
@@ -235,16 +249,26 @@ impl Table {
                         self.session_digests.remove(&low);
                     }
                 }
+                Some(entry)
             }
         }
-        let session = session_of(&entry.record).filter(|session| Some(*session) != after);
-        if let (Key::Node(key), Some(session)) = (key, session)
-            && let Some(nodes) = self.nodes_of.get_mut(&session)
+    }
+
+    /// A node's record names another session than the one before it did.
+    fn change_owner(&mut self, key: &NodeKey, before: Option<SessionId>, after: Option<SessionId>) {
+        if before == after {
+            return;
+        }
+        if let Some(before) = before
+            && let Some(nodes) = self.nodes_of.get_mut(&before)
         {
             nodes.remove(key);
             if nodes.is_empty() {
-                self.nodes_of.remove(&session);
+                self.nodes_of.remove(&before);
             }
+        }
+        if let Some(after) = after {
+            self.nodes_of.entry(after).or_default().insert(key.clone());
         }
     }
 
@@ -429,7 +453,7 @@ mod tests {
 
     #[test]
     fn a_piece_of_the_log_is_the_same_whether_its_bytes_were_kept_or_not() {
-        const RECORDS: u64 = 20_000;
+        const RECORDS: u64 = 60_000;
         for upwards in [true, false] {
             let mut table = Table::default();
             (1..=RECORDS).for_each(|seq| table.put(&numbered(if upwards { seq } else { RECORDS + 1 - seq })));

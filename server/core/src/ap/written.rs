@@ -1,15 +1,16 @@
 //! From the view to records: what a local write changed, written down.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use super::record::{Key, NodeValue, Standing, Stored, Value};
+use super::record::{Key, NodeValue, Record, SessionValue, Standing, Stored, Value};
 use super::replica::Replica;
 use super::shown::Moved;
 use super::table;
 use crate::directory::{
     Command, Directory, NodeChange, Override, RemovalCause, RevisionChanges, SessionChange,
 };
-use crate::ids::{NodeKey, Revision, SessionId};
+use crate::ids::{NodeId, NodeKey, Revision, ServiceKey, SessionId};
 
 impl Replica {
     /// Whether there is a record of this node, if only of its end.
@@ -39,8 +40,9 @@ impl Replica {
                     service: service.key.clone(),
                     node: id.clone(),
                 });
-                touched.extend(self.table.of(&key).and_then(|record| table::session_of(record)));
-                values.extend(self.node_value(&key, change).map(|value| (key, value)));
+                let known = self.table.of(&key);
+                touched.extend(known.and_then(|record| table::session_of(record)));
+                values.extend(node_value(known, change).map(|value| (key, value)));
             }
         }
         values.extend(override_keys(command).filter_map(|key| self.override_value(view, key)));
@@ -72,28 +74,16 @@ impl Replica {
         written: &[Stored],
         moved: &mut Moved,
     ) -> Vec<Stored> {
-        let keys: Vec<Key> = match command {
-            Command::Register { nodes, .. } => nodes
-                .iter()
-                .map(|node| {
-                    Key::Node(NodeKey {
-                        service: node.key.clone(),
-                        node: node.registration.id.clone(),
-                    })
-                })
-                .collect(),
-            Command::Update { nodes, .. } => nodes.iter().map(|node| Key::Node(node.key.clone())).collect(),
-            Command::Deregister { nodes, .. } => {
-                nodes.iter().map(|node| Key::Node(node.key.clone())).collect()
-            }
-            Command::SetOverride { key, .. } | Command::ClearOverride { key } => {
-                vec![Key::Override(key.clone())]
-            }
-            _ => Vec::new(),
-        };
-        let said: BTreeSet<&Key> = written.iter().map(|stored| &stored.record.key).collect();
+        let mut said: Vec<Named<'_>> = written
+            .iter()
+            .filter_map(|stored| named(&stored.record.key))
+            .collect();
+        said.sort_unstable();
+        let unsaid = named_by(command)
+            .into_iter()
+            .filter(|named| said.binary_search(named).is_err());
         let mut again = Vec::new();
-        for key in keys.into_iter().filter(|key| !said.contains(key)) {
+        for key in unsaid.map(key_of) {
             let known = self.table.of(&key);
             let value = match command {
                 Command::Deregister { .. } => Some(Value::Node(None)),
@@ -119,30 +109,6 @@ impl Replica {
         again.into_iter().map(own).collect()
     }
 
-    fn node_value(&self, key: &Key, change: &NodeChange) -> Option<Value> {
-        let known = match self.table.of(key).map(|record| &record.value) {
-            Some(Value::Node(value)) => value.as_deref(),
-            _ => None,
-        };
-        match change {
-            NodeChange::Put { node, .. } => {
-                let said = NodeValue {
-                    registration: node.registration.clone(),
-                    kind: node.kind,
-                    session: node.session(),
-                    incarnation: node.incarnation,
-                };
-                (known != Some(&said)).then(|| Value::Node(Some(Box::new(said))))
-            }
-            NodeChange::Removed {
-                cause: RemovalCause::Deregistered,
-                ..
-            } => known.map(|_| Value::Node(None)),
-            // Its session's record says so.
-            NodeChange::Removed { .. } => None,
-        }
-    }
-
     fn override_value(&self, view: &Directory, key: NodeKey) -> Option<(Key, Value)> {
         let over = view
             .service(&key.service)
@@ -165,8 +131,7 @@ impl Replica {
 
     fn session_value(&self, view: &Directory, command: &Command, id: SessionId) -> Option<Value> {
         let known = self.session(id)?;
-        let mut said = known.clone();
-        said.standing = match view.session(id) {
+        let standing = match view.session(id) {
             Some(session) if session.lapsed.is_some() => Standing::Lapsed {
                 held: session.nodes.keys().collect(),
             },
@@ -178,14 +143,90 @@ impl Replica {
                 _ => Standing::Lapsed { held: Vec::new() },
             },
         };
-        if said.standing == known.standing {
+        if standing == known.standing {
             return None;
         }
+        let mut said = SessionValue {
+            standing,
+            ..known.clone()
+        };
         if said.standing == Standing::Held {
             said.claim += 1;
             said.holder = self.server;
         }
         Some(Value::Session(Box::new(said)))
+    }
+}
+
+/// What a node's record is to say behind a change, unless that is what it says.
+fn node_value(known: Option<&Arc<Record>>, change: &NodeChange) -> Option<Value> {
+    let known = match known.map(|record| &record.value) {
+        Some(Value::Node(value)) => value.as_deref(),
+        Some(Value::Override(_) | Value::Session(_)) | None => None,
+    };
+    match change {
+        NodeChange::Put { node, .. } => {
+            let said = NodeValue {
+                registration: node.registration.clone(),
+                kind: node.kind,
+                session: node.session(),
+                incarnation: node.incarnation,
+            };
+            (known != Some(&said)).then(|| Value::Node(Some(Box::new(said))))
+        }
+        NodeChange::Removed {
+            cause: RemovalCause::Deregistered,
+            ..
+        } => known.map(|_| Value::Node(None)),
+        // Its session's record says so.
+        NodeChange::Removed { .. } => None,
+    }
+}
+
+/// What a key is about, in the order of keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum About {
+    Node,
+    Override,
+}
+
+type Named<'a> = (About, &'a ServiceKey, &'a NodeId);
+
+fn named(key: &Key) -> Option<Named<'_>> {
+    match key {
+        Key::Node(key) => Some((About::Node, &key.service, &key.node)),
+        Key::Override(key) => Some((About::Override, &key.service, &key.node)),
+        Key::Session(_) => None,
+    }
+}
+
+fn key_of((about, service, node): Named<'_>) -> Key {
+    let key = NodeKey {
+        service: service.clone(),
+        node: node.clone(),
+    };
+    match about {
+        About::Node => Key::Node(key),
+        About::Override => Key::Override(key),
+    }
+}
+
+/// Of what a client's or an operator's command says something.
+fn named_by(command: &Command) -> Vec<Named<'_>> {
+    fn of_node(key: &NodeKey) -> Named<'_> {
+        (About::Node, &key.service, &key.node)
+    }
+    match command {
+        Command::Register { nodes, .. } => nodes
+            .iter()
+            .map(|node| (About::Node, &node.key, &node.registration.id))
+            .collect(),
+        Command::Update { nodes, .. } => nodes.iter().map(|node| of_node(&node.key)).collect(),
+        Command::Deregister { nodes, .. } => nodes.iter().map(|node| of_node(&node.key)).collect(),
+        Command::SetOverride { key, .. } | Command::ClearOverride { key } => {
+            vec![(About::Override, &key.service, &key.node)]
+        }
+        _ => Vec::new(),
     }
 }
 
