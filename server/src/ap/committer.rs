@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::company::Crowd;
+use super::contract::Introduction;
 use super::desk::{Desk, Footing, Heard, Resolve, Work};
 use super::inner::Inner;
 use super::rows::Followed;
@@ -28,6 +29,8 @@ use crate::store::RowBatch;
 
 /// Jobs that may wait before a caller is told to come again.
 pub(super) const QUEUE_MAX: usize = 4_096;
+/// So many writes are carried out before those who read the view get their turn.
+const WRITES_AT_ONCE: usize = 16;
 /// A batch is closed when it holds so many jobs...
 const BATCH_JOBS_MAX: usize = 256;
 /// ... or so many bytes.
@@ -40,6 +43,7 @@ const WRITE_BEHIND: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub(super) struct Wrote {
     pub(super) outcome: Outcome,
+    /// If they were asked for.
     pub(super) records: Vec<Arc<Record>>,
 }
 
@@ -50,6 +54,10 @@ pub(super) enum Job {
     /// A client's write.
     Write {
         request: Box<LoggedRequest>,
+        /// The session under which it is.
+        by: Option<Introduction>,
+        /// Its records are to be told on.
+        with_records: bool,
         deadline: Instant,
         done: Done<Wrote>,
     },
@@ -92,6 +100,10 @@ pub(super) enum Job {
 }
 
 impl Job {
+    fn is_write(&self) -> bool {
+        matches!(self, Self::Write { .. })
+    }
+
     /// Whether somebody waits for the disk to have it.
     fn is_for_the_disk(&self) -> bool {
         match self {
@@ -162,28 +174,53 @@ fn carry_out_all(
     let mut finishes = Vec::new();
     let mut begins = true;
     let mut next = Some(first);
-    while let Some(job) = next {
-        let is_write = matches!(job, Job::Write { .. });
-        let (finish, creates) = inner.with_desk(rows, |desk, work| {
-            if begins {
-                desk.batch += 1;
-            }
+    while let Some(job) = next.take() {
+        let creates = inner.with_desk(rows, |desk, work| {
+            desk.batch += u64::from(begins);
             let services = work.view.totals().services;
-            let finish = carry_out(desk, work, job);
-            (finish, is_write && work.view.totals().services > services)
+            let is_write = job.is_write();
+            finishes.extend(carry_out(desk, work, job));
+            if is_write {
+                next = carry_out_writes(desk, work, jobs, &mut finishes);
+            }
+            is_write && work.view.totals().services > services
         });
         begins = false;
-        finishes.extend(finish);
         if creates {
             inner.created.notify_one();
         }
-        let has_room = finishes.len() < BATCH_JOBS_MAX && rows.size() < BATCH_BYTES_MAX;
-        next = if has_room { jobs.try_recv().ok() } else { None };
+        if next.is_none() && has_room(&finishes, rows) {
+            next = jobs.try_recv().ok();
+        }
     }
     if !rows.is_empty() {
         inner.desk.lock().put_life(rows);
     }
     finishes
+}
+
+/// The writes that wait next, a few of them. Returns a job that is none and must be carried out, too: others may take long.
+fn carry_out_writes(
+    desk: &mut Desk,
+    work: &mut Work<'_>,
+    jobs: &mut mpsc::Receiver<Job>,
+    finishes: &mut Vec<Finish>,
+) -> Option<Job> {
+    for _ in 1..WRITES_AT_ONCE {
+        if !has_room(finishes, work.rows) {
+            return None;
+        }
+        match jobs.try_recv() {
+            Ok(job) if job.is_write() => finishes.extend(carry_out(desk, work, job)),
+            other => return other.ok(),
+        }
+    }
+    None
+}
+
+/// Whether a batch takes one more job.
+fn has_room(finishes: &[Finish], rows: &RowBatch) -> bool {
+    finishes.len() < BATCH_JOBS_MAX && rows.size() < BATCH_BYTES_MAX
 }
 
 fn carry_out(desk: &mut Desk, work: &mut Work<'_>, job: Job) -> Option<Finish> {
@@ -201,10 +238,20 @@ fn carry_out(desk: &mut Desk, work: &mut Work<'_>, job: Job) -> Option<Finish> {
             refuse(done, NOT_SURE);
             None
         }
-        Job::Write { request, done, .. } => {
+        Job::Write {
+            request,
+            by,
+            with_records,
+            done,
+            ..
+        } => {
             work.rows.sync = true;
-            let wrote = desk.write(work, &request);
-            let wrote = wrote.map(|(outcome, records)| Wrote { outcome, records });
+            let introduced = by.map_or(Ok(()), |by| desk.introduce(work, &by));
+            let wrote = introduced.and_then(|()| desk.write(work, &request));
+            let wrote = wrote.map(|(outcome, records)| Wrote {
+                outcome,
+                records: if with_records { records } else { Vec::new() },
+            });
             Some(finish(done, wrote.map_err(ProposeError::from)))
         }
         Job::Say { word, done } => {

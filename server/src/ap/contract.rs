@@ -1,9 +1,20 @@
 //! What the other shells meet of AP groups: answers, and how they stand.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use rollcall_core::ap::SessionSeed;
 use rollcall_core::directory::Outcome;
 use rollcall_core::ids::ServerId;
+
+/// The session under which somebody writes.
+#[derive(Clone, Debug)]
+pub(crate) struct Introduction {
+    /// What vouching for it takes.
+    pub(crate) session: Arc<SessionSeed>,
+    /// Its stream is here: this server is the one to vouch for it.
+    pub(crate) attends: bool,
+}
 
 /// A write is on this server's disk.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,6 +14,7 @@ use rollcall_core::directory::{Command, Directory, LoggedRequest, Outcome, Refus
 use rollcall_core::ids::{GroupName, RequestId, ServerId, SessionId};
 use rollcall_core::session::Spread;
 
+use super::contract::Introduction;
 use super::rows::{self, Followed, Found, Life, Numbered};
 use crate::raft::RenewalVerdict;
 use crate::session::{Office, Word};
@@ -93,6 +94,8 @@ pub(super) struct Desk {
     claims: BTreeSet<SessionId>,
     /// The batch of writes under way, or the last one.
     pub(super) batch: u64,
+    /// Grows when the view's groups may have changed.
+    pub(super) groups_version: u64,
 }
 
 impl Desk {
@@ -134,6 +137,7 @@ impl Desk {
             unclaimed_since: None,
             claims: BTreeSet::new(),
             batch: 0,
+            groups_version: 0,
         };
         if footing == Footing::Sure {
             desk.take_up(view, now);
@@ -183,6 +187,22 @@ impl Desk {
     /// Every server that may hold a session.
     pub(super) fn holders(&self) -> impl Iterator<Item = ServerId> {
         self.holders.iter().copied()
+    }
+
+    /// Whether a session lives, or lapsed and has nodes held; `here`: and this server is the one that hears it.
+    pub(super) fn knows(&self, id: SessionId, here: bool) -> bool {
+        let held_here =
+            |session: &SessionValue| session.holder == self.server && session.standing == Standing::Held;
+        let session = self.replica.session(id);
+        session.is_some_and(|session| session.is_alive() && (!here || held_here(session)))
+    }
+
+    /// Makes whoever is about to write known to records; whom its stream's coming here brought is vouched for here.
+    pub(super) fn introduce(&mut self, work: &mut Work<'_>, who: &Introduction) -> Result<(), Refusal> {
+        match self.knows(who.session.id, who.attends) {
+            true => Ok(()),
+            false => self.claim(work, vec![SessionSeed::clone(&who.session)]),
+        }
     }
 
     /// A local write.
@@ -326,6 +346,11 @@ impl Desk {
     pub(super) fn define(&mut self, work: &mut Work<'_>, commands: Vec<Command>) -> Vec<Command> {
         let mut refused = Vec::new();
         for command in commands {
+            let of_service = matches!(
+                command,
+                Command::PutService { .. } | Command::DeleteService { .. }
+            );
+            self.groups_version += u64::from(!of_service);
             if let Err(refusal) = self.replica.define(work.view, &command) {
                 tracing::debug!(%refusal, "a definition is not followed yet");
                 refused.push(command);

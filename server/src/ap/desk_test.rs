@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 use rollcall_core::ap::{Key, Record, SessionSeed, Standing, THE_LOG, Value};
 use rollcall_core::directory::{
     Address, Command, Directory, Expected, GroupMode, GroupSettings, Labels, Limits, LoggedRequest, NodeKind,
-    NodeState, RegisterNode, Registration, Request, ServiceSettings,
+    NodeState, Refusal, RegisterNode, Registration, Request, ServiceSettings,
 };
 use rollcall_core::guard::GuardSettings;
 use rollcall_core::ids::{RequestId, ServerId, ServiceKey, SessionId};
 
+use super::contract::Introduction;
 use super::desk::{Desk, Footing, Now, Resolve, Work};
+use super::inner::AtAGlance;
 use super::rows::{Found, Numbered};
 use crate::session::TICK;
 use crate::store::RowBatch;
@@ -94,15 +96,16 @@ impl Site {
     }
 
     fn claim(&mut self) {
-        let seed = SessionSeed {
-            id: SESSION,
-            secret_digest: [1; 32],
-            ttl_ms: TTL.as_millis() as u32,
-            client: "client".into(),
-        };
-        self.work(|desk, work| desk.claim(work, vec![seed]))
+        self.work(|desk, work| desk.claim(work, vec![seed()]))
             .expect("it is not closed");
         assert!(self.synced, "what this server says is synced before it is told");
+    }
+
+    /// It is about to write here.
+    fn introduce(&mut self, attends: bool) -> Result<(), Refusal> {
+        let session = seed().into();
+        let who = Introduction { session, attends };
+        self.work(|desk, work| desk.introduce(work, &who))
     }
 
     fn register(&mut self) {
@@ -189,6 +192,15 @@ impl Site {
     }
 }
 
+fn seed() -> SessionSeed {
+    SessionSeed {
+        id: SESSION,
+        secret_digest: [1; 32],
+        ttl_ms: TTL.as_millis() as u32,
+        client: "client".into(),
+    }
+}
+
 fn lapsed() -> Standing {
     Standing::Lapsed { held: Vec::new() }
 }
@@ -207,6 +219,65 @@ fn only_the_holder_judges() {
     other.hear(&holder);
     assert!(!other.lists());
     assert_eq!(other.standing(), (ServerId(1), 1, lapsed()));
+}
+
+#[test]
+fn who_writes_is_vouched_for_where_its_stream_is_and_once() {
+    let (mut first, mut second) = (Site::new(1), Site::new(2));
+    assert_eq!(first.introduce(false), Ok(()), "nobody knew it");
+    assert_eq!(first.standing(), (ServerId(1), 1, Standing::Held));
+    assert_eq!(first.introduce(true), Ok(()));
+    assert_eq!(first.standing().1, 1, "it is held here already");
+    second.hear(&first);
+    assert_eq!(second.introduce(false), Ok(()));
+    assert_eq!(
+        second.standing().0,
+        ServerId(1),
+        "a visitor stays with its holder"
+    );
+    assert_eq!(second.introduce(true), Ok(()));
+    assert_eq!(second.standing(), (ServerId(2), 2, Standing::Held));
+    second.register();
+    assert!(second.lists());
+
+    let close = Request {
+        id: RequestId(rand::random()),
+        command: Command::CloseSession { session: SESSION },
+    };
+    let closed = second.work(|desk, work| desk.write(work, &LoggedRequest::of(close).0));
+    closed.expect("it is there");
+    let gone = Refusal::SessionNotFound { session: SESSION };
+    assert_eq!(second.introduce(true), Err(gone), "it is dead");
+}
+
+#[test]
+fn at_a_glance_is_known_which_groups_create_their_services() {
+    let mut site = Site::new(1);
+    let glance = AtAGlance::of(&site.desk, &site.view);
+    let group = service().group;
+    assert!(glance.creates_services_of(&group));
+    for auto_create in [false, true] {
+        let settings = GroupSettings {
+            mode: GroupMode::Ap,
+            auto_create,
+            ..GroupSettings::default()
+        };
+        let put = Command::PutGroup {
+            group: group.clone(),
+            settings,
+            expected: Expected::Any,
+        };
+        assert_eq!(site.work(|desk, work| desk.define(work, vec![put])), []);
+        glance.follow(&site.desk, &site.view);
+        assert_eq!(glance.creates_services_of(&group), auto_create);
+    }
+    let delete = Command::DeleteGroup {
+        group: group.clone(),
+        expected: Expected::Any,
+    };
+    assert_eq!(site.work(|desk, work| desk.define(work, vec![delete])), []);
+    glance.follow(&site.desk, &site.view);
+    assert!(!glance.creates_services_of(&group), "it is gone");
 }
 
 #[test]

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rollcall_core::ap::{Record, SessionSeed, SessionValue, Standing};
+use rollcall_core::ap::{Record, SessionSeed, SessionValue};
 use rollcall_core::directory::{
     ChangeLogBounds, Command, Directory, GroupMode, Limits, LoggedRequest, Refusal, Request,
 };
-use rollcall_core::ids::{ServerId, SessionId};
+use rollcall_core::ids::{GroupName, ServerId, SessionId};
 use rollcall_core::mutants::{Mutant, planted};
 use rollcall_proto::v1::ap_server::ApServer;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::committer::{self, Job, Wrote};
 use super::company::Company;
-use super::contract::{Acknowledged, ApStatus, OriginStatus};
+use super::contract::{Acknowledged, ApStatus, Introduction, OriginStatus};
 use super::desk::{Desk, Now};
 use super::inner::{AtAGlance, Inner, ended};
 use super::metrics::{ApMetrics, ServerLabel};
@@ -159,6 +159,21 @@ impl Ap {
         acks: u32,
         deadline: Instant,
     ) -> Result<Acknowledged, ProposeError> {
+        self.write_by(None, request, acks, deadline).await
+    }
+
+    /// The same under a session, which records know from then on: in one step, so that no writer looks at what all others
+    /// write at.
+    ///
+    /// # Errors
+    /// [`ProposeError`] says whether it may have been applied. A closed session is refused as not found.
+    pub(crate) async fn write_by(
+        &self,
+        by: Option<Introduction>,
+        request: Request,
+        acks: u32,
+        deadline: Instant,
+    ) -> Result<Acknowledged, ProposeError> {
         let grows = match &request.command {
             Command::Register { .. } | Command::SetOverride { .. } => true,
             // What is not known here gets a tombstone, since it may be known elsewhere.
@@ -183,6 +198,8 @@ impl Ap {
         let Wrote { outcome, records } = self
             .submit(deadline, |done| Job::Write {
                 request: Box::new(request),
+                by,
+                with_records: acks > 1,
                 deadline,
                 done,
             })
@@ -190,7 +207,7 @@ impl Ap {
         if acks < 2 {
             return Ok(Acknowledged { outcome, acks: 1 });
         }
-        let doubled = planted(Mutant::SecondAckUnasked) || self.double(&records, deadline).await;
+        let doubled = planted(Mutant::SecondAckUnasked) || Box::pin(self.double(&records, deadline)).await;
         let metrics = &self.inner.metrics;
         match doubled {
             true => metrics.doubled.inc(),
@@ -314,15 +331,15 @@ impl Ap {
             .cloned()
     }
 
-    /// Whether a session lives, or lapsed and has nodes held; `here`: and this server is the one that hears it.
-    pub(crate) fn knows_session(&self, id: SessionId, here: bool) -> bool {
-        let desk = self.inner.desk.lock();
-        let held_here = |session: &SessionValue| {
-            session.holder == self.inner.server && session.standing == Standing::Held
-        };
-        desk.replica
-            .session(id)
-            .is_some_and(|session| session.is_alive() && (!here || held_here(session)))
+    /// Whether a session lives, or lapsed and has nodes held.
+    pub(crate) fn knows_session(&self, id: SessionId) -> bool {
+        self.inner.desk.lock().knows(id, false)
+    }
+
+    /// Whether a registration in this group creates the service it names, so that none has to be defined before. Takes no
+    /// lock for which writes are waited for.
+    pub(crate) fn creates_services_of(&self, group: &GroupName) -> bool {
+        self.inner.at_a_glance.creates_services_of(group)
     }
 
     /// Those among them that have a record, whatever it says. Costs next to nothing while no session ever had one.
@@ -449,7 +466,7 @@ impl Inner {
         let bounds = (config.clock_skew_max, config.tombstone_retention);
         let desk = Desk::new(server, bounds, found, &mut view, Now::read(0));
         options.metrics.observe(&desk);
-        let at_a_glance = AtAGlance::of(&desk);
+        let at_a_glance = AtAGlance::of(&desk, &view);
         let head = AppliedHead {
             revision: view.revision(),
             position: None,

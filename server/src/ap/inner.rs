@@ -1,11 +1,13 @@
 //! What all parts share.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use parking_lot::Mutex;
-use rollcall_core::ids::ServerId;
+use parking_lot::{Mutex, RwLock};
+use rollcall_core::directory::Directory;
+use rollcall_core::ids::{GroupName, ServerId};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::committer::Job;
@@ -59,25 +61,44 @@ pub(super) struct Inner {
     pub(super) clock_offset_ms: AtomicI64,
 }
 
-/// Follows the desk, whose lock is held while it does.
+/// Follows the desk and the view, whose locks are held while it does.
 pub(super) struct AtAGlance {
     sure: AtomicBool,
     records: AtomicUsize,
+    /// Of which version of the view's groups the next ones are.
+    groups_version: AtomicU64,
+    /// Groups whose services come with their first node: nobody need wait for a definition of those.
+    creating: RwLock<BTreeSet<GroupName>>,
 }
 
 impl AtAGlance {
-    pub(super) fn of(desk: &Desk) -> Self {
+    pub(super) fn of(desk: &Desk, view: &Directory) -> Self {
         Self {
             sure: (desk.footing() == Footing::Sure).into(),
             records: desk.replica.len().into(),
+            groups_version: desk.groups_version.into(),
+            creating: RwLock::new(creating(view)),
         }
     }
 
-    fn follow(&self, desk: &Desk) {
+    pub(super) fn follow(&self, desk: &Desk, view: &Directory) {
         self.sure
             .store(desk.footing() == Footing::Sure, Ordering::Release);
         self.records.store(desk.replica.len(), Ordering::Relaxed);
+        if self.groups_version.swap(desk.groups_version, Ordering::Relaxed) != desk.groups_version {
+            *self.creating.write() = creating(view);
+        }
     }
+
+    /// Whether the view has this group and would create its services.
+    pub(super) fn creates_services_of(&self, group: &GroupName) -> bool {
+        self.creating.read().contains(group)
+    }
+}
+
+fn creating(view: &Directory) -> BTreeSet<GroupName> {
+    let groups = view.groups().filter(|group| group.settings.auto_create);
+    groups.map(|group| group.name.clone()).collect()
 }
 
 impl Now {
@@ -148,7 +169,7 @@ impl Inner {
                 now,
             },
         );
-        self.at_a_glance.follow(&desk);
+        self.at_a_glance.follow(&desk, &view);
         if desk.office.is_resting() && !desk.office.is_idle(&view) {
             self.to_judge.notify_one();
         }

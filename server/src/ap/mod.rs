@@ -29,6 +29,7 @@ mod rows;
 mod strays;
 mod upkeep;
 
+pub(crate) use contract::Introduction;
 pub use contract::{Acknowledged, ApStatus, OriginStatus};
 pub(crate) use handle::Remembered;
 pub use handle::{Ap, ApOptions};

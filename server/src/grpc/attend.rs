@@ -535,18 +535,22 @@ impl Attendance {
             .admit_here(&self.by, Some(session), &nodes)
             .transpose()?;
         let (doors, by) = (self.doors.clone(), self.by.clone());
-        let admitting = async move {
+        // All of it in one piece: a part that is made before is copied into the whole, twice.
+        Ok(Box::pin(async move {
             // Else the leader has to be asked about a group first.
-            if admitted.is_none() {
-                doors.admit(&by, Some(session), &nodes).await?;
+            if admitted.is_none()
+                && let Err(error) = Box::pin(doors.admit(&by, Some(session), &nodes)).await
+            {
+                return (Err(error), Effect::Nothing);
             }
             let session = Some(session);
             let command = Command::Register { session, nodes };
             let written = doors.writer.write(options.as_ref(), command, Some(&speaker));
-            let written = written.await?;
-            Ok(Response::Written(doors.writer.response(&written)))
-        };
-        Ok(Box::pin(async move { (admitting.await, Effect::Nothing) }))
+            let answer = written
+                .await
+                .map(|written| Response::Written(doors.writer.response(&written)));
+            (answer, Effect::Nothing)
+        }))
     }
 
     /// Whether this stream's caller may speak for these nodes.

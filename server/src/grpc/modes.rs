@@ -128,7 +128,7 @@ impl Reader {
         }
         let bound = deadline.min(Instant::now() + LEARN_WAIT);
         self.ask_for_definitions(bound).await;
-        self.taken_over(bound, || self.view_has_defined(services)).await;
+        Box::pin(self.taken_over(bound, || self.view_has_defined(services))).await;
     }
 
     /// Waits, within a bound, until the view has taken these groups over, and may be shown with them.
@@ -169,13 +169,21 @@ impl Reader {
             return;
         }
         let bound = deadline.min(Instant::now() + LEARN_WAIT);
-        if let Err(error) = self.consensus().confirm(Freshness::Linearizable, bound).await {
+        // Few come here, and what waits is large: every write would have to make room for it.
+        let asked = Box::pin(self.consensus().confirm(Freshness::Linearizable, bound));
+        if let Err(error) = asked.await {
             tracing::debug!(%error, "definitions could not be asked for");
         }
     }
 
     /// Whether the view has these services, or would create them.
     fn view_has(&self, services: &[&ServiceKey]) -> bool {
+        if services
+            .iter()
+            .all(|key| self.ap().creates_services_of(&key.group))
+        {
+            return true;
+        }
         let view = self.ap().view().read();
         services.iter().all(|key| {
             view.group(&key.group)

@@ -14,13 +14,12 @@ use rollcall_core::ap::SessionSeed;
 use rollcall_core::directory::Directory;
 use rollcall_core::ids::{NodeKey, SessionId};
 use rollcall_proto::v1;
-use tokio::time::Instant;
 
 use super::doors::Doors;
 use super::read::Reader;
 use super::status;
 
-use crate::raft::ProposeError;
+use crate::ap::Introduction;
 use crate::session::{Haste, RenewOutcome};
 
 /// Set in the ids of sessions that live by records alone.
@@ -43,7 +42,7 @@ pub(crate) fn lives_by_records_alone(reader: &Reader, session: SessionId) -> boo
 /// A session that proved that it is itself.
 #[derive(Debug)]
 pub(crate) struct Speaker {
-    seed: SessionSeed,
+    seed: Arc<SessionSeed>,
     attends: bool,
     vouched_for: AtomicBool,
 }
@@ -52,7 +51,7 @@ impl Speaker {
     /// Its stream is here: this server is the one to vouch for it.
     pub(crate) fn attending(seed: SessionSeed) -> Self {
         Self {
-            seed,
+            seed: seed.into(),
             attends: true,
             vouched_for: AtomicBool::new(false),
         }
@@ -74,18 +73,22 @@ impl Speaker {
         self.seed.ttl_ms
     }
 
-    /// Makes the session known to AP groups, before its first word on them.
-    pub(crate) async fn introduce(&self, reader: &Reader, deadline: Instant) -> Result<(), ProposeError> {
-        if !reader.ap().knows_session(self.id(), self.attends) {
-            reader.ap().claim(self.seed.clone(), deadline).await?;
+    /// What AP groups must know of it with its word.
+    pub(crate) fn introduction(&self) -> Introduction {
+        Introduction {
+            session: self.seed.clone(),
+            attends: self.attends,
         }
+    }
+
+    /// AP groups took its word.
+    pub(crate) fn note_heard(&self) {
         self.vouched_for.fetch_or(self.attends, Ordering::Relaxed);
-        Ok(())
     }
 
     /// Whether AP groups know the session, or did.
     pub(crate) fn is_known_to_records(&self, reader: &Reader) -> bool {
-        self.vouched_for.load(Ordering::Relaxed) || reader.ap().knows_session(self.id(), false)
+        self.vouched_for.load(Ordering::Relaxed) || reader.ap().knows_session(self.id())
     }
 
     /// What it owns, on both sides, as this server sees them.

@@ -111,14 +111,14 @@ impl Writer {
         // A group that came just now may have come without what is in it.
         self.reader.check_view_ready()?;
         let began = Instant::now();
-        if let Some(speaker) = speaker {
-            let introduced = speaker.introduce(&self.reader, deadline).await;
-            introduced.map_err(|failure| status::of_propose(&failure))?;
-        }
+        let by = speaker.map(Speaker::introduction);
         let request = Request { id, command };
-        let result = self.reader.ap().write(request, acks, deadline).await;
+        let result = self.reader.ap().write_by(by, request, acks, deadline).await;
         self.metrics.write_seconds.observe(began.elapsed().as_secs_f64());
         let acknowledged = result.map_err(|failure| status::of_propose(&failure))?;
+        if let Some(speaker) = speaker {
+            speaker.note_heard();
+        }
         Ok(Written {
             outcome: acknowledged.outcome,
             mode: GroupMode::Ap,
