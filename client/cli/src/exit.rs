@@ -111,6 +111,15 @@ impl Failure {
         self
     }
 
+    /// A part was done before this: that nothing was changed is not true of the whole.
+    pub(crate) fn after(self, done: impl fmt::Display) -> Self {
+        let exit = match self.exit {
+            Exit::Unavailable => Exit::Unknown,
+            exit => exit,
+        };
+        Self { exit, ..self }.context(done)
+    }
+
     /// Whether the same call may do better in a moment, here or at another server.
     pub(crate) fn is_passing(&self) -> bool {
         matches!(self.exit, Exit::Unavailable | Exit::Unknown) && self.code != Some(ErrorCode::DiskFull)
@@ -134,7 +143,7 @@ impl Failure {
     /// Says it on stderr and gives the code to end with.
     pub(crate) fn tell(&self) -> ExitCode {
         if self.exit != Exit::Ok {
-            eprintln!("rollcall: {self}");
+            crate::output::say(format_args!("rollcall: {self}"));
         }
         ExitCode::from(self.exit as u8)
     }
@@ -361,6 +370,14 @@ mod tests {
             ..wire::Error::default()
         };
         tonic::Status::with_details(Code::Unknown, "outer", error.encode_to_vec().into())
+    }
+
+    #[test]
+    fn what_fails_behind_a_first_part_does_not_say_that_nothing_was_changed() {
+        let behind = Failure::unavailable("no server").after("after 1000 nodes were deregistered");
+        assert_eq!(behind.exit, Exit::Unknown);
+        assert_eq!(behind.message, "after 1000 nodes were deregistered: no server");
+        assert_eq!(Failure::not_found("it").after("after 1").exit, Exit::NotFound);
     }
 
     #[test]

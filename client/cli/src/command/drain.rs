@@ -101,9 +101,14 @@ fn reached(server: &ServerConvergence, revision: u64) -> Reached {
 impl Seen {
     /// How it went, in a sentence.
     pub(crate) fn text(&self) -> String {
+        // In mode ap each server counts its own steps.
+        let what = match self.servers.iter().any(|server| server.ap) {
+            true => "it".into(),
+            false => format!("revision {}", self.revision),
+        };
         let told = format!(
-            "{} of {} watchers have acknowledged revision {}",
-            self.watchers_acknowledged, self.watchers, self.revision
+            "{} of {} watchers have acknowledged {what}",
+            self.watchers_acknowledged, self.watchers
         );
         if self.complete {
             return match self.servers.as_slice() {

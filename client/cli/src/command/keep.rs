@@ -4,8 +4,9 @@ use rollcall_client::{Entry, NodeKey, Session, SessionEvent, SessionEvents, Sess
 use serde::Serialize;
 
 use super::Context;
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::interrupt::Interrupt;
+use crate::output::say;
 use crate::servers::{client_name, plain};
 
 #[derive(Serialize)]
@@ -16,7 +17,7 @@ struct KeptBody {
     revision: u64,
 }
 
-/// Opens a session, registers the node under it, and keeps both until the interrupt; then deregisters.
+/// Opens a session, registers the node under it, and keeps both until the interrupt; then deregisters, however it ends.
 pub(crate) async fn run(
     context: &Context,
     entry: Entry,
@@ -24,7 +25,25 @@ pub(crate) async fn run(
     mut interrupt: Interrupt,
 ) -> Result<(), Failure> {
     let options = options.client_name(client_name());
-    let session = context.servers.registry().open_session(options).await?;
+    let session = tokio::select! {
+        opened = context.servers.registry().open_session(options) => opened?,
+        // One that opens all the same is closed by its handle's end.
+        () = interrupt.requested() => return Ok(()),
+    };
+    let key = entry.key();
+    let kept = tokio::select! {
+        failure = keep(context, &session, entry) => failure,
+        () = interrupt.requested() => Ok(()),
+    };
+    let closed = close(session, &key).await;
+    match kept {
+        Err(failure) if failure.exit != Exit::Ok => Err(failure),
+        _ => closed,
+    }
+}
+
+/// Registers the node and says what happens to it; ends only if it can no longer be kept.
+async fn keep(context: &Context, session: &Session, entry: Entry) -> Result<(), Failure> {
     let mut events = session.events();
     let key = entry.key();
     let written = session.register_all(vec![entry], plain()).await?;
@@ -42,12 +61,7 @@ pub(crate) async fn run(
             session.ttl()
         )
     })?;
-    let ended = tokio::select! {
-        () = interrupt.requested() => Ok(()),
-        failure = tell_events(&mut events, &key) => Err(failure),
-    };
-    close(session, &key).await?;
-    ended
+    Err(tell_events(&mut events, &key).await)
 }
 
 /// Says what happens to the session; ends only if the node can no longer be kept.
@@ -55,21 +69,23 @@ async fn tell_events(events: &mut SessionEvents, kept: &NodeKey) -> Failure {
     while let Some(event) = events.next().await {
         let at = humantime::format_rfc3339_millis(std::time::SystemTime::now());
         match event {
-            SessionEvent::Detached { server, reason } => eprintln!("{at} stream at {server} lost: {reason}"),
-            SessionEvent::Reattached { server } => eprintln!("{at} attached again at {server}"),
-            SessionEvent::Lost { session } => {
-                eprintln!("{at} session {session} expired, or was ended; opening a new one")
+            SessionEvent::Detached { server, reason } => {
+                say(format_args!("{at} stream at {server} lost: {reason}"))
             }
+            SessionEvent::Reattached { server } => say(format_args!("{at} attached again at {server}")),
+            SessionEvent::Lost { session } => say(format_args!(
+                "{at} session {session} expired, or was ended; opening a new one"
+            )),
             SessionEvent::Reopened { session, server } => {
-                eprintln!("{at} session {session} opened at {server}")
+                say(format_args!("{at} session {session} opened at {server}"))
             }
-            SessionEvent::Reregistered { nodes } => eprintln!("{at} registered again: {nodes} nodes"),
+            SessionEvent::Reregistered { nodes } => say(format_args!("{at} registered again: {nodes} nodes")),
             SessionEvent::NodeRefused { node, error } => {
                 return Failure::failed(format!("node {node} could not be registered again: {error}"));
             }
             SessionEvent::NodesTaken { nodes } if nodes.contains(kept) => {
                 return Failure {
-                    exit: crate::exit::Exit::Conflict,
+                    exit: Exit::Conflict,
                     ..Failure::failed(format!(
                         "node {kept} was taken over or deregistered by somebody else"
                     ))
@@ -85,9 +101,12 @@ async fn tell_events(events: &mut SessionEvents, kept: &NodeKey) -> Failure {
 
 async fn close(session: Session, key: &NodeKey) -> Result<(), Failure> {
     let ttl = session.ttl();
+    let registered = session.nodes().contains(key);
     match session.close().await {
         Ok(()) => {
-            eprintln!("node {key} deregistered");
+            if registered {
+                say(format_args!("node {key} deregistered"));
+            }
             Ok(())
         }
         Err(rollcall_client::Error::Closed { .. }) => Ok(()),

@@ -19,6 +19,7 @@ use crate::output::guard::{Guard, guard_text};
 use crate::output::record::{
     Header, Node, Override, Registration, Written, map_text, millis_text, nonzero_text,
 };
+use crate::output::say;
 use crate::output::table::Table;
 use crate::progress::Progress;
 use crate::servers::plain;
@@ -602,7 +603,7 @@ async fn deregister_all(
             .map_err(Failure::from)
             .map_err(|failure| match index {
                 0 => failure,
-                _ => failure.context(format!("after {} nodes were deregistered", index * BATCH_MAX)),
+                _ => failure.after(format!("after {} nodes were deregistered", index * BATCH_MAX)),
             })?;
         revision = written.revision;
         changed |= written.changed || written.repeated;
@@ -656,19 +657,17 @@ async fn drain_nodes(context: &Context, drain: &DrainNodes) -> Result<(), Failur
             format!("{} draining {}", plural(&drain.nodes), written.text())
         });
     }
-    if written.is_ap() {
-        return Err(Failure::usage(format!(
-            "{} draining {}, but --wait cannot tell who has seen it: in mode ap each server counts revisions of its own",
-            plural(&drain.nodes),
-            written.text()
-        )));
-    }
-    eprintln!(
+    say(format_args!(
         "{} draining {}; waiting for the watchers",
         plural(&drain.nodes),
         written.text()
-    );
-    let seen = drain::wait(context, &drain.nodes, &written).await?;
+    ));
+    let seen = drain::wait(context, &drain.nodes, &written)
+        .await
+        .map_err(|failure| {
+            let unasked = "the nodes are draining, but the watchers could not be asked";
+            Failure::timeout(format!("{unasked}: {failure}"))
+        })?;
     if seen.complete {
         return context.printer.done(&seen, || seen.text());
     }

@@ -89,13 +89,17 @@ async fn end_sessions(context: &Context, end: &EndSessions) -> Result<(), Failur
         &format!("End {what}? The nodes leave; a living client registers again."),
         end.yes,
     )?;
-    for session in &end.sessions {
+    for (index, session) in end.sessions.iter().enumerate() {
         let written = context
             .servers
             .registry()
             .end_session(*session, plain())
             .await
-            .map_err(|error| Failure::from(error).context(format!("session {session}")))?;
+            .map_err(|error| Failure::from(error).context(format!("session {session}")))
+            .map_err(|failure| match index {
+                0 => failure,
+                ended => failure.after(format!("after {ended} sessions were ended")),
+            })?;
         let written = Written::from(written);
         context
             .printer

@@ -12,6 +12,11 @@ use crate::arguments::{Form, Printing};
 use crate::exit::Failure;
 use table::{Look, Table};
 
+/// A line on stderr. Nobody there to read it is no reason to end what goes on.
+pub(crate) fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Prints in the form that was asked for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Printer {
@@ -66,7 +71,7 @@ impl Printer {
         match self.form {
             Form::Json => self.json(body),
             Form::Table | Form::Wide => {
-                eprintln!("{}", sentence());
+                say(format_args!("{}", sentence()));
                 Ok(())
             }
         }
