@@ -639,7 +639,7 @@ impl ServiceWriter<'_> {
     /// Of the nodes that were put so many became suspects by another's judgement, and so many were not listed here.
     pub(super) fn learn_of_hold(&mut self, lapsed: u32, joined: u32) {
         self.service.guard.learn(lapsed, joined, self.revision);
-        self.held_now = self.service.guard.held() > 0;
+        self.held_now = true;
     }
 
     /// These nodes become suspects.
@@ -673,7 +673,7 @@ impl ServiceWriter<'_> {
 
     /// Whether the guard disengages now. Not by the lapses that it just held.
     fn settle_guard(&mut self) -> Option<Ending> {
-        if self.held_now {
+        if self.held_now && self.service.guard.held() > 0 {
             return None;
         }
         self.service

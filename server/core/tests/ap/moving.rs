@@ -659,3 +659,35 @@ fn incarnations_do_not_fall_on_the_way_back_to_the_log() {
     assert_eq!(incarnation(&log.directory, stayed), Incarnation(5));
     assert_of_one_mind(&log.directory);
 }
+
+/// What others wrote before they froze is still heard where it is frozen.
+#[test]
+fn a_guard_holds_nothing_once_the_last_suspect_is_gone_though_its_group_moves() {
+    let mut servers: Vec<Server> = (1..=2).map(Server::new).collect();
+    for server in &mut servers {
+        server.define("move");
+    }
+    servers[0].claim(1).unwrap();
+    servers[0].register(1, "move/feed/b:1").unwrap();
+    servers[0].lapse(&[1]);
+    settle(&mut servers);
+    let confirm = Command::ConfirmRemoval {
+        service: scene::service("move/feed"),
+        since: None,
+        author: "ops".into(),
+        reason: "gone".into(),
+    };
+    assert!(servers[1].write(confirm).unwrap().changed);
+    define(
+        &mut servers[0],
+        &Command::BeginMove {
+            group: group(),
+            to: GroupMode::Cp,
+            stamp_ms: 0,
+        },
+    );
+    let (first, second) = two(&mut servers, 0, 1);
+    first.follow(second);
+    let service = first.view.service(&scene::service("move/feed")).unwrap();
+    assert!(service.nodes.is_empty() && service.guard_status().is_idle());
+}
