@@ -406,6 +406,35 @@ async fn a_request_far_too_large_is_refused_by_name() {
     assert_eq!(error.code(), wire::ErrorCode::TooLarge);
 }
 
+/// Each server counts for itself there, so the wait goes by what they show.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_in_an_ap_group_waits_for_all_servers() {
+    let (_cluster, rollcall) = cluster(3).await;
+    rollcall.ok("group put edge --mode ap --auto-create");
+    rollcall.ok("node register edge/feed --address 10.0.0.1:80 --kind persistent");
+    let mut watcher = rollcall.start("watch edge/feed -o json");
+    watcher.json_line();
+    let seen = rollcall.json("node drain edge/feed/10.0.0.1:80 --wait");
+    assert_eq!(
+        (
+            &seen["complete"],
+            &seen["watchers"],
+            &seen["watchers_acknowledged"]
+        ),
+        (&true.into(), &1.into(), &1.into()),
+        "{seen}"
+    );
+    assert_eq!(seen["servers"].as_array().unwrap().len(), 3);
+    watcher.pause();
+    let late = rollcall.run("node drain edge/feed/10.0.0.1:80 --wait --timeout 1s");
+    assert_eq!(late.code, Some(0), "nothing has changed since: {late:?}");
+    rollcall.ok("node update edge/feed/10.0.0.1:80 --state up");
+    let late = rollcall.run("node drain edge/feed/10.0.0.1:80 --wait --timeout 1s");
+    assert_eq!(late.code, Some(6), "{late:?}");
+    watcher.resume();
+    rollcall.ok("node drain edge/feed/10.0.0.1:80 --wait");
+}
+
 /// A pipe into a program that has ended: nobody will ever press Ctrl-C here.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keeper_whose_answer_nobody_reads_takes_its_node_along() {
