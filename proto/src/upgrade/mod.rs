@@ -15,8 +15,8 @@
 //! message. Two more kinds of frames have the same prefix: [`END`] closes a direction, with the trailers as text if
 //! the server sends it (as gRPC-Web does), and a [`BEAT`], without content, says that its sender is there. A connection
 //! that ends without [`END`] was lost. A call that is refused at once is answered with 200 and the status in the head, as
-//! gRPC's "trailers only" are. A server that does not know all this closes the connection or says something else: the
-//! [`Channel`] of a client then makes the call by HTTP/2.
+//! gRPC's "trailers only" are. A server that does not know all this says something else: the
+//! [`Channel`] of a client then makes the call by HTTP/2. One that closes without a word has refused the call.
 
 use std::time::Duration;
 
