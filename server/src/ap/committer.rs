@@ -29,8 +29,10 @@ use crate::store::RowBatch;
 
 /// Jobs that may wait before a caller is told to come again.
 pub(super) const QUEUE_MAX: usize = 4_096;
-/// So many writes are carried out before those who read the view get their turn.
+/// So many writes are carried out before those who read the view get their turn...
 const WRITES_AT_ONCE: usize = 16;
+/// ... or so many bytes of them.
+const BYTES_AT_ONCE: usize = 64 << 10;
 /// A batch is closed when it holds so many jobs...
 const BATCH_JOBS_MAX: usize = 256;
 /// ... or so many bytes.
@@ -152,7 +154,8 @@ pub(super) async fn run(inner: Arc<Inner>, mut jobs: mpsc::Receiver<Job>, stop: 
                 reason,
                 "RC-107: records of AP groups cannot be written; nothing more is acknowledged"
             );
-            jobs.close();
+            // What waits is not done: that a write changes nothing is no longer true of the disk.
+            return;
         }
     }
     let mut rows = RowBatch::default();
@@ -181,7 +184,7 @@ fn carry_out_all(
             let is_write = job.is_write();
             finishes.extend(carry_out(desk, work, job));
             if is_write {
-                next = carry_out_writes(desk, work, jobs, &mut finishes);
+                next = carry_out_writes(inner, desk, work, jobs, &mut finishes);
             }
             is_write && work.view.totals().services > services
         });
@@ -201,17 +204,23 @@ fn carry_out_all(
 
 /// The writes that wait next, a few of them. Returns a job that is none and must be carried out, too: others may take long.
 fn carry_out_writes(
+    inner: &Inner,
     desk: &mut Desk,
     work: &mut Work<'_>,
     jobs: &mut mpsc::Receiver<Job>,
     finishes: &mut Vec<Finish>,
 ) -> Option<Job> {
+    let bytes_max = work.rows.size() + BYTES_AT_ONCE;
     for _ in 1..WRITES_AT_ONCE {
-        if !has_room(finishes, work.rows) {
+        if work.rows.size() > bytes_max || !has_room(finishes, work.rows) {
             return None;
         }
         match jobs.try_recv() {
-            Ok(job) if job.is_write() => finishes.extend(carry_out(desk, work, job)),
+            Ok(job) if job.is_write() => {
+                // Not before it came: a stamp that is older than another server's, which its caller has heard of, would lose to it.
+                work.now = inner.now();
+                finishes.extend(carry_out(desk, work, job));
+            }
             other => return other.ok(),
         }
     }
