@@ -32,6 +32,8 @@ pub(super) struct Gate {
     rationed: Mutex<Budget>,
     /// Streams.
     opens: Mutex<Budget>,
+    /// Where they wait.
+    line: Semaphore,
     /// The switch is on.
     engaged: AtomicBool,
     /// It was, until a moment ago: who was told to wait is still served within the budget.
@@ -75,15 +77,6 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// The turn of a stream that did not wait for it: others would wait behind it for nothing.
-struct GivenUp<'a>(&'a Mutex<Budget>);
-
-impl Drop for GivenUp<'_> {
-    fn drop(&mut self) {
-        self.0.lock().give_back(1);
-    }
-}
-
 impl Gate {
     pub(super) fn new(rates: Rates) -> Self {
         Self {
@@ -94,6 +87,7 @@ impl Gate {
             )),
             rationed: Mutex::new(Budget::new(rates.rationed_list_bytes, TOLERANCE)),
             opens: Mutex::new(Budget::new(rates.opens.into(), TOLERANCE)),
+            line: Semaphore::new(1),
             engaged: AtomicBool::new(false),
             after: Mutex::new(None),
             waiting: AtomicU64::new(0),
@@ -134,12 +128,12 @@ impl Gate {
 
     /// Waits for a stream's turn to begin.
     pub(super) async fn open(&self) {
+        // Whoever is first has taken its turn, and nobody else: those who give up behind it leave nothing behind.
+        let _first = self.line.acquire().await;
         let now = Instant::now();
         let at = self.opens.lock().take(1, now.into_std()).into();
         if at > now {
-            let given_up = GivenUp(&self.opens);
             tokio::time::sleep_until(at).await;
-            std::mem::forget(given_up);
         }
     }
 

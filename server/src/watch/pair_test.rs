@@ -41,11 +41,6 @@ fn named(group: &str) -> GroupName {
 
 impl World {
     fn new(limits: WatchConfig, retained: usize) -> Self {
-        let storm = StormDesk::new(&StormConfig::default(), StormMetrics::default());
-        Self::with_storm(limits, retained, storm)
-    }
-
-    fn with_storm(limits: WatchConfig, retained: usize, storm: StormDesk) -> Self {
         let bounds = ChangeLogBounds {
             revisions_max: retained,
             ..ChangeLogBounds::default()
@@ -55,6 +50,7 @@ impl World {
             Arc::new(SharedDirectory::new(directory.with_change_log(bounds)))
         };
         let (raft, view) = (directory(GroupMode::Cp), directory(GroupMode::Ap));
+        let storm = StormDesk::new(&StormConfig::default(), StormMetrics::default());
         let cp = WatchHub::new(raft.clone(), limits, 32 << 20, WatchMetrics::default(), storm);
         let ap = cp.beside(view.clone(), WatchMetrics::default());
         let mut world = Self {
@@ -217,42 +213,6 @@ impl World {
     fn sign(&self, mode: GroupMode, key: &ServiceKey) -> Sign {
         self.side(mode).read().service(key).unwrap().sign
     }
-}
-
-#[tokio::test]
-async fn a_list_keeps_its_place_while_the_other_half_speaks() {
-    let config = StormConfig {
-        lists_bytes_per_second: 10_000,
-        egress_bytes_per_second: 10_000,
-        ..StormConfig::default()
-    };
-    let storm = StormDesk::new(&config, StormMetrics::default());
-    let mut world = World::with_storm(WatchConfig::default(), 1_000, storm.clone());
-    let (listed, changing) = (key("c", "listed"), key("a", "changing"));
-    // A list of a tenth of a second and more.
-    for node in 0..30 {
-        world.put(GroupMode::Cp, &listed, &format!("n{node}"));
-    }
-    world.put(GroupMode::Ap, &changing, "n0");
-    let mut client = world.open();
-    client.handle.subscribe(Parts::Ap(service(1, &changing))).unwrap();
-    client.read_all();
-    // Others are first.
-    drop(storm.list_turn(3_000).await);
-    client.handle.subscribe(Parts::Cp(service(2, &listed))).unwrap();
-    let mut said_meanwhile = 0;
-    loop {
-        world.put(GroupMode::Ap, &changing, &format!("later-{said_meanwhile}"));
-        world.pull();
-        let said = client.stream.next().await.unwrap().unwrap();
-        if said.mode() == v1::GroupMode::Cp {
-            break;
-        }
-        said_meanwhile += 1;
-        assert!(said_meanwhile < 200, "the list does not come");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert!(said_meanwhile > 0, "the list did not wait");
 }
 
 fn service(id: u64, key: &ServiceKey) -> Subscription {

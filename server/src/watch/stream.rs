@@ -4,7 +4,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use rollcall_core::directory::{Labels, Node};
 use rollcall_core::guard::GuardStatus;
@@ -229,8 +228,6 @@ pub struct WatchStream {
     large: Option<OwnedSemaphorePermit>,
     /// Taken from the backlog, waiting for leave to go out.
     held: Option<Gathered>,
-    /// For what is held. It is kept when [`Self::next`] is given up, and with it the place among those who wait.
-    leave: Option<BoxFuture<'static, Leave>>,
     /// What stood first when nothing could be taken: this revision is not offered whole yet.
     unsettled: Option<Revision>,
     ended: bool,
@@ -252,7 +249,6 @@ impl WatchStream {
             first: true,
             large: None,
             held: None,
-            leave: None,
             unsettled: None,
             ended: false,
         }
@@ -296,8 +292,8 @@ impl WatchStream {
 
     /// Everything that is ready, as one message; waits until something is. A revision is never split between
     /// messages. `None`: the stream has ended.
-    /// Asking for the next message means that the last one is on its way. Cancel-safe: nothing is lost, and no place
-    /// among those who wait.
+    /// Asking for the next message means that the last one is on its way. Cancel-safe: nothing is lost, but a list's place
+    /// among those that wait: whoever is not there when its turn comes must not keep others from theirs.
     ///
     /// # Errors
     /// The stream's last word; `None` follows.
@@ -487,29 +483,23 @@ impl WatchStream {
     }
 
     /// Waits for leave to send so many bytes, so many of them of full lists. `None`: the stream is told to end.
-    async fn leave_for(&mut self, bytes: usize, lists: usize) -> Option<Leave> {
+    async fn leave_for(&self, bytes: usize, lists: usize) -> Option<Leave> {
         let is_large = bytes > self.hub.limits().response_bytes * 2;
         if !is_large && lists == 0 {
             return Some(Leave::default());
         }
-        let hub = &self.hub;
-        let leave = self
-            .leave
-            .get_or_insert_with(|| Box::pin(leave(hub.clone(), is_large.then_some(bytes), lists)));
+        let leave = self.hub.leave(is_large.then_some(bytes), lists);
+        tokio::pin!(leave);
         loop {
             tokio::select! {
                 biased;
                 // What woke it is seen to by whoever gathers next; but an end is not waited out.
                 () = self.shared.wake.notified() => {
                     if self.shared.is_ending() {
-                        self.leave = None;
                         return None;
                     }
                 }
-                leave = &mut *leave => {
-                    self.leave = None;
-                    return Some(leave);
-                }
+                leave = &mut leave => return Some(leave),
             }
         }
     }
@@ -545,16 +535,18 @@ struct Leave {
     turn: Option<Turn>,
 }
 
-async fn leave(hub: WatchHub, large: Option<usize>, lists: usize) -> Leave {
-    let large = match large {
-        Some(bytes) => hub.large_permit(bytes).await,
-        None => None,
-    };
-    let turn = match lists {
-        0 => None,
-        lists => Some(hub.list_turn(lists).await),
-    };
-    Leave { large, turn }
+impl WatchHub {
+    async fn leave(&self, large: Option<usize>, lists: usize) -> Leave {
+        let large = match large {
+            Some(bytes) => self.large_permit(bytes).await,
+            None => None,
+        };
+        let turn = match lists {
+            0 => None,
+            lists => Some(self.list_turn(lists).await),
+        };
+        Leave { large, turn }
+    }
 }
 
 /// What is ready to be sent.

@@ -40,12 +40,6 @@ impl Budget {
         self.spent_until = Some(until.max(from));
     }
 
-    /// What was taken, and will not leave after all. Whoever took something since keeps its moment.
-    pub fn give_back(&mut self, amount: u64) {
-        let back = self.time_of(amount);
-        self.spent_until = self.spent_until.and_then(|until| until.checked_sub(back));
-    }
-
     fn time_of(&self, amount: u64) -> Duration {
         let nanos = u128::from(amount) * 1_000_000_000 / u128::from(self.per_second);
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
