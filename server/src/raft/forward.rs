@@ -4,6 +4,7 @@
 //! leader itself said that it did not propose it.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -22,6 +23,7 @@ use tonic::Streaming;
 
 use super::network::Peers;
 use super::ticket::{Attempt, Reply, Ticket};
+use crate::pulse;
 
 /// Writes that may wait for the stream; beyond it callers are told to come again.
 const QUEUE_MAX: usize = 8_192;
@@ -29,6 +31,9 @@ const QUEUE_MAX: usize = 8_192;
 pub(crate) const IN_FLIGHT_MAX: usize = 4_096;
 /// How long the stream may take to open.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often those are looked for that have waited too long.
+const GIVE_UP_PAUSE: Duration = Duration::from_secs(1);
 
 /// One write on its way to the leader.
 pub(crate) struct Call {
@@ -118,7 +123,8 @@ struct Departure {
 struct Traffic {
     stage: Stage,
     queue: mpsc::Receiver<Call>,
-    pending: HashMap<u64, Reply>,
+    /// Each with its deadline.
+    pending: HashMap<u64, (Instant, Reply)>,
     next: u64,
     /// Of whoever sends, when there was nothing to send.
     sender: Option<Waker>,
@@ -165,7 +171,7 @@ impl Traffic {
         }
         let (number, request) = (self.next, call.reply.request().clone());
         self.next += 1;
-        self.pending.insert(number, call.reply);
+        self.pending.insert(number, (call.deadline, call.reply));
         Some(Departure {
             number,
             request,
@@ -178,7 +184,21 @@ impl Traffic {
         if self.pending.len() == IN_FLIGHT_MAX {
             self.wake_sender();
         }
-        self.pending.remove(&number)
+        self.pending.remove(&number).map(|(_, reply)| reply)
+    }
+
+    /// Those for which nobody waits any more give up their place and their room: a leader that was deposed may not know for
+    /// long what becomes of them.
+    fn give_up(&mut self, now: Instant) {
+        let overdue = self.pending.extract_if(|_, (deadline, _)| *deadline <= now);
+        let mut overdue: Vec<_> = overdue.collect();
+        overdue.sort_by_key(|(number, _)| *number);
+        if !overdue.is_empty() {
+            self.wake_sender();
+        }
+        for (_, (_, reply)) in overdue {
+            reply.send(Attempt::Unknown("no answer before the deadline".into()));
+        }
     }
 
     fn enter(&mut self, stage: Stage) {
@@ -201,7 +221,7 @@ impl Traffic {
         }
         let mut pending: Vec<_> = self.pending.drain().collect();
         pending.sort_by_key(|(number, _)| *number);
-        for (_, reply) in pending {
+        for (_, (_, reply)) in pending {
             reply.send(Attempt::Unknown(reason.to_owned()));
         }
     }
@@ -261,6 +281,7 @@ impl Session {
             Ok(answers) => tokio::select! {
                 reason = self.take_answers(answers) => reason,
                 () = left.notified() => "the line was replaced".into(),
+                never = self.give_up() => match never {},
             },
             Err(reason) => reason,
         };
@@ -285,6 +306,13 @@ impl Session {
             .map_err(|status| status.to_string())?;
         self.traffic.lock().enter(Stage::Open);
         Ok(answers.into_inner())
+    }
+
+    async fn give_up(&self) -> Infallible {
+        loop {
+            tokio::time::sleep_until(pulse::after(GIVE_UP_PAUSE)).await;
+            self.traffic.lock().give_up(Instant::now());
+        }
     }
 
     /// Until there are no more; why.
@@ -445,6 +473,20 @@ mod tests {
         assert!(line.take_woken());
         assert_eq!(line.poll(), Poll::Ready(Some(IN_FLIGHT_MAX as u64)));
         drop(answered);
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_keeps_no_place() {
+        let mut line = Fixture::new(Stage::Open);
+        let (_, answered) = line.queue();
+        assert_eq!(line.poll(), Poll::Ready(Some(0)));
+        assert_eq!(line.poll(), Poll::Pending);
+        line.traffic.give_up(Instant::now());
+        assert_eq!(line.traffic.pending.len(), 1, "its time is not up");
+        line.traffic.give_up(Instant::now() + Duration::from_secs(61));
+        assert!(line.traffic.pending.is_empty() && line.take_woken());
+        assert!(matches!(answered.await.unwrap().0, Attempt::Unknown(_)));
+        assert!(line.traffic.settle(0).is_none(), "a late answer is nobody's");
     }
 
     #[test]
