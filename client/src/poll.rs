@@ -172,8 +172,9 @@ impl Slot {
             let behind = held.counted().differs(counted)
                 && counted == Counted::Cluster
                 && header.read_mode() == v1::ReadMode::Local;
-            if !behind {
-                self.cached.take_gone(revision, origin, confirmed);
+            if !behind && self.cached.take_gone(revision, origin, confirmed) == Merged::UnconfirmedEmpty {
+                // Another cluster does not know it. What is held stays, but nobody says any more that it is so.
+                self.hold();
             }
             self.publish();
             return true;

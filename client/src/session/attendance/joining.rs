@@ -176,6 +176,10 @@ impl Attendance {
                 server: server.into(),
             });
             self.restore();
+            if !self.is_restoring() {
+                // Nothing is left that could be refused.
+                self.restores_refused = 0;
+            }
         } else {
             self.tell(SessionEvent::Opened {
                 session,

@@ -55,7 +55,7 @@ impl Attendance {
         restores.flat_map(|pending| pending.operation.groups()).collect()
     }
 
-    fn is_restoring(&self) -> bool {
+    pub(super) fn is_restoring(&self) -> bool {
         self.pending.values().any(Pending::is_restore)
     }
 
