@@ -42,7 +42,7 @@ pub(super) enum Resolve {
     Keep,
     /// Somebody knows better: what it had is dropped, and its log begins anew.
     Drop,
-    /// It has fetched what the others have.
+    /// It has fetched what the others have. Also of a sure one that missed a group's move.
     Fetched,
 }
 
@@ -217,8 +217,12 @@ impl Desk {
         written.applied.result.map(|outcome| (outcome, records))
     }
 
-    /// The judge's word. Sessions that somebody else claimed meanwhile are not his to judge any more.
+    /// The judge's word. Sessions that somebody else claimed meanwhile are not his to judge any more; and nobody judges by
+    /// a part of what there is: what is not said is counted down again.
     pub(super) fn say(&mut self, work: &mut Work<'_>, word: &Word) {
+        if self.footing == Footing::Unsure {
+            return;
+        }
         let mut command = word.command(VIEW_TERM);
         if let Command::ExpireSessions { sessions, .. } = &mut command {
             sessions.retain(|fence| self.holds(fence.session));
@@ -402,16 +406,17 @@ impl Desk {
 
     /// Others were asked.
     pub(super) fn resolve(&mut self, work: &mut Work<'_>, resolve: Resolve) {
-        if self.footing == Footing::Sure {
-            return;
-        }
         match resolve {
+            Resolve::Keep | Resolve::Drop if self.footing == Footing::Sure => return,
             Resolve::Keep => {
                 tracing::info!(
                     records = self.set_aside.len(),
                     "AP groups: taken up what was on disk"
                 );
                 self.take_up(work.view, work.now);
+                // It may have fetched a part from a server that went.
+                self.replica.caught_up(work.view);
+                self.office.catch_up(work.view, work.now.instant);
                 self.footing = Footing::Sure;
             }
             Resolve::Drop => {
@@ -426,6 +431,8 @@ impl Desk {
             }
             Resolve::Fetched => {
                 tracing::info!(records = self.replica.len(), "AP groups: fetched from the others");
+                self.replica.caught_up(work.view);
+                self.office.catch_up(work.view, work.now.instant);
                 self.footing = Footing::Sure;
             }
         }

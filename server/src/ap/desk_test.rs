@@ -50,24 +50,33 @@ impl Site {
     }
 
     fn begin(server: u64, found: Found, now: Now) -> Self {
+        let mut site = Self::bare(server, found, now);
+        if site.desk.footing() == Footing::Unsure {
+            site.work(|desk, work| desk.resolve(work, Resolve::Keep));
+        }
+        site.define(GuardSettings::off());
+        site
+    }
+
+    /// It has asked nobody what counts, and knows of no group.
+    fn bare(server: u64, found: Found, now: Now) -> Self {
         let mut view = view();
         let bounds = (Duration::from_millis(500), RETENTION);
         let desk = Desk::new(ServerId(server), bounds, found, &mut view, now);
-        let mut site = Self {
+        Self {
             desk,
             view,
             now,
             synced: false,
-        };
-        if site.desk.footing() == Footing::Unsure {
-            site.work(|desk, work| desk.resolve(work, Resolve::Keep));
         }
+    }
+
+    fn define(&mut self, guard: GuardSettings) {
         let settings = GroupSettings {
             mode: GroupMode::Ap,
             auto_create: true,
-            // Who lapses goes.
             defaults: ServiceSettings {
-                guard: GuardSettings::off(),
+                guard,
                 ..ServiceSettings::default()
             },
             ..GroupSettings::default()
@@ -77,8 +86,7 @@ impl Site {
             settings,
             expected: Expected::Any,
         };
-        assert_eq!(site.work(|desk, work| desk.define(work, vec![group])), []);
-        site
+        assert_eq!(self.work(|desk, work| desk.define(work, vec![group])), []);
     }
 
     fn work<T>(&mut self, work: impl FnOnce(&mut Desk, &mut Work<'_>) -> T) -> T {
@@ -148,7 +156,7 @@ impl Site {
             self.desk.office.catch_up(&self.view, self.now.instant);
             for word in self.desk.office.take_words(&self.view, self.now.instant) {
                 self.work(|desk, work| desk.say(work, &word));
-                assert!(self.synced);
+                assert!(self.synced || self.desk.footing() == Footing::Unsure);
                 self.desk.office.catch_up(&self.view, self.now.instant);
                 self.desk.office.settle(&word, &self.view, self.now.instant);
             }
@@ -203,6 +211,36 @@ fn seed() -> SessionSeed {
 
 fn lapsed() -> Standing {
     Standing::Lapsed { held: Vec::new() }
+}
+
+/// What it fetches comes piece by piece, and what it held in an earlier life is among it.
+#[test]
+fn a_server_that_is_unsure_judges_nothing_and_its_guards_count_all_that_it_fetched() {
+    let (mut before, mut other) = (Site::new(2), Site::new(1));
+    before.claim();
+    before.register();
+    other.hear(&before);
+    let mut anew = Site::bare(2, Found::default(), other.now);
+    anew.define(GuardSettings::default());
+    anew.hear(&other);
+    anew.pass(TTL * 3);
+    assert_eq!(anew.standing(), (ServerId(2), 1, Standing::Held));
+
+    anew.work(|desk, work| desk.resolve(work, Resolve::Fetched));
+    let revision = anew.view.revision();
+    anew.pass(TTL * 3);
+    let guard = |site: &Site| {
+        site.view
+            .service(&service())
+            .expect("it is listed")
+            .guard_status()
+    };
+    assert_eq!(guard(&anew).engaged.map(|engaged| engaged.of), Some(1));
+    assert!(anew.view.revision() > revision);
+    // It missed a group's move, and has fetched that.
+    let since = guard(&anew).held_since;
+    anew.work(|desk, work| desk.resolve(work, Resolve::Fetched));
+    assert!(guard(&anew).held_since > since, "it was counted anew");
 }
 
 #[test]

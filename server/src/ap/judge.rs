@@ -84,10 +84,12 @@ fn tick(inner: &Inner, now: Instant) -> (Vec<Word>, Vec<SessionSeed>) {
 /// Says one tick's words, in their order: a guard that judges the first lapses is told how many follow.
 async fn say_all(inner: Arc<Inner>, words: Vec<Word>) {
     for word in words {
-        let said = word.clone();
-        let outcome = inner.perform(|done| Job::Say { word: said, done }).await;
-        if let Err(error) = outcome {
-            tracing::debug!(%error, "a judgement was not written");
+        if !is_premature(&inner, &word) {
+            let said = word.clone();
+            let outcome = inner.perform(|done| Job::Say { word: said, done }).await;
+            if let Err(error) = outcome {
+                tracing::debug!(%error, "a judgement was not written");
+            }
         }
         let now = Instant::now();
         let mut desk = inner.desk.lock();
@@ -95,6 +97,12 @@ async fn say_all(inner: Arc<Inner>, words: Vec<Word>) {
         desk.office.catch_up(&view, now);
         desk.office.settle(&word, &view, now);
     }
+}
+
+/// Guards do not know of how many nodes while those of a group that moved come piece by piece: nothing is let go. It is
+/// counted down again.
+fn is_premature(inner: &Inner, word: &Word) -> bool {
+    matches!(word, Word::Over(_) | Word::HeldEnough(_)) && inner.waits_for_missed()
 }
 
 async fn claim(inner: Arc<Inner>, seeds: Vec<SessionSeed>) {

@@ -149,6 +149,9 @@ impl Repairer {
                     let known = compared.sure || self.is_known_to_nobody(other.server);
                     if compared.complete && known {
                         self.early = 0;
+                        if self.inner.misses_records() {
+                            self.resolve(Resolve::Fetched).await;
+                        }
                         self.inner.note_fetched(asked_at);
                     }
                     return self.note(compared.same && compared.sure);

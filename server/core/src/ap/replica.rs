@@ -114,6 +114,12 @@ impl Replica {
         self.impose(view, moved)
     }
 
+    /// Guards count what was heard until now as if it had been heard at once: after catching up with another server,
+    /// whose records came in pieces.
+    pub fn caught_up(&self, view: &mut Directory) -> Option<Arc<RevisionChanges>> {
+        view.learn_guards_anew()
+    }
+
     /// Carries out a local write. Definitions of groups and services, which belong to the Raft directory, and the
     /// opening of sessions ([`Self::claim`]) are refused.
     pub fn write(&mut self, view: &mut Directory, now_ms: u64, request: &LoggedRequest) -> Written {

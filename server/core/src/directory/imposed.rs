@@ -71,6 +71,10 @@ impl Directory {
     pub(crate) fn impose(&mut self, imposition: Imposition) -> Option<Arc<RevisionChanges>> {
         let mut draft = self.draft();
         self.impose_on(&mut draft, imposition);
+        self.conclude(draft)
+    }
+
+    fn conclude(&mut self, draft: Draft) -> Option<Arc<RevisionChanges>> {
         if draft.services.is_empty() && draft.sessions.is_empty() {
             return None;
         }
@@ -104,6 +108,29 @@ impl Directory {
         for (key, over) in imposition.overrides {
             self.impose_override(draft, &key, over);
         }
+    }
+
+    /// What was imposed until now came piece by piece and was there all along: guards that hold anything count it as if it had
+    /// come at once. `None` if there are none.
+    pub(crate) fn learn_guards_anew(&mut self) -> Option<Arc<RevisionChanges>> {
+        let services = self.groups.values().flat_map(|group| group.services.values());
+        let holding: Vec<ServiceKey> = services
+            .filter(|service| service.guard.hold().is_some())
+            .map(|service| service.key.clone())
+            .collect();
+        let mut draft = self.draft();
+        for key in holding {
+            let is_moving = self.is_moving(&key);
+            self.write_guard(&mut draft, &key, |ledger, settings, at| {
+                ledger.learn_anew(at);
+                if is_moving {
+                    None
+                } else {
+                    ledger.settle(settings, at)
+                }
+            });
+        }
+        self.conclude(draft)
     }
 
     fn impose_session(&mut self, draft: &mut Draft, imposed: ImposedSession) {

@@ -224,6 +224,14 @@ impl Ledger {
         }
     }
 
+    /// All that is listed was listed together where it was judged, though it came here piece by piece: the guard engages as
+    /// if it had come at once. What is overdue is not told anew.
+    pub fn learn_anew(&mut self, at: Revision) {
+        if self.hold.take_if(|hold| !hold.overdue).is_some() {
+            self.engage_of(self.listed, HoldReason::Share, self.held, at);
+        }
+    }
+
     fn engage_of(&mut self, listed: u32, reason: HoldReason, lapsed: u32, at: Revision) {
         let gone = self.window.map_or(0, |window| window.gone());
         let engagement = Engagement {

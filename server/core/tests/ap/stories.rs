@@ -1,6 +1,6 @@
 //! What users were promised of AP groups, told as stories.
 
-use rollcall_core::ap::{Record, Standing};
+use rollcall_core::ap::{Key, Record, Standing};
 use rollcall_core::directory::{Command, NodeState, Override, Refusal, UpdateNode};
 use rollcall_core::ids::{ServerId, SessionId};
 
@@ -196,6 +196,42 @@ fn a_server_that_comes_while_the_guard_is_engaged_knows_of_how_many() {
     servers[0].revive(4);
     settle(&mut servers);
     assert!(servers.iter().all(|server| status(server).engaged.is_none()));
+}
+
+/// Also if it hears them piece by piece, as a server does that is new: suspects first, then those that are up.
+#[test]
+fn a_server_that_hears_suspects_before_the_rest_knows_of_how_many_once_it_has_caught_up() {
+    let mut first = Server::new(1);
+    ten_nodes(&mut first);
+    first.lapse(&[1, 2, 3, 4]);
+    let engaged = |server: &Server| {
+        let service = server.view.service(&scene::service("prod/feed")).unwrap();
+        let engaged = service.guard_status().engaged;
+        engaged.map(|engaged| (engaged.lapsed, engaged.of, engaged.needed))
+    };
+    assert_eq!(engaged(&first), Some((4, 10, 7)));
+    let is_late = |record: &Record| match &record.key {
+        Key::Node(key) => key.node.as_str() > "n4:1",
+        Key::Session(_) | Key::Override(_) => false,
+    };
+    for pieces in [1, 2, 7] {
+        let mut late = Server::new(4);
+        let (rest, early): (Vec<Record>, Vec<Record>) = records_of(&first).into_iter().partition(is_late);
+        late.hear(early);
+        for piece in rest.chunks(rest.len().div_ceil(pieces)) {
+            late.hear(piece.to_vec());
+        }
+        late.replica.caught_up(&mut late.view);
+        assert_eq!(engaged(&late), Some((4, 10, 7)), "{pieces} pieces");
+        // Six are up, which is not enough; one that comes back is.
+        assert!(late.write(scene::deregister(None, "prod/feed/unknown:1")).is_ok());
+        assert!(engaged(&late).is_some());
+        late.revive(4);
+        assert_eq!(engaged(&late), None);
+        // What is left over is counted with all that are listed, and enough are up.
+        late.replica.caught_up(&mut late.view);
+        assert_eq!(engaged(&late), None);
+    }
 }
 
 #[test]
