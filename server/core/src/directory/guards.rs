@@ -91,14 +91,24 @@ impl Directory {
         let Some(service) = self.service(key) else { return };
         let count = service.guard.releasable(&service.settings.guard) as usize;
         if count > 0 {
-            let mut held: Vec<(Revision, &NodeId)> = overdue(service)
-                .map(|node| (node.modified, &node.registration.id))
-                .collect();
+            let mut held: Vec<(Revision, &NodeId)> = self.overdue(service).collect();
             held.sort_unstable();
             let going = held.into_iter().take(count).map(|(_, id)| id.clone()).collect();
             self.let_go(draft, key, going, RemovalCause::Expired);
         }
         self.write_guard(draft, key, |ledger, settings, at| ledger.settle(settings, at));
+    }
+
+    /// The suspects whose time is over, if that of any is, each with when it was found silent. Later held ones have a time
+    /// of their own. An operator's word on a node is none on its session.
+    fn overdue<'a>(&self, service: &'a Service) -> impl Iterator<Item = (Revision, &'a NodeId)> {
+        let older_than = service.guard.hold().and_then(|hold| hold.older_than());
+        let silent = suspects(service).map(|node| {
+            let owner = node.session().and_then(|id| self.session(id));
+            let lapsed = owner.and_then(|session| session.lapsed);
+            (lapsed.unwrap_or(node.modified), &node.registration.id)
+        });
+        silent.filter(move |(lapsed, _)| older_than.is_none_or(|engaged| *lapsed < engaged))
     }
 
     /// Removes held nodes, and ends the sessions of which nothing is left.
@@ -120,12 +130,6 @@ impl Directory {
 fn suspects(service: &Service) -> impl Iterator<Item = &Node> {
     let nodes = service.nodes.values().map(AsRef::as_ref);
     nodes.filter(|node| node.state == NodeState::Suspect)
-}
-
-/// Those of them whose time is over, if that of any is. Later held ones have a time of their own.
-fn overdue(service: &Service) -> impl Iterator<Item = &Node> {
-    let older_than = service.guard.hold().and_then(|hold| hold.older_than());
-    suspects(service).filter(move |node| older_than.is_none_or(|engaged| node.modified < engaged))
 }
 
 /// The leader's word that was void for every service makes no revision.

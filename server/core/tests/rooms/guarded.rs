@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use rollcall_core::directory::{
-    Command, Directory, ExpiryFence, Limits, NodeChange, NodeState, Outcome, Refusal, RemovalCause, Request,
-    RevisionChanges, RevivalFence, ServiceChange, SessionChange,
+    Command, Directory, ExpiryFence, Limits, NodeChange, NodeState, Outcome, Override, Refusal, RemovalCause,
+    Request, RevisionChanges, RevivalFence, ServiceChange, SessionChange,
 };
 use rollcall_core::guard::{GuardSettings, GuardStatus};
 use rollcall_core::ids::{LogIndex, LogPosition, NodeId, RequestId, Revision, SessionId, Term};
@@ -560,6 +560,17 @@ fn a_second_mass_lapse_gives_no_more_time_to_what_is_overdue_and_takes_none_from
     });
     assert!(matches!(refused, Refusal::RevisionMismatch { .. }), "{refused}");
 
+    // What an operator says of the dead gives them no more time.
+    for session in 1..=18 {
+        let node = format!("{SERVICE}/n{session}:80");
+        if scene.directory.node(&scene::node(&node)).is_some() {
+            let over = Override {
+                disabled: Some(true),
+                ..Override::default()
+            };
+            scene.done(scene::set_override(&node, over));
+        }
+    }
     // The share would be eight; seven are overdue.
     close_window(&mut scene);
     let left = status(&scene);
