@@ -74,7 +74,7 @@ impl Directory {
         }
         let (revived, lapsed) = self.judged_otherwise(sessions);
         let mut differing = revived.iter().chain(&lapsed).filter_map(|id| self.session(*id));
-        differing.try_for_each(|session| self.require_thawed(session))?;
+        differing.try_for_each(|session| self.require_thawed_but(session, Some(group)))?;
         let mut draft = self.draft();
         self.revive_sessions(&mut draft, heard_at(self.revision.next()), &revived);
         self.hold_sessions(&mut draft, &lapsed);
@@ -279,8 +279,14 @@ impl Directory {
 
     /// Refuses what must wait until no group of a session's nodes is on its way.
     pub(super) fn require_thawed(&self, session: &Session) -> Result<(), Refusal> {
-        let mut owned = session.nodes.by_service();
-        owned.try_for_each(|(service, _)| self.require_still(&service.group))
+        self.require_thawed_but(session, None)
+    }
+
+    /// The same, except of a group that is being told what is in it: a move that goes on says so once more.
+    fn require_thawed_but(&self, session: &Session, told: Option<&GroupName>) -> Result<(), Refusal> {
+        let owned = session.nodes.by_service();
+        let mut others = owned.filter(|(service, _)| Some(&service.group) != told);
+        others.try_for_each(|(service, _)| self.require_still(&service.group))
     }
 
     /// Refuses what must wait until a group has moved.

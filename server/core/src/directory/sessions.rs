@@ -176,7 +176,14 @@ impl Directory {
 
     pub(super) fn revive_sessions(&mut self, draft: &mut Draft, heard: LogIndex, sessions: &[SessionId]) {
         for (key, ids) in self.nodes_of(sessions) {
-            self.write_service(draft, &key, |service| service.revive_nodes(&ids));
+            // Only what is told of a moving group revives anything in it, and its guard waits for the last piece.
+            let is_moving = self.is_moving(&key);
+            self.write_service(draft, &key, |service| {
+                service.revive_nodes(&ids);
+                if is_moving {
+                    service.learn_of_hold(0, 0);
+                }
+            });
         }
         for id in sessions {
             self.sessions.write(*id, &mut self.digest, |session| {

@@ -552,6 +552,55 @@ fn a_session_that_lapsed_in_the_log_and_not_among_the_records_is_alive_in_all_it
     assert_of_one_mind(&log.directory);
 }
 
+/// A coordinator died after it had told a part, and the session was heard from or fell silent before the next one went on.
+#[test]
+fn a_move_goes_on_though_a_session_of_its_own_is_judged_otherwise_meanwhile() {
+    let (mut log, mut server) = owner_of_both();
+    for session in 2..=10 {
+        if session > 2 {
+            log.done(scene::open_session());
+        }
+        server.claim(session).unwrap();
+        server
+            .register(session, &format!("move/feed/n{session}:1"))
+            .unwrap();
+    }
+    server.lapse(&[1, 2, 8, 9]);
+    assert_eq!(engaged(&server.view), (4, 10, 7));
+    begin(&mut log, GroupMode::Cp);
+    let moving = since(&log.directory);
+    let tell = |log: &mut Scene, server: &Server, pieces: usize| {
+        for command in server
+            .view
+            .adoptions(&group(), moving, 4)
+            .into_iter()
+            .take(pieces)
+        {
+            log.done(command);
+        }
+        assert_of_one_mind(&log.directory);
+    };
+    let state = |log: &Scene| log.directory.node(&scene::node("move/feed/b:1")).unwrap().state;
+    tell(&mut log, &server, 1);
+    assert_eq!(state(&log), NodeState::Suspect);
+    server.claim(1).unwrap();
+    tell(&mut log, &server, 1);
+    assert_eq!(state(&log), NodeState::Up);
+    // Three of the four that are here are up, but there is more to come: the guard waits.
+    let guard = |log: &Scene| {
+        let service = log.directory.service(&scene::service("move/feed")).unwrap();
+        service.guard_status()
+    };
+    assert!(guard(&log).engaged.is_some());
+    server.lapse(&[1, 3, 4, 5]);
+    tell(&mut log, &server, 1);
+    assert_eq!(state(&log), NodeState::Suspect);
+    tell(&mut log, &server, 100);
+    assert_eq!(sign_of(&log.directory), sign_of(&server.view));
+    end(&mut log, true);
+    assert_of_one_mind(&log.directory);
+}
+
 /// Of two groups that move at once, what is frozen stays as it is.
 #[test]
 fn a_session_is_not_judged_anew_in_a_group_that_is_frozen() {
