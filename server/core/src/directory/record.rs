@@ -173,7 +173,8 @@ pub struct Node {
     #[serde(rename = "session")]
     pub owner: Owner,
     /// Grows with each new registration of the id, also across removals; in AP groups while the server that is written
-    /// to runs, and on the way back to the log.
+    /// to runs. On the way back to the log it does not fall; it may be what it was, though the id was registered anew
+    /// elsewhere, if the server there had forgotten how often.
     pub incarnation: Incarnation,
     /// Revision of this incarnation's registration.
     pub created: Revision,
