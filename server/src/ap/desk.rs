@@ -388,12 +388,13 @@ impl Desk {
 
     /// Forgets what has been dead for long enough.
     pub(super) fn purge(&mut self, work: &mut Work<'_>) -> usize {
-        let gone = self.replica.purge(work.now.wall_ms, self.retention_ms);
-        for key in &gone {
+        let purged = self.replica.purge(work.now.wall_ms, self.retention_ms);
+        for key in &purged.gone {
             rows::remove_record(work.rows, key);
         }
+        self.keep(work, &purged.stored);
         self.mark_alive(work);
-        gone.len()
+        purged.gone.len()
     }
 
     /// Writes down that this server is alive, so that its next life knows for how long it was not.

@@ -15,6 +15,6 @@ mod written;
 
 pub use moved::THE_LOG;
 pub use record::{Key, NodeValue, Record, Seq, SessionSeed, SessionValue, Standing, Stored, Value};
-pub use replica::{FarFuture, Merged, Replica, VIEW_TERM, Written};
+pub use replica::{FarFuture, Merged, Purged, Replica, VIEW_TERM, Written};
 pub use stamp::{Clock, Stamp};
 pub use table::{Bucket, Range};

@@ -41,6 +41,15 @@ pub struct Merged {
     pub refused: Option<FarFuture>,
 }
 
+/// What forgetting did.
+#[derive(Debug, Default)]
+pub struct Purged {
+    /// To be deleted on disk.
+    pub gone: Vec<Key>,
+    /// To be made durable, and to be told to the others.
+    pub stored: Vec<Stored>,
+}
+
 /// A stamp lies further ahead of this server's clock than is allowed: one of the two clocks is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -292,13 +301,14 @@ impl Replica {
 
     /// Forgets what has been dead for longer than `retention_ms`, with all that only it explains. To be asked now
     /// and then by every server with the same retention: it rounds time so that they forget at the same moments.
-    pub fn purge(&mut self, now_ms: u64, retention_ms: u64) -> Vec<Key> {
+    pub fn purge(&mut self, now_ms: u64, retention_ms: u64) -> Purged {
         let round = (retention_ms / 16).max(1);
         self.horizon_ms = (now_ms / round * round).saturating_sub(retention_ms);
-        let is_old = |record: &Record| record.stamp.millis < self.horizon_ms;
+        let horizon_ms = self.horizon_ms;
+        let is_old = |record: &Record| record.stamp.millis < horizon_ms;
         let mut gone: BTreeSet<Key> = BTreeSet::new();
         for record in self.table.records() {
-            if is_old(record) && (record.is_dead() || self.is_spent(record)) {
+            if is_old(record) && record.is_dead() {
                 gone.insert(record.key.clone());
                 if let Key::Session(id) = record.key {
                     gone.extend(self.table.nodes_of(id).cloned().map(Key::Node));
@@ -311,17 +321,38 @@ impl Replica {
             }
         }
         gone.iter().for_each(|key| self.table.remove(key));
-        gone.into_iter().collect()
+        let spent = self.spent(is_old);
+        let mut purged = Purged {
+            gone: gone.into_iter().collect(),
+            stored: Vec::new(),
+        };
+        for (key, value) in spent {
+            let stamp = self.clock.stamp(now_ms);
+            purged.stored.push(self.own(key, value, stamp));
+        }
+        purged
     }
 
-    /// A session that lapsed, and whose held nodes were taken over by others or are gone: nothing of it is shown.
-    fn is_spent(&self, record: &Record) -> bool {
-        match (&record.key, &record.value) {
-            (Key::Session(id), Value::Session(session)) => {
-                matches!(session.standing, Standing::Lapsed { .. }) && !self.holds_any(*id, session)
+    /// Sessions that lapsed and hold nothing any more, for others took their nodes over: their records, saying so. Forgotten
+    /// they would be fetched back from servers that forget later, and who came back would begin at the first claim.
+    fn spent(&self, is_old: impl Fn(&Record) -> bool) -> Vec<(Key, Value)> {
+        let old = self
+            .table
+            .sessions()
+            .filter(|record| is_old(record) && !record.is_dead());
+        let spent = old.filter_map(|record| match (&record.key, &record.value) {
+            (Key::Session(id), Value::Session(session))
+                if matches!(session.standing, Standing::Lapsed { .. }) && !self.holds_any(*id, session) =>
+            {
+                let said = SessionValue {
+                    standing: Standing::Lapsed { held: Vec::new() },
+                    ..SessionValue::clone(session)
+                };
+                Some((record.key.clone(), Value::Session(Box::new(said))))
             }
-            (Key::Node(_) | Key::Override(_) | Key::Session(_), _) => false,
-        }
+            _ => None,
+        });
+        spent.collect()
     }
 
     /// The number of the last record in this server's own log.

@@ -182,9 +182,11 @@ impl Server {
     }
 
     pub(crate) fn purge(&mut self, retention_ms: u64) {
-        for key in self.replica.purge(self.now_ms, retention_ms) {
+        let purged = self.replica.purge(self.now_ms, retention_ms);
+        for key in purged.gone {
             self.disk.remove(&key);
         }
+        self.keep(purged.stored);
     }
 
     pub(crate) fn state(&self, node: &str) -> Option<NodeState> {

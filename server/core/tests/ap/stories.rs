@@ -359,9 +359,7 @@ fn what_is_dead_is_forgotten_everywhere_and_is_not_taken_in_again() {
 }
 
 /// One server takes a node over before it has heard of the lapse by which another holds it.
-#[test]
-fn a_session_whose_held_node_went_to_another_is_forgotten() {
-    const RETENTION_MS: u64 = 60_000;
+fn a_session_whose_held_node_went_to_another() -> Vec<Server> {
     let mut servers = three();
     servers[0].claim(1).unwrap();
     servers[0].register(1, "prod/feed/a:1").unwrap();
@@ -373,19 +371,59 @@ fn a_session_whose_held_node_went_to_another_is_forgotten() {
     assert_eq!(servers[0].state("prod/feed/a:1"), Some(NodeState::Suspect));
     settle(&mut servers);
     assert_same(&servers);
-    for server in &mut servers {
+    for server in &servers {
         let standing = &server.replica.session(SessionId(1)).unwrap().standing;
         assert!(matches!(standing, Standing::Lapsed { held } if held.len() == 1));
-        server.purge(RETENTION_MS);
-        assert!(server.replica.session(SessionId(1)).is_some(), "not yet");
-        server.now_ms += 2 * RETENTION_MS;
-        server.purge(RETENTION_MS);
     }
-    settle(&mut servers);
+    servers
+}
+
+/// Each at its own time, with comparisons in between.
+fn purge_by_turns(servers: &mut [Server], retention_ms: u64) {
+    for server in &mut *servers {
+        server.now_ms += 2 * retention_ms;
+    }
+    for at in 0..servers.len() {
+        servers[at].purge(retention_ms);
+        settle(servers);
+    }
+}
+
+#[test]
+fn a_session_whose_held_node_went_to_another_is_forgotten_though_servers_do_not_purge_together() {
+    const RETENTION_MS: u64 = 60_000;
+    let mut servers = a_session_whose_held_node_went_to_another();
+    // At first they all know that nothing is held any more...
+    purge_by_turns(&mut servers, RETENTION_MS);
+    assert_same(&servers);
+    for server in &servers {
+        let standing = &server.replica.session(SessionId(1)).unwrap().standing;
+        assert_eq!(*standing, Standing::Lapsed { held: Vec::new() });
+    }
+    // ... and then forget it as any other.
+    purge_by_turns(&mut servers, RETENTION_MS);
     assert_same(&servers);
     for server in &servers {
         assert!(server.replica.session(SessionId(1)).is_none());
         assert_eq!(server.state("prod/feed/a:1"), Some(NodeState::Up));
+    }
+}
+
+/// Its client may come back while one server has purged it and the others have not.
+#[test]
+fn a_session_that_holds_nothing_any_more_is_claimed_after_its_last_claim() {
+    const RETENTION_MS: u64 = 60_000;
+    let mut servers = a_session_whose_held_node_went_to_another();
+    for server in &mut servers {
+        server.now_ms += 2 * RETENTION_MS;
+    }
+    servers[0].purge(RETENTION_MS);
+    servers[0].claim(1).unwrap();
+    servers[0].register(1, "prod/feed/m:1").unwrap();
+    settle(&mut servers);
+    assert_same(&servers);
+    for server in &servers {
+        assert_eq!(server.state("prod/feed/m:1"), Some(NodeState::Up));
     }
 }
 
