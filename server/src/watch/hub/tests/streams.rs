@@ -57,23 +57,27 @@ async fn who_asks_for_lists_and_reads_none_is_asked_to_read_first() {
     assert_eq!(client.handle.shared.backlog.lock().lists(), 1);
 }
 
-/// A list every hour or so, of those that wait.
-fn slow_lists() -> StormConfig {
-    StormConfig {
+/// One who follows a service of so many nodes, whose list will wait for hours.
+async fn waiting_for_a_list(limits: WatchConfig, nodes: u16) -> (World, Client) {
+    let storm = StormConfig {
         lists_bytes_per_second: 1,
         egress_bytes_per_second: 1,
         ..StormConfig::default()
+    };
+    let mut world = World::with_storm(limits, 100, &storm);
+    let one = key("a", "one");
+    for node in 0..nodes {
+        world.put(&one, &format!("n{node}"), 1);
     }
+    drop(world.storm.list_turn(10_000).await);
+    let client = world.open();
+    client.follow(follow(1, Target::Service(one)));
+    (world, client)
 }
 
 #[tokio::test]
 async fn who_is_told_to_end_waits_for_no_list_any_more() {
-    let mut world = World::with_storm(WatchConfig::default(), 100, &slow_lists());
-    let one = key("a", "one");
-    world.put(&one, "n1", 1);
-    drop(world.storm.list_turn(10_000).await);
-    let mut client = world.open();
-    client.follow(follow(1, Target::Service(one)));
+    let (world, mut client) = waiting_for_a_list(WatchConfig::default(), 1).await;
     let mut next = Box::pin(client.stream.next());
     assert!(
         futures_util::poll!(&mut next).is_pending(),
@@ -95,14 +99,7 @@ async fn a_reader_is_not_cut_off_for_what_waits_here() {
         stall_max: Duration::ZERO,
         ..small()
     };
-    let mut world = World::with_storm(limits, 100, &slow_lists());
-    let one = key("a", "one");
-    for node in 0..20 {
-        world.put(&one, &format!("n{node}"), 1);
-    }
-    drop(world.storm.list_turn(10_000).await);
-    let mut client = world.open();
-    client.follow(follow(1, Target::Service(one)));
+    let (world, mut client) = waiting_for_a_list(limits, 20).await;
     {
         let mut next = Box::pin(client.stream.next());
         assert!(
