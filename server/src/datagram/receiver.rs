@@ -35,7 +35,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 const GATHER_MAX: Duration = Duration::from_millis(20);
 /// Shorter sleeps are not worth it.
 const GATHER_MIN: Duration = Duration::from_micros(200);
-/// What is worth reading at once.
+/// Heartbeats that are worth reading at once.
 const WORTH_READING: u32 = BATCH as u32 / 2;
 /// What a forged heartbeat costs its address beyond a good one's share of the rate.
 const FORGERY: usize = 15;
@@ -141,14 +141,13 @@ impl Receiver {
         while !stop.is_cancelled() {
             match inbox.receive(&self.socket) {
                 _ if stop.is_cancelled() => return,
-                Ok(()) => self.take(&inbox),
+                Ok(()) => read += self.take(&inbox),
                 Err(error) if is_quiet(&error) => {}
                 Err(error) => {
                     tracing::warn!(%error, "heartbeats by datagram cannot be read");
                     std::thread::sleep(ERROR_PAUSE);
                 }
             }
-            read += inbox.len();
             let now = Instant::now();
             if now.duration_since(swept_at) >= SWEEP {
                 swept_at = now;
@@ -164,12 +163,14 @@ impl Receiver {
         }
     }
 
-    fn take(&mut self, inbox: &Inbox) {
+    /// Takes in what was read; how many heartbeats it was, or datagrams if those are more.
+    fn take(&mut self, inbox: &Inbox) -> usize {
         let now = Instant::now();
         self.metrics.received.inc_by(inbox.len() as u64);
         for (from, bytes) in inbox.datagrams() {
             self.desk.take(from, bytes, &self.sessions, now);
         }
+        let read = inbox.len().max(self.desk.beats.len());
         self.metrics.beats.inc_by(self.desk.beats.len() as u64);
         // Where much comes others judge and answer, while this thread reads on.
         let is_quiet = inbox.len() < BATCH && !self.desk.beats.is_empty();
@@ -184,6 +185,7 @@ impl Receiver {
         self.desk.answers = 0;
         self.metrics.unsent.inc_by(unsent);
         self.metrics.sent.inc_by(answers - unsent.min(answers));
+        read
     }
 
     fn sweep(&mut self) {
