@@ -11,14 +11,17 @@ use crate::cluster::Cluster;
 use crate::product::{Product, Programs, Read};
 use crate::results::Row;
 use crate::workload::{
-    Ground, Paused, Shape, dialects, discover, expiry, failover, join, pause, register, renew, restart,
-    watch_own, watch_shared,
+    Ground, Heartbeats, Paused, Shape, dialects, discover, expiry, failover, join, pause, register, renew,
+    restart, watch_own, watch_shared,
 };
 
 /// Sessions that must outlive a restart of their server.
 const LONG_TTL: Duration = Duration::from_secs(40);
 
+/// Of registering.
 const SHAPES: [&str; 3] = ["register", "register-deep", "register-batch"];
+/// Of heartbeats as fast as they are answered.
+const HEARTBEATS: [&str; 3] = ["renew", "renew-deep", "renew-batch"];
 const WATCHES: [&str; 8] = [
     "watch-memory",
     "watch-one",
@@ -103,15 +106,26 @@ impl Stage<'_> {
 
     async fn one_server(&self) {
         let sizes = &self.ground.sizes;
-        let calls = [&SHAPES[..], &["discover", "renew", "renew-deep"]].concat();
+        let calls = [&SHAPES[..], &["discover"], &HEARTBEATS].concat();
         let work = async |cluster: &mut Cluster| {
             self.registers(cluster).await?;
             for read in [Read::Local, Read::Linearizable, Read::Unchanged] {
                 discover(self.ground, cluster, &cluster.dialect()?, read).await?;
             }
-            for dialect in heartbeats(cluster) {
-                renew(self.ground, cluster, &dialect, "renew", 1).await?;
-                renew(self.ground, cluster, &dialect, "renew-deep", sizes.depth).await?;
+            let shape = |name, depth, sessions| Heartbeats {
+                name,
+                depth,
+                sessions,
+            };
+            let shapes = [
+                shape(HEARTBEATS[0], 1, 1),
+                shape(HEARTBEATS[1], sizes.depth, 1),
+                shape(HEARTBEATS[2], 1, sizes.depth),
+            ];
+            for dialect in renewing(cluster) {
+                for shape in shapes {
+                    renew(self.ground, cluster, &dialect, shape).await?;
+                }
             }
             Ok(())
         };
@@ -227,7 +241,7 @@ impl Stage<'_> {
 }
 
 /// Those in which renewing is measured.
-fn heartbeats(cluster: &Cluster) -> Vec<Arc<dyn crate::product::Dialect>> {
+fn renewing(cluster: &Cluster) -> Vec<Arc<dyn crate::product::Dialect>> {
     dialects(cluster)
         .into_iter()
         .filter(|dialect| dialect.renews())

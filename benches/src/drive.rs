@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, bail};
 use hdrhistogram::Histogram;
+use parking_lot::Mutex;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::cluster::Cluster;
@@ -42,6 +43,13 @@ impl Load {
     }
 }
 
+/// Lanes share so many: a histogram of each call in flight is memory that lies in no cache.
+const HISTOGRAMS: usize = 16;
+
+/// When the call in flight was asked for, in milliseconds since the start; [`IDLE`]: there is none.
+type Asked = Arc<AtomicU64>;
+const IDLE: u64 = u64::MAX;
+
 /// Lanes with so many calls in flight each, as fast as answers come. `call` is told the lane and the call's number. The
 /// first call that fails ends it all: a product that refuses some work is not measured by the rest.
 pub(crate) async fn drive<C, F>(lanes: usize, depth: usize, until: Until, call: C) -> Result<Load>
@@ -52,38 +60,75 @@ where
     let call = Arc::new(call);
     let next = Arc::new(AtomicU64::new(0));
     let started = Instant::now();
+    let mut latencies = Vec::new();
+    for _ in 0..HISTOGRAMS.min(lanes) {
+        latencies.push(Arc::new(Mutex::new(Histogram::<u64>::new(3)?)));
+    }
+    let mut asked: Vec<Asked> = Vec::new();
     let mut tasks = JoinSet::new();
     for lane in (0..lanes).flat_map(|lane| std::iter::repeat_n(lane, depth)) {
         let (call, next) = (Arc::clone(&call), Arc::clone(&next));
+        let latency = Arc::clone(&latencies[lane % latencies.len()]);
+        let in_flight = Arc::new(AtomicU64::new(IDLE));
+        asked.push(Arc::clone(&in_flight));
         tasks.spawn(async move {
-            let mut latency = Histogram::<u64>::new(3)?;
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
+                let since = started.elapsed();
                 let over = match until {
                     Until::Calls(calls) => number >= calls,
-                    Until::Time(window) => started.elapsed() >= window,
+                    Until::Time(window) => since >= window,
                 };
                 if over {
-                    return anyhow::Ok(latency);
+                    in_flight.store(IDLE, Ordering::Relaxed);
+                    return anyhow::Ok(());
                 }
-                let asked = Instant::now();
-                tokio::time::timeout(CALL_MAX, call(lane, number))
+                in_flight.store(millis(since), Ordering::Relaxed);
+                call(lane, number)
                     .await
-                    .map_err(|_| anyhow!("call {number} was not answered within {CALL_MAX:?}"))?
                     .with_context(|| format!("call {number}"))?;
-                latency.record(u64::try_from(asked.elapsed().as_nanos())?)?;
+                let took = started.elapsed() - since;
+                latency.lock().record(u64::try_from(took.as_nanos())?)?;
             }
         });
     }
+    tokio::select! {
+        done = join_all(&mut tasks) => done?,
+        () = overdue(started, &asked) => bail!("a call was not answered within {CALL_MAX:?}"),
+    }
+    let took = started.elapsed();
     let mut latency = Histogram::<u64>::new(3)?;
-    while let Some(lane) = tasks.join_next().await {
-        latency.add(lane??)?;
+    for lanes in latencies {
+        latency.add(&*lanes.lock())?;
     }
     Ok(Load {
         calls: latency.len(),
-        took: started.elapsed(),
+        took,
         latency,
     })
+}
+
+fn millis(since: Duration) -> u64 {
+    u64::try_from(since.as_millis()).unwrap_or(IDLE - 1)
+}
+
+async fn join_all(tasks: &mut JoinSet<Result<()>>) -> Result<()> {
+    while let Some(lane) = tasks.join_next().await {
+        lane??;
+    }
+    Ok(())
+}
+
+/// Ends when a call was in flight for too long. One look for all: a timer for each call costs more than some calls do.
+async fn overdue(started: Instant, asked: &[Asked]) {
+    let mut looks = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        looks.tick().await;
+        let oldest = asked.iter().map(|asked| asked.load(Ordering::Relaxed)).min();
+        if oldest.is_some_and(|oldest| millis(started.elapsed()) >= oldest.saturating_add(millis(CALL_MAX))) {
+            return;
+        }
+    }
 }
 
 /// What is spent from now on, by the servers and by this process.

@@ -97,6 +97,13 @@ pub(crate) trait Client: Send + Sync {
     /// A heartbeat, answered.
     async fn renew(&self, ticket: &Ticket) -> Result<()>;
 
+    /// A heartbeat of each of these at a time, all answered; one behind the other, without waiting, where the product has
+    /// no way to say them together.
+    async fn renew_all(&self, tickets: &[Ticket]) -> Result<()> {
+        futures_util::future::try_join_all(tickets.iter().map(|ticket| self.renew(ticket))).await?;
+        Ok(())
+    }
+
     /// How many nodes the answer holds.
     async fn discover(&self, service: &str, read: Read) -> Result<usize>;
 

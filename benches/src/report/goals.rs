@@ -304,6 +304,53 @@ pub(super) const GOALS: &[Goal] = &[
         )
     },
     Goal {
+        wanted: 12.0 / 30.0,
+        target: "<= 0.40 of the best",
+        plot: Plot::Cost,
+        ..goal(
+            "renew, 16 sessions of a connection a call: CPU us a session",
+            "renew-batch",
+            1,
+            CPU,
+        )
+    },
+    Goal {
+        more: true,
+        plot: Plot::Rate,
+        ..goal(
+            "renew, 16 sessions of a connection a call: sessions a second",
+            "renew-batch",
+            1,
+            RATE,
+        )
+    },
+    Goal {
+        dialect: "UDP",
+        to: To::Bound(2.5),
+        target: "<= 2.5 us",
+        plot: Plot::Cost,
+        ..goal(
+            "the same by UDP, 16 sessions a datagram: CPU us a session",
+            "renew-batch",
+            1,
+            CPU,
+        )
+    },
+    Goal {
+        more: true,
+        dialect: "UDP",
+        to: To::Best(&["ZooKeeper"]),
+        wanted: 8.0,
+        target: ">= 8 x ZooKeeper's",
+        plot: Plot::Rate,
+        ..goal(
+            "the same by UDP, 16 sessions a datagram: sessions a second",
+            "renew-batch",
+            1,
+            RATE,
+        )
+    },
+    Goal {
         wanted: 50.0 / 144.0,
         target: "<= 0.35 of the best (50 us of 144)",
         plot: Plot::Cost,

@@ -18,7 +18,7 @@ pub(crate) use hold::{Hold, hold};
 pub(crate) use join::join;
 pub(crate) use pause::{Paused, pause};
 pub(crate) use register::{Shape, register};
-pub(crate) use renew::renew;
+pub(crate) use renew::{Heartbeats, renew};
 pub(crate) use restart::restart;
 pub(crate) use watch::{watch_own, watch_shared};
 

@@ -1,13 +1,15 @@
 //! Heartbeats by datagram (docs/heartbeats.md): a session without a connection. It is opened, and nodes are registered,
 //! on a stream that is given up then.
 
-use std::collections::BTreeMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use parking_lot::Mutex;
-use rollcall_proto::heartbeat::{Answer, DATAGRAM_BYTES_MAX, EntriesWriter, HeartbeatKey, Kind, write_hello};
+use rollcall_proto::heartbeat::{
+    Answer, DATAGRAM_BYTES_MAX, ENTRIES_MAX, EntriesWriter, HeartbeatKey, Kind, write_hello,
+};
 use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -32,16 +34,21 @@ pub(super) struct Datagrams {
 
 struct Beats {
     socket: Arc<UdpSocket>,
-    key: HeartbeatKey,
     number: u64,
-    /// Held while a heartbeat leaves, so that they leave in order.
-    counter: Mutex<u64>,
+    saying: Mutex<Saying>,
     waiting: Waiting,
     reader: JoinHandle<()>,
 }
 
-/// By counter.
-type Waiting = Arc<Mutex<BTreeMap<u64, oneshot::Sender<Kind>>>>;
+/// Held while heartbeats leave, so that they leave in order.
+#[derive(Default)]
+struct Saying {
+    counter: u64,
+    keys: HashMap<u64, HeartbeatKey>,
+}
+
+/// In the order of their counters.
+type Waiting = Arc<Mutex<VecDeque<(u64, oneshot::Sender<Kind>)>>>;
 
 impl Drop for Beats {
     fn drop(&mut self) {
@@ -50,17 +57,40 @@ impl Drop for Beats {
 }
 
 impl Beats {
-    /// A heartbeat that finds no room counts as lost on the way.
-    fn send(&self, ticket: &Ticket) -> (u64, oneshot::Receiver<Kind>) {
+    /// One datagram with a heartbeat of each, and the last one's counter: its answer is theirs. One that finds no room
+    /// counts as lost on the way.
+    fn send(&self, tickets: &[Ticket]) -> (u64, oneshot::Receiver<Kind>) {
         let (answer, answered) = oneshot::channel();
-        let mut counter = self.counter.lock();
-        *counter += 1;
-        let entry = self.key.entry(Kind::Beats, self.number, ticket.session, *counter);
-        let mut question = Vec::with_capacity(64);
-        EntriesWriter::begin(&mut question, Kind::Beats, self.number).push(&mut question, &entry);
-        self.waiting.lock().insert(*counter, answer);
+        let mut question = Vec::with_capacity(DATAGRAM_BYTES_MAX);
+        let mut writer = EntriesWriter::begin(&mut question, Kind::Beats, self.number);
+        let mut saying = self.saying.lock();
+        let Saying { counter, keys } = &mut *saying;
+        for ticket in tickets {
+            *counter += 1;
+            let key = keys
+                .entry(ticket.session)
+                .or_insert_with(|| HeartbeatKey::of_secret(&ticket.secret));
+            writer.push(
+                &mut question,
+                &key.entry(Kind::Beats, self.number, ticket.session, *counter),
+            );
+        }
+        self.waiting.lock().push_back((*counter, answer));
         let _lost = self.socket.try_send(&question);
         (*counter, answered)
+    }
+
+    /// Says it again until it is answered.
+    async fn renew(&self, tickets: &[Ticket]) -> Result<()> {
+        for _ in 0..TRIES {
+            let (counter, answered) = self.send(tickets);
+            match tokio::time::timeout(PATIENCE, answered).await {
+                Ok(Ok(Kind::Renewed)) => return Ok(()),
+                Ok(Ok(other)) => bail!("the heartbeat was answered with {other:?}"),
+                Ok(Err(_)) | Err(_) => self.waiting.lock().retain(|(waiting, _)| *waiting != counter),
+            }
+        }
+        bail!("no heartbeat was answered")
     }
 }
 
@@ -104,9 +134,8 @@ impl Datagrams {
         let reader = tokio::spawn(read(Arc::clone(&socket), Arc::clone(&waiting)));
         Ok(Beats {
             socket,
-            key: HeartbeatKey::of_secret(&ticket.secret),
             number,
-            counter: Mutex::new(0),
+            saying: Mutex::default(),
             waiting,
             reader,
         })
@@ -135,8 +164,11 @@ async fn read(socket: Arc<UdpSocket>, waiting: Waiting) {
             let mut waiting = waiting.lock();
             // What was acknowledged later holds for what was asked before.
             for entry in entries {
-                let later = waiting.split_off(&(entry.counter + 1));
-                for waiter in std::mem::replace(&mut *waiting, later).into_values() {
+                while waiting
+                    .front()
+                    .is_some_and(|(counter, _)| *counter <= entry.counter)
+                    && let Some((_, waiter)) = waiting.pop_front()
+                {
                     let _gone = waiter.send(kind);
                 }
             }
@@ -164,18 +196,16 @@ impl Client for Datagrams {
     }
 
     async fn renew(&self, ticket: &Ticket) -> Result<()> {
-        let beats = self.beats(ticket).await?;
-        for _ in 0..TRIES {
-            let (counter, answered) = beats.send(ticket);
-            match tokio::time::timeout(PATIENCE, answered).await {
-                Ok(Ok(Kind::Renewed)) => return Ok(()),
-                Ok(Ok(other)) => bail!("the heartbeat was answered with {other:?}"),
-                Ok(Err(_)) | Err(_) => {
-                    beats.waiting.lock().remove(&counter);
-                }
-            }
-        }
-        bail!("no heartbeat was answered")
+        self.beats(ticket)
+            .await?
+            .renew(std::slice::from_ref(ticket))
+            .await
+    }
+
+    async fn renew_all(&self, tickets: &[Ticket]) -> Result<()> {
+        let first = tickets.first().context("whose heartbeat?")?;
+        ensure!(tickets.len() <= ENTRIES_MAX, "they do not fit into one datagram");
+        self.beats(first).await?.renew(tickets).await
     }
 
     async fn discover(&self, service: &str, read: Read) -> Result<usize> {

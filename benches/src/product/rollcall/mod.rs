@@ -47,6 +47,9 @@ connections_per_second = 1000000
 connections_burst = 1000000
 sessions_per_second = 1000000
 sessions_burst = 1000000
+[datagram]
+beats_per_second = 100000000
+beats_burst = 100000000
 ";
 
 pub(crate) struct Rollcall;
@@ -63,7 +66,7 @@ impl Product for Rollcall {
     }
 
     fn settings(&self) -> &'static str {
-        "as it ships, but with no limit for new connections and sessions from one address: all processes of `join` have the same"
+        "as it ships, but with no limit for new connections, sessions and datagrams from one address: all clients have the same"
     }
 
     fn plan(
@@ -424,6 +427,18 @@ fn refusal(response: Response) -> anyhow::Error {
     }
 }
 
+/// So many were.
+fn renewed(count: usize, response: Response) -> Result<()> {
+    match response {
+        Response::Renewed(renewed) => {
+            ensure!(renewed.not_found.is_empty(), "the session is gone");
+            ensure!(renewed.sessions.len() == count, "not all sessions were renewed");
+            Ok(())
+        }
+        other => Err(refusal(other)),
+    }
+}
+
 fn written(response: Response) -> Result<()> {
     match response {
         Response::Written(_) => Ok(()),
@@ -474,13 +489,14 @@ impl Client for Connection {
 
     async fn renew(&self, ticket: &Ticket) -> Result<()> {
         let renew = wire::Renew { sessions: Vec::new() };
-        match self.say(ticket.session, Request::Renew(renew)).await? {
-            Response::Renewed(renewed) => {
-                ensure!(renewed.not_found.is_empty(), "the session is gone");
-                Ok(())
-            }
-            other => Err(refusal(other)),
-        }
+        renewed(1, self.say(ticket.session, Request::Renew(renew)).await?)
+    }
+
+    async fn renew_all(&self, tickets: &[Ticket]) -> Result<()> {
+        let first = tickets.first().context("whose heartbeat?")?;
+        let sessions = tickets.iter().map(|ticket| ticket.session).collect();
+        let renew = Request::Renew(wire::Renew { sessions });
+        renewed(tickets.len(), self.say(first.session, renew).await?)
     }
 
     async fn discover(&self, service: &str, read: Read) -> Result<usize> {
