@@ -9,7 +9,8 @@ use super::{Config, ConfigError, LogFormat, MemberConfig};
 
 /// The Rollcall server: a service registry with consensus built in.
 ///
-/// Settings come from the file, then the environment, then flags, each over the one before.
+/// Settings come from the file, then the environment (ROLLCALL_SET first), then flags (--set last), each over the one
+/// before.
 #[derive(Clone, Debug, Default, Parser)]
 #[command(name = "rollcalld", version)]
 pub struct Flags {
@@ -87,15 +88,19 @@ pub struct Flags {
     /// What is logged: `info`, or by module, such as `info,rollcall_server::raft=debug`.
     #[arg(long, env = "ROLLCALL_LOG", value_name = "FILTER")]
     pub log: Option<String>,
-    /// Any other setting of the file, such as `session.ttl_default=20s`; repeatable. In the environment,
-    /// separated by `;`.
+    /// Any setting of the file, such as `session.ttl_default=20s`; repeatable, or separated by `;`. In the
+    /// environment: ROLLCALL_SET, separated by `;`; flags are laid over it one by one.
+    #[arg(long, value_name = "SECTION.KEY=VALUE", value_delimiter = ';')]
+    pub set: Vec<String>,
+    /// What the environment sets: an argument of its own, because flags would take the place of all of it.
     #[arg(
         long,
         env = "ROLLCALL_SET",
         value_name = "SECTION.KEY=VALUE",
-        value_delimiter = ';'
+        value_delimiter = ';',
+        hide = true
     )]
-    pub set: Vec<String>,
+    pub set_in_environment: Vec<String>,
     /// Prints the resulting configuration as a file and ends.
     #[arg(long)]
     pub print_config: bool,
@@ -130,15 +135,10 @@ impl Flags {
             Some(path) => Config::read(path)?,
             None => Config::default(),
         };
-        for setting in &self.set {
-            let (key, value) = setting.split_once('=').ok_or_else(|| ConfigError::Flag {
-                flag: format!("--set {setting}"),
-                problem: "it is not of the form SECTION.KEY=VALUE".into(),
-            })?;
-            config = config.with(key.trim(), value.trim())?;
-        }
-        let dev = self.dev;
+        config = set(config, "ROLLCALL_SET", &self.set_in_environment)?;
+        let (dev, last) = (self.dev, self.set.clone());
         self.lay_over(&mut config)?;
+        config = set(config, "--set", &last)?;
         if dev {
             alone(&mut config);
         }
@@ -180,6 +180,18 @@ impl Flags {
         }
         Ok(())
     }
+}
+
+/// Settings by the keys of the file; `by` is who says so.
+fn set(mut config: Config, by: &str, settings: &[String]) -> Result<Config, ConfigError> {
+    for setting in settings.iter().filter(|setting| !setting.trim().is_empty()) {
+        let (key, value) = setting.split_once('=').ok_or_else(|| ConfigError::Flag {
+            flag: format!("{by} {setting}"),
+            problem: "it is not of the form SECTION.KEY=VALUE".into(),
+        })?;
+        config = config.with(key.trim(), value.trim())?;
+    }
+    Ok(config)
 }
 
 fn lay<T>(over: Option<T>, field: &mut T) {
@@ -262,6 +274,25 @@ mod tests {
         );
         assert_eq!(config.cluster.members[1].http, "b:3");
         assert_eq!(config.log.format, LogFormat::Json);
+    }
+
+    #[test]
+    fn what_is_set_by_a_flag_leaves_what_the_environment_sets() {
+        let line = "--dev --set-in-environment gossip.preset=wan;session.ttl_default=40s;log.filter=warn \
+                    --set log.filter=debug --set cluster.id=3 --id 2";
+        let config = flags(line).into_config().unwrap();
+        assert_eq!(
+            (config.log.filter.as_str(), config.session.ttl_default.as_secs()),
+            ("debug", 40)
+        );
+        assert_eq!(config.gossip.preset, crate::config::GossipPreset::Wan);
+        // ROLLCALL_ID says what --id does.
+        assert_eq!(config.cluster.id, 3);
+        let problem = flags("--dev --set-in-environment nonsense")
+            .into_config()
+            .unwrap_err()
+            .to_string();
+        assert!(problem.starts_with("ROLLCALL_SET nonsense: "), "{problem}");
     }
 
     #[test]
