@@ -85,6 +85,8 @@ pub struct Hall {
     pub(super) new_sessions: Arc<AddressLimiter>,
     /// Of queries on streams that wait.
     pub(super) places_to_wait: Arc<Semaphore>,
+    /// Of looks at how far watchers have come.
+    pub(super) convergences: Arc<Semaphore>,
     pub(super) closing: CancellationToken,
     pub(super) started_at: Instant,
     pub(super) heartbeat: String,
@@ -129,6 +131,7 @@ impl Doors {
             places_to_wait: Arc::new(Semaphore::new(
                 limits.queries_waiting_max.min(Semaphore::MAX_PERMITS),
             )),
+            convergences: Arc::new(Semaphore::new(1)),
             limits: Arc::new(limits),
             session: Arc::new(config.session.clone()),
             watch: Arc::new(config.watch.clone()),

@@ -17,7 +17,7 @@ use super::listener::Peer;
 use super::modes::not_taken_over;
 use super::oversize;
 use super::shared_body::shared;
-use super::status::{of_refusal, of_stream_end, of_subscribe, of_too_many_streams, status};
+use super::status::{DoorError, of_refusal, of_stream_end, of_subscribe, of_too_many_streams, status};
 use crate::watch::{Line, PairedHandle, Parts, StreamEnd, SubscribeError, Subscription, Target};
 
 /// Largest request of a watch stream: a subscription may bring many known signs.
@@ -72,11 +72,32 @@ impl Watch for Doors {
         &self,
         request: Request<v1::ConvergenceRequest>,
     ) -> Result<Response<v1::ConvergenceResponse>, Status> {
-        self.answer("convergence", self.converged(&request.into_inner()))
+        let converged = match self.principal(&request) {
+            Ok(_) => self.converge(request.into_inner()).await,
+            Err(error) => Err(error),
+        };
+        self.answer("convergence", converged)
     }
 }
 
 impl Doors {
+    /// One call at a time, and beside those who serve: it looks at every watcher of what is asked about.
+    async fn converge(&self, request: v1::ConvergenceRequest) -> Result<v1::ConvergenceResponse, v1::Error> {
+        let broken = || {
+            let reason = "the look at its watchers broke down".into();
+            v1::Error::from(DoorError::NotReady { reason })
+        };
+        let turn = self.convergences.clone().acquire_owned().await;
+        let turn = turn.map_err(|_| broken())?;
+        let doors = self.clone();
+        // It goes on counting also when nobody waits for its answer any more.
+        let counting = crate::ground::spawn_blocking(move || {
+            let _turn = turn;
+            doors.converged(&request)
+        });
+        counting.await.map_err(|_| broken())?
+    }
+
     fn converged(&self, request: &v1::ConvergenceRequest) -> Result<v1::ConvergenceResponse, v1::Error> {
         let refused = |refusal: Refusal| of_refusal(&refusal);
         bounded("keys in one call", request.keys.len(), self.limits.batch_max).map_err(refused)?;

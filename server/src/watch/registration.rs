@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;
 
-use rollcall_core::ids::{GroupName, ServiceKey};
+use rollcall_core::ids::{GroupName, Revision, ServiceKey};
 
 use super::stream::Shared;
 
@@ -165,6 +165,39 @@ impl Registrations {
         self.followers(key).any(|followers| followers.contains(stream))
     }
 
+    /// What somebody follows of these services, each target once, with the latest of its services' revisions.
+    pub(crate) fn followed(&self, wanted: &[(ServiceKey, Revision)]) -> Vec<(Target, Revision)> {
+        let mut services: HashMap<&ServiceKey, Revision> = HashMap::new();
+        let mut above: HashMap<&str, Revision> = HashMap::new();
+        for (key, revision) in wanted {
+            if self.services.contains_key(key) {
+                let latest = services.entry(key).or_default();
+                *latest = (*latest).max(*revision);
+            }
+            for prefix in prefixes(&key.group).filter(|prefix| self.prefixes.contains_key(*prefix)) {
+                let latest = above.entry(prefix).or_default();
+                *latest = (*latest).max(*revision);
+            }
+        }
+        let services = services
+            .into_iter()
+            .map(|(key, revision)| (Target::Service(key.clone()), revision));
+        let above = above
+            .into_iter()
+            .map(|(prefix, revision)| (Target::Prefix(prefix.to_owned()), revision));
+        services.chain(above).collect()
+    }
+
+    /// The streams that follow just this, each once.
+    pub(crate) fn followers_of(&self, target: &Target) -> Vec<Arc<Shared>> {
+        let followers = match target {
+            Target::Service(key) => self.services.get(key),
+            Target::Prefix(prefix) => self.prefixes.get(prefix),
+        };
+        let streams = followers.into_iter().flat_map(Followers::iter);
+        streams.map(|follower| follower.stream.clone()).collect()
+    }
+
     /// The streams that follow the service; one that does so in two ways comes twice.
     pub(crate) fn streams<'a>(&'a self, key: &'a ServiceKey) -> impl Iterator<Item = &'a Arc<Shared>> {
         self.followers(key)
@@ -272,6 +305,33 @@ mod tests {
         }
         drop(registrations);
         assert!(streams.iter().all(|stream| Arc::strong_count(stream) == 1));
+    }
+
+    #[test]
+    fn a_thousand_services_below_one_prefix_have_its_followers_once() {
+        let (one, other) = (stream(1), stream(2));
+        let key = |service: &str| ServiceKey {
+            group: "a/b".parse().unwrap(),
+            service: service.parse().unwrap(),
+        };
+        let mut registrations = Registrations::default();
+        registrations.add(&Target::Prefix("a".into()), &one);
+        registrations.add(&Target::Service(key("s7")), &other);
+        let mut wanted: Vec<_> = (1..=1_000)
+            .map(|number| (key(&format!("s{number}")), Revision(number)))
+            .collect();
+        wanted.extend([(key("s7"), Revision(9)), (key("s7"), Revision(3))]);
+        let followed = registrations.followed(&wanted);
+        assert_eq!(followed.len(), 2, "{followed:?}");
+        assert!(followed.contains(&(Target::Service(key("s7")), Revision(9))));
+        assert!(followed.contains(&(Target::Prefix("a".into()), Revision(1_000))));
+        let of = |target: &Target| -> Vec<u64> {
+            let streams = registrations.followers_of(target);
+            streams.iter().map(|stream| stream.id).collect()
+        };
+        assert_eq!(of(&Target::Prefix("a".into())), [1]);
+        assert_eq!(of(&Target::Service(key("s7"))), [2]);
+        assert_eq!(of(&Target::Service(key("s8"))), [0; 0]);
     }
 
     #[test]

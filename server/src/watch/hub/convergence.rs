@@ -72,17 +72,15 @@ impl WatchHub {
 
     /// How far the streams of this hub have come that follow any of these services, each as of this revision.
     pub(crate) fn progress(&self, wanted: &[(ServiceKey, Revision)]) -> Vec<Progress> {
-        // Collected first: the hub is not kept while names are copied.
+        // The hub is let go between any two targets, and each is looked at once: a thousand services below one prefix have
+        // the same followers.
         let mut streams: BTreeMap<u64, (Revision, Arc<Shared>)> = BTreeMap::new();
-        {
-            let state = self.inner.state.lock();
-            for (key, revision) in wanted {
-                for stream in state.registrations.streams(key) {
-                    let (latest, _) = streams
-                        .entry(stream.id)
-                        .or_insert_with(|| (*revision, stream.clone()));
-                    *latest = (*latest).max(*revision);
-                }
+        let followed = self.inner.state.lock().registrations.followed(wanted);
+        for (target, revision) in followed {
+            let followers = self.inner.state.lock().registrations.followers_of(&target);
+            for stream in followers {
+                let (latest, _) = streams.entry(stream.id).or_insert_with(|| (revision, stream));
+                *latest = (*latest).max(revision);
             }
         }
         let progress = |(wanted, stream): (Revision, Arc<Shared>)| Progress {
