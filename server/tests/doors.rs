@@ -252,6 +252,44 @@ async fn a_session_registers_is_watched_renews_and_ends_at(fixture: Alone) {
 }
 
 #[tokio::test]
+async fn a_stream_has_so_many_sessions_also_if_they_are_asked_for_at_once() {
+    let fixture = start(&["session.per_stream_max=2"]).await;
+    let mut stream = fixture.attend().await;
+    for _ in 0..6 {
+        stream.send(0, Request::Open(v1::OpenSession::default())).await;
+    }
+    let (mut opened, mut refused) = (Vec::new(), Vec::new());
+    for _ in 0..6 {
+        match stream.next().await.1 {
+            Response::Opened(session) => opened.push(session.session),
+            Response::Error(error) => refused.push(error.code()),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((opened.len(), refused), (2, vec![ErrorCode::TooLarge; 4]));
+    // And a heartbeat names no more than there can be.
+    let renew = |sessions: &[u64]| {
+        Request::Renew(v1::Renew {
+            sessions: sessions.to_vec(),
+        })
+    };
+    let answer = stream.ask(opened[0], renew(&opened)).await;
+    assert!(matches!(answer, Response::Renewed(renewed) if renewed.sessions.len() == 2));
+    let too_many = [opened[0]; 3];
+    assert_eq!(
+        stream.refused(opened[0], renew(&too_many)).await,
+        ErrorCode::TooLarge
+    );
+    // Who leaves makes room.
+    let closed = stream
+        .ask(opened[0], Request::Close(v1::CloseSession::default()))
+        .await;
+    assert!(matches!(closed, Response::Written(_)), "{closed:?}");
+    stream.open(0).await;
+    fixture.server.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_session_moves_to_another_stream_with_its_secret_only() {
     let fixture = start(&[]).await;
     let mut first = fixture.attend().await;

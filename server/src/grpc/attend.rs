@@ -75,6 +75,8 @@ impl Seat {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Write,
+    /// A write, or a question to the leader, that may bring a session to this stream.
+    Coming,
     Renewal,
 }
 
@@ -124,6 +126,7 @@ pub(super) fn attend(
         works: FuturesUnordered::new(),
         writes: 0,
         writes_bytes: 0,
+        coming: 0,
         renewals: 0,
         renewed_at: None,
         answers: answers.clone(),
@@ -180,6 +183,8 @@ struct Attendance {
     writes: usize,
     /// Of the writes under way.
     writes_bytes: usize,
+    /// Writes that may bring a session here.
+    coming: usize,
     renewals: usize,
     /// When a heartbeat was last answered.
     renewed_at: Option<Instant>,
@@ -288,9 +293,10 @@ impl Attendance {
 
     async fn finish(&mut self, done: Done) {
         match done.kind {
-            Kind::Write => {
+            Kind::Write | Kind::Coming => {
                 self.writes -= 1;
                 self.writes_bytes -= done.bytes;
+                self.coming -= usize::from(done.kind == Kind::Coming);
             }
             Kind::Renewal => {
                 self.renewals -= 1;
@@ -343,9 +349,10 @@ impl Attendance {
         match self.begin(message) {
             Ok((bytes, kind, task)) => {
                 match kind {
-                    Kind::Write => {
+                    Kind::Write | Kind::Coming => {
                         self.writes += 1;
                         self.writes_bytes += bytes;
+                        self.coming += usize::from(kind == Kind::Coming);
                     }
                     Kind::Renewal => self.renewals += 1,
                 }
@@ -374,8 +381,8 @@ impl Attendance {
         counter(&self.doors.metrics.stream_calls, &request).inc();
         match request {
             Request::Renew(renew) => Ok((Kind::Renewal, self.renew(session, renew)?)),
-            Request::Open(open) => Ok((Kind::Write, self.open(open)?)),
-            Request::Attach(attach) => Ok((Kind::Write, self.attach(session, &attach)?)),
+            Request::Open(open) => Ok((Kind::Coming, self.open(open)?)),
+            Request::Attach(attach) => self.attach(session, &attach),
             Request::Register(request) => {
                 let speaker = self.own(session)?;
                 let nodes = convert::register_nodes_from(request.nodes, self.doors.limits.batch_max);
@@ -418,7 +425,8 @@ impl Attendance {
 
     fn check_room(&self) -> Result<(), v1::Error> {
         let size_max = self.doors.session.per_stream_max;
-        bounded("sessions on one stream", self.attached.len() + 1, size_max).map_err(|e| of_refusal(&e))
+        let count = self.attached.len() + self.coming + 1;
+        bounded("sessions on one stream", count, size_max).map_err(|e| of_refusal(&e))
     }
 
     fn renew(&self, session: u64, renew: v1::Renew) -> Result<Task, v1::Error> {
@@ -430,6 +438,8 @@ impl Attendance {
             }
             .into());
         }
+        let size_max = self.doors.session.per_stream_max;
+        bounded("sessions in one heartbeat", renew.sessions.len(), size_max).map_err(|e| of_refusal(&e))?;
         let named = if renew.sessions.is_empty() {
             vec![session]
         } else {
@@ -441,6 +451,7 @@ impl Attendance {
             .collect::<Result<Vec<_>, _>>()?;
         sessions.sort_unstable_by_key(|speaker| speaker.id());
         sessions.dedup_by_key(|speaker| speaker.id());
+        sessions.shrink_to_fit();
         let doors = self.doors.clone();
         let began = Instant::now();
         let haste = match self.renewed_at {
@@ -486,7 +497,7 @@ impl Attendance {
         }))
     }
 
-    fn attach(&mut self, session: u64, attach: &v1::AttachSession) -> Result<Task, v1::Error> {
+    fn attach(&mut self, session: u64, attach: &v1::AttachSession) -> Result<(Kind, Task), v1::Error> {
         let session = convert::session_from(session).map_err(|e| of_refusal(&e))?;
         let secret = convert::secret_from(&attach.secret).map_err(|e| of_refusal(&e))?;
         if !self.attached.contains_key(&session) {
@@ -499,14 +510,18 @@ impl Attendance {
             let seat = self.attached.entry(session);
             let seat = seat.or_insert_with(|| Seat::new(&doors, Arc::new(Speaker::attending(seed))));
             let speaker = seat.speaker.clone();
-            return Ok(Box::pin(async move { attached(&doors, speaker).await }));
+            return Ok((
+                Kind::Write,
+                Box::pin(async move { attached(&doors, speaker).await }),
+            ));
         }
-        Ok(Box::pin(async move {
+        let coming = async move {
             match sessions::verify(&doors.reader, session, &secret, doors.limits.read_timeout).await {
                 Ok(seed) => attached(&doors, Arc::new(Speaker::attending(seed))).await,
                 Err(error) => (Err(error), Effect::Nothing),
             }
-        }))
+        };
+        Ok((Kind::Coming, Box::pin(coming)))
     }
 
     fn end(&self, session: SessionId, options: Option<v1::WriteOptions>) -> Task {
@@ -584,7 +599,14 @@ type Task = Pin<Box<dyn Future<Output = (Answer, Effect)> + Send>>;
 async fn attached(doors: &Doors, speaker: Arc<Speaker>) -> (Answer, Effect) {
     let seat = Seat::new(doors, speaker.clone());
     let session = speaker.id();
-    match speaker::renew(doors, std::slice::from_ref(&speaker), Haste::None).await {
+    match speaker::renew(
+        doors,
+        std::slice::from_ref(&speaker),
+        Haste::None,
+        Company::OneClient,
+    )
+    .await
+    {
         Ok(outcome) if outcome.renewed.contains(&session) => {
             let reader = &doors.reader;
             let header = if lives_by_records_alone(reader, session) {
