@@ -331,6 +331,15 @@ impl Ap {
             .cloned()
     }
 
+    /// Leaves those of which there is no record, of whatever standing.
+    pub(crate) fn retain_unrecorded(&self, sessions: &mut Vec<SessionId>) {
+        if sessions.is_empty() {
+            return;
+        }
+        let desk = self.inner.desk.lock();
+        sessions.retain(|session| desk.replica.session(*session).is_none());
+    }
+
     /// Whether a session lives, or lapsed and has nodes held.
     pub(crate) fn knows_session(&self, id: SessionId) -> bool {
         self.inner.desk.lock().knows(id, false)

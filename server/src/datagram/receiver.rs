@@ -29,6 +29,8 @@ const CARRIERS_BOTH_SIDES: usize = 2;
 const LOOK: Duration = SWEEP;
 /// Pause behind an error of the socket.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
+/// How often the number is drawn anew, at most.
+const RENUMBER_EVERY: Duration = Duration::from_secs(600);
 /// How often the ledger is swept.
 const SWEEP: Duration = Duration::from_secs(1);
 /// Where little comes, so long gathers before it is read.
@@ -234,6 +236,7 @@ impl Sessions for Unattended {
 struct Desk {
     /// Drawn for this life of the server: what was said to another, or before, does not name it.
     number: u64,
+    numbered_at: Instant,
     rates: Rates,
     ledger: Ledger,
     metrics: DatagramMetrics,
@@ -249,6 +252,7 @@ impl Desk {
     fn new(number: u64, rates: Rates, metrics: DatagramMetrics, now: Instant) -> Self {
         Self {
             number,
+            numbered_at: now,
             rates,
             ledger: Ledger::new(now),
             metrics,
@@ -346,10 +350,17 @@ impl Desk {
 
     /// Strikes off whom nobody knows any more. A session that may come back could then be spoken for with what it
     /// said before: so all that was said so far is void, and everybody is told another number.
+    /// Not often: every client here has to be told. Until then their lines stay.
     fn sweep(&mut self, now: Instant, gone: impl FnOnce(&[SessionId]) -> Vec<SessionId>) {
-        let gone = self.ledger.sweep(now, gone);
+        let may_renumber = now.saturating_duration_since(self.numbered_at) >= RENUMBER_EVERY;
+        let gone = self.ledger.sweep(now, |looked_at| {
+            let mut gone = gone(looked_at);
+            gone.retain(|session| may_renumber || !Unattended::may_return(*session));
+            gone
+        });
         if gone.iter().copied().any(Unattended::may_return) {
             self.number = rand::random();
+            self.numbered_at = now;
         }
     }
 }
@@ -499,9 +510,30 @@ mod tests {
         desk.sweep(minutes(2), |_| vec![SessionId(1)]);
         assert_eq!(desk.number, NUMBER, "it never comes back");
         heard(&mut desk, &beats(NUMBER, &[(2, 1)]), now);
-        desk.sweep(minutes(3), |_| vec![SessionId(1 << 63)]);
+        desk.sweep(minutes(11), |_| vec![SessionId(1 << 63)]);
         assert_ne!(desk.number, NUMBER);
         assert_eq!(heard(&mut desk, &beats(NUMBER, &[(1, 1)]), now), []);
+    }
+
+    /// A service that is deployed all day long ends a session a second: nobody is told a number for each.
+    #[test]
+    fn numbers_are_not_drawn_for_each_session_that_ends() {
+        let (mut desk, now) = (desk(), Instant::now());
+        let minutes = |count| now + Duration::from_secs(60) * count + Duration::from_secs(1);
+        heard(&mut desk, &beats(NUMBER, &[(1, 1)]), now);
+        let mut numbers = BTreeSet::from([desk.number]);
+        for minute in 1..=30 {
+            desk.sweep(minutes(minute), |_| vec![SessionId(1 << 63)]);
+            let number = desk.number;
+            // Somebody has a line, so that there is one to look at.
+            heard(
+                &mut desk,
+                &beats(number, &[(1, u64::from(minute) + 1)]),
+                minutes(minute),
+            );
+            numbers.insert(number);
+        }
+        assert_eq!(numbers.len(), 4, "every ten minutes");
     }
 
     #[test]

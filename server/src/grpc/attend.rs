@@ -27,7 +27,7 @@ use super::lease;
 use super::metrics::StreamCalls;
 use super::oversize::of_transport;
 use super::sessions;
-use super::speaker::{self, Speaker, lives_by_records_alone};
+use super::speaker::{self, Company, Speaker, lives_by_records_alone};
 use super::status::{self, DoorError, of_refusal};
 use crate::access::Principal;
 use crate::session::{Haste, HeldSession};
@@ -459,7 +459,7 @@ impl Attendance {
             Some(_) | None => Haste::None,
         };
         Ok(Box::pin(async move {
-            let outcome = speaker::renew(&doors, &sessions, haste).await;
+            let outcome = speaker::renew(&doors, &sessions, haste, Company::OneClient).await;
             doors.metrics.renew_seconds.observe(began.elapsed().as_secs_f64());
             match outcome {
                 Ok(outcome) => {

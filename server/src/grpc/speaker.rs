@@ -20,7 +20,7 @@ use super::read::Reader;
 use super::status;
 
 use crate::ap::Introduction;
-use crate::session::{Haste, RenewOutcome};
+use crate::session::{Haste, RenewError, RenewOutcome};
 
 /// Set in the ids of sessions that live by records alone.
 pub(super) const RECORDS_ALONE: u64 = 1 << 63;
@@ -31,7 +31,7 @@ const ALONE_AFTER_MAX: Duration = Duration::from_secs(1);
 const ALONE_AFTER_PART: u32 = 8;
 /// Pause before asking again about a session whose lapse or revival is being written.
 const UNDECIDED_PAUSE: Duration = Duration::from_millis(50);
-/// How often at most.
+/// How often at most, for one client's sessions.
 const UNDECIDED_TURNS: u32 = 20;
 
 /// Whether a session was opened without the Raft directory, and has not come there with a group that moved.
@@ -138,10 +138,15 @@ struct Word {
 }
 
 impl Word {
-    fn of(outcome: RenewOutcome) -> Self {
+    /// On these.
+    fn of(outcome: RenewOutcome, asked: Vec<SessionId>) -> Self {
+        let mut open: BTreeSet<_> = asked.into_iter().collect();
+        for session in outcome.renewed.iter().chain(&outcome.not_found) {
+            open.remove(session);
+        }
         Self {
             dead: outcome.not_found.into_iter().collect(),
-            open: BTreeSet::new(),
+            open,
         }
     }
 
@@ -149,6 +154,25 @@ impl Word {
         Self {
             dead: BTreeSet::new(),
             open: sessions.into_iter().collect(),
+        }
+    }
+}
+
+/// Whose sessions are in one heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Company {
+    /// One client's: they wait for each other.
+    OneClient,
+    /// Those of clients that know nothing of each other: whoever has no word yet holds up nobody.
+    Strangers,
+}
+
+impl Company {
+    /// How often a session that is undecided here is looked at.
+    fn turns(self) -> u32 {
+        match self {
+            Self::OneClient => UNDECIDED_TURNS,
+            Self::Strangers => 2,
         }
     }
 }
@@ -162,6 +186,7 @@ pub(crate) async fn renew(
     doors: &Doors,
     speakers: &[Arc<Speaker>],
     haste: Haste,
+    company: Company,
 ) -> Result<RenewOutcome, v1::Error> {
     let reader = &doors.reader;
     let (mut here, mut either, mut log) = (Vec::new(), Vec::new(), Vec::new());
@@ -181,18 +206,25 @@ pub(crate) async fn renew(
         }
     }
     if here.is_empty() {
-        return doors.holder.renew(log, haste).await.map_err(status::of_renew);
+        return in_log_alone(doors, log, haste, company)
+            .await
+            .map_err(status::of_renew);
     }
     let patience = here.iter().map(|speaker| speaker.alone_after()).min();
     let patience = patience.unwrap_or(ALONE_AFTER_MAX);
-    let (here, _, log) = tokio::join!(
-        renew_here(reader, &here),
+    let (here, _, said) = tokio::join!(
+        renew_here(reader, &here, company.turns()),
         // The leader is told of these, and whatever it says, they do without its word: one that it did not hear of for a
         // while, and so found lapsed, lives on by records.
-        tokio::time::timeout(patience, doors.holder.renew(either, haste)),
-        renew_within(doors, log, haste, patience),
+        tokio::time::timeout(patience, in_log_alone(doors, either, haste, company)),
+        tokio::time::timeout(patience, in_log_alone(doors, log.clone(), haste, company)),
     );
-    let words = [here, log];
+    // The leader's word, if it comes soon: others on the stream wait for their answer.
+    let said = match said {
+        Ok(Ok(outcome)) => Word::of(outcome, log),
+        Ok(Err(_)) | Err(_) => Word::none(log),
+    };
+    let words = [here, said];
     let mut outcome = RenewOutcome::default();
     for session in speakers.iter().map(|speaker| speaker.id()) {
         if words.iter().any(|word| word.dead.contains(&session)) {
@@ -204,30 +236,52 @@ pub(crate) async fn renew(
     Ok(outcome)
 }
 
-/// The leader's word, if it comes soon: others on the stream wait for their answer.
-async fn renew_within(doors: &Doors, sessions: Vec<SessionId>, haste: Haste, patience: Duration) -> Word {
-    match tokio::time::timeout(patience, doors.holder.renew(sessions.clone(), haste)).await {
-        Ok(Ok(outcome)) => Word::of(outcome),
-        Ok(Err(_)) | Err(_) => Word::none(sessions),
+/// The leader's word.
+async fn in_log_alone(
+    doors: &Doors,
+    sessions: Vec<SessionId>,
+    haste: Haste,
+    company: Company,
+) -> Result<RenewOutcome, RenewError> {
+    match company {
+        Company::OneClient => doors.holder.renew(sessions, haste).await,
+        Company::Strangers => doors.holder.renew_decided(sessions, haste).await,
     }
 }
 
 /// This server's word. For those that another server holds it vouches from now on: they have no word until that is
 /// written.
-async fn renew_here(reader: &Reader, speakers: &[&Arc<Speaker>]) -> Word {
+async fn renew_here(reader: &Reader, speakers: &[&Arc<Speaker>], turns: u32) -> Word {
     let mut waiting: Vec<SessionId> = speakers.iter().map(|speaker| speaker.id()).collect();
     let mut word = Word::default();
-    for turn in 0..UNDECIDED_TURNS {
+    for turn in 0..turns {
         let verdict = reader.ap().renew(&waiting);
         word.dead.extend(verdict.not_found);
         waiting = verdict.undecided;
         if waiting.is_empty() {
             break;
         }
-        if turn + 1 < UNDECIDED_TURNS {
+        if turn + 1 < turns {
             tokio::time::sleep(UNDECIDED_PAUSE).await;
         }
     }
     word.open.extend(waiting);
     word
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_got_no_word_is_not_taken_for_renewed() {
+        let ids = |ids: &[u64]| ids.iter().copied().map(SessionId).collect::<Vec<_>>();
+        let outcome = RenewOutcome {
+            renewed: ids(&[1]),
+            not_found: ids(&[2]),
+        };
+        let word = Word::of(outcome, ids(&[1, 2, 3]));
+        assert!(word.dead.into_iter().eq(ids(&[2])));
+        assert!(word.open.into_iter().eq(ids(&[3])));
+    }
 }

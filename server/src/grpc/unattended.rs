@@ -6,7 +6,7 @@ use rollcall_core::ids::SessionId;
 
 use super::doors::Doors;
 use super::sessions;
-use super::speaker::{self, RECORDS_ALONE, Speaker};
+use super::speaker::{self, Company, RECORDS_ALONE, Speaker};
 use crate::ap::Remembered;
 use crate::session::{Haste, RenewOutcome};
 
@@ -31,7 +31,7 @@ impl Unattended {
         sessions::seed_of(&self.doors.reader, session).map(|seed| seed.secret_digest)
     }
 
-    /// Those that this server has no record of any more.
+    /// Those that this server has no record of any more, not even that they ended.
     pub(crate) fn gone(&self, sessions: &[SessionId]) -> Vec<SessionId> {
         let reader = &self.doors.reader;
         if !self.is_ready() {
@@ -42,7 +42,7 @@ impl Unattended {
             let is_gone = |session: &&SessionId| directory.session(**session).is_none();
             sessions.iter().filter(is_gone).copied().collect()
         };
-        gone.retain(|session| reader.ap().session(*session).is_none());
+        reader.ap().retain_unrecorded(&mut gone);
         gone
     }
 
@@ -56,8 +56,12 @@ impl Unattended {
         let mut remembered = self.doors.reader.ap().remembered(sessions);
         let alone = sessions.iter().filter(|session| Self::may_return(**session));
         for session in alone {
-            remembered.ended.remove(session);
-            remembered.alive.insert(*session);
+            // Where nothing is known of it, or that it ended, there is nobody to judge it: its client asks on a stream.
+            if remembered.ended.contains(session) || self.digest_of(*session).is_none() {
+                remembered.ended.insert(*session);
+            } else {
+                remembered.alive.insert(*session);
+            }
         }
         remembered
     }
@@ -82,6 +86,8 @@ impl Unattended {
         let known = |session: &SessionId| sessions::seed_of(reader, *session);
         let seeds = sessions.iter().filter_map(known);
         let speakers: Vec<_> = seeds.map(|seed| Arc::new(Speaker::attending(seed))).collect();
-        speaker::renew(&self.doors, &speakers, haste).await.ok()
+        speaker::renew(&self.doors, &speakers, haste, Company::Strangers)
+            .await
+            .ok()
     }
 }
