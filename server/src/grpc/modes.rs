@@ -230,6 +230,22 @@ impl Reader {
     pub(crate) async fn admit_view(&self, options: Option<&v1::ReadOptions>) -> Result<(), v1::Error> {
         self.check_view_ready()?;
         let Some(options) = options else { return Ok(()) };
+        if options.min_revision > 0 && options.epoch == self.ap().epoch() {
+            let revision = Revision(options.min_revision);
+            let mut head = self.ap().applied_head();
+            let reached = head.wait_for(|head| head.revision >= revision);
+            if !matches!(tokio::time::timeout(self.timeout(), reached).await, Ok(Ok(_))) {
+                let at = self.ap().view().read().revision();
+                let problem = format!("revision {revision} has not been reached here, which is at {at}");
+                return Err(DoorError::TooStale { problem }.into());
+            }
+        }
+        // Last: it is the age of what is shown, however long the revision took to come.
+        self.check_view_age(options)
+    }
+
+    /// Whether what this server knows of AP groups is as young as a local read wants it.
+    fn check_view_age(&self, options: &v1::ReadOptions) -> Result<(), v1::Error> {
         if options.mode() == ReadMode::Local && options.max_age_ms > 0 {
             let age_ms = self.view_age_ms();
             if age_ms > options.max_age_ms {
@@ -239,16 +255,6 @@ impl Reader {
                     format!("agreed with another server on its AP groups {age_ms} ms ago")
                 };
                 let problem = format!("this server {age}, at most {} ms is accepted", options.max_age_ms);
-                return Err(DoorError::TooStale { problem }.into());
-            }
-        }
-        if options.min_revision > 0 && options.epoch == self.ap().epoch() {
-            let revision = Revision(options.min_revision);
-            let mut head = self.ap().applied_head();
-            let reached = head.wait_for(|head| head.revision >= revision);
-            if !matches!(tokio::time::timeout(self.timeout(), reached).await, Ok(Ok(_))) {
-                let at = self.ap().view().read().revision();
-                let problem = format!("revision {revision} has not been reached here, which is at {at}");
                 return Err(DoorError::TooStale { problem }.into());
             }
         }
@@ -345,7 +351,10 @@ impl Reader {
         if !ap.is_empty() {
             match part {
                 Part::View => self.admit_view(options).await?,
-                Part::Both(_) => self.check_view_ready()?,
+                Part::Both(_) => {
+                    self.check_view_ready()?;
+                    options.map_or(Ok(()), |options| self.check_view_age(options))?;
+                }
             }
             self.learn_groups(&ap, Instant::now() + self.timeout()).await?;
         }
@@ -410,10 +419,15 @@ impl Reader {
         self.check_view_ready()?;
         let header = match part {
             Part::View => self.view_header(view_revision),
-            Part::Both(grounds) => ResponseHeader {
-                epoch: self.ap().epoch(),
-                ..self.header(grounds, revision)
-            },
+            // No leader was asked about AP groups: the whole is as old as its older part.
+            Part::Both(grounds) => {
+                let header = self.header(grounds, revision);
+                ResponseHeader {
+                    epoch: self.ap().epoch(),
+                    age_ms: header.age_ms.max(self.view_age_ms()),
+                    ..header
+                }
+            }
         };
         Ok((groups, header))
     }

@@ -50,6 +50,7 @@ impl Reader {
     /// Waits until the local directory is as fresh as asked.
     pub(crate) async fn admit(&self, options: Option<&v1::ReadOptions>) -> Result<Grounds, v1::Error> {
         let deadline = Instant::now() + self.timeout;
+        let revision = Revision(options.map_or(0, |options| options.min_revision));
         let grounds = match options.map_or(ReadMode::Unspecified, v1::ReadOptions::mode) {
             ReadMode::Unspecified | ReadMode::Linearizable => {
                 self.confirm(Freshness::Linearizable, ReadMode::Linearizable, deadline)
@@ -59,18 +60,24 @@ impl Reader {
                 self.confirm(Freshness::Leased, ReadMode::Leased, deadline)
                     .await?
             }
+            // The age is judged last: it is that of what is shown, however long the revision took to come.
             ReadMode::Local => {
-                self.local(options.map_or(0, |options| options.max_age_ms))
-                    .await?
+                self.check_ready()?;
+                self.reach(revision, deadline).await?;
+                return self.local(options.map_or(0, |options| options.max_age_ms)).await;
             }
         };
-        let revision = Revision(options.map_or(0, |options| options.min_revision));
-        if !self.applied(revision, deadline).await {
-            let head = self.consensus.directory().read().revision();
-            let problem = format!("revision {revision} has not been applied here, which is at {head}");
-            return Err(DoorError::TooStale { problem }.into());
-        }
+        self.reach(revision, deadline).await?;
         Ok(grounds)
+    }
+
+    async fn reach(&self, revision: Revision, deadline: Instant) -> Result<(), v1::Error> {
+        if self.applied(revision, deadline).await {
+            return Ok(());
+        }
+        let head = self.consensus.directory().read().revision();
+        let problem = format!("revision {revision} has not been applied here, which is at {head}");
+        Err(DoorError::TooStale { problem }.into())
     }
 
     /// The same without waiting; `None`: it takes a wait, or may not be.
