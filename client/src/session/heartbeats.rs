@@ -77,6 +77,8 @@ pub(super) struct Datagrams {
     /// Where the server that was last spoken to takes them.
     target: Option<String>,
     line: Line,
+    /// The highest counter that was said.
+    counted: u64,
     retry: Option<Backoff>,
     /// Not before.
     try_at: Instant,
@@ -88,6 +90,7 @@ impl Datagrams {
             choice,
             target: None,
             line: Line::Closed,
+            counted: 0,
             retry: None,
             try_at: Instant::now(),
         }
@@ -100,7 +103,7 @@ impl Datagrams {
 
     /// A stream stands, and its server says where it takes datagrams.
     pub(super) fn on_told(&mut self, server: &str, told: &str) {
-        self.line = Line::Closed;
+        self.close();
         self.target = target(server, told);
     }
 
@@ -109,7 +112,11 @@ impl Datagrams {
     }
 
     pub(super) fn close(&mut self) {
-        self.line = Line::Closed;
+        if let Line::Opening(_, pulse) | Line::Open(_, _, pulse) =
+            std::mem::replace(&mut self.line, Line::Closed)
+        {
+            self.counted = self.counted.max(pulse.counter());
+        }
     }
 
     /// When datagrams may be tried, if the stream has been quiet since then.
@@ -125,10 +132,11 @@ impl Datagrams {
     pub(super) fn open(&mut self, session: u64, secret: &[u8], ttl: Duration, now: Instant) {
         let Some(target) = self.target.clone() else { return };
         self.retry.get_or_insert_with(|| Backoff::new(ttl, RETRY_MAX));
-        // Above what any former life of this session has used.
+        self.close();
+        // Above what any former life of this session has used, and what this one has, wherever the clock was set.
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let counter = u64::try_from(since_1970.as_micros()).unwrap_or(0);
-        let pulse = Pulse::new(session, secret, ttl, counter, now);
+        let clock = u64::try_from(since_1970.as_micros()).unwrap_or(0);
+        let pulse = Pulse::new(session, secret, ttl, clock.max(self.counted), now);
         self.line = Line::Opening(Box::pin(connect(target)), pulse);
     }
 
@@ -206,7 +214,7 @@ impl Datagrams {
     }
 
     fn fail(&mut self, reason: &'static str, now: Instant) -> News {
-        self.line = Line::Closed;
+        self.close();
         if let Some(retry) = &mut self.retry {
             self.try_at = now + retry.next_delay();
         }
@@ -300,5 +308,23 @@ mod tests {
             assert!(pause >= ttl / 2 && pause <= RETRY_MAX, "{pause:?}");
         }
         assert!(pause >= RETRY_MAX / 2);
+    }
+
+    #[tokio::test]
+    async fn counters_rise_wherever_the_clock_is_set() {
+        let (now, ttl) = (Instant::now(), Duration::from_secs(12));
+        let mut datagrams = Datagrams::new(Heartbeats::Datagram);
+        datagrams.on_told("127.0.0.1:1", ":9");
+        // As if the clock had been an hour ahead before.
+        let ahead = u64::MAX / 2;
+        datagrams.counted = ahead;
+        for _ in 0..3 {
+            datagrams.open(1, b"secret", ttl, now);
+            let Line::Opening(_, pulse) = &datagrams.line else {
+                panic!("it is being opened")
+            };
+            assert!(pulse.counter() >= ahead, "{}", pulse.counter());
+            datagrams.close();
+        }
     }
 }

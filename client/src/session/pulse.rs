@@ -86,6 +86,11 @@ impl Pulse {
         }
     }
 
+    /// The highest counter that was said, or what was given to begin above.
+    pub(super) fn counter(&self) -> u64 {
+        self.counter
+    }
+
     /// The next moment at which [`Self::take_due`] has something.
     pub(super) fn due_at(&self) -> Instant {
         self.due_at
