@@ -87,6 +87,8 @@ struct ServerStatus {
     vote_withheld: bool,
     uptime_ms: u64,
     version: String,
+    /// Where it takes heartbeats by datagram; empty: nowhere.
+    heartbeat: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -321,6 +323,7 @@ fn describe(
         vote_withheld: status.vote_withheld,
         uptime_ms: status.uptime_ms,
         version: status.version,
+        heartbeat: status.heartbeat,
         not_ready_reason: status.not_ready_reason,
     }
 }
