@@ -166,6 +166,7 @@ fn decode_query() -> Box<dyn FnMut()> {
         }),
         known_sign: Some(v1::Sign { high: 1, low: 2 }),
         consumer: "0123456789abcdef0123456789abcdef".into(),
+        ..v1::QueryRequest::default()
     };
     let bytes = v1::DiscoverRequest {
         call: 7,

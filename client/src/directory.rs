@@ -58,6 +58,9 @@ pub struct ServiceSign {
     pub guard: Option<v1::GuardStatus>,
     /// How its group is replicated. In mode AP the revision is that of the answering server, in its epoch.
     pub mode: v1::GroupMode,
+    /// Of the service's own metadata, which is no part of the sign: see [`rollcall_proto::metadata_hash`]. 0: it has
+    /// none.
+    pub metadata_hash: u64,
 }
 
 /// Why a node is, or is not, listed.
@@ -508,17 +511,18 @@ impl Registry {
         }
     }
 
-    /// `None`: the sign still holds.
+    /// Unless what is known, by its sign and the hash of its metadata, still holds.
     pub(crate) async fn query_unless(
         &self,
         key: &ServiceKey,
-        known: Option<Sign>,
+        known: Option<(Sign, u64)>,
         options: ReadOptions,
     ) -> Result<Answer<Queried>, Error> {
         let request = v1::QueryRequest {
             key: Some(key.into()),
             read: Some(options.to_wire()),
-            known_sign: known.map(v1::Sign::from),
+            known_sign: known.map(|(sign, _)| sign.into()),
+            known_metadata_hash: known.map_or(0, |(_, metadata)| metadata),
             consumer: self.inner.consumer.to_string(),
         };
         let response = self
@@ -694,6 +698,7 @@ impl Registry {
             sign: sign.sign.unwrap_or_default().into(),
             revision: sign.revision,
             guard: crate::view::said(sign.guard),
+            metadata_hash: sign.metadata_hash,
         });
         Ok(Answer {
             value: signs.collect(),

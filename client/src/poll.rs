@@ -179,7 +179,10 @@ impl Slot {
             self.publish();
             return true;
         }
-        let same = held.exists && held.sign == sign.sign && held.source != Source::Nothing;
+        let same = held.exists
+            && held.sign == sign.sign
+            && held.metadata_hash() == sign.metadata_hash
+            && held.source != Source::Nothing;
         if same {
             if self.cached.confirm(revision, origin, confirmed) == Merged::Confirmed {
                 self.cached.take_guard(sign.guard);
@@ -196,7 +199,8 @@ impl Slot {
             return false;
         }
         let held = self.cached.view();
-        let known = (held.exists && held.source != Source::Nothing).then_some(held.sign);
+        let known =
+            (held.exists && held.source != Source::Nothing).then(|| (held.sign, held.metadata_hash()));
         let answer = match registry.query_unless(&held.key, known, options.read).await {
             Ok(answer) => answer,
             Err(error) => {

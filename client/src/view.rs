@@ -162,6 +162,12 @@ impl ServiceView {
         }
     }
 
+    /// What is compared beside the sign, which is of nodes alone.
+    pub(crate) fn metadata_hash(&self) -> u64 {
+        let entries = self.metadata.iter();
+        rollcall_proto::metadata_hash(entries.map(|(name, value)| (name.as_str(), value.as_str())))
+    }
+
     pub(crate) fn counted(&self) -> Counted {
         match self.mode {
             v1::GroupMode::Unspecified => Counted::Unknown,

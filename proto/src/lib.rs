@@ -11,9 +11,12 @@ pub mod v1 {
 
 pub mod codec;
 pub mod heartbeat;
+mod metadata;
 pub mod prefix;
 pub mod shared;
 pub mod upgrade;
+
+pub use metadata::metadata_hash;
 
 /// The compiled file descriptors, for reflection and breaking-change checks.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

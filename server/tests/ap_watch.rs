@@ -427,6 +427,7 @@ async fn who_comes_back_to_a_restarted_server_with_an_equal_sign_is_sent_nothing
         known: vec![v1::KnownSign {
             key: view.key.clone(),
             sign: view.sign,
+            ..v1::KnownSign::default()
         }],
         ..subscribe()
     };

@@ -432,6 +432,35 @@ async fn reads_say_how_fresh_they_are_and_refuse_what_is_too_old() {
         .into_inner();
     assert!(answer.unchanged && answer.view.is_none());
 
+    // Metadata is no part of the sign: who holds other metadata is told all the same.
+    let metadata = BTreeMap::from([("about".to_owned(), "ranking".to_owned())]);
+    let hash = rollcall_proto::metadata_hash([("about", "ranking")]);
+    let put = v1::PutServiceRequest {
+        key: key("web"),
+        settings: Some(v1::ServiceSettings {
+            metadata,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    registry.put_service(put).await.unwrap();
+    for (known_metadata_hash, unchanged) in [(0, false), (hash, true), (hash ^ 1, false)] {
+        let known = v1::QueryRequest {
+            known_sign: sign,
+            known_metadata_hash,
+            ..query("web")
+        };
+        let answer = registry.query(known).await.unwrap().into_inner();
+        assert_eq!(answer.unchanged, unchanged);
+        assert_eq!(answer.view.is_some(), !unchanged);
+    }
+    let asked = v1::SignsRequest {
+        keys: key("web").into_iter().collect(),
+        ..Default::default()
+    };
+    let signs = registry.signs(asked).await.unwrap().into_inner().signs;
+    assert_eq!((signs[0].sign, signs[0].metadata_hash), (sign, hash));
+
     let read = Some(v1::ReadOptions {
         max_age_ms: 10_000,
         mode: v1::ReadMode::Local.into(),

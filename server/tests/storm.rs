@@ -215,6 +215,7 @@ async fn a_subscription_with_another_sign_starts_in_its_turn() {
                     known: vec![v1::KnownSign {
                         key: Some(key()),
                         sign: Some(other_sign()),
+                        ..v1::KnownSign::default()
                     }],
                     ..v1::Subscribe::default()
                 };
@@ -269,6 +270,7 @@ impl Watcher {
             known: vec![v1::KnownSign {
                 key: Some(key()),
                 sign: Some(other_sign()),
+                ..v1::KnownSign::default()
             }],
             ..Default::default()
         };

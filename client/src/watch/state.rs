@@ -362,6 +362,7 @@ impl State {
                 .map(|(key, slot)| v1::KnownSign {
                     key: Some(key.into()),
                     sign: Some(slot.cached.view().sign.into()),
+                    metadata_hash: slot.cached.view().metadata_hash(),
                 })
                 .collect();
             return Some(Request::Subscribe(v1::Subscribe {

@@ -652,6 +652,7 @@ impl v1::registry_server::Registry for Core {
                 guard: view.and_then(|view| view.guard),
                 key: Some(key),
                 mode: v1::GroupMode::Cp.into(),
+                metadata_hash: view.map_or(0, metadata_hash),
             }
         };
         let signs = request.into_inner().keys.into_iter().map(sign).collect();
@@ -660,6 +661,11 @@ impl v1::registry_server::Registry for Core {
             signs,
         }))
     }
+}
+
+fn metadata_hash(view: &v1::ServiceView) -> u64 {
+    let metadata = view.settings.iter().flat_map(|settings| &settings.metadata);
+    rollcall_proto::metadata_hash(metadata.map(|(name, value)| (name.as_str(), value.as_str())))
 }
 
 type Answers<T> = std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<T, Status>> + Send>>;

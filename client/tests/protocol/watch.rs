@@ -689,6 +689,39 @@ async fn a_guards_word_is_in_the_view_and_its_news_are_events() {
 }
 
 #[tokio::test]
+async fn a_poll_learns_of_metadata_that_changed_under_an_equal_sign() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let set = |about: &str, revision: u64| {
+        let settings = v1::ServiceSettings {
+            metadata: [("about".to_owned(), about.to_owned())].into(),
+            ..v1::ServiceSettings::default()
+        };
+        let mut cluster = cluster.lock();
+        cluster.revision = revision;
+        cluster.view = Some(v1::ServiceView {
+            key: Some((&key()).into()),
+            sign: sign(&["a"]),
+            revision,
+            settings: Some(settings),
+            nodes: nodes(&["a"]),
+            guard: None,
+        });
+    };
+    set("old", 5);
+    let registry = Registry::connect(config(&[&server])).unwrap();
+    let options = PollOptions::every(Duration::from_millis(50));
+    let mut watch = registry.poll(&[key()], options).unwrap().pop().unwrap();
+    let says = |view: &ServiceView, about: &str| {
+        view.source == Source::Live && view.metadata.get("about").is_some_and(|said| said == about)
+    };
+    until(&mut watch, |view| says(view, "old")).await;
+    set("new", 6);
+    until(&mut watch, |view| says(view, "new")).await;
+    assert_eq!(cluster.lock().queries, 2, "one list each");
+}
+
+#[tokio::test]
 async fn a_poll_learns_of_a_guard_whose_service_has_an_equal_sign() {
     let cluster = Cluster::default();
     let server = Server::start(1, &cluster).await;

@@ -276,6 +276,7 @@ async fn attend(
             key: Some(key()),
             // What it has is not what there is.
             sign: Some(Sign { high: round, low: 1 }),
+            ..KnownSign::default()
         };
         WatchRequest {
             request: Some(Request::Subscribe(Subscribe {

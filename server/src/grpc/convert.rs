@@ -143,6 +143,11 @@ pub(crate) fn service_settings(settings: &ServiceSettings) -> v1::ServiceSetting
     }
 }
 
+/// What is compared beside a service's sign.
+pub(crate) fn metadata_hash(service: &Service) -> u64 {
+    rollcall_proto::metadata_hash(service.settings.metadata.iter())
+}
+
 /// Nothing if they are the defaults.
 fn guard_settings(settings: &GuardSettings) -> Option<v1::GuardSettings> {
     let GuardSettings {

@@ -289,7 +289,8 @@ impl Doors {
         header: v1::ResponseHeader,
     ) -> Answer<v1::QueryResponse> {
         let known = request.known_sign.as_ref().map(convert::sign_from);
-        let unchanged = known == Some(service.sign);
+        let unchanged =
+            known == Some(service.sign) && request.known_metadata_hash == convert::metadata_hash(service);
         if !unchanged
             && let Some(retry_after) = self.storm.ask_for_one(&service.key, &request.consumer, known)
         {
@@ -409,6 +410,7 @@ impl Doors {
                 revision: service.map_or(0, |service| service.modified.0),
                 guard: service.and_then(|service| convert::service_guard(service)),
                 mode: convert::group_mode(mode).into(),
+                metadata_hash: service.map_or(0, |service| convert::metadata_hash(service)),
             }
         });
         Ok(v1::SignsResponse {

@@ -1,6 +1,8 @@
 //! Watch streams: what the client asks goes to the hubs, what the hubs have goes to the client.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
@@ -136,6 +138,7 @@ impl Doors {
                 ap_signs.push(v1::KnownSign {
                     key: Some(convert::service_key(&key)),
                     sign: Some(convert::sign(sign)),
+                    metadata_hash: service.map_or(0, |service| convert::metadata_hash(service)),
                 });
                 (key, modified)
             });
@@ -300,6 +303,7 @@ struct Wish {
     ap_after: Revision,
     ap_epoch: u64,
     known: Vec<(ServiceKey, Sign)>,
+    known_metadata: Arc<BTreeMap<ServiceKey, u64>>,
 }
 
 impl Wish {
@@ -311,18 +315,24 @@ impl Wish {
             }
             watch_target::Target::GroupPrefix(prefix) => Target::Prefix(convert::prefix_from(&prefix)?),
         };
+        let mut known_metadata = BTreeMap::new();
         let known = subscribe.known.iter().map(|known| {
             let key = convert::service_key_from("known.key", known.key.as_ref())?;
             let sign = convert::required("known.sign", known.sign.as_ref())?;
+            if known.metadata_hash != 0 {
+                known_metadata.insert(key.clone(), known.metadata_hash);
+            }
             Ok((key, convert::sign_from(sign)))
         });
+        let known = known.collect::<Result<_, Refusal>>()?;
         Ok(Self {
             id: subscribe.subscription,
             target,
             after: Revision(subscribe.after_revision),
             ap_after: Revision(subscribe.ap_after_revision),
             ap_epoch: subscribe.ap_epoch,
-            known: known.collect::<Result<_, Refusal>>()?,
+            known,
+            known_metadata: Arc::new(known_metadata),
         })
     }
 }
@@ -348,6 +358,7 @@ impl Doors {
             after: wish.after,
             directory: Revision(0),
             known,
+            known_metadata: wish.known_metadata.clone(),
         };
         let ap = |known| Subscription {
             after: ap_after,

@@ -222,6 +222,7 @@ fn service(id: u64, key: &ServiceKey) -> Subscription {
         after: Revision(0),
         directory: Revision(0),
         known: Vec::new(),
+        known_metadata: Arc::default(),
     }
 }
 
@@ -232,6 +233,7 @@ fn prefix(id: u64, prefix: &str) -> Parts {
         after: Revision(0),
         directory: Revision(0),
         known: Vec::new(),
+        known_metadata: Arc::default(),
     };
     Parts::Both {
         cp: one.clone(),

@@ -9,6 +9,7 @@ use rollcall_core::mutants::{Mutant, planted};
 use rollcall_proto::v1;
 
 use super::{Inner, State, WatchHub};
+use crate::grpc::convert::metadata_hash;
 use crate::watch::backlog::{ChangeFrames, Item, Started};
 use crate::watch::registration::Target;
 use crate::watch::shown::Shown;
@@ -27,6 +28,8 @@ pub struct Subscription {
     pub directory: Revision,
     /// What the client holds: equal signs are not sent again.
     pub known: Vec<(ServiceKey, Sign)>,
+    /// And of which services it holds metadata, by its hash: it is no part of the sign.
+    pub known_metadata: Arc<BTreeMap<ServiceKey, u64>>,
 }
 
 /// Why a subscription was refused; nothing changed.
@@ -277,7 +280,7 @@ fn unrepeated(items: Vec<Item>, shown: Shown<'_>, followed: impl Fn(&ServiceKey)
     fresh
 }
 
-/// What the client lacks of the current state: services whose sign differs from the one it knows, and those it
+/// What the client lacks of the current state: services whose sign or metadata differs from what it knows, and those it
 /// knows that are gone.
 pub(super) fn current_state<'a>(
     subscription: &'a Subscription,
@@ -302,7 +305,11 @@ pub(super) fn current_state<'a>(
         });
     let there = shown
         .services(&subscription.target)
-        .filter(move |service| known.get(&service.key) != Some(&service.sign))
+        .filter(move |service| {
+            let metadata = subscription.known_metadata.get(&service.key);
+            known.get(&service.key) != Some(&service.sign)
+                || metadata.copied().unwrap_or(0) != metadata_hash(service)
+        })
         .map(move |service| Item::State {
             key: service.key.clone(),
             service: Some(service.clone()),

@@ -295,6 +295,7 @@ impl Watcher {
         let known = wire::KnownSign {
             key: Some((&self.service).into()),
             sign: Some(wire::Sign { high: 1, low: 1 }),
+            ..wire::KnownSign::default()
         };
         let subscribe = wire::Subscribe {
             subscription,

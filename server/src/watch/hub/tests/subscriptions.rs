@@ -1,10 +1,13 @@
 //! How subscriptions begin, and what they bring.
 
-use rollcall_core::ids::Revision;
+use std::collections::BTreeMap;
+
+use rollcall_core::ids::{Revision, ServiceKey};
 
 use super::client::Client;
 use super::world::{World, follow, key, small};
 use crate::config::WatchConfig;
+use crate::grpc::convert;
 use crate::watch::{SubscribeError, Subscription, Target};
 /// Very many subscriptions in one stream cost little: no names of their own where the directory has them, and no room
 /// for what was said once.
@@ -143,6 +146,53 @@ async fn a_resume_below_retention_gets_nothing_for_equal_signs_and_a_snapshot_fo
     again.read_all();
     assert_eq!(again.log, ["gone", "snapshot", "current"]);
     assert_eq!(again.picture(), world.truth(&all));
+}
+
+/// A sign is of nodes alone: who was away while a service's metadata changed is told so all the same.
+#[tokio::test]
+async fn an_equal_sign_with_other_metadata_is_sent_again() {
+    let mut world = World::new(WatchConfig::default(), 3);
+    let (one, two) = (key("a", "one"), key("a", "two"));
+    for service in [&one, &two] {
+        world.put(service, "n1", 1);
+        world.say_of(service, "old");
+    }
+    let all = Target::Prefix("a".into());
+    let mut client = world.open();
+    client.follow(follow(1, all.clone()));
+    client.read_all();
+    let metadata_of = |world: &World, service: &ServiceKey| {
+        let directory = world.directory.read();
+        convert::metadata_hash(directory.service(service).unwrap())
+    };
+    let old: BTreeMap<_, _> = [&one, &two]
+        .map(|service| (service.clone(), metadata_of(&world, service)))
+        .into();
+    world.say_of(&one, "new");
+    for weight in 0..5 {
+        world.put(&key("c", "elsewhere"), "n1", weight);
+    }
+    let resume = |known_metadata: BTreeMap<ServiceKey, u64>| {
+        let mut again = world.open();
+        again.services = client.services.clone();
+        again.follow(Subscription {
+            after: Revision(client.last),
+            known: client.known(),
+            known_metadata: known_metadata.into(),
+            ..follow(1, all.clone())
+        });
+        again.read_all();
+        again.log
+    };
+    assert_eq!(resume(old.clone()), ["snapshot", "current"], "what changed");
+    let mut new = old;
+    new.insert(one.clone(), metadata_of(&world, &one));
+    assert_eq!(resume(new), ["current"]);
+    assert_eq!(
+        resume(BTreeMap::new()),
+        ["snapshot", "snapshot", "current"],
+        "to who does not say what it holds"
+    );
 }
 
 #[tokio::test]

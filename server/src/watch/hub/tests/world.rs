@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rollcall_core::directory::{
     Address, ChangeLogBounds, Command, DeregisterNode, Directory, Expected, ExpiryFence, GroupMode,
     GroupSettings, Labels, Limits, NodeKind, NodeState, RegisterNode, Registration, Request, RevivalFence,
-    Service, Session, Sign,
+    Service, ServiceSettings, Session, Sign,
 };
 use rollcall_core::ids::{LogIndex, LogPosition, NodeKey, RequestId, Revision, ServiceKey, SessionId, Term};
 use rollcall_core::storm::{Mode, Scope};
@@ -217,6 +217,19 @@ impl World {
         self.apply(Command::Deregister { session: None, nodes })
     }
 
+    /// Sets the service's own metadata.
+    pub(super) fn say_of(&mut self, key: &ServiceKey, value: &str) -> Revision {
+        let metadata = [("about".to_owned(), value.to_owned())].into_iter().collect();
+        self.apply(Command::PutService {
+            key: key.clone(),
+            settings: Some(ServiceSettings {
+                metadata,
+                ..ServiceSettings::default()
+            }),
+            expected: Expected::Any,
+        })
+    }
+
     pub(super) fn delete(&mut self, key: &ServiceKey) -> Revision {
         self.apply(Command::DeleteService {
             key: key.clone(),
@@ -272,5 +285,6 @@ pub(super) fn follow(id: u64, target: Target) -> Subscription {
         after: Revision(0),
         directory: Revision(0),
         known: Vec::new(),
+        known_metadata: Arc::default(),
     }
 }
