@@ -230,6 +230,8 @@ impl Reader {
     pub(crate) async fn admit_view(&self, options: Option<&v1::ReadOptions>) -> Result<(), v1::Error> {
         self.check_view_ready()?;
         let Some(options) = options else { return Ok(()) };
+        // Who is too old already is not waited for.
+        self.check_view_age(options)?;
         if options.min_revision > 0 && options.epoch == self.ap().epoch() {
             let revision = Revision(options.min_revision);
             let mut head = self.ap().applied_head();
@@ -240,7 +242,7 @@ impl Reader {
                 return Err(DoorError::TooStale { problem }.into());
             }
         }
-        // Last: it is the age of what is shown, however long the revision took to come.
+        // Again: it is the age of what is shown, however long the revision took to come.
         self.check_view_age(options)
     }
 
@@ -307,6 +309,7 @@ impl Reader {
         }
         self.learn_groups(std::slice::from_ref(&key.group), Instant::now() + self.timeout())
             .await?;
+        options.map_or(Ok(()), |options| self.check_view_age(options))?;
         let (service, revision) = {
             let view = self.ap().view().read();
             (find(&view, key).map_err(|e| of_refusal(&e))?, view.revision())
@@ -341,13 +344,24 @@ impl Reader {
         asked: impl Fn(&Group) -> bool,
         others: bool,
     ) -> Result<Part, v1::Error> {
-        let (cp, _) = self.picked(&asked);
+        let deadline = Instant::now() + self.timeout();
+        // What may take its time goes first, ages are judged behind it.
+        let (cp, learnt) = self.picked(&asked);
+        if !learnt.is_empty() {
+            self.check_view_ready()?;
+            self.learn_groups(&learnt, deadline).await?;
+        }
         let part = if cp || others {
             Part::Both(self.admit(options).await?)
         } else {
             Part::View
         };
+        // The leader may have told of more.
         let (_, ap) = self.picked(&asked);
+        if ap.iter().any(|group| !learnt.contains(group)) {
+            self.check_view_ready()?;
+            self.learn_groups(&ap, deadline).await?;
+        }
         if !ap.is_empty() {
             match part {
                 Part::View => self.admit_view(options).await?,
@@ -356,7 +370,6 @@ impl Reader {
                     options.map_or(Ok(()), |options| self.check_view_age(options))?;
                 }
             }
-            self.learn_groups(&ap, Instant::now() + self.timeout()).await?;
         }
         Ok(part)
     }

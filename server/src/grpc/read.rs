@@ -60,11 +60,15 @@ impl Reader {
                 self.confirm(Freshness::Leased, ReadMode::Leased, deadline)
                     .await?
             }
-            // The age is judged last: it is that of what is shown, however long the revision took to come.
             ReadMode::Local => {
-                self.check_ready()?;
+                let max_age_ms = options.map_or(0, |options| options.max_age_ms);
+                let grounds = self.local(max_age_ms).await?;
+                if self.consensus.has_applied(revision) {
+                    return Ok(grounds);
+                }
                 self.reach(revision, deadline).await?;
-                return self.local(options.map_or(0, |options| options.max_age_ms)).await;
+                // Again: the age is that of what is shown, however long the revision took to come.
+                return self.local(max_age_ms).await;
             }
         };
         self.reach(revision, deadline).await?;
