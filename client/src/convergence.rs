@@ -59,6 +59,8 @@ pub struct ServerWatchers {
     pub behind: Vec<(String, u64)>,
     /// What the server shows of the services in mode AP. Those who are current have this.
     pub ap_signs: BTreeMap<ServiceKey, Sign>,
+    /// The hashes of their own metadata, which are no part of the signs; none of services without any.
+    pub ap_metadata: BTreeMap<ServiceKey, u64>,
 }
 
 impl ServerConvergence {
@@ -102,9 +104,11 @@ impl Convergence {
     /// Whether the servers that answered show the same of the services in mode AP.
     #[must_use]
     pub fn agrees(&self) -> bool {
-        let mut signs = self.answers().map(|watchers| &watchers.ap_signs);
-        let first = signs.next();
-        signs.all(|signs| Some(signs) == first)
+        let mut shown = self
+            .answers()
+            .map(|watchers| (&watchers.ap_signs, &watchers.ap_metadata));
+        let first = shown.next();
+        shown.all(|shown| Some(shown) == first)
     }
 
     fn answers(&self) -> impl Iterator<Item = &ServerWatchers> {
@@ -209,14 +213,19 @@ impl Registry {
             })
             .await?;
         let header = response.header.unwrap_or_default();
-        let shown = |known: v1::KnownSign| {
-            let sign = known.sign.unwrap_or_default().into();
-            (known.key.unwrap_or_default().into(), sign)
-        };
+        let (mut ap_signs, mut ap_metadata) = (BTreeMap::new(), BTreeMap::new());
+        for known in response.ap_signs {
+            let key = ServiceKey::from(known.key.unwrap_or_default());
+            if known.metadata_hash != 0 {
+                ap_metadata.insert(key.clone(), known.metadata_hash);
+            }
+            ap_signs.insert(key, known.sign.unwrap_or_default().into());
+        }
         Ok(ServerWatchers {
             applied: header.revision,
             mode: header.mode(),
-            ap_signs: response.ap_signs.into_iter().map(shown).collect(),
+            ap_signs,
+            ap_metadata,
             subscribers: response.subscribers,
             current: response.current,
             behind: response
@@ -275,6 +284,11 @@ mod tests {
             "servers that count for themselves agree by their signs"
         );
         assert!(!judge(vec![shows(1, 900, 5), shows(2, 3, 4)]).is_complete());
+        let mut other = shows(2, 3, 5);
+        if let Ok(watchers) = &mut other.answer {
+            watchers.ap_metadata.insert(ServiceKey::new("g", "s"), 7);
+        }
+        assert!(!judge(vec![shows(1, 900, 5), other]).is_complete(), "metadata");
         let unknown = judge(vec![server(1, Some((9, 1, 1))), server(2, None)]);
         assert!(!unknown.is_complete());
         assert_eq!(

@@ -1,7 +1,7 @@
 //! Asking now and then instead of listening, where streams are not possible: one call for the signs of all
 //! services, then one per service whose sign differs from what is held.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -117,13 +117,23 @@ impl Registry {
     }
 }
 
+/// A question for each group.
+fn by_group(keys: Vec<ServiceKey>) -> impl Iterator<Item = Vec<ServiceKey>> {
+    let mut groups: BTreeMap<Arc<str>, Vec<ServiceKey>> = BTreeMap::new();
+    for key in keys {
+        groups.entry(key.group.clone()).or_default().push(key);
+    }
+    groups.into_values()
+}
+
 async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, options: PollOptions) {
     let keys: Vec<ServiceKey> = slots.keys().cloned().collect();
     loop {
         // A server that does not answer for one list is not waited for once for each of the others.
         let mut answering = true;
-        for keys in keys.chunks(SIGNS_MAX) {
-            match registry.signs(keys, options.read).await {
+        let mut questions: VecDeque<Vec<ServiceKey>> = keys.chunks(SIGNS_MAX).map(Vec::from).collect();
+        while let Some(keys) = questions.pop_front() {
+            match registry.signs(&keys, options.read).await {
                 Ok(answer) => {
                     for sign in answer.value {
                         let Some(slot) = slots.get_mut(&sign.key) else {
@@ -134,6 +144,18 @@ async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, option
                             if !current {
                                 slot.hold();
                             }
+                        }
+                    }
+                }
+                // An age is that of a mode, and so of a group: the others may be fresh.
+                Err(Error::TooStale { .. }) if keys.iter().any(|key| key.group != keys[0].group) => {
+                    by_group(keys).for_each(|question| questions.push_front(question));
+                }
+                Err(Error::TooStale { message }) => {
+                    tracing::debug!(message, "signs were not answered");
+                    for key in &keys {
+                        if let Some(slot) = slots.get_mut(key) {
+                            slot.hold();
                         }
                     }
                 }
@@ -224,8 +246,17 @@ impl Slot {
                 // A server that is behind says nothing against what is held.
                 matches!(merged, Merged::Changed | Merged::Confirmed | Merged::Older)
             }
-            // It was, for a moment: the next round compares again.
-            Queried::Unchanged => true,
+            // What was shown to be held is so: by sign and metadata, or, as an older server sees it, by its sign.
+            Queried::Unchanged => {
+                let cluster = Arc::from(header.cluster.as_str());
+                let counted = Counted::of(header.mode(), header.epoch);
+                let confirmed = Confirmed::Heard(Heard::now());
+                let merged = self
+                    .cached
+                    .confirm(header.revision, (&cluster, counted), confirmed);
+                self.publish();
+                merged == Merged::Confirmed
+            }
             Queried::KeepCache(retry_after) => {
                 self.ask_at = Some(Instant::now() + retry_after.min(KEEP_CACHE_MAX));
                 false

@@ -315,9 +315,10 @@ mod tests {
         let (now, ttl) = (Instant::now(), Duration::from_secs(12));
         let mut datagrams = Datagrams::new(Heartbeats::Datagram);
         datagrams.on_told("127.0.0.1:1", ":9");
-        // As if the clock had been an hour ahead before.
+        // The clock was far ahead when it spoke first.
         let ahead = u64::MAX / 2;
-        datagrams.counted = ahead;
+        let spoken = Pulse::new(1, b"secret", ttl, ahead, now);
+        datagrams.line = Line::Opening(Box::pin(std::future::pending()), spoken);
         for _ in 0..3 {
             datagrams.open(1, b"secret", ttl, now);
             let Line::Opening(_, pulse) = &datagrams.line else {

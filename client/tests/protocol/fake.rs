@@ -45,6 +45,8 @@ pub(crate) struct Shared {
     pub(crate) view: Option<v1::ServiceView>,
     /// Not 0: full lists are rationed, for whoever holds one.
     pub(crate) keep_cache_ms: u32,
+    /// As before signs had a hash of metadata beside them.
+    pub(crate) older: bool,
     pub(crate) queries: u64,
     /// Those that came on streams, by server and stream.
     pub(crate) discovered: Vec<(u64, u64, v1::DiscoverRequest)>,
@@ -301,10 +303,12 @@ impl Core {
             key: query.key.clone(),
             ..cluster.view.clone()?
         };
+        let known = query.known_sign.is_some() && query.known_sign == view.sign;
+        let unchanged = known && (cluster.older || query.known_metadata_hash == metadata_hash(&view));
         Some(v1::QueryResponse {
             header: self.header(cluster.revision),
-            unchanged: false,
-            view: Some(view.encode_to_vec().into()),
+            unchanged,
+            view: (!unchanged).then(|| view.encode_to_vec().into()),
             keep_cache_ms: cluster.keep_cache_ms,
         })
     }
@@ -652,7 +656,7 @@ impl v1::registry_server::Registry for Core {
                 guard: view.and_then(|view| view.guard),
                 key: Some(key),
                 mode: v1::GroupMode::Cp.into(),
-                metadata_hash: view.map_or(0, metadata_hash),
+                metadata_hash: view.filter(|_| !cluster.older).map_or(0, metadata_hash),
             }
         };
         let signs = request.into_inner().keys.into_iter().map(sign).collect();

@@ -689,6 +689,39 @@ async fn a_guards_word_is_in_the_view_and_its_news_are_events() {
 }
 
 #[tokio::test]
+async fn an_older_server_that_names_no_metadata_confirms_lists_all_the_same() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    {
+        let settings = v1::ServiceSettings {
+            metadata: [("about".to_owned(), "old".to_owned())].into(),
+            ..v1::ServiceSettings::default()
+        };
+        let mut cluster = cluster.lock();
+        (cluster.revision, cluster.older) = (5, true);
+        cluster.view = Some(v1::ServiceView {
+            key: Some((&key()).into()),
+            sign: sign(&["a"]),
+            revision: 5,
+            settings: Some(settings),
+            nodes: nodes(&["a"]),
+            guard: None,
+        });
+    }
+    let registry = Registry::connect(config(&[&server])).unwrap();
+    let options = PollOptions::every(Duration::from_millis(50));
+    let mut watch = registry.poll(&[key()], options).unwrap().pop().unwrap();
+    until(&mut watch, |view| view.source == Source::Live).await;
+    let live_since = Instant::now();
+    eventually("further questions", || cluster.lock().queries >= 8).await;
+    eventually("a list that was confirmed lately", || {
+        let view = watch.view();
+        view.source == Source::Live && view.age().is_some_and(|age| age < live_since.elapsed() / 2)
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_poll_learns_of_metadata_that_changed_under_an_equal_sign() {
     let cluster = Cluster::default();
     let server = Server::start(1, &cluster).await;
