@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::future::Either;
 use rollcall_core::ap::SessionSeed;
 use rollcall_core::directory::Directory;
 use rollcall_core::ids::{NodeKey, SessionId};
@@ -212,11 +213,23 @@ pub(crate) async fn renew(
     }
     let patience = here.iter().map(|speaker| speaker.alone_after()).min();
     let patience = patience.unwrap_or(ALONE_AFTER_MAX);
-    let (here, _, said) = tokio::join!(
+    // The leader is told of these, and whatever it says, they do without its word: one that it did not hear of for a
+    // while, and so found lapsed, lives on by records.
+    let told = {
+        let doors = doors.clone();
+        async move { _ = tokio::time::timeout(patience, in_log_alone(&doors, either, haste, company)).await }
+    };
+    let told = match company {
+        Company::OneClient => Either::Left(told),
+        // Nor does anybody wait for it.
+        Company::Strangers => {
+            tokio::spawn(told);
+            Either::Right(std::future::ready(()))
+        }
+    };
+    let (here, (), said) = tokio::join!(
         renew_here(reader, &here, company.turns()),
-        // The leader is told of these, and whatever it says, they do without its word: one that it did not hear of for a
-        // while, and so found lapsed, lives on by records.
-        tokio::time::timeout(patience, in_log_alone(doors, either, haste, company)),
+        told,
         tokio::time::timeout(patience, in_log_alone(doors, log.clone(), haste, company)),
     );
     // The leader's word, if it comes soon: others on the stream wait for their answer.
