@@ -48,7 +48,17 @@ struct Saying {
 }
 
 /// In the order of their counters.
-type Waiting = Arc<Mutex<VecDeque<(u64, oneshot::Sender<Kind>)>>>;
+type Waiting = Arc<Mutex<VecDeque<Question>>>;
+
+/// A datagram on its way.
+struct Question {
+    /// The counter of its last heartbeat.
+    last: u64,
+    sessions: usize,
+    /// Of how many no answer has come.
+    left: usize,
+    answer: oneshot::Sender<Kind>,
+}
 
 impl Drop for Beats {
     fn drop(&mut self) {
@@ -57,8 +67,7 @@ impl Drop for Beats {
 }
 
 impl Beats {
-    /// One datagram with a heartbeat of each, and the last one's counter: its answer is theirs. One that finds no room
-    /// counts as lost on the way.
+    /// One datagram with a heartbeat of each, and the last one's counter. One that finds no room counts as lost on the way.
     fn send(&self, tickets: &[Ticket]) -> (u64, oneshot::Receiver<Kind>) {
         let (answer, answered) = oneshot::channel();
         let mut question = Vec::with_capacity(DATAGRAM_BYTES_MAX);
@@ -75,7 +84,12 @@ impl Beats {
                 &key.entry(Kind::Beats, self.number, ticket.session, *counter),
             );
         }
-        self.waiting.lock().push_back((*counter, answer));
+        self.waiting.lock().push_back(Question {
+            last: *counter,
+            sessions: tickets.len(),
+            left: tickets.len(),
+            answer,
+        });
         let _lost = self.socket.try_send(&question);
         (*counter, answered)
     }
@@ -87,7 +101,7 @@ impl Beats {
             match tokio::time::timeout(PATIENCE, answered).await {
                 Ok(Ok(Kind::Renewed)) => return Ok(()),
                 Ok(Ok(other)) => bail!("the heartbeat was answered with {other:?}"),
-                Ok(Err(_)) | Err(_) => self.waiting.lock().retain(|(waiting, _)| *waiting != counter),
+                Ok(Err(_)) | Err(_) => self.waiting.lock().retain(|waiting| waiting.last != counter),
             }
         }
         bail!("no heartbeat was answered")
@@ -162,14 +176,23 @@ async fn read(socket: Arc<UdpSocket>, waiting: Waiting) {
     while let Ok(came) = socket.recv(&mut bytes).await {
         if let Ok(Answer::Verdicts { kind, entries, .. }) = Answer::read(&bytes[..came]) {
             let mut waiting = waiting.lock();
-            // What was acknowledged later holds for what was asked before.
             for entry in entries {
+                // What was acknowledged later holds for what was asked before of the same session.
                 while waiting
                     .front()
-                    .is_some_and(|(counter, _)| *counter <= entry.counter)
-                    && let Some((_, waiter)) = waiting.pop_front()
+                    .is_some_and(|asked| asked.sessions == 1 && asked.last < entry.counter)
+                    && let Some(asked) = waiting.pop_front()
                 {
-                    let _gone = waiter.send(kind);
+                    let _gone = asked.answer.send(kind);
+                }
+                let Some(asked) = waiting.front_mut().filter(|asked| entry.counter <= asked.last) else {
+                    continue;
+                };
+                asked.left -= 1;
+                if (asked.left == 0 || kind != Kind::Renewed)
+                    && let Some(asked) = waiting.pop_front()
+                {
+                    let _gone = asked.answer.send(kind);
                 }
             }
         }
