@@ -354,6 +354,29 @@ async fn a_write_for_two_disks_says_on_how_many_it_is() {
     cluster.stop().await;
 }
 
+/// A client that was not answered, or was told of one disk, says the same again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_for_two_disks_that_is_repeated_says_on_how_many_it_is_now() {
+    let cluster = Cluster::start(2, |_| {}).await;
+    let second_is_there = || !cluster.ap(1).inner.others_here().is_empty();
+    eventually("the other server is there", second_is_there).await;
+    // The other takes no records with such stamps, by whatever way they come.
+    cluster.ap(1).shift_clock(60_000);
+    let asked = register(None, "a");
+    for is_repeat in [false, true] {
+        let written = cluster.ap(1).write(asked.clone(), 2, soon()).await;
+        let written = written.expect("it is written");
+        assert_eq!((written.acks, written.outcome.repeated), (1, is_repeat));
+        assert!(listed(cluster.ap(2)).is_empty());
+    }
+    cluster.ap(2).shift_clock(60_000);
+    let written = cluster.ap(1).write(asked, 2, soon()).await;
+    let written = written.expect("it is written");
+    assert_eq!((written.acks, written.outcome.repeated), (2, true));
+    assert_eq!(listed(cluster.ap(2)), ["a"]);
+    cluster.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_was_away_has_its_own_records_and_pulls_the_others() {
     let mut cluster = Cluster::start(3, |_| {}).await;

@@ -205,7 +205,7 @@ impl Desk {
         }
     }
 
-    /// A local write.
+    /// A local write, and the records that another server must have before it is on two disks.
     pub(super) fn write(
         &mut self,
         work: &mut Work<'_>,
@@ -213,7 +213,8 @@ impl Desk {
     ) -> Result<(Outcome, Vec<Arc<Record>>), Refusal> {
         let written = self.replica.write(work.view, work.now.wall_ms, request);
         self.keep(work, &written.stored);
-        let records = written.stored.into_iter().map(|stored| stored.record).collect();
+        let stored = written.stored.into_iter().map(|stored| stored.record);
+        let records = stored.chain(written.known).collect();
         written.applied.result.map(|outcome| (outcome, records))
     }
 

@@ -219,7 +219,12 @@ impl Ap {
         })
     }
 
+    /// Whether another server's disk has these, too. Of no records nobody can say so: a repeated request may have
+    /// written some that cannot be told any more.
     async fn double(&self, records: &[Arc<Record>], deadline: Instant) -> bool {
+        if records.is_empty() {
+            return false;
+        }
         let deadline = deadline.min(Instant::now() + SECOND_DISK_MAX);
         let doubling = exchange::double(&self.inner, records);
         tokio::time::timeout_at(deadline, doubling).await.unwrap_or(false)

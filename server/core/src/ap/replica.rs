@@ -26,6 +26,9 @@ pub struct Written {
     pub applied: Applied,
     /// To be made durable before the caller is answered, and to be told to the others.
     pub stored: Vec<Stored>,
+    /// Of a request that was carried out before: what it was about, as it is now. It is on this server's disk, but perhaps on
+    /// no other.
+    pub known: Vec<Arc<Record>>,
 }
 
 /// What hearing records did.
@@ -140,6 +143,7 @@ impl Replica {
                     changes: None,
                 },
                 stored: Vec::new(),
+                known: Vec::new(),
             };
         }
         self.applied += 1;
@@ -153,9 +157,11 @@ impl Replica {
             None => Vec::new(),
         };
         let mut moved = heard_again(&stored);
-        if applied.result.as_ref().is_ok_and(|outcome| !outcome.repeated) {
-            let again = self.say_again(now_ms, command, &stored, &mut moved);
-            stored.extend(again);
+        let mut known = Vec::new();
+        match &applied.result {
+            Ok(outcome) if outcome.repeated => known = self.said_by(command),
+            Ok(_) => stored.extend(self.say_again(now_ms, command, &stored, &mut moved)),
+            Err(_) => {}
         }
         for service in applied.changes.iter().flat_map(|changes| &changes.services) {
             if service.fate == ServiceFate::Created {
@@ -163,7 +169,11 @@ impl Replica {
             }
         }
         self.impose(view, moved);
-        Written { applied, stored }
+        Written {
+            applied,
+            stored,
+            known,
+        }
     }
 
     /// This server vouches for the session from now on: as the first, in place of another, or again although it had

@@ -109,6 +109,16 @@ impl Replica {
         again.into_iter().map(own).collect()
     }
 
+    /// The records of what a client's or an operator's command says something of, sessions first. Whatever superseded those that
+    /// it wrote stands for them.
+    pub(super) fn said_by(&self, command: &Command) -> Vec<Arc<Record>> {
+        let session = named_session(command).map(Key::Session);
+        let keys = session
+            .into_iter()
+            .chain(named_by(command).into_iter().map(key_of));
+        keys.filter_map(|key| self.table.of(&key).cloned()).collect()
+    }
+
     fn override_value(&self, view: &Directory, key: NodeKey) -> Option<(Key, Value)> {
         let over = view
             .service(&key.service)
@@ -227,6 +237,17 @@ fn named_by(command: &Command) -> Vec<Named<'_>> {
             vec![(About::Override, &key.service, &key.node)]
         }
         _ => Vec::new(),
+    }
+}
+
+/// The session that a client ends, or under which it writes.
+fn named_session(command: &Command) -> Option<SessionId> {
+    match command {
+        Command::CloseSession { session } => Some(*session),
+        Command::Register { session, .. }
+        | Command::Update { session, .. }
+        | Command::Deregister { session, .. } => *session,
+        _ => None,
     }
 }
 

@@ -70,14 +70,19 @@ impl Server {
 
     pub(crate) fn write(&mut self, command: Command) -> Result<Outcome, Refusal> {
         self.requests += 1;
+        self.request(self.requests, command).applied.result
+    }
+
+    /// A write under a request id.
+    pub(crate) fn request(&mut self, id: u128, command: Command) -> Written {
         let request = Request {
-            id: RequestId(self.requests),
+            id: RequestId(id),
             command,
         };
         let (request, _) = LoggedRequest::of(request);
-        let Written { applied, stored } = self.replica.write(&mut self.view, self.now_ms, &request);
-        self.keep(stored);
-        applied.result
+        let written = self.replica.write(&mut self.view, self.now_ms, &request);
+        self.keep(written.stored.clone());
+        written
     }
 
     pub(crate) fn claim(&mut self, session: u64) -> Result<(), Refusal> {

@@ -427,6 +427,52 @@ fn a_session_that_holds_nothing_any_more_is_claimed_after_its_last_claim() {
     }
 }
 
+/// Whoever asks for a second disk is told nothing of a write that only this server's disk has.
+#[test]
+fn a_request_that_is_repeated_gives_what_it_was_about_as_it_is_now_and_writes_nothing() {
+    let mut server = Server::new(1);
+    server.claim(1).unwrap();
+    server.claim(2).unwrap();
+    let disabled = Override {
+        disabled: Some(true),
+        ..Override::default()
+    };
+    let over = scene::set_override("prod/feed/b:1", disabled);
+    for (id, command) in [
+        (1, scene::register(1, &["prod/feed/a:1"])),
+        (2, scene::deregister(None, "prod/feed/c:1")),
+        (3, over),
+    ] {
+        let written = server.request(id, command.clone());
+        assert!(written.known.is_empty() && !written.stored.is_empty());
+        let written: Vec<Record> = written
+            .stored
+            .iter()
+            .map(|stored| Record::clone(&stored.record))
+            .collect();
+        let again = server.request(id, command);
+        assert!(again.applied.result.unwrap().repeated && again.stored.is_empty());
+        let known = |record: &Record| again.known.iter().any(|known| **known == *record);
+        assert!(written.iter().all(known), "request {id}");
+    }
+    // Another took it over meanwhile: that is what a second disk must have.
+    server.now_ms += 1;
+    server.register(2, "prod/feed/a:1").unwrap();
+    let again = server.request(1, scene::register(1, &["prod/feed/a:1"]));
+    let keys: Vec<&Key> = again.known.iter().map(|record| &record.key).collect();
+    assert_eq!(
+        keys,
+        [
+            &Key::Session(SessionId(1)),
+            &Key::Node(scene::node("prod/feed/a:1"))
+        ]
+    );
+    assert!(again.known.iter().all(|record| {
+        let now = server.replica.record(&record.key);
+        now == Some(record)
+    }));
+}
+
 #[test]
 fn definitions_and_openings_are_not_written_to_the_view() {
     let mut server = Server::new(1);
