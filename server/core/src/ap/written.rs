@@ -46,10 +46,11 @@ impl Replica {
             }
         }
         values.extend(override_keys(command).filter_map(|key| self.override_value(view, key)));
+        let going: BTreeSet<&NodeKey> = values.iter().filter_map(tombstone).collect();
         // Sessions first: whoever hears of a node has heard who vouches for it.
         let sessions = touched
             .into_iter()
-            .filter_map(|id| Some((Key::Session(id), self.session_value(view, command, id)?)))
+            .filter_map(|id| Some((Key::Session(id), self.session_value(view, command, id, &going)?)))
             .collect::<Vec<_>>();
         sessions
             .into_iter()
@@ -139,7 +140,13 @@ impl Replica {
         (again || known != said).then_some((key, Value::Override(said)))
     }
 
-    fn session_value(&self, view: &Directory, command: &Command, id: SessionId) -> Option<Value> {
+    fn session_value(
+        &self,
+        view: &Directory,
+        command: &Command,
+        id: SessionId,
+        going: &BTreeSet<&NodeKey>,
+    ) -> Option<Value> {
         let known = self.session(id)?;
         let standing = match view.session(id) {
             Some(session) if session.lapsed.is_some() => Standing::Lapsed {
@@ -147,9 +154,14 @@ impl Replica {
             },
             Some(_) => Standing::Held,
             None => match command {
-                Command::CloseSession { .. }
-                | Command::ConfirmRemoval { .. }
-                | Command::Deregister { .. } => Standing::Closed,
+                Command::CloseSession { .. } => Standing::Closed,
+                // An operator's word on nodes is none on what else the session owned: that may be heard elsewhere, under a
+                // claim that has not come here and is void once the session is closed.
+                Command::ConfirmRemoval { .. } | Command::Deregister { .. }
+                    if self.table.nodes_of(id).all(|key| going.contains(key)) =>
+                {
+                    Standing::Closed
+                }
                 _ => Standing::Lapsed { held: Vec::new() },
             },
         };
@@ -190,6 +202,14 @@ fn node_value(known: Option<&Arc<Record>>, change: &NodeChange) -> Option<Value>
         } => known.map(|_| Value::Node(None)),
         // Its session's record says so.
         NodeChange::Removed { .. } => None,
+    }
+}
+
+/// The node of which a record is to tell the end.
+fn tombstone((key, value): &(Key, Value)) -> Option<&NodeKey> {
+    match (key, value) {
+        (Key::Node(key), Value::Node(None)) => Some(key),
+        _ => None,
     }
 }
 

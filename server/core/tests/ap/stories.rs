@@ -264,6 +264,39 @@ fn a_confirmed_removal_closes_the_sessions_so_that_a_late_client_registers_anew(
     );
 }
 
+/// Its client is heard at the second server, of which the first, where the operator speaks, has not heard.
+#[test]
+fn an_operators_word_on_a_held_node_is_none_on_what_else_its_session_owns() {
+    let words = [
+        scene::deregister(None, "prod/pay/only:1"),
+        Command::ConfirmRemoval {
+            service: scene::service("prod/pay"),
+            since: None,
+            author: "ops".into(),
+            reason: "the disk is broken".into(),
+        },
+    ];
+    for word in words {
+        let mut servers = three();
+        ten_nodes(&mut servers[0]);
+        servers[0].register(1, "prod/pay/only:1").unwrap();
+        settle(&mut servers);
+        servers[1].claim(1).unwrap();
+        servers[0].now_ms += 1;
+        servers[0].lapse(&[1]);
+        assert_eq!(servers[0].state("prod/pay/only:1"), Some(NodeState::Suspect));
+        assert_eq!(servers[0].state("prod/feed/n1:1"), None);
+        servers[0].write(word.clone()).unwrap();
+        settle(&mut servers);
+        assert_same(&servers);
+        for server in &servers {
+            assert_eq!(server.state("prod/feed/n1:1"), Some(NodeState::Up), "{word:?}");
+            assert_eq!(server.state("prod/pay/only:1"), None, "{word:?}");
+        }
+        servers[1].claim(1).unwrap();
+    }
+}
+
 #[test]
 fn two_lapses_of_one_claim_hold_what_both_hold() {
     let mut servers = three();
