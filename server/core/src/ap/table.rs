@@ -26,7 +26,8 @@ pub enum Bucket {
 /// A piece of a server's own log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Range {
-    /// Records, in the order in which they were written.
+    /// Records, in the order in which they were written; before them the sessions that they name, as far as the log does not
+    /// tell of those until then.
     pub records: Vec<Arc<Record>>,
     /// Their bytes, as far as they were kept.
     kept: Vec<Option<Bytes>>,
@@ -43,6 +44,9 @@ impl Range {
         pairs.map(|(record, kept)| kept.clone().unwrap_or_else(|| record.encode()))
     }
 }
+
+/// Sessions that nodes of a piece name, and that the log does not tell of before them.
+type Untold = BTreeMap<SessionId, Stored>;
 
 /// A record of this server's own log, and how many bytes it has.
 #[derive(Clone, Debug)]
@@ -340,20 +344,47 @@ impl Table {
             through: after,
             ..Range::default()
         };
-        let mut bytes = 0;
+        let (mut bytes, mut untold) = (0, Untold::default());
         for (seq, Logged { record, size }) in self.log.range(Seq(after.0.saturating_add(1))..) {
             if bytes >= bytes_max {
                 range.more = true;
-                return range;
+                break;
             }
             bytes += *size as usize;
+            if let Some(id) = session_of(record) {
+                bytes += self.note_untold(&mut untold, id, *seq);
+            }
             range.records.push(record.clone());
             range.kept.push(self.recent.of(*seq).cloned());
             range.through = *seq;
         }
-        // What was written between and is superseded need not be waited for.
-        range.through = range.through.max(self.head);
+        untold.retain(|_, session| session.seq.is_none_or(|seq| seq > range.through));
+        let sessions = untold
+            .into_values()
+            .map(|session| (session.record, Some(session.bytes)));
+        let (records, kept): (Vec<_>, Vec<_>) = sessions.unzip();
+        range.records.splice(..0, records);
+        range.kept.splice(..0, kept);
+        if !range.more {
+            // What was written between and is superseded need not be waited for.
+            range.through = range.through.max(self.head);
+        }
         range
+    }
+
+    /// Whoever hears of a node must have heard who vouches for it, though that may be another server's word by now, or stand
+    /// further behind in the log. Returns how many bytes it adds.
+    fn note_untold(&self, untold: &mut Untold, id: SessionId, at: Seq) -> usize {
+        let Some(entry) = self.sessions.get(&id) else {
+            return 0;
+        };
+        if entry.seq.is_some_and(|seq| seq < at) || untold.contains_key(&id) {
+            return 0;
+        }
+        let session = Stored::new(entry.record.clone(), entry.seq);
+        let bytes = session.bytes.len();
+        untold.insert(id, session);
+        bytes
     }
 
     pub(super) fn group_digests(&self) -> Vec<(String, u128)> {

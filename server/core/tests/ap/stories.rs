@@ -366,6 +366,100 @@ fn numbers_are_not_given_out_twice_though_their_records_were_superseded() {
     assert_eq!(two.state("prod/feed/b:1"), Some(NodeState::Up));
 }
 
+/// Who vouches for a node may be another by now, whom whoever hears of the node has not heard.
+#[test]
+fn a_node_is_not_heard_of_before_its_session_though_that_was_claimed_elsewhere() {
+    let mut servers = three();
+    servers[0].claim(1).unwrap();
+    servers[0].register(1, "prod/feed/a:1").unwrap();
+    settle(&mut servers);
+    servers[1].now_ms += 1;
+    servers[1].claim(2).unwrap();
+    servers[1].register(2, "prod/feed/a:1").unwrap();
+    let (third, second) = two(&mut servers, 2, 1);
+    third.follow(second);
+    third.claim(2).unwrap();
+    second.follow(third);
+    let (first, second) = two(&mut servers, 0, 1);
+    first.follow(second);
+    assert_eq!(first.state("prod/feed/a:1"), Some(NodeState::Up));
+    assert_eq!(
+        first.replica.session(SessionId(2)),
+        second.replica.session(SessionId(2))
+    );
+}
+
+/// The same if the log tells of the session again, but only behind the node.
+#[test]
+fn a_node_is_not_heard_of_before_its_session_in_whatever_pieces_the_log_comes() {
+    for bytes_max in [1, 64, 200, 100_000] {
+        let mut servers = three();
+        servers[0].claim(1).unwrap();
+        servers[0].register(1, "prod/feed/a:1").unwrap();
+        settle(&mut servers);
+        let (first, second) = two(&mut servers, 0, 1);
+        second.now_ms += 1;
+        second.claim(2).unwrap();
+        second.register(2, "prod/feed/a:1").unwrap();
+        second.lapse(&[2]);
+        second.revive(2);
+        let mut after = Default::default();
+        loop {
+            let range = second.replica.range(after, bytes_max);
+            let mut told = range
+                .records
+                .iter()
+                .map(|record| record.key.clone())
+                .collect::<Vec<_>>();
+            told.sort();
+            told.dedup();
+            assert_eq!(told.len(), range.records.len(), "each is told once");
+            assert_eq!(range.encoded().count(), told.len());
+            first.hear(range.records.iter().map(|record| Record::clone(record)).collect());
+            assert_eq!(first.state("prod/feed/a:1"), Some(NodeState::Up));
+            after = range.through;
+            if !range.more {
+                break;
+            }
+        }
+    }
+}
+
+/// With the sessions that stand before the records a piece is about as long as it may be.
+#[test]
+fn pieces_of_the_log_keep_their_bound_with_the_sessions_before_them() {
+    const BYTES_MAX: usize = 4_096;
+    let mut servers = three();
+    for session in 1..=200 {
+        servers[0].claim(session).unwrap();
+        servers[0]
+            .register(session, &format!("prod/feed/n{session}:1"))
+            .unwrap();
+    }
+    settle(&mut servers);
+    for session in 1..=200 {
+        servers[1].claim(session).unwrap();
+    }
+    settle(&mut servers);
+    let longest = |server: &Server| {
+        let sizes = records_of(server).into_iter().map(|record| record.encode().len());
+        sizes.max().unwrap()
+    };
+    let slack = longest(&servers[0]) + longest(&servers[1]);
+    let (mut after, mut told) = (Default::default(), 0);
+    loop {
+        let range = servers[0].replica.range(after, BYTES_MAX);
+        let bytes: usize = range.encoded().map(|record| record.len()).sum();
+        assert!(bytes < BYTES_MAX + slack, "{bytes} bytes");
+        told += range.records.len();
+        after = range.through;
+        if !range.more {
+            break;
+        }
+    }
+    assert_eq!(told, 400);
+}
+
 #[test]
 fn what_is_dead_is_forgotten_everywhere_and_is_not_taken_in_again() {
     const RETENTION_MS: u64 = 60_000;
