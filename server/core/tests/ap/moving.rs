@@ -452,6 +452,78 @@ fn suspects_that_come_in_pieces_are_counted_with_all_that_come() {
     }
 }
 
+/// With enough nodes up the guard had disengaged, and what was left over is not held for longer because its group moved.
+#[test]
+fn a_guard_that_had_disengaged_is_not_engaged_behind_a_move() {
+    let left_over = |directory: &Directory| {
+        let service = directory.service(&scene::service("move/feed")).unwrap();
+        let status = service.guard_status();
+        assert_eq!((service.guard.up(), service.guard.held()), (7, 3));
+        assert!(status.engaged.is_none(), "{status:?}");
+        service.guard.hold().unwrap().since
+    };
+    for most in [1, 4, 100] {
+        let mut log = ten_of_which_four_are_suspect();
+        let lapsed = log.directory.session(SessionId(5)).unwrap().lapsed.unwrap();
+        log.done(Command::ReviveSessions {
+            term: Term(1),
+            sessions: vec![RevivalFence {
+                session: SessionId(5),
+                lapsed,
+            }],
+        });
+        left_over(&log.directory);
+        begin(&mut log, GroupMode::Ap);
+        let mut server = Server::new(1);
+        take_over(&mut server, &log);
+        end(&mut log, true);
+        end_here(&mut server, true);
+        left_over(&server.view);
+        go_to_log(&mut log, &mut server, most);
+        let revision = log.directory.revision();
+        end(&mut log, true);
+        // Whoever counts for it is told since when.
+        let since = left_over(&log.directory);
+        assert_eq!(since, log.directory.revision());
+        let told = log.directory.changes().range(revision, 1).unwrap();
+        let guards: Vec<_> = told[0].guards.iter().map(|guard| &guard.service).collect();
+        assert_eq!(guards, [&scene::service("move/feed")]);
+        assert_of_one_mind(&log.directory);
+    }
+}
+
+/// Also if the move is taken back: what was heard meanwhile counts.
+#[test]
+fn a_guard_disengages_behind_a_move_that_was_taken_back() {
+    let mut servers: Vec<Server> = (1..=2).map(Server::new).collect();
+    for server in &mut servers {
+        server.define("move");
+    }
+    for session in 1..=10 {
+        servers[0].claim(session).unwrap();
+        servers[0]
+            .register(session, &format!("move/feed/n{session}:1"))
+            .unwrap();
+    }
+    servers[0].lapse(&[1, 2, 3, 4]);
+    settle(&mut servers);
+    define(
+        &mut servers[0],
+        &Command::BeginMove {
+            group: group(),
+            to: GroupMode::Cp,
+            stamp_ms: 0,
+        },
+    );
+    servers[1].claim(4).unwrap();
+    let (first, second) = two(&mut servers, 0, 1);
+    first.follow(second);
+    assert_eq!(engaged(&first.view), (4, 10, 7));
+    end_here(first, false);
+    let service = first.view.service(&scene::service("move/feed")).unwrap();
+    assert!(service.guard_status().engaged.is_none());
+}
+
 /// Session 1 owns `cp/one` in the log and `move/feed` among the records, each the last of its service.
 fn owner_of_both() -> (Scene, Server) {
     let mut log = Scene::new(Limits::default());
