@@ -10,10 +10,8 @@ use super::record::{Key, Record, Seq, SessionSeed, SessionValue, Standing, Store
 use super::shown::{Moved, heard_again};
 use super::stamp::{Clock, Stamp};
 use super::table::{self, Bucket, Range, Table};
-use crate::directory::{
-    Applied, Command, Directory, LoggedRequest, Refusal, Request, RevisionChanges, ServiceFate,
-};
-use crate::ids::{LogIndex, LogPosition, RequestId, ServerId, SessionId, Term};
+use crate::directory::{Applied, Command, Directory, LoggedRequest, Refusal, RevisionChanges, ServiceFate};
+use crate::ids::{LogIndex, LogPosition, ServerId, SessionId, Term};
 use crate::mutants::{Mutant, planted};
 
 /// The term of everything that is applied to a view: nobody else writes to it, so there is only one.
@@ -289,10 +287,6 @@ impl Replica {
             term: VIEW_TERM,
             index: LogIndex(self.applied),
         };
-        let request = Request {
-            id: RequestId(u128::MAX - u128::from(self.applied)),
-            command: command.clone(),
-        };
         let mut moved = Moved::default();
         match command {
             Command::PutGroup { group, .. } if view.group(group).is_none() => {
@@ -304,7 +298,7 @@ impl Replica {
             }
             _ => {}
         }
-        let applied = view.apply(at, &request);
+        let applied = view.apply_definition(at, command);
         applied.result?;
         Ok(self.impose(view, moved).or(applied.changes))
     }

@@ -7,7 +7,7 @@ use super::limits::Limits;
 use super::outcome::{Applied, Outcome, Refusal};
 use super::requests::Remembered;
 use super::state::Directory;
-use crate::ids::LogPosition;
+use crate::ids::{LogPosition, RequestId};
 use crate::mutants::{Mutant, planted};
 
 impl Directory {
@@ -32,7 +32,32 @@ impl Directory {
                 changes: None,
             };
         }
-        let effect = match self.carry_out(at, &request.command) {
+        let applied = self.apply_unremembered(at, request.id, &request.command);
+        if let Ok(outcome) = &applied.result
+            && !planted(Mutant::ForgetRequests)
+        {
+            let remembered = Remembered {
+                fingerprint,
+                outcome: outcome.clone(),
+            };
+            let requests_max = self.limits.requests_max as usize;
+            self.requests
+                .remember(request.id, remembered, requests_max, &mut self.digest);
+        }
+        self.settle_if_behind();
+        applied
+    }
+
+    /// Applies what was decided elsewhere once and for all. It is no client's request: no id that a client may choose stands
+    /// in its way, nor is one remembered for it.
+    pub(crate) fn apply_definition(&mut self, at: LogPosition, command: &Command) -> Applied {
+        let applied = self.apply_unremembered(at, RequestId(0), command);
+        self.settle_if_behind();
+        applied
+    }
+
+    fn apply_unremembered(&mut self, at: LogPosition, id: RequestId, command: &Command) -> Applied {
+        let effect = match self.carry_out(at, command) {
             Ok(effect) => effect,
             Err(refusal) => {
                 return Applied {
@@ -41,7 +66,7 @@ impl Directory {
                 };
             }
         };
-        let changes = effect.draft.map(|draft| draft.finish(request.id));
+        let changes = effect.draft.map(|draft| draft.finish(id));
         if let Some(changes) = &changes {
             self.revision = changes.revision;
             self.changes.push(changes.clone());
@@ -53,16 +78,6 @@ impl Directory {
             session: effect.session,
             voided: effect.voided,
         };
-        let remembered = Remembered {
-            fingerprint,
-            outcome: outcome.clone(),
-        };
-        let requests_max = self.limits.requests_max as usize;
-        if !planted(Mutant::ForgetRequests) {
-            self.requests
-                .remember(request.id, remembered, requests_max, &mut self.digest);
-        }
-        self.settle_if_behind();
         Applied {
             result: Ok(outcome),
             changes,

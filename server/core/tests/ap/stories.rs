@@ -607,6 +607,27 @@ fn definitions_and_openings_are_not_written_to_the_view() {
     assert!(refusal.to_string().contains("Raft directory"), "{refusal}");
 }
 
+/// Clients choose the ids of their requests as they like.
+#[test]
+fn no_request_id_of_a_client_stands_in_the_way_of_a_definition() {
+    let mut server = Server::new(1);
+    server.claim(1).unwrap();
+    server.register(1, "prod/feed/a:1").unwrap();
+    for n in 100..300 {
+        let tiny = scene::deregister(None, "prod/feed/unknown:1");
+        assert!(server.request(u128::MAX - n, tiny).applied.result.is_ok());
+    }
+    let requests = server.view.totals().requests;
+    for n in 0..200 {
+        server.define(&format!("late{n}"));
+    }
+    // And none is forgotten for them.
+    assert_eq!(server.view.totals().requests, requests);
+    let tiny = scene::deregister(None, "prod/feed/unknown:1");
+    let again = server.request(u128::MAX - 100, tiny).applied.result.unwrap();
+    assert!(again.repeated);
+}
+
 #[test]
 fn a_group_that_is_defined_late_shows_what_was_heard_before() {
     let mut servers = three();
