@@ -108,7 +108,7 @@ impl Directory {
         for node in nodes {
             self.plan_registration(&mut plan, session, node)?;
         }
-        if owned + plan.gained > self.limits.nodes_per_session_max as usize {
+        if plan.gained > 0 && owned + plan.gained > self.limits.nodes_per_session_max as usize {
             return Err(Refusal::QuotaExceeded {
                 subject: format!("session {}", session.unwrap_or_default()),
                 quota: self.limits.nodes_per_session_max,

@@ -320,6 +320,35 @@ fn quotas_hold_for_everything_that_can_pile_up() {
     );
 }
 
+/// It may have come with more from the other mode, or the limit was lowered.
+#[test]
+fn a_session_with_more_nodes_than_it_may_have_says_again_what_it_has_and_gains_nothing() {
+    let mut scene = Scene::new(Limits::default());
+    let three = ["prod/a/1:80", "prod/a/2:80", "prod/b/1:80"];
+    scene.done(register(1, &three));
+    let limits = Limits {
+        nodes_per_session_max: 2,
+        ..Limits::default()
+    };
+    scene.done(Command::SetLimits { limits });
+    scene.done(register(1, &three));
+    let mut heavier = register_node("prod/a/1:80");
+    heavier.registration.weight = 7;
+    assert!(
+        scene
+            .done(Command::Register {
+                session: Some(SessionId(1)),
+                nodes: vec![heavier],
+            })
+            .changed
+    );
+    let refused = scene.refused(register(1, &["prod/a/1:80", "prod/a/3:80"]));
+    assert!(
+        matches!(refused, Refusal::QuotaExceeded { quota: 2, .. }),
+        "{refused}"
+    );
+}
+
 #[test]
 fn wrong_fields_are_named() {
     let mut scene = scene();
