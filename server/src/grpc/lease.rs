@@ -15,11 +15,11 @@ use super::convert;
 use super::doors::Doors;
 use super::sessions;
 use super::speaker::{Speaker, lives_by_records_alone};
-use super::status::{self, DoorError, of_refusal};
+use super::status::{self, of_refusal};
 use super::write::Written;
 
 use crate::config::SessionConfig;
-use crate::raft::Consensus;
+use crate::raft::{Consensus, ProposeError};
 
 /// How long no leader must be known before a session is opened without one.
 const LEADERLESS_FOR: Duration = Duration::from_secs(1);
@@ -92,10 +92,12 @@ async fn in_log(
         client: seed.client.clone(),
     };
     let outcome = doors.writer.propose(options, command).await?;
-    match (outcome.repeated, outcome.session) {
-        (false, Some(session)) => Ok((session, doors.reader.write_header(outcome.revision))),
-        (true, _) | (false, None) => Err(DoorError::OpenedBefore.into()),
-    }
+    // One that was opened before under this request id has another secret: that was refused as another request.
+    let session = outcome.session.ok_or_else(|| {
+        let reason = "the answer does not name the session".into();
+        status::of_propose(&ProposeError::Unknown { reason })
+    })?;
+    Ok((session, doors.reader.write_header(outcome.revision)))
 }
 
 async fn by_records(

@@ -24,11 +24,6 @@ pub(crate) enum DoorError {
     /// It is someone else's session.
     #[error("the secret is not that of session {session}")]
     WrongSecret { session: SessionId },
-    /// Open another with a new request id; the first ends by itself.
-    #[error(
-        "the session of this request id was opened before, and its secret is not kept; use a new request id"
-    )]
-    OpenedBefore,
     /// Ask another server.
     #[error("this server is not ready: {reason}")]
     NotReady { reason: String },
@@ -116,7 +111,6 @@ impl From<DoorError> for v1::Error {
             DoorError::NotAttached { session } | DoorError::WrongSecret { session } => {
                 error(ErrorCode::SessionForeign, &door, session)
             }
-            DoorError::OpenedBefore => error(ErrorCode::RequestIdReused, &door, ""),
             DoorError::NotReady { .. } => error(ErrorCode::NotReady, &door, ""),
             DoorError::TooStale { .. } => error(ErrorCode::TooStale, &door, ""),
             DoorError::Overloaded { retry_after, .. } => v1::Error {
