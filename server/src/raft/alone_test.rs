@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::servers_test::{Server, leader_of, soon, start, start_apart, steady_leader_of, write};
 use super::types::PeerAddresses;
+use super::vote_gate::Standing;
 use super::{Consensus, Freshness, LeaderDesk};
 use crate::session::{Authority, AuthoritySettings, Haste, Holder, RenewOutcome};
 
@@ -148,12 +149,15 @@ async fn who_has_let_others_in_asks_from_then_on() {
         .await;
     for id in [2, 3] {
         let server = &servers[id as usize - 1];
-        // The first leads throughout, however long it is kept from it.
-        server.consensus.inner.raft.runtime_config().elect(false);
         benches.insert(id, Bench::of(server, &stop));
         let joining = async {
             let addresses = server.addresses.clone();
             first.add_learner(ServerId(id), addresses, soon()).await.unwrap();
+            let mut standing = server.consensus.inner.gate.watch_standing();
+            let whole = standing.wait_for(|standing| *standing == Standing::Whole);
+            tokio::time::timeout_at(soon(), whole).await.unwrap().unwrap();
+            // The first leads throughout, however long it is kept from it.
+            server.consensus.inner.raft.runtime_config().elect(false);
             first.promote(ServerId(id), soon()).await.unwrap();
         };
         meanwhile(&benches, session, joining).await;

@@ -42,7 +42,7 @@ use super::solitude::Solitude;
 use super::state_machine::{Parts, StateMachine};
 use super::ticket::{Admitted, Answered, Attempt, Reply, Ticket};
 use super::types::{PeerAddresses, TypeConfig, position};
-use super::vote_gate::VoteGate;
+use super::vote_gate::{Standing, VoteGate};
 use super::{upkeep, wire};
 use crate::store::{DataFolder, Identity, LogStore, OpenedLog, SnapshotStore, SpaceWatch, StoreError};
 
@@ -75,7 +75,7 @@ pub(super) struct Inner {
     pub(super) leadership: watch::Sender<Leadership>,
     pub(super) solitude: Solitude,
     pub(super) checkpoints: Arc<Checkpoints>,
-    pub(super) gate: VoteGate,
+    pub(super) gate: Arc<VoteGate>,
     pub(super) peers: Arc<Peers>,
     /// Who holds this handle itself: it is kept elsewhere, or neither would ever be given back.
     pub(super) desk: OnceLock<Weak<dyn LeaderDesk>>,
@@ -220,12 +220,18 @@ impl Consensus {
             let cleared = log.store.set_rejoining(false).await;
             cleared.map_err(|error| raft_failed(error.to_string()))?;
         }
-        let gate = VoteGate::new((forgot || log.mark.rejoining) && !alone, !alone && !log.pristine);
-        if gate.is_catching_up() {
+        let standing = match () {
+            () if alone => Standing::Whole,
+            () if forgot || log.mark.rejoining => Standing::CatchingUp,
+            () if log.pristine => Standing::Undecided,
+            () => Standing::Whole,
+        };
+        if standing == Standing::CatchingUp {
             tracing::warn!(
                 "RC-109: the disk forgot what this server acknowledged; it does not vote until it has caught up"
             );
         }
+        let gate = Arc::new(VoteGate::new(standing, !alone && !log.pristine));
 
         let leadership = watch::Sender::new(Leadership::default());
         let inner = Arc::new(Inner {
@@ -237,7 +243,7 @@ impl Consensus {
             ),
             forwarder: Forwarder::new(peers.clone(), stop.clone()),
             leader_rounds: LeaderRounds::start(&raft, &peers, options.lease(), &stop),
-            remote_rounds: RemoteRounds::start(&raft, &peers, &leadership.subscribe(), &stop),
+            remote_rounds: RemoteRounds::start(&raft, &gate, &peers, &leadership.subscribe(), &stop),
             age: Arc::default(),
             folder: Mutex::new(Some(folder)),
             log: log.store,
@@ -282,31 +288,20 @@ impl Consensus {
             )));
         }
         loop {
-            if inner
-                .raft
-                .is_initialized()
-                .await
-                .map_err(|error| inner.raft_error(error.to_string()))?
-            {
-                return Ok(Initialized::Already);
+            match inner.gate.standing() {
+                Standing::Whole => return Ok(Initialized::Already),
+                Standing::CatchingUp => return Ok(Initialized::Joining),
+                Standing::Undecided => {}
             }
-            if inner.gate.is_catching_up() {
-                return Ok(Initialized::Joining);
-            }
+            let undecided = |error: std::io::Error| inner.raft_error(error.to_string());
             match inner.survey(&members).await {
-                Survey::New => break,
+                Survey::New => {
+                    if inner.decide(Standing::Whole).await.map_err(undecided)? {
+                        break;
+                    }
+                }
                 Survey::Running => {
-                    inner
-                        .log
-                        .set_rejoining(true)
-                        .await
-                        .map_err(|error| inner.raft_error(error.to_string()))?;
-                    inner.raft.runtime_config().elect(false);
-                    inner.gate.set_catching_up(true);
-                    tracing::warn!(
-                        "RC-109: the cluster runs already but this folder is new; not voting until caught up"
-                    );
-                    return Ok(Initialized::Joining);
+                    inner.join_running().await.map_err(undecided)?;
                 }
                 Survey::TooFew => tokio::select! {
                     () = tokio::time::sleep(Duration::from_millis(100)) => {}
@@ -669,6 +664,32 @@ impl Inner {
             .map(ToString::to_string)
     }
 
+    /// Settles what a server with an empty folder is; whether this call did. To catch up is recorded first: after a
+    /// restart half-way the folder is not empty any more.
+    async fn decide(&self, standing: Standing) -> std::io::Result<bool> {
+        let (gate, log) = (self.gate.clone(), self.log.clone());
+        let decide = move || {
+            gate.decide(standing, || match standing {
+                Standing::CatchingUp => log.write_rejoining(true),
+                Standing::Undecided | Standing::Whole => log.write_rejoining(false),
+            })
+        };
+        crate::ground::spawn_blocking(decide)
+            .await
+            .map_err(std::io::Error::other)?
+    }
+
+    /// The cluster runs: what this server has once acknowledged there, if it has, an empty folder cannot tell.
+    /// To be awaited before anything is taken from a leader.
+    pub(super) async fn join_running(&self) -> std::io::Result<()> {
+        if self.gate.standing() == Standing::Undecided && self.decide(Standing::CatchingUp).await? {
+            tracing::warn!(
+                "RC-109: the cluster runs already but this folder is new; not voting until caught up"
+            );
+        }
+        Ok(())
+    }
+
     async fn survey(&self, members: &BTreeMap<ServerId, PeerAddresses>) -> Survey {
         let others = members.iter().filter(|(id, _)| **id != self.options.server);
         let asked = others.map(|(id, node)| upkeep::probe(&self.peers, id.0, &node.peer_address));
@@ -955,7 +976,7 @@ impl Inner {
             purged_index: index(metrics.purged.as_ref()),
             loaded: self.loaded.load(Ordering::Acquire),
             disk_full: self.space.is_full(),
-            vote_withheld: self.gate.is_catching_up(),
+            vote_withheld: self.gate.is_withheld(),
             diverged: self.gate.is_diverged(),
             stopped,
         }

@@ -16,6 +16,7 @@ use super::contract::{Confirmed, Freshness, Leadership};
 use super::inquiry::{Companion, Inquirer};
 use super::network::Peers;
 use super::read_index::{Round, RoundError, Rounds};
+use super::vote_gate::VoteGate;
 
 /// Probes go on for this long after someone asked.
 pub(super) const PROBES_LAST: Duration = Duration::from_secs(10);
@@ -91,6 +92,7 @@ pub(super) struct RemoteRounds {
 impl RemoteRounds {
     pub(super) fn start(
         raft: &Raft,
+        gate: &Arc<VoteGate>,
         peers: &Arc<Peers>,
         leadership: &watch::Receiver<Leadership>,
         stop: &CancellationToken,
@@ -98,6 +100,7 @@ impl RemoteRounds {
         let inquirer = |leased: bool| {
             Arc::new(Inquirer::new(
                 raft.clone(),
+                gate.clone(),
                 peers.clone(),
                 leadership.clone(),
                 leased,

@@ -23,6 +23,7 @@ use super::allegiance::{allegiance, confirm_by_word, words_count};
 use super::contract::{Confirmed, Leadership};
 use super::network::Peers;
 use super::read_index::{Round, RoundError};
+use super::vote_gate::VoteGate;
 
 /// How long a follower waits for the leader's word in one round.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -114,6 +115,7 @@ impl Line {
 #[derive(Debug)]
 pub(super) struct Inquirer {
     raft: Raft,
+    gate: Arc<VoteGate>,
     leadership: watch::Receiver<Leadership>,
     /// The leader may answer under its lease.
     leased: bool,
@@ -125,12 +127,14 @@ pub(super) struct Inquirer {
 impl Inquirer {
     pub(super) fn new(
         raft: Raft,
+        gate: Arc<VoteGate>,
         peers: Arc<Peers>,
         leadership: watch::Receiver<Leadership>,
         leased: bool,
     ) -> Self {
         Self {
             raft,
+            gate,
             leadership,
             leased,
             line: Line::new(peers),
@@ -149,7 +153,8 @@ impl Inquirer {
             .membership_config
             .clone();
         let node = membership.get_node(&leader).ok_or(RoundError::NotLeader)?;
-        let following = match !self.leased && words_count(membership.get_joint_config()) {
+        let gives_word = !self.leased && !self.gate.is_withheld();
+        let following = match gives_word && words_count(membership.get_joint_config()) {
             // Raft's own task may wait for a disk that hangs; without a word the leader asks whom it needs.
             true => tokio::time::timeout(WORD_TIMEOUT, allegiance(&self.raft, leader))
                 .await

@@ -16,9 +16,12 @@ use tokio::time::Instant;
 use super::consensus::Inner;
 use super::contract::{DeskError, MembershipError};
 use super::types::{PeerAddresses, TypeConfig};
+use super::upkeep;
 
 /// A learner so many entries behind counts as caught up; the rest comes with its first appends as a voter.
 const CAUGHT_UP_WITHIN: u64 = 64;
+/// How often a learner is asked whether it may vote.
+const VOTE_LOOK: Duration = Duration::from_millis(50);
 /// How long a snapshot on demand may take.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -172,6 +175,7 @@ impl Inner {
             )));
         }
         self.wait_caught_up(server, deadline).await?;
+        self.wait_votes(server, deadline).await?;
         let change = ChangeMembers::AddVoterIds([server].into());
         changed(deadline, self.raft.change_membership(change, true)).await
     }
@@ -203,6 +207,21 @@ impl Inner {
                     )));
                 }
             }
+        }
+    }
+
+    /// Who becomes a voter before it may vote could be needed for an election that lets it catch up.
+    async fn wait_votes(&self, server: u64, deadline: Instant) -> Result<(), MembershipError> {
+        let address = self.address_of(server).unwrap_or_default();
+        loop {
+            let answer = upkeep::probe(&self.peers, server, &address).await;
+            if answer.is_some_and(|answer| !answer.vote_withheld) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(unavailable(format!("server {server} cannot vote yet")));
+            }
+            tokio::time::sleep(VOTE_LOOK).await;
         }
     }
 

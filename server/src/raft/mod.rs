@@ -3,7 +3,7 @@
 //! [`Consensus`] is the handle; [`ReplicationOptions`] say how it is set up. The other files are one part of the
 //! work each: `proposer`, at its `pace`, and `forward` with its other end `forwarded` bring writes into the log, `read_index`, `freshness`, `inquiry` and `allegiance`
 //! confirm reads, `state_machine` applies, `network` and `peer` are the two ends of the lines between servers,
-//! `vote_gate` and `upkeep` keep a server honest whose disk forgot something, `vacancy` sees that a leader's process has
+//! `vote_gate` and `upkeep` keep a server honest whose disk forgot something or whose folder is new, `vacancy` sees that a leader's process has
 //! ended, `solitude` knows whether this server is the whole cluster.
 
 mod allegiance;
@@ -44,5 +44,7 @@ mod divergence_test;
 mod servers_test;
 #[cfg(test)]
 mod vacancy_test;
+#[cfg(test)]
+mod vote_gate_test;
 
 pub(crate) type Raft = openraft::Raft<types::TypeConfig, state_machine::StateMachine>;

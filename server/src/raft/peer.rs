@@ -80,6 +80,19 @@ impl PeerDoor {
         Ok((message.from, request))
     }
 
+    async fn append_request(&self, message: PeerMessage) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
+        self.check_message(&message)?;
+        let request = wire::decode_append(message.payload).map_err(malformed)?;
+        self.check_term(&request.vote)?;
+        self.join_running().await?;
+        Ok(request)
+    }
+
+    /// A leader has come: an empty folder is from now on one that catches up.
+    async fn join_running(&self) -> Result<(), Status> {
+        self.inner.join_running().await.map_err(|error| storage(&error))
+    }
+
     async fn receive(&self, mut chunks: Streaming<SnapshotChunk>) -> Result<PeerMessage, Status> {
         // One at a time: a leader that starts anew has given up its earlier attempt.
         let _receiving = self.inner.receiving.lock().await;
@@ -108,6 +121,7 @@ impl PeerDoor {
             .ok_or_else(|| Status::aborted("the snapshot ended early"))?;
         let (vote, meta) = wire::decode_snapshot_head(head).map_err(malformed)?;
         self.check_term(&vote)?;
+        self.join_running().await?;
         let expected = meta.last_log_id;
         let finish = move || -> Result<(IncomingSnapshot, SnapshotFile), String> {
             let (found, file) = incoming.finish()?;
@@ -145,7 +159,10 @@ impl PeerDoor {
         self.check(&request.cluster, request.from, request.to)?;
         let mut response = ReadIndexResponse::default();
         if request.word {
-            let following = allegiance(&self.inner.raft, request.from).await;
+            let following = match self.inner.gate.is_withheld() {
+                true => None,
+                false => allegiance(&self.inner.raft, request.from).await,
+            };
             response.following = following.map_or(0, |term| term.0);
             return Ok(response);
         }
@@ -366,6 +383,7 @@ impl Peer for PeerDoor {
         Ok(Response::new(ProbeResponse {
             in_operation,
             checkpoints: checkpoints.collect(),
+            vote_withheld: self.inner.gate.is_withheld(),
         }))
     }
 
@@ -420,13 +438,11 @@ fn appends(
             Ok(Some(message)) => message,
             Ok(None) | Err(_) => return None,
         };
-        let checked = door.check_message(&message);
-        let read = checked.and_then(|()| wire::decode_append(message.payload).map_err(malformed));
-        let read = read.and_then(|request| door.check_term(&request.vote).map(|()| request));
-        match read {
+        let from = message.from;
+        match door.append_request(message).await {
             Ok(request) => Some((request, Some((door, messages, end)))),
             Err(status) => {
-                tracing::warn!(from = message.from, reason = status.message(), "append refused");
+                tracing::warn!(from, reason = status.message(), "append refused");
                 None
             }
         }

@@ -14,6 +14,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::Routes;
 
 use super::types::PeerAddresses;
+use super::vote_gate::Standing;
 use super::{Consensus, ProposeError, ReplicationOptions};
 
 pub(super) struct Server {
@@ -30,6 +31,12 @@ impl Server {
         drop(self.consensus);
         self.runtime.shutdown_background();
         self.port
+    }
+
+    /// Ends it without a handover, and waits until its folder is free.
+    pub(super) async fn end(self) -> TcpListener {
+        self.consensus.halt().await;
+        self.kill()
     }
 }
 
@@ -66,33 +73,44 @@ pub(super) async fn start_apart(
     for id in 1..=count {
         let port = TcpListener::bind("127.0.0.1:0").unwrap();
         port.set_nonblocking(true).unwrap();
-        let addresses = PeerAddresses {
-            peer_address: port.local_addr().unwrap().to_string(),
-            ..PeerAddresses::default()
-        };
-        let data = folder.join(id.to_string());
-        let mut options = ReplicationOptions::new("test", ServerId(id), addresses.clone(), data);
-        options.disk_reserve = 0;
-        tune(&mut options);
-        let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
-        let listener = port.try_clone().unwrap();
-        let started = runtime.spawn(async move {
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            let consensus = Consensus::start(options).await.unwrap();
-            let routes = front(Routes::new(consensus.peer_service()));
-            let service = tonic::transport::Server::builder().add_routes(routes);
-            tokio::spawn(service.serve_with_incoming(TcpListenerStream::new(listener)));
-            consensus
-        });
-        servers.push(Server {
-            consensus: started.await.unwrap(),
-            addresses,
-            runtime,
-            port,
-        });
+        servers.push(start_on(port, folder, id, tune, front).await);
     }
     servers
+}
+
+/// Starts one server, for the first time or again, where others know it to be.
+pub(super) async fn start_on(
+    port: TcpListener,
+    folder: &Path,
+    id: u64,
+    tune: fn(&mut ReplicationOptions),
+    front: fn(Routes) -> Routes,
+) -> Server {
+    let addresses = PeerAddresses {
+        peer_address: port.local_addr().unwrap().to_string(),
+        ..PeerAddresses::default()
+    };
+    let data = folder.join(id.to_string());
+    let mut options = ReplicationOptions::new("test", ServerId(id), addresses.clone(), data);
+    options.disk_reserve = 0;
+    tune(&mut options);
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
+    let listener = port.try_clone().unwrap();
+    let started = runtime.spawn(async move {
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let consensus = Consensus::start(options).await.unwrap();
+        let routes = front(Routes::new(consensus.peer_service()));
+        let service = tonic::transport::Server::builder().add_routes(routes);
+        tokio::spawn(service.serve_with_incoming(TcpListenerStream::new(listener)));
+        consensus
+    });
+    Server {
+        consensus: started.await.unwrap(),
+        addresses,
+        runtime,
+        port,
+    }
 }
 
 pub(super) fn soon() -> Instant {
@@ -140,6 +158,10 @@ pub(super) async fn leader_of(servers: &[Server]) -> usize {
 pub(super) async fn steady_leader_of(servers: &[Server]) -> usize {
     let leader = leader_of(servers).await;
     for server in servers {
+        // Who came late among the founders catches up first, and is then let stand.
+        let mut standing = server.consensus.inner.gate.watch_standing();
+        let whole = standing.wait_for(|standing| *standing == Standing::Whole);
+        tokio::time::timeout_at(soon(), whole).await.unwrap().unwrap();
         server.consensus.inner.raft.runtime_config().elect(false);
     }
     leader

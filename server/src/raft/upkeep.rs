@@ -13,6 +13,7 @@ use super::consensus::Inner;
 use super::contract::Freshness;
 use super::network::Peers;
 use super::vacancy;
+use super::vote_gate::Standing;
 use crate::pulse;
 
 /// How often free space is measured.
@@ -104,31 +105,32 @@ async fn note_loaded(weak: Weak<Inner>) {
     }
 }
 
-/// Lets the server vote and seek election: after a restart when one lease has passed; when its disk forgot
-/// something, once it has it back from a leader.
+/// Lets the server vote and seek election: after a restart when one lease has passed; when its folder is empty, once it
+/// founds the cluster; when it does not know what it acknowledged, once it has that back from a leader.
 async fn earn_vote(weak: Weak<Inner>) {
     let Some(lease) = weak.upgrade().map(|inner| inner.options.lease()) else {
         return;
     };
-    if weak.upgrade().is_some_and(|inner| inner.gate.may_vote().is_err()) {
+    if weak.upgrade().is_some_and(|inner| inner.gate.is_resting()) {
         tokio::time::sleep(lease).await;
     }
-    let Some(mut catching_up) = weak.upgrade().map(|inner| inner.gate.watch_catching_up()) else {
+    let Some(mut standing) = weak.upgrade().map(|inner| {
+        inner.gate.rested();
+        inner.gate.watch_standing()
+    }) else {
         return;
     };
-    loop {
-        if let Some(inner) = weak.upgrade() {
-            inner.gate.rested();
-            if !inner.gate.is_catching_up() && !inner.gate.is_diverged() {
-                inner.raft.runtime_config().elect(true);
-            }
-        }
-        if catching_up.wait_for(|catching_up| *catching_up).await.is_err() {
-            return;
-        }
-        if catch_up(&weak).await.is_none() {
-            return;
-        }
+    let decided = standing.wait_for(|standing| *standing != Standing::Undecided);
+    let Ok(decided) = decided.await.map(|decided| *decided) else {
+        return;
+    };
+    if decided == Standing::CatchingUp && catch_up(&weak).await.is_none() {
+        return;
+    }
+    if let Some(inner) = weak.upgrade()
+        && !inner.gate.is_diverged()
+    {
+        inner.raft.runtime_config().elect(true);
     }
 }
 
@@ -157,7 +159,7 @@ async fn catch_up(weak: &Weak<Inner>) -> Option<()> {
             if let Err(error) = inner.log.set_rejoining(false).await {
                 tracing::warn!(%error, "mark not written, not voting yet");
             } else {
-                inner.gate.set_catching_up(false);
+                inner.gate.caught_up();
                 tracing::info!("caught up, voting again");
                 return Some(());
             }

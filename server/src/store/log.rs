@@ -59,7 +59,7 @@ pub(crate) struct OpenedLog {
     pub(crate) purged: Option<LogId>,
     /// What was marked before.
     pub(crate) mark: Mark,
-    /// Neither log nor vote: this server has not taken part in anything.
+    /// Neither log nor a vote in any term: this server has not taken part in anything.
     pub(crate) pristine: bool,
 }
 
@@ -335,7 +335,7 @@ impl LogStore {
             },
             last,
             purged: found.purged,
-            pristine: last.is_none() && vote.is_none(),
+            pristine: last.is_none() && vote.is_none_or(|vote| vote.leader_id.term == 0),
             mark,
         })
     }
@@ -367,9 +367,14 @@ impl LogStore {
 
     /// The server has caught up (or, with `true`, must first): recorded before this returns.
     pub(crate) async fn set_rejoining(&self, rejoining: bool) -> io::Result<()> {
-        let shared = self.shared.clone();
-        let write = move || shared.mark.write(|mark| mark.rejoining = rejoining);
+        let log = self.clone();
+        let write = move || log.write_rejoining(rejoining);
         ground::spawn_blocking(write).await.map_err(io::Error::other)?
+    }
+
+    /// The same. Blocks.
+    pub(crate) fn write_rejoining(&self, rejoining: bool) -> io::Result<()> {
+        self.shared.mark.write(|mark| mark.rejoining = rejoining)
     }
 
     /// A write that waits for space is given up from now on.
