@@ -84,6 +84,8 @@ pub(super) struct Inner {
     ended: CancellationToken,
     pub(super) loaded: AtomicBool,
     pub(super) receiving: tokio::sync::Mutex<()>,
+    /// The latest term whose leader has sent a snapshot.
+    pub(super) snapshot_term: watch::Sender<u64>,
     /// Told when a leader's stream of entries to this server has ended.
     pub(super) stream_ended: Arc<Notify>,
     /// For the bytes of requests under way.
@@ -261,6 +263,7 @@ impl Consensus {
             ended,
             loaded: AtomicBool::new(false),
             receiving: tokio::sync::Mutex::default(),
+            snapshot_term: watch::Sender::default(),
             stream_ended: Arc::default(),
             room: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
             raft,

@@ -43,6 +43,8 @@ mod divergence_test;
 #[cfg(test)]
 mod servers_test;
 #[cfg(test)]
+mod snapshot_test;
+#[cfg(test)]
 mod vacancy_test;
 #[cfg(test)]
 mod vote_gate_test;

@@ -7,10 +7,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Display;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use futures_util::{Stream, StreamExt, stream};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -56,8 +58,8 @@ const STREAMS: Streams = Streams {
 };
 /// How long a follower may leave appends unanswered before the stream is made anew.
 const STALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a receiver may take for a chunk, and for the installation at the end.
-const SNAPSHOT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a sender or a receiver of a snapshot may take for a chunk, and the receiver for the installation at the end.
+pub(super) const SNAPSHOT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause before an unreachable server is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -430,8 +432,10 @@ impl RaftNetworkV2<TypeConfig> for Link {
         let head = wire::encode_snapshot_head(&(vote, snapshot.meta));
         let reading = send_chunks(self.peers.clone(), self.target, head, snapshot.snapshot, chunks);
         let sending = async {
-            let (read, answer) = tokio::join!(reading, client.install_snapshot(ReceiverStream::new(queue)));
+            let installing = client.install_snapshot(ReceiverStream::new(queue));
+            let (read, answer) = both_within(SNAPSHOT_STALL_TIMEOUT, reading, installing).await;
             read.map_err(|error| StreamingError::Network(NetworkError::from_string(error)))?;
+            let answer = answer.ok_or_else(|| timed_out("snapshot"))?;
             let answer = answer.map_err(unreachable)?.into_inner().payload;
             Ok(wire::decode_installed(answer).map_err(unreachable)?)
         };
@@ -456,6 +460,19 @@ impl RaftNetworkV2<TypeConfig> for Link {
 
     fn backoff(&self) -> Option<Backoff> {
         Some(Backoff::new(std::iter::repeat(RETRY_PAUSE)))
+    }
+}
+
+/// Runs both; when the first has ended, the other may take so much longer.
+async fn both_within<A, B>(
+    patience: Duration,
+    first: impl Future<Output = A>,
+    other: impl Future<Output = B>,
+) -> (A, Option<B>) {
+    let (first, other) = (pin!(first), pin!(other));
+    match futures_util::future::select(first, other).await {
+        Either::Left((ended, other)) => (ended, tokio::time::timeout(patience, other).await.ok()),
+        Either::Right((ended, first)) => (first.await, Some(ended)),
     }
 }
 
@@ -499,6 +516,16 @@ async fn send_chunks(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_has_the_whole_snapshot_is_not_waited_for_without_end() {
+        let patience = Duration::from_millis(20);
+        let stuck = both_within(patience, async { 1 }, std::future::pending::<()>());
+        let stuck = tokio::time::timeout(patience * 1_000, stuck).await;
+        assert_eq!(stuck.expect("it ends"), (1, None));
+        let slow = tokio::time::sleep(patience * 3);
+        assert_eq!(both_within(patience, slow, async { 2 }).await, ((), Some(2)));
+    }
 
     #[tokio::test]
     async fn an_unreachable_server_is_tried_again_after_a_pause() {

@@ -27,6 +27,7 @@ use super::consensus::Inner;
 use super::contract::DeskError;
 use super::forwarded::Forwarded;
 use super::membership::{Order, wire_error};
+use super::network::SNAPSHOT_STALL_TIMEOUT;
 use super::read_index::RoundError;
 use super::types::{TypeConfig, Vote};
 use super::vacancy::StreamEnd;
@@ -94,33 +95,27 @@ impl PeerDoor {
     }
 
     async fn receive(&self, mut chunks: Streaming<SnapshotChunk>) -> Result<PeerMessage, Status> {
-        // One at a time: a leader that starts anew has given up its earlier attempt.
+        let chunk = self.next_chunk(&mut chunks).await?;
+        let from = chunk.from;
+        let (vote, meta) = wire::decode_snapshot_head(chunk.head).map_err(malformed)?;
+        self.check_term(&vote)?;
+        let mut displaced = self.inner.snapshot_term.subscribe();
+        let term = vote.leader_id.term;
+        self.inner
+            .snapshot_term
+            .send_if_modified(|newest| term > std::mem::replace(newest, term.max(*newest)));
+        // One at a time: a leader that starts anew has given up its earlier attempt, and one that was replaced has to.
+        let displaced = async move { displaced.wait_for(|newest| *newest > term).await.is_ok() };
         let _receiving = self.inner.receiving.lock().await;
         let snapshots = self.inner.snapshots.clone();
-        let mut incoming = blocking(move || snapshots.incoming())
+        let incoming = blocking(move || snapshots.incoming())
             .await?
             .map_err(|error| storage(&error))?;
-        let mut head = None;
-        let mut last = false;
-        while let Some(chunk) = chunks.message().await? {
-            self.check(&chunk.cluster, chunk.from, chunk.to)?;
-            if crc32fast::hash(&chunk.data) != chunk.crc {
-                return Err(Status::data_loss("a chunk's checksum does not match"));
-            }
-            if !chunk.head.is_empty() {
-                head = Some((chunk.from, chunk.head));
-            }
-            last = chunk.last;
-            incoming = self.keep(incoming, chunk.data).await?;
-            if last {
-                break;
-            }
-        }
-        let (from, head) = head
-            .filter(|_| last)
-            .ok_or_else(|| Status::aborted("the snapshot ended early"))?;
-        let (vote, meta) = wire::decode_snapshot_head(head).map_err(malformed)?;
-        self.check_term(&vote)?;
+        let receiving = self.take_chunks(incoming, chunk.data, chunk.last, &mut chunks);
+        let mut incoming = tokio::select! {
+            received = receiving => received?,
+            true = displaced => return Err(Status::aborted("a later leader sends its snapshot")),
+        };
         self.join_running().await?;
         let expected = meta.last_log_id;
         let finish = move || -> Result<(IncomingSnapshot, SnapshotFile), String> {
@@ -141,6 +136,36 @@ impl PeerDoor {
         drop(incoming);
         let installed = installed.map_err(stopped)?;
         Ok(self.answer(from, wire::encode_installed(&installed)))
+    }
+
+    /// The rest of a snapshot, to its end.
+    async fn take_chunks(
+        &self,
+        mut incoming: IncomingSnapshot,
+        first: Bytes,
+        mut last: bool,
+        chunks: &mut Streaming<SnapshotChunk>,
+    ) -> Result<IncomingSnapshot, Status> {
+        incoming = self.keep(incoming, first).await?;
+        while !last {
+            let chunk = self.next_chunk(chunks).await?;
+            last = chunk.last;
+            incoming = self.keep(incoming, chunk.data).await?;
+        }
+        Ok(incoming)
+    }
+
+    async fn next_chunk<S>(&self, chunks: &mut S) -> Result<SnapshotChunk, Status>
+    where
+        S: Stream<Item = Result<SnapshotChunk, Status>> + Unpin,
+    {
+        let chunk = heard_within(SNAPSHOT_STALL_TIMEOUT, chunks.next()).await?;
+        let chunk = chunk.ok_or_else(|| Status::aborted("the snapshot ended early"))??;
+        self.check(&chunk.cluster, chunk.from, chunk.to)?;
+        match crc32fast::hash(&chunk.data) == chunk.crc {
+            true => Ok(chunk),
+            false => Err(Status::data_loss("a chunk's checksum does not match")),
+        }
     }
 
     async fn keep(&self, mut incoming: IncomingSnapshot, data: Bytes) -> Result<IncomingSnapshot, Status> {
@@ -204,6 +229,12 @@ impl PeerDoor {
         });
         matched.collect()
     }
+}
+
+/// A sender that stands still must not keep another from sending.
+async fn heard_within<T>(patience: Duration, next: impl Future<Output = T>) -> Result<T, Status> {
+    let waited = tokio::time::timeout(patience, next).await;
+    waited.map_err(|_| Status::deadline_exceeded("the sender of a snapshot stands still"))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
@@ -447,4 +478,20 @@ fn appends(
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_sender_that_stands_still_is_given_up() {
+        let patience = Duration::from_millis(20);
+        let still = heard_within(patience, std::future::pending::<()>());
+        let refused = tokio::time::timeout(patience * 1_000, still).await;
+        assert_eq!(
+            refused.expect("it ends").unwrap_err().code(),
+            tonic::Code::DeadlineExceeded
+        );
+    }
 }

@@ -1,0 +1,59 @@
+//! Snapshots on their way from one server to another.
+
+use rollcall_proto::v1::SnapshotChunk;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::network::Peers;
+use super::servers_test::{Server, soon, start, start_apart, write};
+use super::types::Vote;
+use super::wire;
+
+/// Whoever sends a snapshot and then stands still keeps no later leader from sending its own.
+#[tokio::test]
+async fn a_later_leaders_snapshot_takes_the_place_of_one_that_stands_still() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = start(&folder.path().join("from"), 1, |_| {}).await;
+    write(&from[0].consensus, 1).await;
+    from[0].consensus.take_snapshot().await.unwrap();
+    let (meta, file) = from[0].consensus.inner.snapshots.current().unwrap();
+    let to = start_apart(&folder.path().join("to"), 1, |_| {}, |routes| routes).await;
+    let to = to.into_iter().next().unwrap();
+
+    let send = async |term: u64, whole: bool| {
+        let peers = Peers::new("test".into(), 2);
+        let data = file.chunk(0, usize::MAX).unwrap();
+        let chunk = SnapshotChunk {
+            cluster: "test".into(),
+            from: 2,
+            to: 1,
+            head: wire::encode_snapshot_head(&(Vote::new_committed(term, 2), meta.clone())),
+            crc: crc32fast::hash(&data),
+            data,
+            last: whole,
+        };
+        let (chunks, queue) = mpsc::channel(1);
+        chunks.send(chunk).await.unwrap();
+        let mut client = peers.client(1, &to.addresses.peer_address).unwrap();
+        let answer = client.install_snapshot(ReceiverStream::new(queue)).await;
+        drop(chunks);
+        answer.map(drop)
+    };
+    let term = meta.last_log_id.unwrap().leader_id.term;
+    let stalled = send(term + 1, false);
+    let later = async {
+        let mut begun = to.consensus.inner.snapshot_term.subscribe();
+        begun.wait_for(|begun| *begun == term + 1).await.unwrap();
+        while to.consensus.inner.receiving.try_lock().is_ok() {
+            tokio::task::yield_now().await;
+        }
+        send(term + 2, true).await
+    };
+    let both = tokio::time::timeout_at(soon(), async { tokio::join!(stalled, later) });
+    let (stalled, later) = both.await.expect("neither waits for the other");
+    assert_eq!(stalled.unwrap_err().code(), tonic::Code::Aborted);
+    later.unwrap();
+    let head = *to.consensus.applied_head().borrow();
+    assert_eq!(head.position.unwrap().index.0, meta.last_log_id.unwrap().index);
+    from.into_iter().chain([to]).map(Server::kill).for_each(drop);
+}
