@@ -1,5 +1,6 @@
 //! Changes of the membership, one step at a time, and handing leadership over.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::time::Duration;
@@ -248,11 +249,9 @@ impl Inner {
         let own = self.options.server.0;
         let to = match to {
             Some(to) if to == own => return Ok(()),
-            Some(to) if self.voters().contains(&to) => to,
+            Some(to) if self.voters().contains(&to) => self.able_to_lead(vec![to], deadline).await?,
             Some(to) => return Err(invalid(format!("server {to} is not a voter"))),
-            None => self
-                .most_advanced_voter()
-                .ok_or_else(|| invalid("there is no other voter"))?,
+            None => self.able_to_lead(self.voters_heard(), deadline).await?,
         };
         self.raft
             .trigger()
@@ -271,15 +270,32 @@ impl Inner {
         }
     }
 
-    fn most_advanced_voter(&self) -> Option<u64> {
-        let voters = self.voters();
-        let metrics = self.metrics();
-        let metrics = metrics.borrow_watched();
-        let others = metrics.replication.iter().flatten();
-        others
-            .filter(|(id, _)| **id != self.options.server.0 && voters.contains(id))
-            .max_by_key(|(_, matched)| **matched)
-            .map(|(id, _)| *id)
+    /// The other voters that were heard from within a lease, the one with the longest log first.
+    fn voters_heard(&self) -> Vec<u64> {
+        let mut heard = self.members();
+        heard.retain(|member| {
+            let lately = |since: Duration| since < self.options.lease();
+            member.voter && member.server != self.options.server && member.last_contact.is_some_and(lately)
+        });
+        heard.sort_by_key(|member| Reverse(member.matched));
+        heard.iter().map(|member| member.server.0).collect()
+    }
+
+    /// The first of these that answers and may stand. A leader that has once asked another to take over leads no
+    /// more, and if that one cannot, nobody does: so it is asked before.
+    async fn able_to_lead(&self, servers: Vec<u64>, deadline: Instant) -> Result<u64, MembershipError> {
+        for server in servers {
+            let address = self.address_of(server).unwrap_or_default();
+            let asked =
+                tokio::time::timeout(self.options.lease(), upkeep::probe(&self.peers, server, &address));
+            let answer = tokio::time::timeout_at(deadline, asked).await;
+            if let Ok(Ok(Some(answer))) = answer
+                && !answer.vote_withheld
+            {
+                return Ok(server);
+            }
+        }
+        Err(unavailable("no such voter answers and may stand for election"))
     }
 
     pub(super) async fn take_snapshot(&self) -> Result<(), MembershipError> {

@@ -41,6 +41,8 @@ mod alone_test;
 #[cfg(test)]
 mod divergence_test;
 #[cfg(test)]
+mod membership_test;
+#[cfg(test)]
 mod servers_test;
 #[cfg(test)]
 mod snapshot_test;

@@ -414,7 +414,7 @@ impl Peer for PeerDoor {
         Ok(Response::new(ProbeResponse {
             in_operation,
             checkpoints: checkpoints.collect(),
-            vote_withheld: self.inner.gate.is_withheld(),
+            vote_withheld: self.inner.gate.may_vote().is_err(),
         }))
     }
 

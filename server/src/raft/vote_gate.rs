@@ -100,6 +100,11 @@ impl VoteGate {
         self.diverged.load(Ordering::Acquire)
     }
 
+    #[cfg(test)]
+    pub(crate) fn clear_diverged(&self) {
+        self.diverged.store(false, Ordering::Release);
+    }
+
     /// Whether this is news.
     pub(crate) fn set_diverged(&self) -> bool {
         !self.diverged.swap(true, Ordering::AcqRel)
