@@ -30,7 +30,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Endpoint;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::types::{LogId, PeerAddresses, TypeConfig, Vote};
 use super::wire;
@@ -60,6 +60,8 @@ const STREAMS: Streams = Streams {
 const STALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a sender or a receiver of a snapshot may take for a chunk, and the receiver for the installation at the end.
 pub(super) const SNAPSHOT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pause before a server that has no room for a snapshot is sent it again.
+const FULL_PAUSE: Duration = Duration::from_secs(5);
 /// Pause before an unreachable server is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -205,7 +207,7 @@ pub(crate) struct Link {
     address: String,
     purpose: Purpose,
     lane: Option<Lane>,
-    /// After a stream that could not be opened: not before this moment again.
+    /// After a stream that could not be opened, or a snapshot that found no room: not before this moment again.
     retry_at: Option<Instant>,
 }
 
@@ -431,11 +433,18 @@ impl RaftNetworkV2<TypeConfig> for Link {
         let (chunks, queue) = mpsc::channel(CHUNKS_AHEAD);
         let head = wire::encode_snapshot_head(&(vote, snapshot.meta));
         let reading = send_chunks(self.peers.clone(), self.target, head, snapshot.snapshot, chunks);
+        let retry_at = &mut self.retry_at;
         let sending = async {
+            if let Some(at) = retry_at.take() {
+                tokio::time::sleep_until(at).await;
+            }
             let installing = client.install_snapshot(ReceiverStream::new(queue));
             let (read, answer) = both_within(SNAPSHOT_STALL_TIMEOUT, reading, installing).await;
             read.map_err(|error| StreamingError::Network(NetworkError::from_string(error)))?;
             let answer = answer.ok_or_else(|| timed_out("snapshot"))?;
+            if matches!(&answer, Err(status) if status.code() == Code::ResourceExhausted) {
+                *retry_at = Some(Instant::now() + FULL_PAUSE);
+            }
             let answer = answer.map_err(unreachable)?.into_inner().payload;
             Ok(wire::decode_installed(answer).map_err(unreachable)?)
         };
@@ -493,7 +502,8 @@ async fn send_chunks(
         let data = read
             .map_err(|error| error.to_string())?
             .map_err(|error| error.to_string())?;
-        let head = if offset == 0 { head.clone() } else { Bytes::new() };
+        let first = offset == 0;
+        let head = if first { head.clone() } else { Bytes::new() };
         offset += data.len() as u64;
         let chunk = SnapshotChunk {
             cluster: peers.cluster().to_owned(),
@@ -503,6 +513,7 @@ async fn send_chunks(
             crc: crc32fast::hash(&data),
             data,
             last: offset >= length,
+            length: if first { length } else { 0 },
         };
         match tokio::time::timeout(SNAPSHOT_STALL_TIMEOUT, chunks.send(chunk)).await {
             Ok(Ok(())) => {}
@@ -516,6 +527,33 @@ async fn send_chunks(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_server_without_room_is_sent_its_snapshot_after_a_pause() {
+        use super::super::servers_test::{Server, start, start_apart, write};
+        let folder = tempfile::tempdir().unwrap();
+        let from = start(&folder.path().join("from"), 1, |_| {}).await;
+        write(&from[0].consensus, 1).await;
+        from[0].consensus.take_snapshot().await.unwrap();
+        let (meta, snapshot) = from[0].consensus.inner.snapshots.current().unwrap();
+        let full = |options: &mut super::super::ReplicationOptions| options.disk_reserve = u64::MAX / 2;
+        let to = start_apart(&folder.path().join("to"), 1, full, |routes| routes).await;
+        let peers = Arc::new(Peers::new("test".into(), 2));
+        let mut links = Links::new(peers, &CancellationToken::new());
+        let mut link = links.new_client(1, &to[0].addresses).await;
+        let snapshot = openraft::storage::Snapshot { meta, snapshot };
+        let option = RPCOption::new(CONNECT_TIMEOUT);
+        let sent = link.full_snapshot(
+            Vote::new_committed(9, 2),
+            snapshot,
+            std::future::pending(),
+            option,
+        );
+        assert!(sent.await.is_err());
+        let pause = link.retry_at.expect("it pauses") - Instant::now();
+        assert!(pause > RETRY_PAUSE * 10, "{pause:?}");
+        from.into_iter().chain(to).map(Server::kill).for_each(drop);
+    }
 
     #[tokio::test]
     async fn who_has_the_whole_snapshot_is_not_waited_for_without_end() {

@@ -99,6 +99,7 @@ impl PeerDoor {
         let from = chunk.from;
         let (vote, meta) = wire::decode_snapshot_head(chunk.head).map_err(malformed)?;
         self.check_term(&vote)?;
+        self.check_room(chunk.length).await?;
         let mut displaced = self.inner.snapshot_term.subscribe();
         let term = vote.leader_id.term;
         self.inner
@@ -136,6 +137,15 @@ impl PeerDoor {
         drop(incoming);
         let installed = installed.map_err(stopped)?;
         Ok(self.answer(from, wire::encode_installed(&installed)))
+    }
+
+    /// Refused before it is sent: each attempt would fill what room there is.
+    async fn check_room(&self, length: u64) -> Result<(), Status> {
+        let space = self.inner.space.clone();
+        match blocking(move || space.has_room_for(length)).await? {
+            true => Ok(()),
+            false => Err(storage(&std::io::ErrorKind::StorageFull.into())),
+        }
     }
 
     /// The rest of a snapshot, to its end.

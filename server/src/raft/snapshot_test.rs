@@ -6,7 +6,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::network::Peers;
 use super::servers_test::{Server, soon, start, start_apart, write};
-use super::types::Vote;
+use super::types::{SnapshotMeta, Vote};
 use super::wire;
 
 /// Whoever sends a snapshot and then stands still keeps no later leader from sending its own.
@@ -31,6 +31,7 @@ async fn a_later_leaders_snapshot_takes_the_place_of_one_that_stands_still() {
             crc: crc32fast::hash(&data),
             data,
             last: whole,
+            length: file.length(),
         };
         let (chunks, queue) = mpsc::channel(1);
         chunks.send(chunk).await.unwrap();
@@ -56,4 +57,28 @@ async fn a_later_leaders_snapshot_takes_the_place_of_one_that_stands_still() {
     let head = *to.consensus.applied_head().borrow();
     assert_eq!(head.position.unwrap().index.0, meta.last_log_id.unwrap().index);
     from.into_iter().chain([to]).map(Server::kill).for_each(drop);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_finds_no_room_is_refused_before_it_is_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = start_apart(folder.path(), 1, |_| {}, |routes| routes).await;
+    let vast = SnapshotChunk {
+        cluster: "test".into(),
+        from: 2,
+        to: 1,
+        head: wire::encode_snapshot_head(&(Vote::new_committed(1, 2), SnapshotMeta::default())),
+        length: u64::MAX / 2,
+        ..SnapshotChunk::default()
+    };
+    let peers = Peers::new("test".into(), 2);
+    let mut client = peers.client(1, &to[0].addresses.peer_address).unwrap();
+    let (chunks, queue) = mpsc::channel(1);
+    chunks.send(vast).await.unwrap();
+    let refused = client.install_snapshot(ReceiverStream::new(queue));
+    let refused = tokio::time::timeout_at(soon(), refused)
+        .await
+        .expect("it is answered");
+    assert_eq!(refused.unwrap_err().code(), tonic::Code::ResourceExhausted);
+    to.into_iter().map(Server::kill).for_each(drop);
 }
