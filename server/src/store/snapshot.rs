@@ -95,7 +95,10 @@ fn take_block(bytes: &mut Bytes) -> Result<Bytes, String> {
 #[derive(Debug)]
 pub(crate) struct SnapshotStore {
     folder: PathBuf,
+    /// Locked to look and to replace only, never over the disk.
     current: Mutex<Option<(SnapshotMeta, SnapshotFile)>>,
+    /// Names are given and old files removed by one at a time: snapshots are built while a leader's is installed.
+    installing: Mutex<()>,
     incoming: AtomicU64,
 }
 
@@ -133,9 +136,10 @@ impl SnapshotStore {
         let store = Self {
             folder,
             current: Mutex::new(current),
+            installing: Mutex::default(),
             incoming: AtomicU64::new(0),
         };
-        store.remove_others();
+        store.remove_older();
         Ok(store)
     }
 
@@ -174,8 +178,8 @@ impl SnapshotStore {
     /// Gives a synced file its name and makes it the current snapshot. One that is older than the current is
     /// left to its owner: the log may have been purged up to the newer one meanwhile. Blocks.
     pub(crate) fn install(&self, meta: &SnapshotMeta, file: &SnapshotFile) -> io::Result<SnapshotFile> {
-        let mut current = self.current.lock();
-        if let Some((newest, _)) = &*current
+        let _one_at_a_time = self.installing.lock();
+        if let Some((newest, _)) = self.current()
             && newest.last_log_id > meta.last_log_id
         {
             return Ok(file.clone());
@@ -186,20 +190,20 @@ impl SnapshotStore {
             sync_folder_of(&path)?;
         }
         let installed = SnapshotFile { path, ..file.clone() };
-        *current = Some((meta.clone(), installed.clone()));
-        drop(current);
-        self.remove_others();
+        *self.current.lock() = Some((meta.clone(), installed.clone()));
+        self.remove_older();
         Ok(installed)
     }
 
-    fn remove_others(&self) {
-        let current = self.current().map(|(_, file)| file.path);
+    fn remove_older(&self) {
+        let current = self.current().and_then(|(_, file)| position_in_name(&file.path));
         let Ok(items) = fs::read_dir(&self.folder) else {
             return;
         };
         for path in items.filter_map(Result::ok).map(|item| item.path()) {
-            if position_in_name(&path).is_some()
-                && Some(&path) != current.as_ref()
+            let position = position_in_name(&path);
+            if position.is_some()
+                && position < current
                 && let Err(error) = fs::remove_file(&path)
             {
                 tracing::warn!(file = %path.display(), %error, "old snapshot not removed");
@@ -310,6 +314,27 @@ mod tests {
         assert_eq!(&late.load().unwrap().1[..], b"old", "readable for whoever has it");
         assert_eq!(store.current().unwrap().0, meta(2, 10));
         assert_eq!(files(folder.path()), ["2-10.snap"]);
+    }
+
+    #[test]
+    fn two_that_are_installed_at_once_leave_the_newer() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SnapshotStore::open(folder.path(), true).unwrap();
+        for round in 1..200 {
+            let begin = std::sync::Barrier::new(2);
+            let install = |index| {
+                let (store, begin) = (&store, &begin);
+                move || {
+                    begin.wait();
+                    store.write(&meta(1, index), b"body").unwrap();
+                }
+            };
+            std::thread::scope(|scope| {
+                scope.spawn(install(2 * round));
+                scope.spawn(install(2 * round + 1));
+            });
+            assert_eq!(files(folder.path()), [format!("1-{}.snap", 2 * round + 1)]);
+        }
     }
 
     #[test]
