@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::checkpoint::Checkpoints;
 use super::contract::{AppliedHead, SharedDirectory};
 use super::types::{BatchResults, Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig, position};
-use crate::store::{SnapshotFile, SnapshotStore, SpaceWatch};
+use crate::store::{SnapshotFile, SnapshotStore, SpaceWatch, Trouble};
 
 /// Entries applied under one hold of the directory's lock.
 const ENTRIES_PER_LOCK_MAX: usize = 64;
@@ -210,6 +210,7 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         let body = crate::ground::spawn_blocking(encode)
             .await
             .map_err(io::Error::other)?;
+        let waits = Trouble::default();
         loop {
             let (parts, meta, body) = (self.parts.clone(), self.meta.clone(), body.clone());
             let write = move || match parts.space.has_room_for(body.len() as u64) {
@@ -221,13 +222,18 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
                 .map_err(io::Error::other)?
             {
                 Ok(snapshot) => {
+                    if waits.ends() {
+                        tracing::info!("the snapshot that waited is taken");
+                    }
                     return Ok(Snapshot {
                         meta: self.meta.clone(),
                         snapshot,
                     });
                 }
                 Err(error) if crate::store::is_full(&error) => {
-                    tracing::warn!("no room for a snapshot, trying again");
+                    if waits.begins() {
+                        tracing::warn!("no room for a snapshot, it waits");
+                    }
                     tokio::time::sleep(RETRY_FULL).await;
                 }
                 Err(error) => return Err(error),

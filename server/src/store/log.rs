@@ -26,6 +26,7 @@ use super::mark::{Mark, MarkFile};
 use super::record;
 use super::rows::{self, RowBatch, RowsError};
 use super::space::SpaceWatch;
+use super::trouble::Trouble;
 use super::writer::{self, MarkKeeper, Op};
 use crate::ground::{self, Family};
 use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
@@ -71,6 +72,7 @@ pub(crate) struct Shared {
     pub(crate) committed: Mutex<Option<LogId>>,
     pub(crate) space: Arc<SpaceWatch>,
     pub(crate) mark: MarkKeeper,
+    mark_trouble: Trouble,
     fault: watch::Sender<Option<String>>,
     abandoned: AtomicBool,
     /// Told when `flushed` has moved.
@@ -185,8 +187,13 @@ impl Shared {
 
     /// Writes the mark where it has changed.
     pub(crate) fn flush_mark(&self) {
-        if let Err(error) = self.mark.flush() {
-            tracing::warn!(%error, "mark not written");
+        match self.mark.flush() {
+            Err(error) if self.mark_trouble.begins() => {
+                tracing::warn!(%error, "mark not written, trying again")
+            }
+            Err(_) => {}
+            Ok(()) if self.mark_trouble.ends() => tracing::info!("the mark is written again"),
+            Ok(()) => {}
         }
     }
 
@@ -323,6 +330,7 @@ impl LogStore {
             committed: Mutex::new(found.committed.min(last)),
             space,
             mark: MarkKeeper::new(mark_file, current),
+            mark_trouble: Trouble::default(),
             fault: watch::Sender::new(None),
             abandoned: AtomicBool::new(false),
             synced: Arc::default(),

@@ -14,6 +14,7 @@ mod record;
 mod rows;
 mod snapshot;
 mod space;
+mod trouble;
 mod writer;
 
 pub use error::StoreError;
@@ -26,3 +27,4 @@ pub(crate) use rows::{RowBatch, RowsError};
 pub use snapshot::SnapshotFile;
 pub(crate) use snapshot::{IncomingSnapshot, SnapshotStore};
 pub use space::SpaceWatch;
+pub(crate) use trouble::Trouble;
