@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::errors::{ChangeMembershipError, ClientWriteError, Fatal, RaftError};
 use openraft::raft::ClientWriteResponse;
 use rollcall_core::ids::ServerId;
 use rollcall_proto::v1::leader_question::Question;
@@ -136,6 +136,25 @@ impl Inner {
         self.raft.voter_ids().collect()
     }
 
+    /// Whether a change of voters is half done: both lists count.
+    fn is_joint(&self) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.get_joint_config().len() > 1
+    }
+
+    /// A change of voters has two steps, and Raft takes the second for whoever waits for the first: so somebody waits,
+    /// also when the caller has hung up.
+    fn change_to_its_end(
+        &self,
+        change: ChangeMembers<u64, PeerAddresses>,
+        retain: bool,
+    ) -> impl Future<Output = Raftly> {
+        let raft = self.raft.clone();
+        let done = tokio::spawn(async move { raft.change_membership(change, retain).await });
+        async { done.await.unwrap_or(Err(RaftError::Fatal(Fatal::Stopped))) }
+    }
+
     async fn add_learner(
         &self,
         server: u64,
@@ -167,7 +186,7 @@ impl Inner {
     }
 
     async fn promote(&self, server: u64, deadline: Instant) -> Result<(), MembershipError> {
-        if self.voters().contains(&server) {
+        if self.voters().contains(&server) && !self.is_joint() {
             return Ok(());
         }
         if !self.nodes().contains_key(&server) {
@@ -178,7 +197,7 @@ impl Inner {
         self.wait_caught_up(server, deadline).await?;
         self.wait_votes(server, deadline).await?;
         let change = ChangeMembers::AddVoterIds([server].into());
-        changed(deadline, self.raft.change_membership(change, true)).await
+        changed(deadline, self.change_to_its_end(change, true)).await
     }
 
     async fn wait_caught_up(&self, server: u64, deadline: Instant) -> Result<(), MembershipError> {
@@ -241,7 +260,7 @@ impl Inner {
             true => ChangeMembers::RemoveVoters(only),
             false => ChangeMembers::RemoveNodes(only),
         };
-        changed(deadline, self.raft.change_membership(change, false)).await
+        changed(deadline, self.change_to_its_end(change, false)).await
     }
 
     /// Hands leadership over; this server must lead.

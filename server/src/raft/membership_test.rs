@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use openraft::async_runtime::watch::WatchReceiver as _;
 use rollcall_core::ids::ServerId;
 use tokio::time::Instant;
 
 use super::MembershipError;
-use super::servers_test::{Server, soon, start, steady_leader_of, write};
+use super::servers_test::{Server, soon, start, start_apart, steady_leader_of, write};
 
 /// Servers are asked in vain if they are dead, though their log was as long.
 #[tokio::test]
@@ -58,5 +59,50 @@ async fn leadership_goes_to_who_is_there_and_may_stand() {
     let deadline = Instant::now() + Duration::from_secs(5);
     leader.transfer_leadership(None, deadline).await.unwrap();
     assert_eq!(leader.leadership().borrow().leader, Some(ServerId(alive)));
+    servers.into_iter().map(Server::kill).for_each(drop);
+}
+
+/// Lists of voters that count on a server.
+fn lists(server: &Server) -> usize {
+    let metrics = server.consensus.inner.raft.server_metrics();
+    let metrics = metrics.borrow_watched();
+    metrics.membership_config.get_joint_config().len()
+}
+
+#[tokio::test]
+async fn a_promotion_whose_caller_hung_up_half_way_is_carried_to_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let servers = start_apart(folder.path(), 2, |_| {}, |routes| routes).await;
+    let [first, second] = &servers[..] else {
+        unreachable!()
+    };
+    let alone = [(ServerId(1), first.addresses.clone())].into();
+    first.consensus.initialize(alone).await.unwrap();
+    write(&first.consensus, 1).await;
+    let addresses = second.addresses.clone();
+    first
+        .consensus
+        .add_learner(ServerId(2), addresses, soon())
+        .await
+        .unwrap();
+
+    let mut metrics = first.consensus.inner.raft.server_metrics();
+    let joint = async {
+        while lists(first) < 2 {
+            metrics.changed().await.unwrap();
+        }
+    };
+    tokio::select! {
+        biased;
+        () = joint => {}
+        _ = first.consensus.promote(ServerId(2), soon()) => panic!("it was not seen half-way"),
+    }
+    // Told that it is under way, an operator asks again.
+    while let Err(error) = first.consensus.promote(ServerId(2), soon()).await {
+        assert!(matches!(error, MembershipError::InProgress { .. }), "{error}");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(lists(first), 1, "the change is half done and nobody says so");
+    assert!(first.consensus.members().iter().all(|member| member.voter));
     servers.into_iter().map(Server::kill).for_each(drop);
 }
