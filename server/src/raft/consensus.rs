@@ -44,7 +44,9 @@ use super::ticket::{Admitted, Answered, Attempt, Reply, Ticket};
 use super::types::{PeerAddresses, TypeConfig, position};
 use super::vote_gate::{Standing, VoteGate};
 use super::{upkeep, wire};
-use crate::store::{DataFolder, Identity, LogStore, OpenedLog, SnapshotStore, SpaceWatch, StoreError};
+use crate::store::{
+    DataFolder, Identity, LogStore, OpenedLog, SnapshotStore, SpaceWatch, StoreError, divergence,
+};
 
 /// Largest encoded request (design section 11).
 pub const REQUEST_BYTES_MAX: usize = 1 << 20;
@@ -115,6 +117,8 @@ struct Opened {
     log: OpenedLog,
     snapshots: SnapshotStore,
     space: Arc<SpaceWatch>,
+    /// Its state was found to differ from the leader's.
+    differs: bool,
 }
 
 fn open(options: &ReplicationOptions) -> Result<Opened, StoreError> {
@@ -125,6 +129,7 @@ fn open(options: &ReplicationOptions) -> Result<Opened, StoreError> {
     let folder = DataFolder::open(&options.data, &identity)?;
     let space = Arc::new(SpaceWatch::new(&options.data, options.disk_reserve));
     let log = LogStore::open(&options.data, space.clone())?;
+    let differs = divergence::is_noted(&options.data)?;
     let snapshots = SnapshotStore::open(&options.data, log.purged.is_none())?;
     let snapshot = snapshots.current().and_then(|(meta, _)| meta.last_log_id);
     match log.purged {
@@ -140,6 +145,7 @@ fn open(options: &ReplicationOptions) -> Result<Opened, StoreError> {
             log,
             snapshots,
             space,
+            differs,
         }),
     }
 }
@@ -172,6 +178,7 @@ impl Consensus {
             log,
             snapshots,
             space,
+            differs,
         } = opened;
         let stop = CancellationToken::new();
         let server = options.server.0;
@@ -234,6 +241,12 @@ impl Consensus {
             );
         }
         let gate = Arc::new(VoteGate::new(standing, !alone && !log.pristine));
+        if differs {
+            gate.set_diverged();
+            tracing::error!(
+                "RC-110: this server's state was found to differ from the leader's and is not served; replace it"
+            );
+        }
 
         let leadership = watch::Sender::new(Leadership::default());
         let inner = Arc::new(Inner {

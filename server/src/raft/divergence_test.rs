@@ -1,17 +1,19 @@
-//! A replica whose state was changed behind the log's back is found out and stops serving.
+//! A replica whose state was changed behind the log's back is found out and stops serving, also after a restart.
 
 use std::time::Duration;
 
 use rollcall_core::ids::{LogIndex, LogPosition, Term};
 use tokio::time::Instant;
 
-use super::servers_test::{leader_of, put_group, soon, start, write};
-use super::{Freshness, ProposeError, ReadError};
+use super::servers_test::{Server, leader_of, put_group, soon, start, start_on, write};
+use super::{Freshness, ProposeError, ReadError, ReplicationOptions};
+use crate::store::divergence;
 
 #[tokio::test]
 async fn a_replica_that_differs_stops_serving() {
     let folder = tempfile::tempdir().unwrap();
-    let all = start(folder.path(), 3, |options| options.compare_every = 4).await;
+    let tune = |options: &mut ReplicationOptions| options.compare_every = 4;
+    let mut all = start(folder.path(), 3, tune).await;
     let servers: Vec<_> = all.iter().map(|server| &server.consensus).collect();
     for number in 0..10 {
         write(servers[0], number).await;
@@ -44,7 +46,20 @@ async fn a_replica_that_differs_stops_serving() {
     let well = servers[(leader + 2) % 3];
     well.confirm(Freshness::Linearizable, soon()).await.unwrap();
     assert!(!well.status().diverged && !servers[leader].status().diverged);
-    all.into_iter()
-        .map(super::servers_test::Server::kill)
-        .for_each(drop);
+    // Its snapshot holds what is wrong, and nothing else on its disk would tell.
+    odd.take_snapshot().await.unwrap();
+    let id = odd.status().server.0;
+    let data = folder.path().join(id.to_string());
+    let noted = async {
+        while !divergence::is_noted(&data).unwrap() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout_at(soon(), noted).await.expect("it is noted");
+    let port = all.remove(id as usize - 1).end().await;
+    let again = start_on(port, folder.path(), id, tune, |routes| routes).await;
+    assert!(again.consensus.is_diverged());
+    let read = again.consensus.confirm(Freshness::Linearizable, soon()).await;
+    assert!(matches!(read, Err(ReadError::Diverged)), "{read:?}");
+    all.into_iter().chain([again]).map(Server::kill).for_each(drop);
 }

@@ -15,6 +15,7 @@ use super::network::Peers;
 use super::vacancy;
 use super::vote_gate::Standing;
 use crate::pulse;
+use crate::store::{Trouble, divergence};
 
 /// How often free space is measured.
 const SPACE_EVERY: Duration = Duration::from_secs(1);
@@ -24,6 +25,8 @@ const HANDOVER_EVERY: Duration = Duration::from_secs(10);
 const AGE_EVERY: Duration = Duration::from_millis(200);
 /// Replicas are compared at most this often.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
+/// How often it is tried to note that this server's state differs.
+const NOTE_EVERY: Duration = Duration::from_secs(1);
 /// How long one question to another server may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a server that catches up looks whether it has.
@@ -218,39 +221,70 @@ pub(super) async fn probe(peers: &Peers, target: u64, address: &str) -> Option<P
     }
 }
 
-/// A follower compares its state hashes with the leader's.
+/// A follower compares its state hashes with the leader's, until it differs.
 async fn compare(weak: Weak<Inner>) {
     let Some(mut newest) = weak.upgrade().map(|inner| inner.checkpoints.newest()) else {
         return;
     };
+    // What was replayed at the start was noted before anybody listened.
+    if newest.borrow().is_some() {
+        newest.mark_changed();
+    }
     while newest.changed().await.is_ok() {
-        tokio::time::sleep(COMPARE_EVERY).await;
-        newest.mark_unchanged();
-        let Some(inner) = weak.upgrade() else { return };
-        let leader = inner
-            .leadership
-            .borrow()
-            .leader
-            .filter(|leader| *leader != inner.options.server);
-        let Some((leader, address)) = leader.and_then(|leader| Some((leader, inner.address_of(leader.0)?)))
-        else {
-            continue;
-        };
-        let Some(answer) = probe(&inner.peers, leader.0, &address).await else {
-            continue;
-        };
-        let theirs: Vec<_> = answer.checkpoints.iter().map(checkpoint_of).collect();
-        if let Some(index) = inner.checkpoints.difference(&theirs)
-            && inner.gate.set_diverged()
-        {
-            inner.raft.runtime_config().elect(false);
-            tracing::error!(
-                index,
-                leader = leader.0,
-                "RC-110: this server's state differs from the leader's and is no longer served; remove this server \
-                 from the membership, delete its data folder and add it again as a learner"
-            );
+        loop {
+            tokio::time::sleep(COMPARE_EVERY).await;
+            newest.mark_unchanged();
+            let Some(inner) = weak.upgrade() else { return };
+            if inner.gate.is_diverged() {
+                return;
+            }
+            let Some((leader, theirs)) = leaders_checkpoints(&inner).await else {
+                continue;
+            };
+            if let Some(index) = inner.checkpoints.difference(&theirs) {
+                inner.gate.set_diverged();
+                inner.raft.runtime_config().elect(false);
+                tracing::error!(
+                    index,
+                    leader,
+                    "RC-110: this server's state differs from the leader's and is no longer served; remove this \
+                     server from the membership, delete its data folder and add it again as a learner"
+                );
+                note_divergence(&inner, index).await;
+                return;
+            }
+            break;
         }
+    }
+}
+
+/// Who leads, if it is another, and its state hashes. `None`: to be asked again.
+async fn leaders_checkpoints(inner: &Inner) -> Option<(u64, Vec<Checkpoint>)> {
+    let own = inner.options.server;
+    let leader = inner
+        .leadership
+        .borrow()
+        .leader
+        .filter(|leader| *leader != own)?
+        .0;
+    let answer = probe(&inner.peers, leader, &inner.address_of(leader)?).await?;
+    Some((leader, answer.checkpoints.iter().map(checkpoint_of).collect()))
+}
+
+/// A restart would load what is wrong as if it were right.
+async fn note_divergence(inner: &Inner, index: u64) {
+    let trouble = Trouble::default();
+    loop {
+        let folder = inner.options.data.clone();
+        let note = move || divergence::note(&folder, index);
+        match crate::ground::spawn_blocking(note).await {
+            Ok(Ok(())) | Err(_) => return,
+            Ok(Err(error)) if trouble.begins() => {
+                tracing::error!(%error, "RC-110: not noted on disk, trying again; do not restart this server");
+            }
+            Ok(Err(_)) => {}
+        }
+        tokio::time::sleep(NOTE_EVERY).await;
     }
 }
 

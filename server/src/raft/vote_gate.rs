@@ -105,9 +105,13 @@ impl VoteGate {
         self.diverged.store(false, Ordering::Release);
     }
 
-    /// Whether this is news.
-    pub(crate) fn set_diverged(&self) -> bool {
-        !self.diverged.swap(true, Ordering::AcqRel)
+    pub(crate) fn set_diverged(&self) {
+        self.diverged.store(true, Ordering::Release);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn withhold(&self) {
+        self.standing.send_replace(Standing::CatchingUp);
     }
 }
 

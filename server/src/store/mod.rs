@@ -1,10 +1,11 @@
 //! What a server keeps on its disk: who it is, its log and vote, rows of other shells beside them, its snapshots,
-//! and the mark that tells whether the disk has forgotten something.
+//! the mark that tells whether the disk has forgotten something, and the note that the state differs from the leader's.
 //!
 //! Invariant: what was answered as durable was synced before the answer; what cannot be read back whole is
 //! refused with a remedy, never guessed.
 
 mod direct;
+pub(crate) mod divergence;
 mod engine;
 mod error;
 mod identity;
