@@ -1,17 +1,19 @@
 //! A server that does not know what it acknowledged takes no part in elections.
 
 use std::fs;
+use std::time::Duration;
 
 use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use rollcall_core::ids::ServerId;
 use rollcall_proto::v1::ReadIndexRequest;
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::network::Peers;
 use super::servers_test::{Server, leader_of, soon, start, start_apart, start_on, write};
 use super::types::{LogId, Vote};
 use super::vote_gate::Standing;
-use super::{Consensus, Freshness, wire};
+use super::{Consensus, Freshness, MembershipError, wire};
 
 /// Speaks to a server in the name of another.
 struct Voice {
@@ -157,6 +159,15 @@ async fn a_server_that_is_added_may_vote_before_it_is_a_voter() {
     let addresses = second.addresses.clone();
     let adding = first.consensus.add_learner(ServerId(2), addresses, soon());
     adding.await.unwrap();
+    whole(&second.consensus).await;
+    second.consensus.inner.gate.withhold();
+    let shortly = Instant::now() + Duration::from_millis(300);
+    let early = first.consensus.promote(ServerId(2), shortly).await;
+    assert!(
+        matches!(early, Err(MembershipError::Unavailable { .. })),
+        "{early:?}"
+    );
+    second.consensus.inner.gate.caught_up();
     first.consensus.promote(ServerId(2), soon()).await.unwrap();
     assert!(!second.consensus.status().vote_withheld);
     servers.into_iter().map(Server::kill).for_each(drop);
