@@ -319,14 +319,13 @@ impl Inner {
 
     pub(super) async fn take_snapshot(&self) -> Result<(), MembershipError> {
         let wanted = self.head.borrow().position.map(|position| position.index.0);
-        let stopping = |error: String| unavailable(error);
-        self.raft
-            .trigger()
-            .snapshot()
-            .await
-            .map_err(|error| stopping(error.to_string()))?;
+        let trigger = async || {
+            let triggered = self.raft.trigger().snapshot().await;
+            triggered.map_err(|error| unavailable(error.to_string()))
+        };
         let mut metrics = self.metrics();
         let deadline = Instant::now() + SNAPSHOT_TIMEOUT;
+        let mut before = None;
         loop {
             let taken = metrics
                 .borrow_and_update()
@@ -335,6 +334,11 @@ impl Inner {
                 .map(|snapshot| snapshot.index);
             if taken >= wanted {
                 return Ok(());
+            }
+            // Raft passes over the wish while it is taking one, of an earlier state.
+            if before != Some(taken) {
+                before = Some(taken);
+                trigger().await?;
             }
             match tokio::time::timeout_at(deadline, metrics.changed()).await {
                 Ok(Ok(())) => {}

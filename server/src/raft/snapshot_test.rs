@@ -82,3 +82,30 @@ async fn a_snapshot_that_finds_no_room_is_refused_before_it_is_sent() {
     assert_eq!(refused.unwrap_err().code(), tonic::Code::ResourceExhausted);
     to.into_iter().map(Server::kill).for_each(drop);
 }
+
+#[tokio::test]
+async fn a_snapshot_wished_for_while_an_earlier_one_is_taken_is_taken_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let servers = start(folder.path(), 1, |_| {}).await;
+    let server = &servers[0].consensus;
+    write(server, 1).await;
+    let (held, is_held) = std::sync::mpsc::channel();
+    let (release, until) = std::sync::mpsc::channel();
+    let snapshots = server.inner.snapshots.clone();
+    let holding = std::thread::spawn(move || snapshots.hold(&held, &until));
+    is_held.recv().unwrap();
+    server.inner.raft.trigger().snapshot().await.unwrap();
+    write(server, 2).await;
+    let wanted = server.applied_head().borrow().position.unwrap().index;
+    let released = async {
+        // Raft's own task has heard of the wish.
+        server.inner.raft.with_raft_state(|_| ()).await.unwrap();
+        release.send(()).unwrap();
+    };
+    let both = async { tokio::join!(biased; server.take_snapshot(), released).0 };
+    let taken = tokio::time::timeout_at(soon(), both).await.expect("in time");
+    taken.unwrap();
+    assert!(server.status().snapshot_index >= Some(wanted));
+    holding.join().unwrap();
+    servers.into_iter().map(Server::kill).for_each(drop);
+}

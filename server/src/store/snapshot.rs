@@ -195,6 +195,14 @@ impl SnapshotStore {
         Ok(installed)
     }
 
+    /// Lets nothing be installed until told.
+    #[cfg(test)]
+    pub(crate) fn hold(&self, held: &std::sync::mpsc::Sender<()>, until: &std::sync::mpsc::Receiver<()>) {
+        let _installing = self.installing.lock();
+        held.send(()).unwrap();
+        until.recv().unwrap();
+    }
+
     fn remove_older(&self) {
         let current = self.current().and_then(|(_, file)| position_in_name(&file.path));
         let Ok(items) = fs::read_dir(&self.folder) else {
