@@ -117,6 +117,9 @@ impl Inner {
         match order {
             Order::AddLearner(server, addresses) => self.add_learner(server, addresses, deadline).await,
             Order::Promote(server) => self.promote(server, deadline).await,
+            Order::Remove(server) if server == self.options.server.0 && self.voters().len() > 1 => {
+                Box::pin(self.leave(deadline)).await
+            }
             Order::Remove(server) => self.remove(server, deadline).await,
             Order::Transfer(to) => self.transfer(to, deadline).await,
         }
@@ -242,6 +245,22 @@ impl Inner {
                 return Err(unavailable(format!("server {server} cannot vote yet")));
             }
             tokio::time::sleep(VOTE_LOOK).await;
+        }
+    }
+
+    /// A leader that is to go hands over first: removed while it leads, it would lead on for a while without a vote.
+    async fn leave(&self, deadline: Instant) -> Result<(), MembershipError> {
+        self.transfer(None, deadline).await?;
+        loop {
+            match self.order(Order::Remove(self.options.server.0), deadline).await {
+                // A new leader knows of it a moment later, and changes nothing until it has committed an entry.
+                Err(MembershipError::InProgress { .. } | MembershipError::Unavailable { .. })
+                    if Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(VOTE_LOOK).await;
+                }
+                decided => return decided,
+            }
         }
     }
 

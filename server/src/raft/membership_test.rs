@@ -106,3 +106,20 @@ async fn a_promotion_whose_caller_hung_up_half_way_is_carried_to_its_end() {
     assert!(first.consensus.members().iter().all(|member| member.voter));
     servers.into_iter().map(Server::kill).for_each(drop);
 }
+
+#[tokio::test]
+async fn a_leader_that_is_removed_has_handed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let servers = start(folder.path(), 3, |_| {}).await;
+    write(&servers[0].consensus, 1).await;
+    let leading = steady_leader_of(&servers).await;
+    let leader = &servers[leading].consensus;
+    let own = ServerId(leading as u64 + 1);
+    leader.remove(own, soon()).await.unwrap();
+    let now = *leader.leadership().borrow();
+    assert!(now.leader.is_some_and(|leader| leader != own), "{now:?}");
+    let other = &servers[(leading + 1) % 3].consensus;
+    write(other, 2).await;
+    assert!(other.members().iter().all(|member| member.server != own));
+    servers.into_iter().map(Server::kill).for_each(drop);
+}
