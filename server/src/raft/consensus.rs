@@ -1175,7 +1175,7 @@ impl Consensus {
             .await
     }
 
-    /// Gives a learner a vote once it has caught up.
+    /// Gives a learner a vote once it has caught up and may use it.
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -1185,7 +1185,7 @@ impl Consensus {
             .await
     }
 
-    /// Removes a member, the leader included, which then hands over.
+    /// Removes a member; the leader hands over first.
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -1195,7 +1195,8 @@ impl Consensus {
             .await
     }
 
-    /// Hands leadership to a voter; `None`: the one with the longest log.
+    /// Hands leadership to a voter that answers and may stand for election; `None`: of those heard from lately, the one
+    /// with the longest log.
     ///
     /// # Errors
     /// See [`MembershipError`].
