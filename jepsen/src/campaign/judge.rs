@@ -84,7 +84,13 @@ pub fn judge(
         verdicts.push(revisions::check(&of.operations));
         figures.push(shares(&of.operations, ended));
     }
-    if ran(Workload::Heartbeats) || ran(Workload::Racers) {
+    let keep_sessions = [
+        Workload::Heartbeats,
+        Workload::Racers,
+        Workload::Takeover,
+        Workload::Guard,
+    ];
+    if keep_sessions.into_iter().any(ran) {
         verdicts.push(sessions::check(&of.heartbeats, &of.faults, late_max, ended));
     }
     if ran(Workload::Heartbeats) && servers == 1 {

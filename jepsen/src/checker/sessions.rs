@@ -1,5 +1,6 @@
 //! Sessions on the true clock, the harness's own: nobody leaves before a full ttl after the sending of a heartbeat
-//! that was acknowledged, no heartbeat is acknowledged after its session's end, and nobody stays for ever.
+//! that was acknowledged, no heartbeat is acknowledged after its session's end, and nobody stays for ever. A session's
+//! end shows in two ways: a watcher is told that its node is gone, or a heartbeat is answered *not found*.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,6 +20,8 @@ struct Life {
     last_possible: Duration,
     /// When those without an answer were sent.
     unanswered: Vec<Duration>,
+    /// When it was first answered that there is no such session.
+    refused: Option<Duration>,
     stopped: Option<Duration>,
     /// Whether any watcher was told of it. Who falls behind is told of what is, not of what came and went meanwhile.
     seen: bool,
@@ -98,7 +101,10 @@ pub fn check(lines: &[Heartbeats], faults: &[Fault], late_max: Duration, ended: 
                 if *acknowledged == Some(true) {
                     life.acknowledged.push(*sent);
                 }
-                if *acknowledged != Some(false) {
+                if *acknowledged == Some(false) {
+                    let refused = life.refused.get_or_insert(Duration::MAX);
+                    *refused = end.unwrap_or(*sent).min(*refused);
+                } else {
                     // Without an answer it may still be under way until the client stopped.
                     life.last_possible = life.last_possible.max(end.unwrap_or(*sent));
                 }
@@ -154,29 +160,16 @@ fn judge(
     lateness: &mut Vec<Duration>,
 ) {
     if let Some(gone) = life.gone {
-        let early = life
-            .acknowledged
-            .iter()
-            .filter(|sent| **sent <= gone && **sent + life.ttl > gone);
-        if let Some(sent) = early.max() {
-            verdict.find(
-                gone,
-                format!(
-                    "session {session} was gone at {gone:?}, {:?} after an acknowledged heartbeat was sent ({sent:?}); \
-                     its ttl is {:?}",
-                    gone - *sent,
-                    life.ttl
-                ),
-            );
-        }
-        if let Some(sent) = life.acknowledged.iter().find(|sent| **sent > gone) {
-            verdict.find(
-                *sent,
-                format!("session {session} was gone at {gone:?}, and a heartbeat sent at {sent:?} was acknowledged"),
-            );
-        }
+        ended_early(session, life, gone, "gone", verdict);
     }
-    let Some(stopped) = life.stopped else { return };
+    if let Some(refused) = life.refused {
+        verdict.judged += 1;
+        ended_early(session, life, refused, "not found", verdict);
+    }
+    // Nobody goes on with a session that is said to be no more.
+    let Some(stopped) = life.stopped.into_iter().chain(life.refused).min() else {
+        return;
+    };
     let late_max = excuses.late_max;
     let arrivals = life.unanswered.iter().map(|sent| excuses.arrival(*sent));
     let last = arrivals
@@ -203,6 +196,33 @@ fn judge(
             );
         }
         None => {}
+    }
+}
+
+/// Whether it lived, by its acknowledged heartbeats, when its end was seen, or after that.
+fn ended_early(session: u64, life: &Life, ended: Duration, how: &str, verdict: &mut Verdict) {
+    let early = life
+        .acknowledged
+        .iter()
+        .filter(|sent| **sent <= ended && **sent + life.ttl > ended);
+    if let Some(sent) = early.max() {
+        verdict.find(
+            ended,
+            format!(
+                "session {session} was {how} at {ended:?}, {:?} after an acknowledged heartbeat was sent ({sent:?}); its \
+                 ttl is {:?}",
+                ended - *sent,
+                life.ttl
+            ),
+        );
+    }
+    if let Some(sent) = life.acknowledged.iter().find(|sent| **sent > ended) {
+        verdict.find(
+            *sent,
+            format!(
+                "session {session} was {how} at {ended:?}, and a heartbeat sent at {sent:?} was acknowledged"
+            ),
+        );
     }
 }
 
@@ -353,5 +373,23 @@ mod tests {
         assert_eq!(late.findings.len(), 1, "{late:?}");
         let undead = check(&[open(1), gone(1, 5), beat(1, 6, Some(true))], &[], LATE, s(20));
         assert_eq!(undead.findings.len(), 1, "{undead:?}");
+    }
+
+    #[test]
+    fn a_live_session_is_found_and_one_that_is_not_found_goes() {
+        let refused = |at| beat(1, at, Some(false));
+        let alive = check(&[open(1), beat(1, 2, Some(true)), refused(3)], &[], LATE, s(20));
+        assert_eq!(alive.findings.len(), 1, "{alive:?}");
+        let lapsed = [open(1), seen(1), beat(1, 2, Some(true)), refused(6), gone(1, 6)];
+        let verdict = check(&lapsed, &[], LATE, s(20));
+        assert!(verdict.is_good(), "{verdict:?}");
+        // Said to be no more, and listed for ever.
+        let listed = check(&lapsed[..4], &[], LATE, s(20));
+        assert_eq!(listed.findings.len(), 1, "{listed:?}");
+        // Not at once: watchers may be behind.
+        assert!(check(&lapsed[..4], &[], LATE, s(10)).is_good());
+        let both = [open(1), refused(5), beat(1, 6, Some(true))];
+        let both = check(&both, &[], LATE, s(20));
+        assert_eq!(both.findings.len(), 1, "one answer, not both: {both:?}");
     }
 }

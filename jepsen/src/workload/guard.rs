@@ -224,7 +224,11 @@ impl Act {
             let mut random = Seeded::new(self.random.next());
             let (key, id) = (self.key.clone(), format!("{prefix}{number}"));
             joining.spawn(async move {
+                let opening = stage.history.now();
                 let mut provider = Provider::open(&addresses, TTL, mode, &mut random).await?;
+                if mode == GroupMode::Cp {
+                    provider.opened(&stage, opening);
+                }
                 let sent = stage.history.now();
                 let registered = provider.register(&key.group, &key.service, &id).await;
                 stage.history.record(Record::Guarding(Guarding::Joined {

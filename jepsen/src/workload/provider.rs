@@ -5,6 +5,7 @@ use std::time::Duration;
 use rollcall_proto::v1::{ErrorCode, GroupMode};
 
 use super::Stage;
+use crate::history::{Heartbeats, Record};
 use crate::lab::attending::Attending;
 use crate::seed::Seeded;
 
@@ -21,6 +22,7 @@ pub(super) struct Provider {
     pub(super) session: u64,
     /// What was granted.
     pub(super) ttl: Duration,
+    mode: GroupMode,
 }
 
 /// A heartbeat.
@@ -49,6 +51,7 @@ impl Provider {
             session: attending.session,
             ttl: attending.ttl,
             attending: Some(attending),
+            mode,
         })
     }
 
@@ -62,7 +65,18 @@ impl Provider {
         Some(revision)
     }
 
-    /// One heartbeat, on its stream or, if that is broken, by attaching to some server.
+    /// Writes down that it was opened, which was asked for at this time.
+    pub(super) fn opened(&self, stage: &Stage, sent: Duration) {
+        stage.history.record(Record::Heartbeats(Heartbeats::Open {
+            session: self.session,
+            ttl: self.ttl,
+            sent,
+            end: stage.history.now(),
+        }));
+    }
+
+    /// One heartbeat, on its stream or, if that is broken, by attaching to some server. It is written
+    /// down if all servers answer for its session: in AP groups one that has not heard of it does not find it.
     pub(super) async fn beat(&mut self, stage: &Stage, random: &mut Seeded) -> Beat {
         let sent = stage.history.now();
         let acknowledged = match self.attending.take() {
@@ -75,9 +89,18 @@ impl Provider {
             },
             None => self.attach(random).await,
         };
+        let end = stage.history.now();
+        if self.mode == GroupMode::Cp {
+            stage.history.record(Record::Heartbeats(Heartbeats::Beat {
+                session: self.session,
+                sent,
+                end: acknowledged.map(|_| end),
+                acknowledged,
+            }));
+        }
         Beat {
             sent,
-            end: stage.history.now(),
+            end,
             acknowledged,
         }
     }

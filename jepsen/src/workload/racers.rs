@@ -74,18 +74,12 @@ async fn race(stage: Stage, mut random: Seeded) {
 
 async fn live(stage: &Stage, random: &mut Seeded) {
     let history = &stage.history;
-    let record = |line| history.record(Record::Heartbeats(line));
     let sent = history.now();
     let Some(mut racer) = Provider::open(&stage.addresses, TTL, GroupMode::Cp, random).await else {
         return;
     };
     let session = racer.session;
-    record(Heartbeats::Open {
-        session,
-        ttl: racer.ttl,
-        sent,
-        end: history.now(),
-    });
+    racer.opened(stage, sent);
     let mut heard = history.now();
     if racer
         .register(GROUP, SERVICE, &format!("s{session}"))
@@ -101,12 +95,6 @@ async fn live(stage: &Stage, random: &mut Seeded) {
             break;
         }
         let beat = racer.beat(stage, random).await;
-        record(Heartbeats::Beat {
-            session,
-            sent: beat.sent,
-            end: beat.acknowledged.map(|_| beat.end),
-            acknowledged: beat.acknowledged,
-        });
         match beat.acknowledged {
             Some(true) => heard = beat.sent,
             Some(false) => return,
@@ -114,8 +102,8 @@ async fn live(stage: &Stage, random: &mut Seeded) {
         }
     }
     racer.hang_up();
-    record(Heartbeats::Stop {
+    history.record(Record::Heartbeats(Heartbeats::Stop {
         session,
         time: history.now(),
-    });
+    }));
 }

@@ -85,9 +85,11 @@ async fn chain(stage: &Stage, node: &str, random: &mut Seeded) {
     let record = |line| stage.history.record(Record::Ownership(line));
     let mut owners = JoinSet::new();
     for _ in 0..random.between(2, OWNERS_MAX) {
+        let opening = stage.history.now();
         let Some(mut owner) = Provider::open(&stage.addresses, TTL, GroupMode::Cp, random).await else {
             break;
         };
+        owner.opened(stage, opening);
         let sent = stage.history.now();
         let registered = owner.register(GROUP, SERVICE, node).await;
         record(Ownership::Claimed {
