@@ -52,6 +52,9 @@ const LOSSES: [&str; 6] = [
 /// had said was on it. The others have it.
 const FORGETTING: [&str; 4] = ["membership", "resize", "lost-tail", "bit-rot"];
 
+/// Faults that keep no server from another.
+const HARMLESS: [&str; 4] = ["client-", "no-clients", "clock", "transfer"];
+
 /// What may be asked.
 #[derive(Clone, Copy, Debug)]
 struct Rules {
@@ -142,6 +145,10 @@ fn judge(lines: &[Ap], group: &str, faults: &[Fault], mut verdict: Verdict, move
         for (id, life) in &sorted.lives {
             lives(id, life, &sorted, faults, rules, &mut verdict);
         }
+    }
+    if clocks == Clocks::Ahead {
+        let what = "a wall clock was ahead: nothing was asked of the end, nor of sessions";
+        verdict.figures.push(what.into());
     }
     removals(&sorted, faults, &mut verdict);
     verdict.judged += sorted.views.len();
@@ -522,7 +529,7 @@ fn lives(id: &str, life: &Life, sorted: &Sorted<'_>, faults: &[Fault], rules: Ru
                 view.sent,
                 format!(
                     "server {} struck node {id} off at {:?}, {:?} after an acknowledged heartbeat was sent; its ttl is \
-                     {:?}, and no fault had cut anybody off for so long",
+                     {:?}, and no faults had kept servers apart for long enough",
                     view.server,
                     view.sent,
                     view.end - *sent,
@@ -573,11 +580,32 @@ fn last_fault(faults: &[Fault]) -> Duration {
     faults.iter().map(|fault| fault.end).max().unwrap_or_default()
 }
 
-/// Whether somebody was cut off for at least a ttl before it, and has not had the time to learn what it missed.
+/// Whether servers were kept apart for so long before it, all in all, that one may have judged a session that another
+/// heard, and others may not have had the time to learn better.
+///
+/// Who holds a session strikes it off a ttl after it heard it last, unless it hears that another one does now. A client
+/// whose heartbeat fails goes elsewhere after a third of its ttl and one wait for an answer, so that the word of that has to be
+/// held up for half a ttl at least (decision 0012).
 fn excused(sent: Duration, end: Duration, ttl: Duration, faults: &[Fault]) -> bool {
-    faults
+    let from = sent.saturating_sub(SETTLED_AFTER + ttl);
+    apart(faults, from, end) >= ttl / 2
+}
+
+/// For how long there was a fault between these moments that may keep servers apart. Faults that overlap are one.
+fn apart(faults: &[Fault], from: Duration, to: Duration) -> Duration {
+    let keeps_apart = |fault: &&Fault| !HARMLESS.iter().any(|kind| fault.what.starts_with(kind));
+    let mut spans: Vec<(Duration, Duration)> = faults
         .iter()
-        .any(|fault| fault.time + ttl <= end + APART && fault.end + SETTLED_AFTER >= sent)
+        .filter(keeps_apart)
+        .map(|fault| (fault.time.max(from), fault.end.min(to)))
+        .collect();
+    spans.sort_unstable();
+    let (mut covered, mut until) = (Duration::ZERO, from);
+    for (began, ended) in spans {
+        covered += ended.saturating_sub(began.max(until));
+        until = until.max(ended);
+    }
+    covered
 }
 
 /// What watchers were told to be gone had a reason to go.

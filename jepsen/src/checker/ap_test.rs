@@ -271,14 +271,34 @@ fn sessions_are_neither_struck_off_early_nor_kept_for_ever() {
     assert!(kept.findings[0].what.contains("still shows"), "{kept:?}");
     life.extend([gone(8), heal(30), gone(31)]);
     bad(&life, "struck");
-    // It was cut off for a ttl.
+    // It was cut off for a ttl, or now and then for half of it.
     good(&life, &[fault(3, 9)]);
-    let verdict = check(&life, "g", &[fault(7, 9)]);
-    assert_eq!(
-        verdict.findings.len(),
-        1,
-        "a short fault is no excuse: {verdict:?}"
-    );
+    good(&life, &[fault(1, 2), fault(3, 4), fault(5, 6)]);
+    // Faults that are short, over before it, or the same twice, or that keep no server from another, are no excuse.
+    let of_clients = Fault {
+        what: "client-cut: host 1".into(),
+        ..fault(3, 9)
+    };
+    for faults in [
+        vec![fault(3, 3)],
+        vec![fault(3, 4)],
+        vec![fault(3, 4), fault(3, 4), fault(4, 4)],
+        vec![fault(7, 9)],
+        vec![of_clients],
+    ] {
+        let verdict = check(&life, "g", &faults);
+        assert_eq!(verdict.findings.len(), 1, "{faults:?} are no excuse: {verdict:?}");
+    }
+    let old = [
+        session("s", 1),
+        there(2),
+        beat("s", 29),
+        gone(30),
+        heal(40),
+        gone(41),
+    ];
+    let verdict = check(&old, "g", &[fault(1, 12)]);
+    assert!(!verdict.findings.is_empty(), "long over: {verdict:?}");
     let alive = [session("s", 1), there(2), beat("s", 29), heal(30), gone(31)];
     let verdict = check(&alive, "g", &[]);
     assert!(!verdict.findings.is_empty(), "{verdict:?}");
