@@ -132,7 +132,7 @@ async fn start(workload: Workload, stage: &Stage, reads: ReadMode) -> anyhow::Re
         }
         Workload::Followers => {
             put_group(addresses, followers::GROUP, ALL_BASIS_POINTS).await?;
-            let followers = Followers::start(addresses, stop, *seed, clients.div_ceil(2));
+            let followers = Followers::start(addresses, history, stop, *seed, clients.div_ceil(2));
             Box::pin(async move { Some(followers.finish(RECOVERY_MAX).await) })
         }
         Workload::Ap => {

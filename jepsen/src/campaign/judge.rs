@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use super::options::Workload;
 use crate::checker::{
-    Finding, Verdict, ages, ap, batches, guard, linear, pauses, resumes, revisions, sessions, storm,
-    takeover, watches,
+    Finding, Verdict, ages, ap, batches, guard, linear, pauses, resumes, revisions, sessions, silences,
+    storm, takeover, watches,
 };
 use crate::history::{
-    Answer, Ap, Fault, Following, Guarding, Heartbeats, Operation, Outcome, Ownership, Record, Stampede, pair,
+    Answer, Ap, Fault, Following, Guarding, Heartbeats, Operation, Outcome, Ownership, Phase, Record,
+    Stampede, pair,
 };
 use crate::workload::followers::Followed;
 use crate::workload::{self, mode_switch};
@@ -47,6 +48,27 @@ impl Sorted {
             }
         }
         sorted
+    }
+
+    /// Revisions of the replicated directory that somebody was told, and when.
+    fn acknowledged(&self) -> Vec<(u64, Duration)> {
+        let operations = self.operations.iter().filter_map(|of| match of.phase {
+            Phase::Ok { revision, .. } => Some((revision, of.time)),
+            _ => None,
+        });
+        let answers = self.answers.iter().filter_map(|of| match of {
+            Answer::Wrote { revision, time, .. } => Some((*revision, *time)),
+            _ => None,
+        });
+        let claims = self.ownership.iter().filter_map(|of| match of {
+            Ownership::Claimed {
+                revision,
+                end: Some(end),
+                ..
+            } => Some((*revision, *end)),
+            _ => None,
+        });
+        operations.chain(answers).chain(claims).collect()
     }
 }
 
@@ -98,6 +120,18 @@ pub fn judge(
     }
     if let Some(followed) = followed {
         verdicts.push(watches::check(&followed.seen, &followed.acknowledged, ended));
+    }
+    let acknowledged = of.acknowledged();
+    let watch = [
+        Workload::Heartbeats,
+        Workload::Followers,
+        Workload::Guard,
+        Workload::Takeover,
+        Workload::Resumes,
+        Workload::Batches,
+    ];
+    if watch.into_iter().any(ran) && !acknowledged.is_empty() {
+        verdicts.push(silences::check(&of.following, &acknowledged, &of.faults));
     }
     if ran(Workload::Ap) {
         verdicts.push(ap::check(&of.ap, workload::ap::GROUP, &of.faults));

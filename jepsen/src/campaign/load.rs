@@ -145,7 +145,13 @@ async fn start(
         Workload::Followers => {
             put_group(addresses, followers::GROUP, 10_000).await?;
             let _there = host.map(HostRuntime::enter);
-            Running::Followers(Followers::start(addresses, stop, seed, clients.div_ceil(2)))
+            Running::Followers(Followers::start(
+                addresses,
+                history,
+                stop,
+                seed,
+                clients.div_ceil(2),
+            ))
         }
         Workload::Ap => {
             Writers::prepare(stage).await?;

@@ -48,7 +48,7 @@ pub(super) fn changes(following: &[Following]) -> BTreeMap<String, BTreeMap<u64,
                     });
                 change.time = change.time.min(*time);
             }
-            Following::Bookmark { .. } | Following::Close { .. } => {}
+            Following::Bookmark { .. } | Following::Silent { .. } | Following::Close { .. } => {}
         }
     }
     let known: BTreeSet<&str> = services.values().copied().collect();

@@ -9,6 +9,7 @@
 //! - [`resumes`]: watchers that leave and come back miss nothing and hear nothing twice.
 //! - [`revisions`]: the registry's revisions are unique and follow real time over all records.
 //! - [`sessions`]: nobody leaves early, nobody stays long after.
+//! - [`silences`]: no server forgets a watcher.
 //! - [`storm`]: a stampede of consumers takes no more than its budget, and all are served in time.
 //! - [`takeover`]: a node that changes hands stays, and changes them once.
 //! - [`watches`]: watchers agree with each other on every change, without gaps.
@@ -24,6 +25,7 @@ pub mod pauses;
 pub mod resumes;
 pub mod revisions;
 pub mod sessions;
+pub mod silences;
 pub mod storm;
 pub mod takeover;
 mod verdict;

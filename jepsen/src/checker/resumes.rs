@@ -29,7 +29,8 @@ struct Watcher<'a> {
 pub fn check(following: &[Following], answers: &[Answer], ended: Duration) -> Verdict {
     let mut verdict = Verdict::new("watchers that resume");
     let mut watchers: BTreeMap<&str, Watcher<'_>> = BTreeMap::new();
-    for line in following {
+    let told = |line: &&Following| !matches!(line, Following::Silent { .. });
+    for line in following.iter().filter(told) {
         watchers.entry(line.watch()).or_default().take(line);
     }
     let mut log: BTreeMap<&str, BTreeSet<u64>> = BTreeMap::new();
@@ -110,13 +111,14 @@ impl<'a> Watcher<'a> {
                 ..
             } => self.change(*revision, put, removed),
             Following::Bookmark { revision, .. } => self.advance("a bookmark", *revision),
-            Following::Close { .. } => None,
+            Following::Silent { .. } | Following::Close { .. } => None,
         };
         if let Some(what) = broken {
             let time = match line {
                 Following::Open { time, .. }
                 | Following::Event { time, .. }
                 | Following::Bookmark { time, .. }
+                | Following::Silent { time, .. }
                 | Following::Close { time, .. } => *time,
             };
             self.broken = Some((time, what));

@@ -59,6 +59,19 @@ pub enum Following {
         /// When it came.
         time: Duration,
     },
+    /// It was told nothing any more, and left.
+    Silent {
+        /// Its name.
+        watch: String,
+        /// By which server.
+        server: u64,
+        /// When it was told something last, or subscribed.
+        since: Duration,
+        /// Everything up to this revision had been told.
+        told: u64,
+        /// When it left.
+        time: Duration,
+    },
     /// Its stream ended.
     Close {
         /// Its name.
@@ -76,6 +89,7 @@ impl Following {
             Self::Open { watch, .. }
             | Self::Event { watch, .. }
             | Self::Bookmark { watch, .. }
+            | Self::Silent { watch, .. }
             | Self::Close { watch, .. } => watch,
         }
     }
@@ -85,6 +99,7 @@ impl Following {
             Self::Open { time, .. }
             | Self::Event { time, .. }
             | Self::Bookmark { time, .. }
+            | Self::Silent { time, .. }
             | Self::Close { time, .. } => *time,
         }
     }
@@ -117,6 +132,16 @@ impl Following {
                 revision,
                 time,
             } => json!({ "type": "bookmark", "watch": watch, "rev": revision, "time": ms(*time) }),
+            Self::Silent {
+                watch,
+                server,
+                since,
+                told,
+                time,
+            } => json!({
+                "type": "watch-silent", "watch": watch, "node": server, "rev": told, "since": ms(*since),
+                "time": ms(*time),
+            }),
             Self::Close { watch, time } => {
                 json!({ "type": "watch-close", "watch": watch, "time": ms(*time) })
             }

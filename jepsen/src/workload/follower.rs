@@ -11,13 +11,14 @@ use rollcall_proto::v1::{Node, NodeState, ServiceKey, ServiceView, StartKind};
 use super::Stage;
 use super::call::{ms, value_of};
 use super::door::is_put_off;
+use crate::checker::silences::TOLD_WITHIN;
 use crate::history::{Following, Record, Shown};
 use crate::lab::watching::Watching;
 use crate::seed::Seeded;
 
 const OPEN_MAX: Duration = Duration::from_secs(2);
-/// A server that is silent for so long is left; bookmarks come every five seconds.
-const SILENCE_MAX: Duration = Duration::from_secs(12);
+/// A server that is silent for so long is left; bookmarks come every five seconds, if there is anything new.
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(12);
 
 /// Whom to follow, and how restlessly.
 #[derive(Clone, Debug)]
@@ -71,9 +72,21 @@ impl Follower {
             time: history.now(),
         });
         loop {
-            let left = until.saturating_sub(history.now()).min(SILENCE_MAX);
-            let Ok(Ok(frame)) = tokio::time::timeout(left, watching.next()).await else {
-                break;
+            let since = history.now();
+            let left = until.saturating_sub(since).min(SILENCE_MAX);
+            let frame = match tokio::time::timeout(left, watching.next()).await {
+                Ok(Ok(frame)) => frame,
+                Err(_) if left >= TOLD_WITHIN => {
+                    record(Following::Silent {
+                        watch: self.name.clone(),
+                        server,
+                        since,
+                        told: self.position.load(Ordering::Acquire),
+                        time: history.now(),
+                    });
+                    break;
+                }
+                Ok(Err(_)) | Err(_) => break,
             };
             if is_put_off(&frame) || !self.take(frame, &record, history.now()) {
                 break;

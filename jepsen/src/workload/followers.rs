@@ -13,7 +13,9 @@ use tonic::transport::Channel;
 
 use super::Stop;
 use super::door::{SERVER_MAX_MS, connect, is_put_off};
+use super::follower::SILENCE_MAX;
 use crate::checker::watches::Seen;
+use crate::history::{self, Answer, History, Record};
 use crate::lab::watching::{Mirror, Told, Watching};
 use crate::seed::Seeded;
 
@@ -29,6 +31,7 @@ const FRAMES_MAX: u64 = 400;
 #[derive(Debug)]
 struct Shared {
     addresses: Vec<String>,
+    history: History,
     stop: Stop,
     acknowledged: Mutex<Vec<u64>>,
 }
@@ -62,9 +65,10 @@ pub struct Followed {
 impl Followers {
     /// Starts `writers` writers and a watcher at each server. The group [`GROUP`] must be there.
     #[must_use]
-    pub fn start(addresses: &[String], stop: &Stop, seed: u64, writers: u64) -> Self {
+    pub fn start(addresses: &[String], history: &History, stop: &Stop, seed: u64, writers: u64) -> Self {
         let shared = Arc::new(Shared {
             addresses: addresses.to_vec(),
+            history: history.clone(),
             stop: stop.clone(),
             acknowledged: Mutex::default(),
         });
@@ -124,6 +128,29 @@ impl Followers {
     }
 }
 
+impl Shared {
+    fn acknowledge(&self, revision: u64) {
+        lock(&self.acknowledged).push(revision);
+        self.history.record(Record::Answer(Answer::Wrote {
+            service: format!("{GROUP}/{SERVICE}"),
+            revision,
+            time: self.history.now(),
+        }));
+    }
+
+    /// A watcher leaves the server at this turn, which has told it nothing from `since` on.
+    fn left_silent(&self, following: &Mutex<Following>, turn: usize, since: Duration) {
+        let silent = history::Following::Silent {
+            watch: format!("{GROUP}-{}", lock(following).seen.watcher),
+            server: (turn % self.addresses.len()) as u64 + 1,
+            since,
+            told: lock(following).mirror.revision(),
+            time: self.history.now(),
+        };
+        self.history.record(Record::Following(silent));
+    }
+}
+
 fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -145,7 +172,8 @@ async fn write(shared: Arc<Shared>, writer: u64, mut random: Seeded) {
                 _ => register(&mut registry, node, random.below(60_000)).await,
             };
             match revision {
-                Some(revision) => lock(&shared.acknowledged).extend((revision > 0).then_some(revision)),
+                Some(0) => {}
+                Some(revision) => shared.acknowledge(revision),
                 None => break,
             }
             tokio::time::sleep(Duration::from_millis(random.below(40))).await;
@@ -225,8 +253,14 @@ async fn follow(shared: Arc<Shared>, following: Arc<Mutex<Following>>, first: us
         if let Ok(Ok(mut watching)) = tokio::time::timeout(OPEN_MAX, opening).await {
             // Away from a server that is silent for long, and now and then from one that is not.
             for _ in 0..random.between(FRAMES_MAX / 4, FRAMES_MAX) {
-                let Ok(Ok(frame)) = tokio::time::timeout(OPEN_MAX * 5, watching.next()).await else {
-                    break;
+                let since = shared.history.now();
+                let frame = match tokio::time::timeout(SILENCE_MAX, watching.next()).await {
+                    Ok(Ok(frame)) => frame,
+                    Ok(Err(_)) => break,
+                    Err(_) => {
+                        shared.left_silent(&following, turn, since);
+                        break;
+                    }
                 };
                 if is_put_off(&frame) {
                     break;

@@ -10,7 +10,8 @@ use tokio::task::JoinSet;
 
 use super::Stop;
 use super::door::is_put_off;
-use crate::history::{Heartbeats, History, Record};
+use super::follower::SILENCE_MAX;
+use crate::history::{Answer, Following, Heartbeats, History, Record};
 use crate::lab::attending::Attending;
 use crate::lab::watching::{Mirror, Watching};
 use crate::seed::Seeded;
@@ -106,10 +107,15 @@ async fn live(shared: &Shared, random: &mut Seeded) {
     });
     let node = format!("s{session}");
     let registered = tokio::time::timeout(ANSWER_MAX * 2, attending.register(GROUP, SERVICE, &node)).await;
-    if !matches!(registered, Ok(Ok(_))) {
+    let Ok(Ok(revision)) = registered else {
         // Nobody knows whether there is a node; a session that is not watched says nothing about lateness.
         return;
-    }
+    };
+    history.record(Record::Answer(Answer::Wrote {
+        service: format!("{GROUP}/{SERVICE}"),
+        revision,
+        time: history.now(),
+    }));
     let dies_at = history.now() + Duration::from_millis(random.between(4_000, 40_000));
     let mut attending = Some(attending);
     let secret = attending.as_ref().map(|of| of.secret.clone()).unwrap_or_default();
@@ -195,7 +201,22 @@ pub(super) async fn watch(addresses: Vec<String>, history: History, group: &str,
         let address = &addresses[turn % addresses.len()];
         let opening = Watching::service(address, group, SERVICE, mirror.revision());
         if let Ok(Ok(mut watching)) = tokio::time::timeout(ANSWER_MAX * 2, opening).await {
-            while let Ok(frame) = watching.next().await {
+            loop {
+                let since = history.now();
+                let frame = match tokio::time::timeout(SILENCE_MAX, watching.next()).await {
+                    Ok(Ok(frame)) => frame,
+                    Ok(Err(_)) => break,
+                    Err(_) => {
+                        history.record(Record::Following(Following::Silent {
+                            watch: format!("{group}-{}", first + 1),
+                            server: (turn % addresses.len()) as u64 + 1,
+                            since,
+                            told: mirror.revision(),
+                            time: history.now(),
+                        }));
+                        break;
+                    }
+                };
                 if is_put_off(&frame) {
                     break;
                 }

@@ -13,7 +13,8 @@ use super::Stage;
 use super::ap::{SERVICE, Writers, unguarded};
 use super::call::ms;
 use super::door::put_group_as;
-use crate::history::{Ap, Record};
+use super::follower::SILENCE_MAX;
+use crate::history::{Ap, Following, Record};
 use crate::lab::watching::Watching;
 use crate::seed::Seeded;
 
@@ -23,7 +24,6 @@ pub const GROUP: &str = "moving";
 const READY_MS: u32 = 8_000;
 const ANSWER_MAX: Duration = Duration::from_secs(15);
 const OPEN_MAX: Duration = Duration::from_secs(2);
-const SILENCE_MAX: Duration = Duration::from_secs(12);
 
 /// Writers, watchers and a mover at work.
 #[derive(Debug)]
@@ -143,7 +143,13 @@ struct Told {
 impl Told {
     async fn follow(&mut self, watching: &mut Watching) {
         let mut listed = false;
-        while let Ok(Ok(frame)) = tokio::time::timeout(SILENCE_MAX, watching.next()).await {
+        loop {
+            let since = self.stage.history.now();
+            let frame = match tokio::time::timeout(SILENCE_MAX, watching.next()).await {
+                Ok(Ok(frame)) => frame,
+                Ok(Err(_)) => return,
+                Err(_) => return self.left_silent(watching, since),
+            };
             let is_ap = watching.mode() == GroupMode::Ap;
             let mut at = |revision: u64| {
                 if !is_ap {
@@ -182,6 +188,20 @@ impl Told {
                 }
                 Frame::Rejected(_) | Frame::MoveOn(_) => return,
             }
+        }
+    }
+
+    /// It leaves. What its server has come to is known only of the replicated directory.
+    fn left_silent(&self, watching: &Watching, since: Duration) {
+        if watching.mode() != GroupMode::Ap {
+            let silent = Following::Silent {
+                watch: format!("{GROUP}-{}", self.server),
+                server: self.server,
+                since,
+                told: self.position,
+                time: self.stage.history.now(),
+            };
+            self.stage.history.record(Record::Following(silent));
         }
     }
 
