@@ -20,6 +20,7 @@ mod load;
 pub mod mutants;
 mod network;
 mod options;
+mod panics;
 mod results;
 mod run;
 mod schedule;

@@ -16,6 +16,7 @@ use crate::findings::{Findings, Violation};
 use crate::load::{self, LATE_MAX, LoadOptions, Progress, RECOVERY_MAX};
 use crate::network::Traffic;
 use crate::options::Options;
+use crate::panics;
 use crate::setting::Setting;
 use crate::time::{MILLISECOND, SECOND, nanoseconds};
 use crate::words;
@@ -35,6 +36,7 @@ const ENDING_MAX: Duration = Duration::from_secs(150);
 pub fn run(seed: u64, options: &Options, history: Option<&Path>) -> anyhow::Result<Findings> {
     let (options, history) = (options.clone(), history.map(Path::to_owned));
     words::listen();
+    panics::listen();
     let folder = disk::folder()?;
     let thread = std::thread::Builder::new()
         .name(format!("seed-{seed}"))
@@ -113,6 +115,7 @@ fn carry_out(world: &mut World, load: LoadOptions, length: Duration) -> anyhow::
             .find(format!("the load could not be carried out: {failed}"));
     }
     agree(world)?;
+    world.hear_panics();
     Ok(judge(world, &workloads, &progress))
 }
 

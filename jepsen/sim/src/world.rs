@@ -14,6 +14,7 @@ use crate::disk::Disks;
 use crate::host::Host;
 use crate::invariants::Invariants;
 use crate::network::{HostIndex, Link, Network};
+use crate::panics;
 use crate::schedule::{Fault, Planned, Victim, cuts};
 use crate::server::{self, Life, Seat, Tuning};
 use crate::time::{Agenda, MILLISECOND, Moment, SECOND};
@@ -462,6 +463,14 @@ impl World {
             .collect();
         for (server, term) in self.invariants.look(&handles) {
             self.note_leader(server, term);
+        }
+        self.hear_panics();
+    }
+
+    /// Whoever panicked since this was asked last; what it belonged to may go on without it.
+    pub(crate) fn hear_panics(&mut self) {
+        for panic in panics::take() {
+            self.invariants.find(format!("a task panicked: {panic}"));
         }
     }
 

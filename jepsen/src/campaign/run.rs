@@ -116,6 +116,12 @@ pub async fn run(options: &Options) -> anyhow::Result<Findings> {
         }
         Err(differ) => survival.findings.push(finding(&history, format!("{differ:#}"))),
     }
+    let panics = cluster.panics()?;
+    survival.findings.extend(
+        panics
+            .into_iter()
+            .map(|panic| finding(&history, format!("a task panicked: {panic}"))),
+    );
     history.flush()?;
     let mut figures = vec![
         format!("the last term was {terms}"),

@@ -119,11 +119,10 @@ impl Stand {
             if !server.is_running() {
                 report.broken.push(format!("server {} ended", server.id()));
             }
-            let log = server.log_tail(usize::MAX);
-            let panics = log.lines().filter(|line| line.contains("panicked at"));
-            report
-                .broken
-                .extend(panics.map(|line| format!("server {}: {line}", server.id())));
+        }
+        match self.cluster.panics() {
+            Ok(panics) => report.broken.extend(panics),
+            Err(unread) => report.broken.push(format!("{unread:#}")),
         }
     }
 

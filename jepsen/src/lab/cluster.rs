@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::binary;
 use super::operator::{Operator, Probe, leader_of, statuses_of};
+use super::panics::panics_in;
 use super::server::{Endpoints, Server};
 use super::wait::{WAIT_MAX, eventually};
 use crate::net::Net;
@@ -222,6 +223,14 @@ impl Cluster {
     #[must_use]
     pub fn folder(&self) -> Option<&Path> {
         self.folder.as_ref().map(TempDir::path)
+    }
+
+    /// What the logs of all servers that ever were tell of panics.
+    ///
+    /// # Errors
+    /// A log cannot be read.
+    pub fn panics(&self) -> anyhow::Result<Vec<String>> {
+        self.folder().map_or_else(|| Ok(Vec::new()), panics_in)
     }
 
     /// Keeps data and logs beyond this value's life; returns where they are.

@@ -2,7 +2,7 @@
 //!
 //! - [`Cluster`]: servers that know each other, each with a data folder, three ports and a log file; on loopback, or
 //!   each on a host of its own ([`crate::net`]).
-//! - [`Process`]: any child process, its signals and its end.
+//! - [`Process`]: any child process, its signals and its end. [`panics_in`]: what logs tell of panics.
 //! - [`Timeline`]: what happened when, for people and as JSON.
 //! - [`eventually`]: waiting for a condition, with a bound.
 //! - [`attending`]: a provider that does only what it is told; [`crowd`]: many of them, who live and die at once.
@@ -23,6 +23,7 @@ pub mod crowd;
 mod disk;
 mod leading;
 mod operator;
+mod panics;
 pub mod ports;
 mod process;
 pub mod reading;
@@ -37,6 +38,7 @@ pub use control_group::{ControlGroup, Controller};
 pub use disk::Disk;
 pub use leading::{Leading, Led};
 pub use operator::Operator;
+pub use panics::panics_in;
 pub use process::Process;
 pub(crate) use server::status_of;
 pub use server::{CLIENT_PORT, Endpoints, HTTP_PORT, PEER_PORT, Server};
