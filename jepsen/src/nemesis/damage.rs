@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 
 use anyhow::Context;
 
@@ -17,6 +18,8 @@ const HEADER: u64 = 7;
 /// Most zeros behind a torn end.
 const ZEROS_MAX: u64 = 4_096;
 const PLACES_MAX: u64 = 8;
+/// The reason of a server that cannot listen.
+const PORT_TAKEN: &str = "RC-202";
 
 /// What is done to the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +59,35 @@ enum Stage {
     Ending,
     Down,
     Starting,
-    Replacing(String, Replacement),
+    Replacing(Refusal, Replacement),
+}
+
+/// A server that ended by itself on its damaged files. It is of no use any more, but the run goes on with a whole cluster.
+#[derive(Debug, PartialEq, Eq)]
+enum Refusal {
+    /// It named the damage, as it should.
+    Named(String),
+    /// It should not have ended, or not like this.
+    Broken(String),
+}
+
+impl Refusal {
+    /// What its end means. `said`: the reason that it gave; `last`: the last words of its log.
+    fn of(wound: Wound, id: u64, status: ExitStatus, said: Option<String>, last: &str) -> Self {
+        let wound_name = wound.name();
+        let Some(said) = said.filter(|_| status.code().is_some()) else {
+            return Self::Broken(format!(
+                "{wound_name}: server {id} did not name the damage: it ended by {status}, after: {last}"
+            ));
+        };
+        // What a power cut leaves is repaired without a word. Somebody may have taken its port, which is no word on its files.
+        if wound == Wound::TornTail && !said.starts_with(PORT_TAKEN) {
+            return Self::Broken(format!(
+                "{wound_name}: nothing was lost, and server {id} ended by {status} and said: {said}"
+            ));
+        }
+        Self::Named(said)
+    }
 }
 
 impl Damage {
@@ -119,10 +150,15 @@ impl Deed for Damage {
                 Ok(None)
             }
             Stage::Starting => self.judge(ground).await,
-            Stage::Replacing(said, replacement) => {
+            Stage::Replacing(refusal, replacement) => {
                 let done = replacement.step(ground).await?;
-                let seen = format!("the server said: {said}; {}", replacement.seen());
-                Ok(done.then(|| Effect::seen(true, seen)))
+                let replaced = replacement.seen();
+                Ok(done.then(|| match refusal {
+                    Refusal::Named(said) => {
+                        Effect::seen(true, format!("the server said: {said}; {replaced}"))
+                    }
+                    Refusal::Broken(what) => Effect::broken(format!("{what}; {replaced}")),
+                }))
             }
         }
     }
@@ -135,18 +171,8 @@ impl Damage {
         let server = ground.cluster.server(id);
         let said = reason(&server.log_since(self.log_length));
         if let Some(status) = server.process().and_then(|process| process.exit_status()) {
-            let Some(said) = said.filter(|_| status.code().is_some()) else {
-                let last = server.log_tail(3);
-                // It is of no use any more, but the run goes on with a whole cluster.
-                let replacement = Replacement::of(id);
-                let what = format!("nothing: it ended by {status}, after: {last}");
-                ground
-                    .history
-                    .note(format!("server {id} did not name the damage: {what}"));
-                self.stage = Stage::Replacing(what, replacement);
-                return Ok(None);
-            };
-            self.stage = Stage::Replacing(said, Replacement::of(id));
+            let refusal = Refusal::of(self.wound, id, status, said, &server.log_tail(3));
+            self.stage = Stage::Replacing(refusal, Replacement::of(id));
             return Ok(None);
         }
         if !is_ready(server).await {
@@ -321,5 +347,36 @@ mod tests {
             .unwrap();
         assert!(done.contains("in mark (64 bytes)"), "{done}");
         assert_ne!(std::fs::read(folder.path().join("mark")).unwrap(), [0; 64]);
+    }
+
+    /// A program in a server's place, which says this and ends like this.
+    fn refusal(wound: Wound, script: &str) -> Refusal {
+        let ended = std::process::Command::new("sh")
+            .args(["-c", script])
+            .output()
+            .unwrap();
+        let log = String::from_utf8(ended.stderr).unwrap();
+        Refusal::of(wound, 2, ended.status, reason(&log), &log)
+    }
+
+    #[test]
+    fn a_server_that_refuses_its_files_names_the_damage_and_never_a_torn_tail() {
+        let damaged = "echo 'ERROR RC-104: the log is damaged' >&2; exit 1";
+        let broken = |refusal: Refusal, wanted: &str| match refusal {
+            Refusal::Broken(what) => assert!(what.contains(wanted), "{what}"),
+            Refusal::Named(said) => panic!("it passed: {said}"),
+        };
+        broken(refusal(Wound::TornTail, damaged), "nothing was lost");
+        let named = Refusal::Named("RC-104: the log is damaged".into());
+        assert_eq!(refusal(Wound::LostTail, damaged), named);
+        assert_eq!(refusal(Wound::BitRot, damaged), named);
+        for wound in [Wound::TornTail, Wound::LostTail, Wound::BitRot] {
+            broken(refusal(wound, "echo oh >&2; exit 1"), "did not name");
+            broken(refusal(wound, "echo 'RC-104: x' >&2; kill -9 $$"), "did not name");
+        }
+        assert!(matches!(
+            refusal(Wound::TornTail, "echo 'RC-202: taken' >&2; exit 1"),
+            Refusal::Named(_)
+        ));
     }
 }

@@ -4,7 +4,6 @@ use std::fmt::Debug;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::history::History;
 use crate::lab::{Cluster, Leading, Server};
 use crate::net::Net;
 use crate::seed::Seeded;
@@ -14,7 +13,6 @@ use crate::seed::Seeded;
 pub(super) struct Ground<'a> {
     pub(super) cluster: &'a mut Cluster,
     pub(super) net: Option<&'a Net>,
-    pub(super) history: &'a History,
     pub(super) leading: &'a Leading,
     /// What a rolling upgrade installs.
     pub(super) upgrade_to: Option<&'a Path>,

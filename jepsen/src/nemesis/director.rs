@@ -250,7 +250,6 @@ impl Nemesis {
         Ground {
             cluster,
             net: self.net.as_deref(),
-            history: &self.history,
             leading: &self.leading,
             upgrade_to: self.upgrade_to.as_deref(),
         }

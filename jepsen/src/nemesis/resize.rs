@@ -45,6 +45,8 @@ pub(super) struct Resize {
     order: Order,
     step: Step,
     done: Vec<String>,
+    /// Servers that had ended by themselves when they were to go: nobody starts them any more.
+    crashed: Vec<String>,
     began: Instant,
 }
 
@@ -63,6 +65,7 @@ pub(super) fn begin(ground: &Ground<'_>) -> Box<dyn Deed> {
         order: Order::Join,
         step: Step::Next,
         done: Vec::new(),
+        crashed: Vec::new(),
         began: Instant::now(),
     })
 }
@@ -96,6 +99,10 @@ impl Resize {
             Step::Removing(id, call) => match finished(call).await? {
                 Call::Open(call) => Step::Removing(id, call),
                 Call::Done => {
+                    let server = ground.cluster.server(id);
+                    if !server.is_running() {
+                        self.crashed.push(ended_by_itself(id, &server.log_tail(5)));
+                    }
                     ground.cluster.discard(id);
                     self.done.push(format!("{id} went"));
                     Step::Next
@@ -164,7 +171,34 @@ impl Deed for Resize {
         let over = self.step(ground).await?;
         Ok(over.then(|| {
             let seen = format!("{}, in {:.1?}", self.done.join(", "), self.began.elapsed());
-            Effect::seen(true, seen)
+            effect(seen, &self.crashed)
         }))
+    }
+}
+
+fn ended_by_itself(id: u64, last: &str) -> String {
+    format!("server {id} had ended by itself when it was to go; its last words:\n{last}")
+}
+
+fn effect(seen: String, crashed: &[String]) -> Effect {
+    match crashed {
+        [] => Effect::seen(true, seen),
+        crashed => Effect {
+            broken: Some(crashed.join("\n")),
+            ..Effect::seen(true, seen)
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_had_crashed_before_it_was_removed_is_a_broken_promise() {
+        assert_eq!(effect("4 came".into(), &[]).broken, None);
+        let crashed = [ended_by_itself(2, "it has a position")];
+        let broken = effect("2 went".into(), &crashed).broken.unwrap();
+        assert!(broken.contains("server 2 had ended by itself"), "{broken}");
     }
 }
