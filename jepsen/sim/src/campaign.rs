@@ -10,6 +10,9 @@ use crate::disk;
 use crate::findings::Findings;
 use crate::options::Options;
 
+/// In so many seeds a judge has something to look at in one, however short they are.
+const ASKED_ENOUGH: u64 = 20;
+
 /// What many runs came to.
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
@@ -25,6 +28,8 @@ pub struct Totals {
     pub workloads: BTreeMap<String, u64>,
     /// Of each judge: in how many seeds it judged something, and how many things in all.
     pub judged: BTreeMap<String, (u64, u64)>,
+    /// In how many seeds each judge was asked.
+    pub asked: BTreeMap<String, u64>,
     /// Sums of the runs' figures; of the highest term, the highest.
     pub figures: BTreeMap<String, u64>,
     /// Simulated time, in milliseconds.
@@ -47,6 +52,9 @@ impl Totals {
         for workload in &findings.workloads {
             *self.workloads.entry(workload.clone()).or_default() += 1;
         }
+        for of in &findings.judged {
+            *self.asked.entry(of.checker.clone()).or_default() += 1;
+        }
         for of in findings.judged.iter().filter(|of| of.judged > 0) {
             let (seeds, judged) = self.judged.entry(of.checker.clone()).or_default();
             (*seeds, *judged) = (*seeds + 1, *judged + of.judged);
@@ -60,6 +68,17 @@ impl Totals {
         }
         self.simulated_ms += findings.simulated_ms;
         self.took_ms += findings.took_ms;
+    }
+
+    /// Judges that were asked in so many seeds that one of them should have had something for it, and never had. A word on
+    /// nothing proves nothing.
+    #[must_use]
+    pub fn idle(&self) -> Vec<&str> {
+        let asked = self.asked.iter().filter(|(_, seeds)| **seeds >= ASKED_ENOUGH);
+        asked
+            .map(|(checker, _)| checker.as_str())
+            .filter(|checker| !self.judged.contains_key(*checker))
+            .collect()
     }
 }
 
@@ -103,4 +122,32 @@ pub fn campaign(
 pub fn missing(range: Range<u64>, done: &[Findings]) -> Vec<u64> {
     let done: std::collections::BTreeSet<u64> = done.iter().map(|findings| findings.seed).collect();
     range.filter(|seed| !done.contains(seed)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::findings::Judged;
+
+    #[test]
+    fn a_judge_that_never_had_anything_to_look_at_is_named() {
+        let of = |checker: &str, judged| Judged {
+            checker: checker.into(),
+            judged,
+            findings: 0,
+            figures: Vec::new(),
+        };
+        let mut totals = Totals::default();
+        for seed in 0..ASKED_ENOUGH {
+            assert!(totals.idle().is_empty());
+            let mut findings = Findings {
+                seed,
+                judged: vec![of("moves", 0), of("sessions", u64::from(seed == 3))],
+                ..Findings::default()
+            };
+            findings.judged.extend((seed == 0).then(|| of("storm", 0)));
+            totals.add(&findings);
+        }
+        assert_eq!(totals.idle(), ["moves"]);
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use rollcall_jepsen::checker::Verdict;
+use rollcall_jepsen::checker::floors::Happened;
 use serde::{Deserialize, Serialize};
 
 /// What came of a run.
@@ -36,7 +37,8 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Whether nothing was violated, and everything could be judged.
+    /// Whether nothing was violated, and everything there was could be decided. A short seed may have had nothing for a judge:
+    /// that counts over many ([`crate::Totals::idle`]).
     #[must_use]
     pub fn is_good(&self) -> bool {
         self.violations.is_empty() && self.undecided.is_empty()
@@ -49,6 +51,16 @@ impl Findings {
         finders.sort_unstable();
         finders.dedup();
         finders
+    }
+
+    /// How often something happened that a workload is there for. Too seldom counts as never.
+    pub(crate) fn take_happened(&mut self, of: &Happened) {
+        self.judged.push(Judged {
+            checker: of.what.to_owned(),
+            judged: if of.is_enough() { of.times as u64 } else { 0 },
+            findings: 0,
+            figures: Vec::new(),
+        });
     }
 
     /// A judge's word.

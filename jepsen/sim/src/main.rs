@@ -294,11 +294,16 @@ fn many(options: &Options, arguments: &SeedArguments) -> anyhow::Result<ExitCode
     if !differ.is_empty() {
         println!("SEEDS WHOSE SECOND RUN DIFFERS: {differ:?}");
     }
+    for idle in totals.idle() {
+        println!("HAD NOTHING TO JUDGE in any seed: {idle}");
+    }
     // One is explained; the others are likely of the same kind, and their seeds are printed.
     if let Some(findings) = failures.into_iter().next() {
         explain(findings, options, &alone, arguments)?;
     }
-    Ok(code(totals.failed.is_empty() && differ.is_empty()))
+    Ok(code(
+        totals.failed.is_empty() && differ.is_empty() && totals.idle().is_empty(),
+    ))
 }
 
 /// Runs again with less and less, and prints the smallest that still fails.

@@ -180,6 +180,9 @@ fn judge(world: &World, workloads: &[Workload], progress: &Progress) -> Findings
     for verdict in campaign::judge(&ran, &records, followed.as_ref(), &mut Vec::new()) {
         findings.take(&verdict);
     }
+    for of in campaign::happened(&ran, &records) {
+        findings.take_happened(&of);
+    }
     for (kind, count) in &world.done.faults {
         findings.faults.insert((*kind).to_owned(), *count);
     }

@@ -60,6 +60,7 @@ fn short_runs_of_many_seeds_keep_every_promise() {
         totals.figures["states compared"] > 100 * totals.seeds,
         "{totals:?}"
     );
+    assert!(totals.idle().is_empty(), "nothing to judge: {:?}", totals.idle());
     // A judge that has nothing to judge finds nothing; among a few seeds a kind of work may be missing.
     if totals.seeds >= SEEDS_OPTIMIZED {
         assert!(totals.judged.len() >= 12, "{:?}", totals.judged);

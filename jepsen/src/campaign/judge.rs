@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::options::Workload;
+use crate::checker::floors::{self, Happened};
 use crate::checker::{
     Finding, Verdict, ages, ap, batches, guard, linear, pauses, resumes, revisions, sessions, silences,
     storm, takeover, watches,
@@ -172,6 +173,29 @@ pub fn judge(
         verdicts.push(verdict);
     }
     verdicts
+}
+
+/// How often what the workloads of a run are there for happened.
+#[must_use]
+pub fn happened(of_run: &Ran<'_>, records: &[Record]) -> Vec<Happened> {
+    let of = Sorted::new(records);
+    let ran = |workload| of_run.workloads.contains(&workload);
+    let mut happened = Vec::new();
+    let seen = |group, what| floors::servers_seen(&of.ap, group, what, of_run.servers);
+    if ran(Workload::Ap) {
+        happened.push(seen(workload::ap::GROUP, "servers showed the group that merges"));
+    }
+    if ran(Workload::ModeSwitch) {
+        happened.push(seen(mode_switch::GROUP, "servers showed the group that moves"));
+        happened.push(floors::moves(&of.ap, mode_switch::GROUP));
+    }
+    if ran(Workload::Resumes) {
+        happened.push(floors::resumptions(&of.following, workload::resumes::GROUP));
+    }
+    if ran(Workload::Ages) {
+        happened.extend(floors::ages(&of.answers));
+    }
+    happened
 }
 
 /// A run counts only with its load shown.

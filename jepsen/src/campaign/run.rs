@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::judge::{Ran, judge};
+use super::judge::{Ran, happened, judge};
 use super::leaders;
 use super::load::{LATE_MAX, Load};
 use super::options::{Options, Workload};
 use super::stall::StallWatch;
-use crate::checker::{Finding, Verdict};
+use crate::checker::{Finding, Verdict, floors};
 use crate::history::{History, Record};
 use crate::lab::{Cluster, ClusterOptions, Endpoints, Leading};
 use crate::nemesis::{Kind, Nemesis, RESIZED_BY, Tally, schedule};
@@ -136,6 +136,10 @@ pub async fn run(options: &Options) -> anyhow::Result<Findings> {
         ended: history.now(),
     };
     let mut verdicts = judge(&ran, &records, followed.as_ref(), &mut figures);
+    let happened = happened(&ran, &records);
+    if !happened.is_empty() {
+        verdicts.push(floors::check(&happened));
+    }
     verdicts.push(survival);
     figures.extend(faults_done(nemesis.tally()));
     figures.push(metered(&net));

@@ -205,6 +205,7 @@ fn sort<'a>(lines: &'a [Ap], group: &str, clocks: Clocks, faults: &[Fault]) -> S
             Ap::Beat { id, sent, .. } => sorted.lives.entry(id).or_default().beats.push(*sent),
             Ap::Stop { id, time, .. } => sorted.lives.entry(id).or_default().stopped = Some(*time),
             Ap::Heal { time, .. } => sorted.healed = Some(*time),
+            Ap::Moved { .. } => {}
             Ap::View {
                 server,
                 epoch,

@@ -3,6 +3,7 @@
 //! - [`ap`]: groups that any server may write to lose nothing, revive nothing, and agree in the end.
 //! - [`ages`]: local reads are no older than they say.
 //! - [`batches`]: batches are whole, and requests that are sent again are applied once.
+//! - [`floors`]: what there was to judge happened.
 //! - [`guard`]: no more than its share of a service lapses away.
 //! - [`linear`]: every record behaves like one register, in real time.
 //! - [`pauses`]: a server that slept blames nobody.
@@ -19,6 +20,7 @@ pub mod ap;
 pub mod batches;
 mod changes;
 mod clocks;
+pub mod floors;
 pub mod guard;
 pub mod linear;
 pub mod pauses;

@@ -55,6 +55,15 @@ pub enum Ap {
         /// When.
         time: Duration,
     },
+    /// The group was moved between modes.
+    Moved {
+        /// Which group.
+        group: String,
+        /// Whether any server may write to it from now on.
+        ap: bool,
+        /// When the answer came.
+        time: Duration,
+    },
     /// What one server showed of the group.
     View {
         /// Of which group.
@@ -94,6 +103,7 @@ impl Ap {
             | Self::Beat { group, .. }
             | Self::Stop { group, .. }
             | Self::Heal { group, .. }
+            | Self::Moved { group, .. }
             | Self::View { group, .. }
             | Self::Removed { group, .. } => group,
         }
@@ -102,7 +112,10 @@ impl Ap {
     pub(super) fn time(&self) -> Duration {
         match self {
             Self::Write { sent, .. } | Self::Beat { sent, .. } | Self::View { sent, .. } => *sent,
-            Self::Stop { time, .. } | Self::Heal { time, .. } | Self::Removed { time, .. } => *time,
+            Self::Stop { time, .. }
+            | Self::Heal { time, .. }
+            | Self::Moved { time, .. }
+            | Self::Removed { time, .. } => *time,
         }
     }
 
@@ -126,6 +139,7 @@ impl Ap {
             }
             Self::Stop { id, time, .. } => json!({ "ev": "stop", "id": id, "time": ms(*time) }),
             Self::Heal { time, .. } => json!({ "ev": "heal", "time": ms(*time) }),
+            Self::Moved { ap, time, .. } => json!({ "ev": "moved", "ap": ap, "time": ms(*time) }),
             Self::View {
                 server,
                 epoch,

@@ -22,6 +22,8 @@ use crate::seed::Seeded;
 pub const GROUP: &str = "moving";
 /// How long servers may take to be ready for a move.
 const READY_MS: u32 = 8_000;
+/// Of a group that was never moved before the end.
+const ATTEMPTS_IN_PEACE: u32 = 3;
 const ANSWER_MAX: Duration = Duration::from_secs(15);
 const OPEN_MAX: Duration = Duration::from_secs(2);
 
@@ -70,7 +72,10 @@ impl Moving {
 async fn to_and_fro(stage: Stage, mut random: Seeded) {
     let mut mode = GroupMode::Ap;
     let (mut moved, mut not_moved) = (0, 0);
-    while stage.goes_on() {
+    let mut in_peace = 0;
+    // Whatever happened meanwhile, in peace it can be moved.
+    while stage.goes_on() || moved == 0 && in_peace < ATTEMPTS_IN_PEACE {
+        in_peace += u32::from(!stage.goes_on());
         let until = stage.history.now() + ms(random.between(2_000, 6_000));
         while stage.goes_on() && stage.history.now() < until {
             tokio::time::sleep(ms(50)).await;
@@ -80,6 +85,11 @@ async fn to_and_fro(stage: Stage, mut random: Seeded) {
         match answer {
             Ok(Ok(frozen_ms)) => {
                 moved += 1;
+                stage.history.record(Record::Ap(Ap::Moved {
+                    group: GROUP.into(),
+                    ap: mode == GroupMode::Ap,
+                    time: stage.history.now(),
+                }));
                 stage.history.note(format!(
                     "server {server} moved {GROUP} to {mode:?}, without writes for {frozen_ms} ms"
                 ));
