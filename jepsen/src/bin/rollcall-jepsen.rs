@@ -91,7 +91,7 @@ struct LabArguments {
     /// takeover, mode-switch, resumes, batches, retries, racers, ages, storm.
     #[arg(long, default_value = "all")]
     workload: String,
-    /// What is done to the servers and their clients, separated by commas: all, none, halves, single, bridge, ring,
+    /// What is done to the servers and their clients, separated by commas, and a minus before what is not (all,-clock): all, none, halves, single, bridge, ring,
     /// one-way, no-clients, no-gossip, loss, delay, mangle, narrow, reset, client-cut, client-loss, client-slow, pause, kill,
     /// kill-all, rolling-restart, rolling-upgrade, membership, resize, transfer, full-disk, power-loss, power-loss-all,
     /// hung-disk, dead-disk, sync-errors, torn-tail, lost-tail, bit-rot, starved, memory, descriptors, clock, clock-rate.
@@ -238,6 +238,9 @@ fn names<T: FromStr<Err = String> + Copy + Ord>(list: &str, all: &[T]) -> anyhow
         match name {
             "all" => chosen.extend(all.iter().copied()),
             "none" => {}
+            name if name.starts_with('-') => {
+                chosen.remove(&name[1..].parse().map_err(anyhow::Error::msg)?);
+            }
             name => drop(chosen.insert(name.parse().map_err(anyhow::Error::msg)?)),
         }
     }

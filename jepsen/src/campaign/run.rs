@@ -116,6 +116,9 @@ pub async fn run(options: &Options) -> anyhow::Result<Findings> {
         }
         Err(differ) => survival.findings.push(finding(&history, format!("{differ:#}"))),
     }
+    survival
+        .undecided
+        .extend(nothing_bit(&options.kinds, nemesis.tally()));
     let panics = cluster.panics()?;
     survival.findings.extend(
         panics
@@ -258,6 +261,18 @@ fn faults_done(tally: &Tally) -> Vec<String> {
     )]
 }
 
+/// Whether faults were asked for, and none did anything to anybody: then nothing was survived.
+fn nothing_bit(asked: &[Kind], tally: &Tally) -> Option<String> {
+    let done: u64 = tally.values().map(|(done, _)| done).sum();
+    let bit: u64 = tally.values().map(|(_, bit)| bit).sum();
+    (!asked.is_empty() && bit == 0).then(|| {
+        format!(
+            "{} kinds of faults were asked for, {done} faults were done, and none was seen to bite",
+            asked.len()
+        )
+    })
+}
+
 /// Traffic of clients, counted by the switch.
 fn metered(net: &Net) -> String {
     let clients = net.clients();
@@ -276,4 +291,25 @@ fn metered(net: &Net) -> String {
 
 fn client_hosts(net: &Net) -> anyhow::Result<Vec<HostRuntime>> {
     net.clients().into_iter().map(|host| net.runtime(host)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_without_the_faults_that_were_asked_for_decides_nothing() {
+        let of = |asked: &[Kind], bit: u64| {
+            let tally = Tally::from_iter((bit < 3).then_some((Kind::Kill, (2, bit))));
+            nothing_bit(asked, &tally)
+        };
+        assert_eq!(of(&[], 0), None, "none were asked for");
+        assert_eq!(of(&[Kind::Kill, Kind::PowerLoss], 1), None);
+        assert!(
+            of(&[Kind::PowerLoss], 0)
+                .unwrap()
+                .contains("none was seen to bite")
+        );
+        assert!(of(&[Kind::PowerLoss], 9).unwrap().contains("0 faults were done"));
+    }
 }
