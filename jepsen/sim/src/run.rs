@@ -168,6 +168,7 @@ fn judge(world: &World, workloads: &[Workload], progress: &Progress) -> Findings
             .map(|what| Violation::seen(what))
             .collect(),
         figures: figures(world, &records),
+        undecided: world.history.undecided().into_iter().collect(),
         ..Findings::default()
     };
     let ran = Ran {

@@ -116,6 +116,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Findings> {
         }
         Err(differ) => survival.findings.push(finding(&history, format!("{differ:#}"))),
     }
+    survival.undecided.extend(history.undecided());
     survival
         .undecided
         .extend(nothing_bit(&options.kinds, nemesis.tally()));

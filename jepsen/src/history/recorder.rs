@@ -73,6 +73,9 @@ pub struct History {
 #[derive(Debug)]
 struct Kept {
     records: Vec<Record>,
+    records_max: usize,
+    /// When the first record found no room.
+    full_since: Option<Duration>,
     file: Option<BufWriter<File>>,
     failed: Option<String>,
 }
@@ -83,9 +86,15 @@ impl History {
     /// # Errors
     /// The file cannot be created.
     pub fn start(path: Option<&Path>) -> anyhow::Result<Self> {
+        Self::with_room(path, RECORDS_MAX)
+    }
+
+    fn with_room(path: Option<&Path>, records_max: usize) -> anyhow::Result<Self> {
         let create = |path: &Path| File::create(path).with_context(|| format!("creating {}", path.display()));
         let kept = Kept {
             records: Vec::new(),
+            records_max,
+            full_since: None,
             file: path.map(create).transpose()?.map(BufWriter::new),
             failed: None,
         };
@@ -101,10 +110,11 @@ impl History {
         self.started.elapsed()
     }
 
-    /// Writes one record down. Beyond [`RECORDS_MAX`] it is dropped.
+    /// Writes one record down. Beyond [`RECORDS_MAX`] it is dropped, and [`Self::full_since`] tells.
     pub fn record(&self, record: Record) {
         let mut kept = self.lock();
-        if kept.records.len() >= RECORDS_MAX {
+        if kept.records.len() >= kept.records_max {
+            kept.full_since.get_or_insert(self.started.elapsed());
             return;
         }
         let line = line(&record);
@@ -124,7 +134,23 @@ impl History {
     /// Whether there is no room for more.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.lock().records.len() >= RECORDS_MAX
+        let kept = self.lock();
+        kept.records.len() >= kept.records_max
+    }
+
+    /// When it was that something could not be written down any more. From then on nothing was judged.
+    #[must_use]
+    pub fn full_since(&self) -> Option<Duration> {
+        self.lock().full_since
+    }
+
+    /// What that leaves undecided.
+    #[must_use]
+    pub fn undecided(&self) -> Option<String> {
+        let since = self.full_since()?;
+        Some(format!(
+            "the history was full at {since:?}, and nothing was written down any more"
+        ))
     }
 
     /// Everything so far, in the order in which it was written down.
@@ -244,5 +270,22 @@ mod tests {
                 r#"{"time":3000.0,"type":"note","what":"x"}"#,
             ]
         );
+    }
+
+    #[test]
+    fn a_full_history_says_since_when_it_is_silent() {
+        let history = History::with_room(None, 2).unwrap();
+        history.note("one");
+        assert!(!history.is_full());
+        history.note("two");
+        assert!(history.is_full());
+        assert_eq!(history.undecided(), None, "nothing is missing yet");
+        history.record(Record::Broken(Duration::ZERO, "lost".into()));
+        history.note("lost, too");
+        assert_eq!(history.records().len(), 2);
+        let since = history.full_since().unwrap();
+        assert!(since <= history.now());
+        let undecided = history.undecided().unwrap();
+        assert!(undecided.contains(&format!("{since:?}")), "{undecided}");
     }
 }

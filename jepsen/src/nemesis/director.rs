@@ -127,7 +127,8 @@ impl Nemesis {
         &self.broken
     }
 
-    /// Runs a plan, whose times count from the history's start, to its end; then everything is undone.
+    /// Runs a plan, whose times count from the history's start, to its end, or until the history is full; then everything
+    /// is undone.
     ///
     /// # Errors
     /// Something could not be done, or undone: the run is worth nothing.
@@ -135,6 +136,13 @@ impl Nemesis {
         let last_end = plan.iter().map(|planned| planned.end).max().unwrap_or_default();
         let mut ahead: VecDeque<Planned> = plan.iter().copied().collect();
         loop {
+            if self.history.is_full() {
+                ahead.clear();
+                let now = self.history.now();
+                self.active
+                    .iter_mut()
+                    .for_each(|active| active.until = now.min(active.until));
+            }
             self.end_due(cluster).await?;
             let mut later = VecDeque::new();
             while let Some(planned) = ahead.pop_front() {
