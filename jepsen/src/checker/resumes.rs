@@ -1,11 +1,16 @@
 //! Watchers that leave and come back (design, section 6): whoever resumes behind a revision is told everything behind it,
-//! once and in order, or is given the whole state; nobody is ever taken back in time.
+//! once and in order, or is given the whole state; nobody is ever taken back in time. And a whole state is what the changes
+//! up to its revision make of the one before, whoever was told of them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use super::verdict::Verdict;
 use crate::history::{Answer, Following, Shown};
+
+/// The nodes that are there, by their ids.
+type State<'a> = BTreeMap<&'a str, &'a Shown>;
 
 #[derive(Debug, Default)]
 struct Watcher<'a> {
@@ -16,11 +21,14 @@ struct Watcher<'a> {
     promised: Vec<(u64, u64)>,
     /// What it was told of each revision.
     changes: BTreeMap<u64, String>,
-    state: BTreeMap<&'a str, &'a Shown>,
+    state: State<'a>,
     /// Whether it was ever told of a state to begin with.
     knows: bool,
     resumed: usize,
-    wholes: usize,
+    /// The whole states that it was given, with their revisions.
+    wholes: Vec<(u64, State<'a>)>,
+    /// What it was told of each revision, to be done again.
+    deltas: BTreeMap<u64, (&'a [Shown], &'a [String])>,
     broken: Option<(Duration, String)>,
 }
 
@@ -46,6 +54,9 @@ pub fn check(following: &[Following], answers: &[Answer], ended: Duration) -> Ve
         log.entry(of.service).or_default().extend(of.changes.keys());
     }
     agreement(&watchers, ended, &mut verdict);
+    if verdict.findings.is_empty() {
+        whole_states(&watchers, ended, &mut verdict);
+    }
     for (name, of) in &watchers {
         verdict.judged += of.changes.len() + of.resumed;
         if let Some((at, what)) = &of.broken {
@@ -80,7 +91,7 @@ pub fn check(following: &[Following], answers: &[Answer], ended: Duration) -> Ve
         watchers.len(),
         sum(|of| of.changes.len()),
         sum(|of| of.resumed),
-        sum(|of| of.wholes)
+        sum(|of| of.wholes.len())
     ));
     verdict
 }
@@ -142,7 +153,6 @@ impl<'a> Watcher<'a> {
     }
 
     fn replace(&mut self, revision: u64, put: &'a [Shown]) -> Option<String> {
-        self.wholes += 1;
         if revision < self.position {
             return Some(format!(
                 "it was taken back: the state of revision {revision} came after {}",
@@ -150,6 +160,7 @@ impl<'a> Watcher<'a> {
             ));
         }
         self.state = put.iter().map(|of| (of.id.as_str(), of)).collect();
+        self.wholes.push((revision, self.state.clone()));
         self.knows = true;
         self.position = revision;
         None
@@ -174,6 +185,7 @@ impl<'a> Watcher<'a> {
             .collect();
         parts.sort();
         self.changes.insert(revision, parts.join(" "));
+        self.deltas.insert(revision, (put, removed));
         for id in removed {
             if self.state.remove(id.as_str()).is_none() {
                 return Some(format!(
@@ -189,7 +201,7 @@ impl<'a> Watcher<'a> {
 /// What two watchers of a service were told of one revision is the same, and so is what they know in the end.
 fn agreement(watchers: &BTreeMap<&str, Watcher<'_>>, ended: Duration, verdict: &mut Verdict) {
     let mut told: BTreeMap<(&str, u64), (&str, &str)> = BTreeMap::new();
-    let mut knows: BTreeMap<&str, (&str, u64, &BTreeMap<&str, &Shown>)> = BTreeMap::new();
+    let mut knows: BTreeMap<&str, (&str, u64, &State<'_>)> = BTreeMap::new();
     for (name, of) in watchers {
         for (revision, change) in &of.changes {
             let (first, other) = *told.entry((of.service, *revision)).or_insert((name, change));
@@ -213,20 +225,97 @@ fn agreement(watchers: &BTreeMap<&str, Watcher<'_>>, ended: Duration, verdict: &
             .max(of.position);
         let (first, at, state) = *knows.entry(of.service).or_insert((name, last, &of.state));
         if at == last && *state != of.state {
-            let differing = |one: &BTreeMap<&str, &Shown>, other: &BTreeMap<&str, &Shown>| {
-                one.iter()
-                    .find(|(id, of)| other.get(**id) != Some(*of))
-                    .map(|(id, _)| (*id).to_owned())
-            };
-            let node = differing(state, &of.state)
-                .or_else(|| differing(&of.state, state))
-                .unwrap_or_default();
+            let node = differing(state, &of.state);
             verdict.find(
                 ended,
                 format!(
                     "at revision {last} watchers {first} and {name} know different things of node {node}"
                 ),
             );
+        }
+    }
+}
+
+/// A node that two states show differently.
+fn differing<'a>(one: &State<'a>, other: &State<'a>) -> &'a str {
+    let ids = one.keys().chain(other.keys());
+    ids.copied()
+        .find(|id| one.get(id) != other.get(id))
+        .unwrap_or_default()
+}
+
+/// What is known of a service by all its watchers together.
+#[derive(Debug, Default)]
+struct Known<'a> {
+    /// Whole states in the order of their revisions, and who was given each.
+    wholes: BTreeMap<u64, Vec<(&'a str, &'a State<'a>)>>,
+    deltas: BTreeMap<u64, (&'a [Shown], &'a [String])>,
+    /// Spans of revisions of which somebody was promised every change.
+    promised: Vec<(u64, u64)>,
+}
+
+impl<'a> Known<'a> {
+    /// How far behind this revision every change is known.
+    fn known_to(&self, from: u64) -> u64 {
+        // They are sorted.
+        self.promised.iter().fold(from, |reached, (after, to)| {
+            if *after <= reached {
+                reached.max(*to)
+            } else {
+                reached
+            }
+        })
+    }
+
+    /// What the changes behind `from`, up to `to`, make of a state.
+    fn go_on(&self, state: &mut State<'a>, from: u64, to: u64) {
+        let between = (Bound::Excluded(from), Bound::Included(to));
+        for (put, removed) in self.deltas.range(between).map(|(_, delta)| delta) {
+            for id in *removed {
+                state.remove(id.as_str());
+            }
+            state.extend(put.iter().map(|of| (of.id.as_str(), of)));
+        }
+    }
+}
+
+/// Each whole state against the one before it and the changes between, where somebody was told all of them.
+fn whole_states<'a>(watchers: &'a BTreeMap<&'a str, Watcher<'a>>, ended: Duration, verdict: &mut Verdict) {
+    let mut services: BTreeMap<&str, Known<'a>> = BTreeMap::new();
+    for (name, of) in watchers.iter().filter(|(_, of)| of.broken.is_none()) {
+        let known = services.entry(of.service).or_default();
+        for (revision, state) in &of.wholes {
+            known.wholes.entry(*revision).or_default().push((name, state));
+        }
+        known.deltas.extend(&of.deltas);
+        known.promised.extend(&of.promised);
+    }
+    for (service, known) in &mut services {
+        known.promised.sort_unstable();
+        let mut before: Option<(u64, State<'a>)> = None;
+        for (revision, (name, whole)) in known
+            .wholes
+            .iter()
+            .flat_map(|(revision, wholes)| wholes.iter().map(move |whole| (*revision, *whole)))
+        {
+            if let Some((from, mut state)) = before.take()
+                && known.known_to(from) >= revision
+            {
+                verdict.judged += 1;
+                known.go_on(&mut state, from, revision);
+                if state != *whole {
+                    verdict.find(
+                        ended,
+                        format!(
+                            "watcher {name} of {service} was given the whole state of revision {revision}, and the state of \
+                             revision {from} with all changes since then is another: of node {}",
+                            differing(&state, whole)
+                        ),
+                    );
+                    break;
+                }
+            }
+            before = Some((revision, whole.clone()));
         }
     }
 }
@@ -375,5 +464,37 @@ mod tests {
             "know different things",
         );
         assert!(!judged(&[], &[]).is_good(), "nothing was judged");
+    }
+
+    #[test]
+    fn a_whole_state_is_what_the_changes_make_of_the_one_before() {
+        let with = |more: &[Following]| {
+            let lines = [&whole_story("a")[..], &[open("b", 0)], more].concat();
+            judged(&lines, &[])
+        };
+        // Torn: y is not in it, though it came at this revision. Later states are right again.
+        let torn = [
+            event("b", 5, true, &[("x", 1)], &[]),
+            bookmark("b", 5),
+            open("b", 5),
+            event("b", 8, true, &[("y", 2)], &[]),
+            bookmark("b", 9),
+        ];
+        let verdict = with(&torn);
+        assert_eq!(verdict.findings.len(), 1, "{verdict:?}");
+        assert!(
+            verdict.findings[0].what.contains("whole state of revision 5"),
+            "{verdict:?}"
+        );
+        let whole = [event("b", 5, true, &[("x", 1), ("y", 2)], &[]), bookmark("b", 5)];
+        assert!(with(&whole).is_good());
+        // Older content, and a node too many.
+        for put in [&[("x", 1), ("y", 1)][..], &[("x", 1), ("y", 2), ("z", 3)][..]] {
+            let verdict = with(&[event("b", 5, true, put, &[]), bookmark("b", 5)]);
+            assert_eq!(verdict.findings.len(), 1, "{verdict:?}");
+        }
+        // Behind what anybody was told of nothing is known.
+        let later = [event("b", 12, true, &[("z", 3)], &[]), bookmark("b", 12)];
+        assert!(with(&later).is_good());
     }
 }
