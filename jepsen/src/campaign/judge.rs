@@ -51,6 +51,15 @@ impl Sorted {
         sorted
     }
 
+    /// When each leader was first seen to lead.
+    fn leaders(&self) -> Vec<Duration> {
+        let leads = self.heartbeats.iter().filter_map(|of| match of {
+            Heartbeats::Leads { time, .. } => Some(*time),
+            _ => None,
+        });
+        leads.collect()
+    }
+
     /// Revisions of the replicated directory that somebody was told, and when.
     fn acknowledged(&self) -> Vec<(u64, Duration)> {
         let operations = self.operations.iter().filter_map(|of| match of.phase {
@@ -138,7 +147,12 @@ pub fn judge(
         verdicts.push(ap::check(&of.ap, workload::ap::GROUP, &of.faults));
     }
     if ran(Workload::Guard) {
-        verdicts.push(guard::check(&of.guarding, &of.following, &of.faults));
+        verdicts.push(guard::check(
+            &of.guarding,
+            &of.following,
+            &of.faults,
+            &of.leaders(),
+        ));
     }
     if ran(Workload::Takeover) {
         verdicts.push(takeover::check(&of.ownership, &of.following));

@@ -20,18 +20,30 @@ const SPREAD: Duration = Duration::from_secs(10);
 /// While faults go on, others hear of it within a time without any: it goes from one to the next, and who has just come back asks.
 const CALM: Duration = Duration::from_secs(5);
 
+/// After its ttl whoever is silent is shown as what it is, and after a confirmation who was held is gone: a last heartbeat
+/// under way, a tick, a commit, a watch, and a busy machine.
+const SHOWN_WITHIN: Duration = Duration::from_secs(4);
+/// What a new leader adds to the ttl that it gives everybody again.
+const LEADER: Duration = Duration::from_secs(1);
+
 #[derive(Debug, Default)]
 struct Service<'a> {
     ap: bool,
     share: u32,
+    ttl: Duration,
     one_holder: bool,
     set: Duration,
     joined: BTreeMap<&'a str, (Duration, Option<Duration>)>,
     silent: BTreeMap<&'a str, Duration>,
     left: BTreeMap<&'a str, Left>,
     blocked: Vec<(&'a str, &'a str, Duration)>,
+    returned: Option<Duration>,
     confirmed: Option<Duration>,
+    /// The first answer to that, and why it was refused.
+    answered: Option<(Duration, Option<&'a str>)>,
     views: Vec<(u64, u64, Duration, BTreeSet<&'a str>)>,
+    /// Of each view of a server the time, and who of those it lists is up.
+    up: Vec<(u64, Duration, BTreeSet<&'a str>)>,
     said: Vec<Said>,
 }
 
@@ -66,9 +78,10 @@ struct Said {
 /// How many had lapsed away by which revision, at least and at most.
 type Ledger = BTreeMap<u64, (usize, usize)>;
 
-/// Judges every guarded service.
+/// Judges every guarded service. `leaders`: when each was first seen to lead.
 #[must_use]
-pub fn check(lines: &[Guarding], following: &[Following], faults: &[Fault]) -> Verdict {
+pub fn check(lines: &[Guarding], following: &[Following], faults: &[Fault], leaders: &[Duration]) -> Verdict {
+    let peace = Peace { faults, leaders };
     let mut verdict = Verdict::new("removal guard");
     let services = sort(lines);
     let told = changes(following);
@@ -79,10 +92,15 @@ pub fn check(lines: &[Guarding], following: &[Following], faults: &[Fault]) -> V
         silent += service.silent.len();
         words(name, service, &mut verdict);
         let ledger = if service.ap {
+            unnoticed(name, service, &service.up, peace, &mut verdict);
             removed += merged(name, service, faults, &mut verdict);
             Ledger::new()
         } else {
-            let ledger = replay(name, service, told.get(*name).unwrap_or(&none), &mut verdict);
+            let told = told.get(*name).unwrap_or(&none);
+            let ledger = replay(name, service, told, &mut verdict);
+            let shown = Told::of(told, known_until(name, service, told, following));
+            unnoticed(name, service, &shown.up(service), peace, &mut verdict);
+            confirmations(name, service, &shown, peace, &mut verdict);
             removed += ledger.values().map(|(least, _)| *least).max().unwrap_or(0);
             ledger
         };
@@ -103,10 +121,14 @@ fn sort(lines: &[Guarding]) -> BTreeMap<&str, Service<'_>> {
             Guarding::Set {
                 ap,
                 share,
+                ttl,
                 one_holder,
                 time,
                 ..
-            } => (of.ap, of.share, of.one_holder, of.set) = (*ap, *share, *one_holder, *time),
+            } => {
+                (of.ap, of.share, of.ttl) = (*ap, *share, *ttl);
+                (of.one_holder, of.set) = (*one_holder, *time);
+            }
             Guarding::Joined { id, sent, end, .. } => drop(of.joined.insert(id, (*sent, *end))),
             Guarding::Silent { ids, time, .. } => {
                 of.silent.extend(ids.iter().map(|id| (id.as_str(), *time)));
@@ -126,16 +148,24 @@ fn sort(lines: &[Guarding]) -> BTreeMap<&str, Service<'_>> {
                 of.left.insert(id, left);
             }
             Guarding::Blocked { id, why, time, .. } => of.blocked.push((id, why, *time)),
+            Guarding::Returned { time, .. } => of.returned = Some(*time),
             Guarding::Confirmed { sent, .. } => of.confirmed = Some(*sent),
+            Guarding::Answered { refused, time, .. } => {
+                of.answered.get_or_insert((*time, refused.as_deref()));
+            }
             Guarding::Listed {
                 server,
                 epoch,
                 end,
                 ids,
+                suspects,
                 ..
-            } => of
-                .views
-                .push((*server, *epoch, *end, ids.iter().map(String::as_str).collect())),
+            } => {
+                of.views
+                    .push((*server, *epoch, *end, ids.iter().map(String::as_str).collect()));
+                let up = ids.iter().filter(|id| !suspects.contains(*id));
+                of.up.push((*server, *end, up.map(String::as_str).collect()));
+            }
             Guarding::Said {
                 server,
                 time,
@@ -257,6 +287,167 @@ fn replay(name: &str, service: &Service<'_>, told: &BTreeMap<u64, Change>, verdi
         }
     }
     ledger
+}
+
+/// Until when it is known what watchers of a CP service are told: as long as one hears anything, and while a server says that
+/// there is nothing newer than what they were told.
+fn known_until(
+    name: &str,
+    service: &Service<'_>,
+    told: &BTreeMap<u64, Change>,
+    following: &[Following],
+) -> Duration {
+    let last = told.keys().next_back().copied().unwrap_or(0);
+    let said = service.said.iter().filter(|said| said.revision <= last);
+    let heard = following.iter().filter_map(|line| match line {
+        Following::Bookmark { watch, time, .. } if is_of(watch, name) => Some(*time),
+        _ => None,
+    });
+    let changed = told.values().map(|change| change.time);
+    let known = said.map(|said| said.time).chain(heard).chain(changed);
+    known.max().unwrap_or_default()
+}
+
+/// Watchers of a guarded service bear its name.
+fn is_of(watch: &str, name: &str) -> bool {
+    watch.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'))
+}
+
+/// What watchers of a CP service were told, as time went by.
+struct Told<'a> {
+    told: &'a BTreeMap<u64, Change>,
+    until: Duration,
+}
+
+impl<'a> Told<'a> {
+    fn of(told: &'a BTreeMap<u64, Change>, until: Duration) -> Self {
+        Self { told, until }
+    }
+
+    /// Who was listed then, and whether it was held.
+    fn at(&self, time: Duration) -> BTreeMap<&'a str, bool> {
+        let mut listed = BTreeMap::new();
+        for change in self.told.values().filter(|change| change.time <= time) {
+            for id in &change.removed {
+                listed.remove(id.as_str());
+            }
+            listed.extend(change.put.iter().map(|of| (of.id.as_str(), of.suspect)));
+        }
+        listed
+    }
+
+    /// Who was up at last before the silent returned, as servers' views show it.
+    fn up(&self, service: &Service<'_>) -> Vec<(u64, Duration, BTreeSet<&'a str>)> {
+        let at = service
+            .returned
+            .map_or(self.until, |returned| returned.min(self.until));
+        let up = self.at(at).into_iter().filter(|(_, held)| !held);
+        vec![(0, at, up.map(|(id, _)| id).collect())]
+    }
+}
+
+/// What tells when nothing held anything up.
+#[derive(Clone, Copy)]
+struct Peace<'a> {
+    faults: &'a [Fault],
+    leaders: &'a [Duration],
+}
+
+impl Peace<'_> {
+    /// Whether there was peace between these moments, and before, so that nobody had been given a ttl again.
+    fn lasted(self, ttl: Duration, from: Duration, to: Duration) -> bool {
+        let disturbs = |began: Duration, ended: Duration| began <= to && ended + ttl + LEADER >= from;
+        !self.faults.iter().any(|fault| disturbs(fault.time, fault.end))
+            && !self.leaders.iter().any(|leads| disturbs(*leads, *leads))
+    }
+}
+
+/// Who has been silent for long is shown as a suspect, or not at all. `up`: who was, at which server (0: all), and when.
+fn unnoticed(
+    name: &str,
+    service: &Service<'_>,
+    up: &[(u64, Duration, BTreeSet<&str>)],
+    peace: Peace<'_>,
+    verdict: &mut Verdict,
+) {
+    let mut last: BTreeMap<u64, (Duration, &BTreeSet<&str>)> = BTreeMap::new();
+    let returned = service.returned.unwrap_or(Duration::MAX);
+    for (server, time, up) in up.iter().filter(|(_, time, _)| *time <= returned) {
+        last.insert(*server, (*time, up));
+    }
+    for (server, (seen, up)) in last {
+        let overdue = |silent: Duration| {
+            let due = silent + service.ttl + SHOWN_WITHIN;
+            due <= seen && peace.lasted(service.ttl, silent, due)
+        };
+        let silent = service.silent.iter().filter(|(_, silent)| overdue(**silent));
+        let silent: Vec<(&str, Duration)> = silent.map(|(id, silent)| (*id, *silent)).collect();
+        verdict.judged += silent.len();
+        let dead: Vec<&str> = silent
+            .iter()
+            .map(|(id, _)| *id)
+            .filter(|id| up.contains(id) && !service.left.contains_key(id))
+            .collect();
+        if !dead.is_empty() {
+            let since = silent.iter().map(|(_, silent)| *silent).min().unwrap_or_default();
+            let by = match server {
+                0 => String::new(),
+                server => format!(" by server {server}"),
+            };
+            verdict.find(
+                seen,
+                format!(
+                    "{name}: {} nodes fell silent from {since:?} on, their ttl is {:?}, and at {seen:?} they are shown as up{by}: \
+                     {}",
+                    dead.len(),
+                    service.ttl,
+                    dead.join(", ")
+                ),
+            );
+        }
+    }
+}
+
+/// An operator's confirmation is not refused while anything is held, and takes it.
+fn confirmations(
+    name: &str,
+    service: &Service<'_>,
+    shown: &Told<'_>,
+    peace: Peace<'_>,
+    verdict: &mut Verdict,
+) {
+    let (Some(sent), Some((answered, refused))) = (service.confirmed, service.answered) else {
+        return;
+    };
+    let due = answered + SHOWN_WITHIN;
+    let from = sent.saturating_sub(SHOWN_WITHIN);
+    if due > shown.until || !peace.lasted(service.ttl, from, due) {
+        return;
+    }
+    // Held for a while: somebody may have been about to lapse, or to be let go.
+    let (before, after) = (shown.at(from), shown.at(due));
+    let held = shown.at(sent);
+    let held = held
+        .iter()
+        .filter(|(id, held)| **held && before.get(*id) == Some(&true));
+    let held: Vec<&str> = held.map(|(id, _)| *id).collect();
+    verdict.judged += held.len();
+    let stay: Vec<&str> = held.into_iter().filter(|id| after.contains_key(id)).collect();
+    if stay.is_empty() {
+        return;
+    }
+    let answer = refused.map_or("and it was acknowledged".into(), |why| {
+        format!("but it was refused: {why}")
+    });
+    verdict.find(
+        answered,
+        format!(
+            "{name}: an operator confirmed that what is held is gone, {answer}; {} nodes that were held are still listed at \
+             {due:?}: {}",
+            stay.len(),
+            stay.join(", ")
+        ),
+    );
 }
 
 /// What became of the nodes of an AP service in the end; how many lapsed away.

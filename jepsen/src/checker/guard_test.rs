@@ -13,6 +13,7 @@ fn set(ap: bool) -> Guarding {
         ap,
         share: 3_000,
         window: s(600),
+        ttl: s(2),
         one_holder: true,
         time: s(0),
     }
@@ -90,12 +91,12 @@ fn told(of: &[(std::ops::Range<u64>, std::ops::Range<u64>)]) -> Vec<Following> {
 }
 
 fn good(lines: &[Guarding], following: &[Following]) {
-    let verdict = check(lines, following, &[]);
+    let verdict = check(lines, following, &[], &[]);
     assert!(verdict.is_good(), "{verdict:?}");
 }
 
 fn bad(lines: &[Guarding], following: &[Following], wanted: &str) {
-    let verdict = check(lines, following, &[]);
+    let verdict = check(lines, following, &[], &[]);
     assert_eq!(verdict.findings.len(), 1, "{verdict:?}");
     assert!(verdict.findings[0].what.contains(wanted), "{verdict:?}");
 }
@@ -104,7 +105,7 @@ fn bad(lines: &[Guarding], following: &[Following], wanted: &str) {
 fn removals_within_the_share_pass_and_words_do_not_count() {
     let lines = [
         set(false),
-        silent(0..9, 1),
+        silent(0..3, 1),
         left(9, 4),
         left(8, 4),
         said(false, 3, 4),
@@ -115,7 +116,7 @@ fn removals_within_the_share_pass_and_words_do_not_count() {
         &told(&[(0..10, 0..0), (0..0, 0..2), (0..0, 2..3), (0..0, 8..10)]),
     );
     // Joining raises what may go: 30 % of 20.
-    let lines = [set(false), silent(0..9, 1), said(false, 6, 4)];
+    let lines = [set(false), silent(0..6, 1), said(false, 6, 4)];
     good(
         &lines,
         &told(&[(0..10, 0..0), (0..0, 0..2), (10..20, 0..0), (0..0, 2..6)]),
@@ -212,9 +213,10 @@ fn each_server_of_an_ap_group_counts_by_itself() {
         sent: s(time),
         end: s(time),
         ids: ids(of),
+        suspects: Vec::new(),
     };
     let listed = |server, of| at(server, 30, of);
-    let mut lines = vec![set(true), silent(0..9, 1)];
+    let mut lines = vec![set(true), silent(0..3, 1)];
     lines.extend(ids(0..10).into_iter().map(|id| Guarding::Joined {
         service: NAME.into(),
         id,
@@ -228,15 +230,15 @@ fn each_server_of_an_ap_group_counts_by_itself() {
     // Somebody was cut off meanwhile: two judges, each with a share.
     let fault = fault(5, 9);
     let cut = with(&[listed(1, 6..10), listed(2, 6..10)]);
-    assert!(check(&cut, &[], std::slice::from_ref(&fault)).is_good());
-    assert_eq!(check(&cut, &[], &[]).findings.len(), 2);
+    assert!(check(&cut, &[], std::slice::from_ref(&fault), &[]).is_good());
+    assert_eq!(check(&cut, &[], &[], &[]).findings.len(), 2);
     assert_eq!(
-        check(&with(&[listed(1, 7..10), listed(2, 7..10)]), &[], &[fault])
+        check(&with(&[listed(1, 7..10), listed(2, 7..10)]), &[], &[fault], &[])
             .findings
             .len(),
         2
     );
-    assert!(!check(&[], &[], &[]).is_good(), "nothing was judged");
+    assert!(!check(&[], &[], &[], &[]).is_good(), "nothing was judged");
 }
 
 fn fault(time: u64, end: u64) -> Fault {
@@ -262,23 +264,107 @@ fn a_server_of_an_ap_group_must_have_heard_only_if_there_was_a_calm_moment() {
             sent: s(30),
             end: s(30),
             ids: ids(0..3),
+            suspects: Vec::new(),
         },
     ];
-    let found = |faults: &[Fault]| check(&lists_one_that_left, &[], faults).findings.len();
+    let found = |faults: &[Fault]| check(&lists_one_that_left, &[], faults, &[]).findings.len();
     assert_eq!(found(&[]), 1);
     assert_eq!(found(&[fault(0, 12), fault(16, 27)]), 0);
     assert_eq!(found(&[fault(0, 12), fault(17, 27)]), 1, "five seconds");
     assert_eq!(found(&[fault(0, 12), fault(11, 14), fault(16, 31)]), 0);
 
     let holds = [set(true), said(true, 2, 2)];
-    let found = |faults: &[Fault]| check(&holds, &[], faults).findings.len();
+    let found = |faults: &[Fault]| check(&holds, &[], faults, &[]).findings.len();
     assert_eq!(found(&[fault(0, 45)]), 1);
     assert_eq!(found(&[fault(0, 46)]), 0);
     assert_eq!(
-        check(&[set(false), said(true, 2, 2)], &[], &[fault(0, 46)])
+        check(&[set(false), said(true, 2, 2)], &[], &[fault(0, 46)], &[])
             .findings
             .len(),
         1,
         "what Raft says is the same everywhere"
     );
+}
+
+/// Nine of ten dead, all shown as up, and the guard not engaged.
+#[test]
+fn who_is_silent_is_shown_as_what_it_is() {
+    let joined = [(0..10, 0..0)];
+    let dead = [set(false), silent(0..9, 1), said(false, 0, 1)];
+    bad(&dead, &told(&joined), "shown as up");
+    let suspects = |of: std::ops::Range<u64>| {
+        let mut following = told(&[(0..10, 0..0), (of, 0..0)]);
+        if let Some(Following::Event { put, .. }) = following.get_mut(2) {
+            put.iter_mut().for_each(|of| of.suspect = true);
+        }
+        following
+    };
+    good(&dead, &suspects(0..9));
+    bad(&dead, &suspects(0..8), "1 nodes fell silent");
+    // Not yet; it had returned; there was a fault; nobody looked later.
+    good(&[set(false), silent(0..9, 45), said(false, 0, 1)], &told(&joined));
+    let returned = Guarding::Returned {
+        service: NAME.into(),
+        time: s(6),
+    };
+    good(&[&dead[..], &[returned]].concat(), &told(&joined));
+    assert!(check(&dead, &told(&joined), &[fault(3, 4)], &[]).is_good());
+    let newer = [set(false), silent(0..9, 1), said(false, 0, 3)];
+    assert!(check(&newer, &told(&joined), &[], &[]).findings.is_empty());
+}
+
+#[test]
+fn who_is_silent_is_shown_as_what_it_is_by_every_server_of_an_ap_group() {
+    let listed = |server, time, suspects: std::ops::Range<u64>| Guarding::Listed {
+        service: NAME.into(),
+        server,
+        epoch: 1,
+        sent: s(time),
+        end: s(time),
+        ids: ids(0..10),
+        suspects: ids(suspects),
+    };
+    let lines = [set(true), silent(0..9, 1), listed(1, 6, 0..0), listed(1, 8, 0..9)];
+    good(&lines, &[]);
+    bad(
+        &[&lines[..], &[listed(2, 8, 0..5)]].concat(),
+        &[],
+        "4 nodes fell silent",
+    );
+}
+
+#[test]
+fn a_confirmation_that_does_nothing_is_caught() {
+    let lines = |refused: Option<&str>| {
+        let confirmed = Guarding::Confirmed {
+            service: NAME.into(),
+            sent: s(10),
+        };
+        let answered = Guarding::Answered {
+            service: NAME.into(),
+            refused: refused.map(Into::into),
+            time: s(11),
+        };
+        [
+            set(false),
+            silent(0..5, 1),
+            confirmed,
+            answered,
+            said(false, 0, 2),
+        ]
+    };
+    let held = |gone: std::ops::Range<u64>| {
+        let mut following = told(&[(0..10, 0..0), (0..5, 0..0), (0..0, gone)]);
+        if let Some(Following::Event { put, .. }) = following.get_mut(2) {
+            put.iter_mut().for_each(|of| of.suspect = true);
+        }
+        if let Some(Following::Event { time, .. }) = following.get_mut(3) {
+            *time = s(12);
+        }
+        following
+    };
+    good(&lines(None), &held(0..5));
+    bad(&lines(None), &held(0..4), "acknowledged; 1 nodes");
+    bad(&lines(Some("no")), &held(0..0), "refused: no; 5 nodes");
+    assert!(check(&lines(None), &held(0..0), &[fault(9, 13)], &[]).is_good());
 }

@@ -17,6 +17,8 @@ pub enum Guarding {
         share: u32,
         /// How long a window lasts at least.
         window: Duration,
+        /// Of its sessions.
+        ttl: Duration,
         /// Whether all of its sessions are held by one server.
         one_holder: bool,
         /// When.
@@ -66,12 +68,28 @@ pub enum Guarding {
         /// When.
         time: Duration,
     },
+    /// Whoever had fallen silent is to be heard again from now on.
+    Returned {
+        /// Of which service.
+        service: String,
+        /// When.
+        time: Duration,
+    },
     /// An operator confirmed that what is held is gone, or may have: who is silent leaves by word.
     Confirmed {
         /// Of which service.
         service: String,
         /// When the request left.
         sent: Duration,
+    },
+    /// What became of that.
+    Answered {
+        /// Of which service.
+        service: String,
+        /// Why not, if it was refused for a reason that is no outage.
+        refused: Option<String>,
+        /// When.
+        time: Duration,
     },
     /// What one server lists.
     Listed {
@@ -87,6 +105,8 @@ pub enum Guarding {
         end: Duration,
         /// Who is listed, suspects too.
         ids: Vec<String>,
+        /// Who of them is a suspect.
+        suspects: Vec<String>,
     },
     /// What one server says of the guard in the end, when so many nodes are up that it has to have disengaged.
     Said {
@@ -115,7 +135,9 @@ impl Guarding {
             | Self::Silent { service, .. }
             | Self::Left { service, .. }
             | Self::Blocked { service, .. }
+            | Self::Returned { service, .. }
             | Self::Confirmed { service, .. }
+            | Self::Answered { service, .. }
             | Self::Listed { service, .. }
             | Self::Said { service, .. } => service,
         }
@@ -129,6 +151,8 @@ impl Guarding {
             | Self::Listed { sent, .. } => *sent,
             Self::Set { time, .. }
             | Self::Silent { time, .. }
+            | Self::Returned { time, .. }
+            | Self::Answered { time, .. }
             | Self::Blocked { time, .. }
             | Self::Said { time, .. } => *time,
         }
@@ -140,11 +164,12 @@ impl Guarding {
                 ap,
                 share,
                 window,
+                ttl,
                 one_holder,
                 ..
             } => json!({
                 "ev": "set", "ap": ap, "share": f64::from(*share) / 10_000.0, "window": ms(*window),
-                "one_holder": one_holder,
+                "one_holder": one_holder, "ttl": ms(*ttl),
             }),
             Self::Joined { id, end, .. } => json!({ "ev": "reg", "id": id, "end": end.map(&ms) }),
             Self::Silent { ids, .. } => json!({ "ev": "stop", "ids": ids }),
@@ -152,14 +177,19 @@ impl Guarding {
                 id, end, revision, ..
             } => json!({ "ev": "dereg", "id": id, "end": end.map(&ms), "rev": revision }),
             Self::Blocked { id, why, .. } => json!({ "ev": "blocked", "id": id, "why": why }),
+            Self::Returned { .. } => json!({ "ev": "return" }),
             Self::Confirmed { .. } => json!({ "ev": "confirm" }),
+            Self::Answered { refused, .. } => json!({ "ev": "confirmed", "refused": refused }),
             Self::Listed {
                 server,
                 epoch,
                 end,
                 ids,
+                suspects,
                 ..
-            } => json!({ "ev": "view", "node": server, "epoch": epoch, "end": ms(*end), "ids": ids }),
+            } => json!({
+                "ev": "view", "node": server, "epoch": epoch, "end": ms(*end), "ids": ids, "suspects": suspects,
+            }),
             Self::Said {
                 server,
                 engaged,

@@ -132,6 +132,7 @@ impl Act {
             ap: self.mode == GroupMode::Ap,
             share: SHARE,
             window: WINDOW,
+            ttl: TTL,
             one_holder: self.one_holder,
             time,
         });
@@ -162,6 +163,10 @@ impl Act {
             _ => End::Confirm,
         } {
             End::Return => {
+                self.record(Guarding::Returned {
+                    service: self.name(),
+                    time: self.stage.history.now(),
+                });
                 for heard in self.providers.values() {
                     heard.store(true, Ordering::Release);
                 }
@@ -321,10 +326,25 @@ impl Act {
                 reason: "they are gone".into(),
                 ..ConfirmRemovalRequest::default()
             };
-            if let Some(mut caller) = Caller::to(&address).await
-                && let Wrote::Ok(_) = Wrote::of(caller.registry.confirm_removal(request).await)
-            {
-                return;
+            if let Some(mut caller) = Caller::to(&address).await {
+                let wrote = Wrote::of(caller.registry.confirm_removal(request).await);
+                let refused = match wrote {
+                    Wrote::Ok(_) => None,
+                    Wrote::Nothing(error) if !is_outage(error.code()) => Some(error.message),
+                    Wrote::Nothing(_) | Wrote::Unknown => {
+                        self.pause(300).await;
+                        continue;
+                    }
+                };
+                let done = refused.is_none();
+                self.record(Guarding::Answered {
+                    service: self.name(),
+                    refused,
+                    time: self.stage.history.now(),
+                });
+                if done {
+                    return;
+                }
             }
             self.pause(300).await;
         }
@@ -414,6 +434,12 @@ async fn look(stage: Stage, key: ServiceKey, server: u64, address: String) {
         if let Some(mut caller) = Caller::to(&address).await
             && let Ok((header, Some(view))) = caller.view(key.clone(), reading(ReadMode::Local)).await
         {
+            let suspects = view
+                .nodes
+                .iter()
+                .filter(|node| node.state() == NodeState::Suspect)
+                .map(|node| node.id.clone())
+                .collect();
             stage.history.record(Record::Guarding(Guarding::Listed {
                 service: format!("{}/{}", key.group, key.service),
                 server,
@@ -421,6 +447,7 @@ async fn look(stage: Stage, key: ServiceKey, server: u64, address: String) {
                 sent,
                 end: stage.history.now(),
                 ids: view.nodes.into_iter().map(|node| node.id).collect(),
+                suspects,
             }));
         }
         tokio::time::sleep(LOOK_EVERY).await;
