@@ -134,9 +134,7 @@ impl Directory {
         self.require_move(group, since, moving.to)?;
         let mut draft = self.draft();
         let stays = if done { moving.to } else { found.settings.mode };
-        if stays == self.serving {
-            self.settle_guards(&mut draft, group);
-        } else {
+        if stays != self.serving {
             self.vacate(&mut draft, group);
         }
         let revision = draft.revision;
@@ -150,21 +148,6 @@ impl Directory {
             }
         });
         Ok(Effect::of(draft))
-    }
-
-    /// What a group's services list is complete: guards that waited for the last piece disengage if enough nodes are up.
-    fn settle_guards(&mut self, draft: &mut Draft, group: &GroupName) {
-        let services = self
-            .group(group)
-            .into_iter()
-            .flat_map(|group| group.services.values());
-        let holding: Vec<ServiceKey> = services
-            .filter(|service| service.guard.hold().is_some())
-            .map(|service| service.key.clone())
-            .collect();
-        for key in holding {
-            self.write_guard(draft, &key, |ledger, settings, at| ledger.settle(settings, at));
-        }
     }
 
     /// What a group's services list is listed elsewhere from here on. Nobody is told that nodes left.
