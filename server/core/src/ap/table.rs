@@ -45,6 +45,10 @@ impl Range {
     }
 }
 
+/// The sessions before a piece of the log may have so many times its bytes, or be one: a session that lapsed names all of its
+/// nodes that are held, and would else be told again with each of them.
+const SESSIONS_BEFORE: usize = 4;
+
 /// Sessions that nodes of a piece name, and that the log does not tell of before them.
 type Untold = BTreeMap<SessionId, Stored>;
 
@@ -344,16 +348,18 @@ impl Table {
             through: after,
             ..Range::default()
         };
-        let (mut bytes, mut untold) = (0, Untold::default());
+        let (mut bytes, mut before, mut untold) = (0, 0, Untold::default());
+        let before_max = bytes_max.saturating_mul(SESSIONS_BEFORE);
         for (seq, Logged { record, size }) in self.log.range(Seq(after.0.saturating_add(1))..) {
-            if bytes >= bytes_max {
+            let session = session_of(record).and_then(|id| Some((id, self.untold(&untold, id, *seq)?)));
+            let adds = session.as_ref().map_or(0, |(_, session)| session.bytes.len());
+            if bytes >= bytes_max || (before > 0 && adds > 0 && before + adds > before_max) {
                 range.more = true;
                 break;
             }
             bytes += *size as usize;
-            if let Some(id) = session_of(record) {
-                bytes += self.note_untold(&mut untold, id, *seq);
-            }
+            before += adds;
+            untold.extend(session);
             range.records.push(record.clone());
             range.kept.push(self.recent.of(*seq).cloned());
             range.through = *seq;
@@ -373,18 +379,11 @@ impl Table {
     }
 
     /// Whoever hears of a node must have heard who vouches for it, though that may be another server's word by now, or stand
-    /// further behind in the log. Returns how many bytes it adds.
-    fn note_untold(&self, untold: &mut Untold, id: SessionId, at: Seq) -> usize {
-        let Some(entry) = self.sessions.get(&id) else {
-            return 0;
-        };
-        if entry.seq.is_some_and(|seq| seq < at) || untold.contains_key(&id) {
-            return 0;
-        }
-        let session = Stored::new(entry.record.clone(), entry.seq);
-        let bytes = session.bytes.len();
-        untold.insert(id, session);
-        bytes
+    /// further behind in the log: the session, if it is to be told too.
+    fn untold(&self, untold: &Untold, id: SessionId, at: Seq) -> Option<Stored> {
+        let entry = self.sessions.get(&id)?;
+        let is_told = entry.seq.is_some_and(|seq| seq < at) || untold.contains_key(&id);
+        (!is_told).then(|| Stored::new(entry.record.clone(), entry.seq))
     }
 
     pub(super) fn group_digests(&self) -> Vec<(String, u128)> {

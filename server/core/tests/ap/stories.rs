@@ -450,7 +450,7 @@ fn pieces_of_the_log_keep_their_bound_with_the_sessions_before_them() {
     loop {
         let range = servers[0].replica.range(after, BYTES_MAX);
         let bytes: usize = range.encoded().map(|record| record.len()).sum();
-        assert!(bytes < BYTES_MAX + slack, "{bytes} bytes");
+        assert!(bytes < 5 * BYTES_MAX + slack, "{bytes} bytes");
         told += range.records.len();
         after = range.through;
         if !range.more {
@@ -458,6 +458,44 @@ fn pieces_of_the_log_keep_their_bound_with_the_sessions_before_them() {
         }
     }
     assert_eq!(told, 400);
+}
+
+/// A session that lapsed names all of its nodes that are held: told again with each of them it would be more than the log.
+#[test]
+fn a_large_session_is_told_once_in_a_piece() {
+    const BYTES_MAX: usize = 4_096;
+    let mut servers = three();
+    servers[0].claim(1).unwrap();
+    for number in 0..300 {
+        let node = format!("prod/feed/{}{number}:1", "n".repeat(100));
+        servers[0].register(1, &node).unwrap();
+    }
+    servers[0].lapse(&[1]);
+    let log: usize = records_of(&servers[0])
+        .into_iter()
+        .map(|record| record.encode().len())
+        .sum();
+    let (mut after, mut pieces, mut bytes) = (Default::default(), 0, 0);
+    loop {
+        let range = servers[0].replica.range(after, BYTES_MAX);
+        pieces += 1;
+        bytes += range.encoded().map(|record| record.len()).sum::<usize>();
+        after = range.through;
+        if !range.more {
+            break;
+        }
+    }
+    let session = records_of(&servers[0])
+        .into_iter()
+        .map(|record| record.encode().len())
+        .max()
+        .unwrap();
+    assert!(
+        session > 5 * BYTES_MAX,
+        "it lapsed with all of its nodes: {session} bytes"
+    );
+    assert!(pieces <= log / BYTES_MAX + 2, "{pieces} pieces of {log} bytes");
+    assert!(bytes <= log + pieces * session, "{bytes} bytes");
 }
 
 #[test]
