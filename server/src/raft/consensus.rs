@@ -85,7 +85,7 @@ pub(super) struct Inner {
     /// Raft's own task has ended.
     ended: CancellationToken,
     pub(super) loaded: AtomicBool,
-    pub(super) receiving: tokio::sync::Mutex<()>,
+    pub(super) receiving: Arc<tokio::sync::Mutex<()>>,
     /// The latest term whose leader has sent a snapshot.
     pub(super) snapshot_term: watch::Sender<u64>,
     /// Told when a leader's stream of entries to this server has ended.
@@ -275,7 +275,7 @@ impl Consensus {
             stop,
             ended,
             loaded: AtomicBool::new(false),
-            receiving: tokio::sync::Mutex::default(),
+            receiving: Arc::default(),
             snapshot_term: watch::Sender::default(),
             stream_ended: Arc::default(),
             room: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),

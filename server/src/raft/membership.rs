@@ -287,9 +287,14 @@ impl Inner {
         let own = self.options.server.0;
         let to = match to {
             Some(to) if to == own => return Ok(()),
-            Some(to) if self.voters().contains(&to) => self.able_to_lead(vec![to], deadline).await?,
+            Some(to) if self.voters().contains(&to) => {
+                self.able_to_lead(vec![to], deadline, deadline).await?
+            }
             Some(to) => return Err(invalid(format!("server {to} is not a voter"))),
-            None => self.able_to_lead(self.voters_heard(), deadline).await?,
+            None => {
+                let each = Instant::now() + self.options.lease();
+                self.able_to_lead(self.voters_heard(), each, deadline).await?
+            }
         };
         self.raft
             .trigger()
@@ -319,9 +324,14 @@ impl Inner {
         heard.iter().map(|member| member.server.0).collect()
     }
 
-    /// The first of these that answers and may stand. A leader that has once asked another to take over leads no
-    /// more, and if that one cannot, nobody does: so it is asked before.
-    async fn able_to_lead(&self, servers: Vec<u64>, deadline: Instant) -> Result<u64, MembershipError> {
+    /// The first of these that answers, may stand, and has the log by `caught_up`. A leader that has once asked another to
+    /// take over leads no more, and if that one cannot, nobody does: so it is asked before.
+    async fn able_to_lead(
+        &self,
+        servers: Vec<u64>,
+        caught_up: Instant,
+        deadline: Instant,
+    ) -> Result<u64, MembershipError> {
         for server in servers {
             let address = self.address_of(server).unwrap_or_default();
             let asked =
@@ -329,11 +339,14 @@ impl Inner {
             let answer = tokio::time::timeout_at(deadline, asked).await;
             if let Ok(Ok(Some(answer))) = answer
                 && !answer.vote_withheld
+                && self.wait_caught_up(server, caught_up.min(deadline)).await.is_ok()
             {
                 return Ok(server);
             }
         }
-        Err(unavailable("no such voter answers and may stand for election"))
+        Err(unavailable(
+            "no such voter answers, has the log and may stand for election",
+        ))
     }
 
     pub(super) async fn take_snapshot(&self) -> Result<(), MembershipError> {

@@ -60,6 +60,8 @@ const STREAMS: Streams = Streams {
 const STALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a sender or a receiver of a snapshot may take for a chunk, and the receiver for the installation at the end.
 pub(super) const SNAPSHOT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes of a snapshot for which the receiver has a second more at the end: it is read twice and decoded.
+const INSTALLED_A_SECOND: u64 = 10_000_000;
 /// Pause before a server that has no room for a snapshot is sent it again.
 const FULL_PAUSE: Duration = Duration::from_secs(5);
 /// Pause before an unreachable server is tried again.
@@ -432,6 +434,8 @@ impl RaftNetworkV2<TypeConfig> for Link {
         let mut client = self.client()?;
         let (chunks, queue) = mpsc::channel(CHUNKS_AHEAD);
         let head = wire::encode_snapshot_head(&(vote, snapshot.meta));
+        let patience =
+            SNAPSHOT_STALL_TIMEOUT + Duration::from_secs(snapshot.snapshot.length() / INSTALLED_A_SECOND);
         let reading = send_chunks(self.peers.clone(), self.target, head, snapshot.snapshot, chunks);
         let retry_at = &mut self.retry_at;
         let sending = async {
@@ -439,7 +443,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
                 tokio::time::sleep_until(at).await;
             }
             let installing = client.install_snapshot(ReceiverStream::new(queue));
-            let (read, answer) = both_within(SNAPSHOT_STALL_TIMEOUT, reading, installing).await;
+            let (read, answer) = both_within(patience, reading, installing).await;
             read.map_err(|error| StreamingError::Network(NetworkError::from_string(error)))?;
             let answer = answer.ok_or_else(|| timed_out("snapshot"))?;
             if matches!(&answer, Err(status) if status.code() == Code::ResourceExhausted) {

@@ -107,7 +107,7 @@ impl PeerDoor {
             .send_if_modified(|newest| term > std::mem::replace(newest, term.max(*newest)));
         // One at a time: a leader that starts anew has given up its earlier attempt, and one that was replaced has to.
         let displaced = async move { displaced.wait_for(|newest| *newest > term).await.is_ok() };
-        let _receiving = self.inner.receiving.lock().await;
+        let alone = self.inner.receiving.clone().lock_owned().await;
         let snapshots = self.inner.snapshots.clone();
         let incoming = blocking(move || snapshots.incoming())
             .await?
@@ -126,16 +126,21 @@ impl PeerDoor {
                 false => Err("its head and its file tell of different positions".into()),
             }
         };
-        let checked = blocking(finish).await?;
-        let (incoming, snapshot) =
-            checked.map_err(|problem| Status::data_loss(format!("the snapshot: {problem}")))?;
-        let installed = self
-            .inner
-            .raft
-            .install_full_snapshot(vote, Snapshot { meta, snapshot })
-            .await;
-        drop(incoming);
-        let installed = installed.map_err(stopped)?;
+        let raft = self.inner.raft.clone();
+        // Raft takes the file in its own time: it has to be there then, whether its sender still waits or not.
+        let installing = tokio::spawn(async move {
+            let _alone = alone;
+            let checked = blocking(finish).await?;
+            let (incoming, snapshot) =
+                checked.map_err(|problem| Status::data_loss(format!("the snapshot: {problem}")))?;
+            let installed = raft
+                .install_full_snapshot(vote, Snapshot { meta, snapshot })
+                .await;
+            drop(incoming);
+            installed.map_err(stopped)
+        });
+        let broken = |_| Status::aborted("the installation of the snapshot broke down");
+        let installed = installing.await.map_err(broken)??;
         Ok(self.answer(from, wire::encode_installed(&installed)))
     }
 

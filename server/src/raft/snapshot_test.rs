@@ -1,5 +1,7 @@
 //! Snapshots on their way from one server to another.
 
+use std::time::Duration;
+
 use rollcall_proto::v1::SnapshotChunk;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -56,6 +58,65 @@ async fn a_later_leaders_snapshot_takes_the_place_of_one_that_stands_still() {
     later.unwrap();
     let head = *to.consensus.applied_head().borrow();
     assert_eq!(head.position.unwrap().index.0, meta.last_log_id.unwrap().index);
+    from.into_iter().chain([to]).map(Server::kill).for_each(drop);
+}
+
+/// Raft takes a file in its own time: a sender that hangs up meanwhile takes nothing away from it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sender_that_hangs_up_while_its_snapshot_is_installed_ends_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = start(&folder.path().join("from"), 1, |_| {}).await;
+    write(&from[0].consensus, 1).await;
+    from[0].consensus.take_snapshot().await.unwrap();
+    let (meta, file) = from[0].consensus.inner.snapshots.current().unwrap();
+    let index = meta.last_log_id.unwrap().index;
+    let to = start_apart(&folder.path().join("to"), 1, |_| {}, |routes| routes).await;
+    let to = to.into_iter().next().unwrap();
+    let (held, is_held) = std::sync::mpsc::channel();
+    let (release, until) = std::sync::mpsc::channel();
+    let snapshots = to.consensus.inner.snapshots.clone();
+    let holding = std::thread::spawn(move || snapshots.hold(&held, &until));
+    is_held.recv().unwrap();
+
+    let data = file.chunk(0, usize::MAX).unwrap();
+    let term = meta.last_log_id.unwrap().leader_id.term;
+    let chunk = SnapshotChunk {
+        cluster: "test".into(),
+        from: 2,
+        to: 1,
+        head: wire::encode_snapshot_head(&(Vote::new_committed(term + 1, 2), meta)),
+        crc: crc32fast::hash(&data),
+        data,
+        last: true,
+        length: file.length(),
+    };
+    let address = to.addresses.peer_address.clone();
+    let sending = tokio::spawn(async move {
+        let peers = Peers::new("test".into(), 2);
+        let (chunks, queue) = mpsc::channel(1);
+        chunks.send(chunk).await.unwrap();
+        let mut client = peers.client(1, &address).unwrap();
+        client.install_snapshot(ReceiverStream::new(queue)).await
+    });
+    let receiving = to.consensus.inner.receiving.clone();
+    let taken = async {
+        // Raft has the vote of who sends, and so the snapshot.
+        let has_it = |term_now: u64| term_now > term;
+        while !has_it(to.consensus.term().0) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout_at(soon(), taken).await.expect("it is taken");
+    sending.abort();
+    // Time for the server to notice; whether it lets anything go is the question.
+    let _noticed = tokio::time::timeout(Duration::from_secs(1), receiving.lock()).await;
+    release.send(()).unwrap();
+    let mut head = to.consensus.applied_head();
+    let installed = head.wait_for(|head| head.position.is_some_and(|position| position.index.0 == index));
+    let installed = tokio::time::timeout_at(soon(), installed).await;
+    installed.expect("it is installed all the same").unwrap();
+    assert!(to.consensus.status().stopped.is_none());
+    holding.join().unwrap();
     from.into_iter().chain([to]).map(Server::kill).for_each(drop);
 }
 

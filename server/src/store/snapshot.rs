@@ -20,6 +20,8 @@ use crate::raft::types::{LogId, SnapshotMeta};
 use crate::raft::wire;
 
 const MAGIC: &[u8; 8] = b"RCSNAP01";
+/// Bytes that are received between two syncs.
+const SYNC_EVERY: usize = 16 << 20;
 
 /// A whole snapshot on disk. It stays readable through this value even when its file has been replaced.
 #[derive(Clone, Debug)]
@@ -172,7 +174,11 @@ impl SnapshotStore {
             .truncate(true)
             .write(true)
             .open(&path)?;
-        Ok(IncomingSnapshot { path, file })
+        Ok(IncomingSnapshot {
+            path,
+            file,
+            unsynced: 0,
+        })
     }
 
     /// Gives a synced file its name and makes it the current snapshot. One that is older than the current is
@@ -250,12 +256,20 @@ fn position_in_name(path: &Path) -> Option<(u64, u64)> {
 pub(crate) struct IncomingSnapshot {
     path: PathBuf,
     file: File,
+    unsynced: usize,
 }
 
 impl IncomingSnapshot {
+    /// Syncs now and then, so that whoever sends goes at the disk's pace and does not wait for all of it at the end.
     /// Blocks.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)
+        self.file.write_all(bytes)?;
+        self.unsynced += bytes.len();
+        if self.unsynced >= SYNC_EVERY {
+            self.unsynced = 0;
+            self.file.sync_data()?;
+        }
+        Ok(())
     }
 
     /// Syncs what was written. Blocks.
