@@ -1,7 +1,7 @@
 //! Asking now and then instead of listening, where streams are not possible: one call for the signs of all
 //! services, then one per service whose sign differs from what is held.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -117,22 +117,40 @@ impl Registry {
     }
 }
 
-/// A question for each group.
-fn by_group(keys: Vec<ServiceKey>) -> impl Iterator<Item = Vec<ServiceKey>> {
-    let mut groups: BTreeMap<Arc<str>, Vec<ServiceKey>> = BTreeMap::new();
-    for key in keys {
-        groups.entry(key.group.clone()).or_default().push(key);
+/// What a round asks. An age is that of a mode: lists of one, of the other, and those of which it is not known yet are asked
+/// about apart, so that one mode's age holds up no other. Of the last those of one group in a round, in turn, if they were
+/// refused together.
+fn questions(slots: &BTreeMap<ServiceKey, Slot>, alone: Option<usize>) -> Vec<Vec<ServiceKey>> {
+    let (mut cluster, mut server) = (Vec::new(), Vec::new());
+    let mut unknown: BTreeMap<&str, Vec<ServiceKey>> = BTreeMap::new();
+    for (key, slot) in slots {
+        match slot.cached.view().counted() {
+            Counted::Cluster => cluster.push(key.clone()),
+            Counted::Server { .. } => server.push(key.clone()),
+            Counted::Unknown => unknown.entry(&key.group).or_default().push(key.clone()),
+        }
     }
-    groups.into_values()
+    let unknown: Vec<ServiceKey> = match alone {
+        Some(turn) if !unknown.is_empty() => {
+            let turn = turn % unknown.len();
+            unknown.into_values().nth(turn).unwrap_or_default()
+        }
+        _ => unknown.into_values().flatten().collect(),
+    };
+    [cluster, server, unknown]
+        .iter()
+        .flat_map(|keys| keys.chunks(SIGNS_MAX))
+        .map(Vec::from)
+        .collect()
 }
 
 async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, options: PollOptions) {
-    let keys: Vec<ServiceKey> = slots.keys().cloned().collect();
+    let mut alone = None;
     loop {
         // A server that does not answer for one list is not waited for once for each of the others.
         let mut answering = true;
-        let mut questions: VecDeque<Vec<ServiceKey>> = keys.chunks(SIGNS_MAX).map(Vec::from).collect();
-        while let Some(keys) = questions.pop_front() {
+        let mut refused = false;
+        for keys in questions(&slots, alone) {
             match registry.signs(&keys, options.read).await {
                 Ok(answer) => {
                     for sign in answer.value {
@@ -140,22 +158,23 @@ async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, option
                             continue;
                         };
                         if !slot.compare(&sign, &answer.header) {
-                            let current = answering && slot.ask(registry, options, &mut answering).await;
+                            let current =
+                                answering && slot.ask(&sign, registry, options, &mut answering).await;
                             if !current {
                                 slot.hold();
                             }
                         }
                     }
                 }
-                // An age is that of a mode, and so of a group: the others may be fresh.
-                Err(Error::TooStale { .. }) if keys.iter().any(|key| key.group != keys[0].group) => {
-                    by_group(keys).for_each(|question| questions.push_front(question));
-                }
+                // Which says nothing of lists of the other mode.
                 Err(Error::TooStale { message }) => {
                     tracing::debug!(message, "signs were not answered");
                     for key in &keys {
                         if let Some(slot) = slots.get_mut(key) {
                             slot.hold();
+                            if slot.cached.view().counted() == Counted::Unknown {
+                                refused = true;
+                            }
                         }
                     }
                 }
@@ -166,6 +185,7 @@ async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, option
                 }
             }
         }
+        alone = refused.then(|| alone.map_or(0, |turn: usize| turn.wrapping_add(1)));
         // A turn while full lists are rationed is not slept through.
         let now = Instant::now();
         let next = now + jittered(options.interval);
@@ -216,7 +236,13 @@ impl Slot {
 
     /// Asks for the full list, if it is our turn. Whether what is held is current then. An error that another service's
     /// question would meet too is told by `answering`.
-    async fn ask(&mut self, registry: &Registry, options: PollOptions, answering: &mut bool) -> bool {
+    async fn ask(
+        &mut self,
+        sign: &ServiceSign,
+        registry: &Registry,
+        options: PollOptions,
+        answering: &mut bool,
+    ) -> bool {
         if self.ask_at.is_some_and(|at| Instant::now() < at) {
             return false;
         }
@@ -246,7 +272,9 @@ impl Slot {
                 // A server that is behind says nothing against what is held.
                 matches!(merged, Merged::Changed | Merged::Confirmed | Merged::Older)
             }
-            // What was shown to be held is so: by sign and metadata, or, as an older server sees it, by its sign.
+            // Another server told of another list: this one is behind, or the list was there for a moment.
+            Queried::Unchanged if sign.sign != self.cached.view().sign => false,
+            // An older server, which knows nothing of metadata beside signs.
             Queried::Unchanged => {
                 let cluster = Arc::from(header.cluster.as_str());
                 let counted = Counted::of(header.mode(), header.epoch);
