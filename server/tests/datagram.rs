@@ -268,6 +268,19 @@ async fn sessions_of_ap_groups_live_by_datagrams_also_without_a_quorum() {
         session.register(&service, node).await.unwrap();
         sessions.push(session);
     }
+    // Others, for which the leader has to answer, hold up none of these.
+    let mut others = Vec::new();
+    for index in 0..10 {
+        let options = SessionOptions::ttl(TTL).heartbeats(Heartbeats::Datagram);
+        let session = registry(&addresses[..1], 0).open_session(options).await.unwrap();
+        let node = Registration::new("http", format!("10.0.2.{index}"), 80);
+        session
+            .register(&ServiceKey::new(GROUP, "feed"), node)
+            .await
+            .unwrap();
+        others.push(session);
+    }
+    all_by_datagram(&others).await;
     let ids: Vec<_> = sessions.iter().map(Session::id).collect();
     let listed = || async {
         let view = local_view(&addresses[0], "edge", "feed", 0).await.unwrap();
@@ -281,6 +294,7 @@ async fn sessions_of_ap_groups_live_by_datagrams_also_without_a_quorum() {
         cluster.server(server).kill9().await.unwrap();
     }
     tokio::time::sleep(TTL * 3).await;
+    assert!(sessions.iter().all(Session::is_by_datagram));
     all_attached(&sessions).await;
     assert_eq!(listed().await, 3, "none was struck off");
     let now: Vec<u64> = sessions.iter().map(Session::id).collect();

@@ -115,6 +115,20 @@ impl Carrier {
         outcome.ok().flatten().unwrap_or_default()
     }
 
+    /// Takes those out for which this server has to answer too: they do not wait behind those for which the leader has to.
+    pub(super) fn part(&self, beats: &mut Vec<Beat>) {
+        let ids: Vec<_> = beats.iter().map(|beat| beat.session).collect();
+        let alive = self.sessions.remembered(&ids).alive;
+        if alive.is_empty() {
+            return;
+        }
+        let mut aside: Vec<_> = beats
+            .extract_if(.., |beat| alive.contains(&beat.session))
+            .collect();
+        let dropped = self.both_sides.add(&mut aside, Instant::now());
+        self.metrics.refused.full.inc_by(dropped as u64);
+    }
+
     /// Leaves those to the other carriers for which this server has to answer too.
     fn set_aside(&self, beats: &mut Vec<Beat>, verdicts: &mut Verdicts) {
         let ids: Vec<_> = beats.iter().map(|beat| beat.session).collect();

@@ -177,6 +177,7 @@ impl Receiver {
         // Where much comes others judge and answer, while this thread reads on.
         let is_quiet = inbox.len() < BATCH && !self.desk.beats.is_empty();
         if !(is_quiet && self.carrier.answer_alone(&mut self.desk.beats, &mut self.answers)) {
+            self.carrier.part(&mut self.desk.beats);
             let dropped = self.gathered.add(&mut self.desk.beats, now);
             self.metrics.refused.full.inc_by(dropped as u64);
         }
