@@ -52,8 +52,9 @@ const LOSSES: [&str; 6] = [
 /// had said was on it. The others have it.
 const FORGETTING: [&str; 4] = ["membership", "resize", "lost-tail", "bit-rot"];
 
-/// Faults that keep no server from another.
-const HARMLESS: [&str; 4] = ["client-", "no-clients", "clock", "transfer"];
+/// Faults that keep no server from another. A wrong clock does: whose clock is behind takes nobody's word, and who is ahead is
+/// not believed (decision 0012).
+const HARMLESS: [&str; 3] = ["client-", "no-clients", "transfer"];
 
 /// What may be asked.
 #[derive(Clone, Copy, Debug)]
@@ -150,7 +151,7 @@ fn judge(lines: &[Ap], group: &str, faults: &[Fault], mut verdict: Verdict, move
         let what = "a wall clock was ahead: nothing was asked of the end, nor of sessions";
         verdict.figures.push(what.into());
     }
-    removals(&sorted, faults, &mut verdict);
+    removals(&sorted, faults, clocks, &mut verdict);
     verdict.judged += sorted.views.len();
     let writes: Vec<&Write> = sorted.writes.values().flatten().collect();
     let unknown = writes.iter().filter(|write| write.end.is_none()).count();
@@ -610,7 +611,7 @@ fn apart(faults: &[Fault], from: Duration, to: Duration) -> Duration {
 }
 
 /// What watchers were told to be gone had a reason to go.
-fn removals(sorted: &Sorted<'_>, faults: &[Fault], verdict: &mut Verdict) {
+fn removals(sorted: &Sorted<'_>, faults: &[Fault], clocks: Clocks, verdict: &mut Verdict) {
     for (id, server, time) in &sorted.removed {
         verdict.judged += 1;
         let reason = match (sorted.writes.get(id), sorted.lives.get(id)) {
@@ -622,7 +623,8 @@ fn removals(sorted: &Sorted<'_>, faults: &[Fault], verdict: &mut Verdict) {
                     .beats
                     .iter()
                     .any(|sent| *sent <= *time && *sent + life.ttl > *time);
-                !alive || excused(*time, *time, life.ttl, faults)
+                // Stamps do not go back with a clock that was ahead: its server is not believed for the rest of the run.
+                !alive || clocks == Clocks::Ahead || excused(*time, *time, life.ttl, faults)
             }
             (None, None) => false,
         };

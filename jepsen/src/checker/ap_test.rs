@@ -274,6 +274,12 @@ fn sessions_are_neither_struck_off_early_nor_kept_for_ever() {
     // It was cut off for a ttl, or now and then for half of it.
     good(&life, &[fault(3, 9)]);
     good(&life, &[fault(1, 2), fault(3, 4), fault(5, 6)]);
+    // Or its server took nobody's word, for its clock was behind.
+    let behind = Fault {
+        what: "clock: 2 by -200 s".into(),
+        ..fault(1, 9)
+    };
+    good(&life, &[behind]);
     // Faults that are short, over before it, or the same twice, or that keep no server from another, are no excuse.
     let of_clients = Fault {
         what: "client-cut: host 1".into(),
