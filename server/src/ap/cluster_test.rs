@@ -1,5 +1,6 @@
 //! AP groups on three whole servers in this process, over loopback.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use super::upkeep::others_here;
 use super::{Acknowledged, Ap};
 use crate::config::{Config, GossipPreset, MemberConfig, Preset};
 use crate::raft::ProposeError;
-use crate::server::Server;
+use crate::server::{Server, StartError};
 
 /// Nothing here takes long; this bounds what goes wrong.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -164,7 +165,20 @@ impl Cluster {
 
     pub(super) async fn begin(&mut self, id: u64) {
         let config = self.site(id).config.clone();
-        let server = Server::start(config, Preset::None).await;
+        // Between two lives of a server the system may give its port to somebody else for a while.
+        let is_taken = |error: &StartError| match error {
+            StartError::Listen(error) => error.source.kind() == ErrorKind::AddrInUse,
+            _ => false,
+        };
+        let until = soon();
+        let server = loop {
+            match Server::start(config.clone(), Preset::None).await {
+                Err(error) if is_taken(&error) && Instant::now() < until => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                started => break started,
+            }
+        };
         self.site(id).server = Some(server.expect("it starts"));
     }
 
