@@ -14,7 +14,7 @@ use rollcall_proto::v1::leader_question::Question;
 use rollcall_proto::v1::{Error, ErrorCode, MembershipOrder};
 use tokio::time::Instant;
 
-use super::consensus::Inner;
+use super::consensus::{Consensus, Inner};
 use super::contract::{DeskError, MembershipError};
 use super::types::{PeerAddresses, TypeConfig};
 use super::upkeep;
@@ -88,6 +88,62 @@ fn invalid(reason: impl Into<String>) -> MembershipError {
 fn unavailable(reason: impl Into<String>) -> MembershipError {
     MembershipError::Unavailable {
         reason: reason.into(),
+    }
+}
+
+impl Consensus {
+    /// Adds a server without a vote. It must be running, with an empty folder and `join` set.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn add_learner(
+        &self,
+        server: ServerId,
+        addresses: PeerAddresses,
+        deadline: Instant,
+    ) -> Result<(), MembershipError> {
+        self.inner
+            .order(Order::AddLearner(server.0, addresses), deadline)
+            .await
+    }
+
+    /// Gives a learner a vote once it has caught up and may use it.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn promote(&self, server: ServerId, deadline: Instant) -> Result<(), MembershipError> {
+        self.inner.order(Order::Promote(server.0), deadline).await
+    }
+
+    /// Removes a member; the leader hands over first.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn remove(&self, server: ServerId, deadline: Instant) -> Result<(), MembershipError> {
+        self.inner.order(Order::Remove(server.0), deadline).await
+    }
+
+    /// Hands leadership to a voter that answers and may stand for election; `None`: of those heard from lately, the one
+    /// with the longest log.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn transfer_leadership(
+        &self,
+        to: Option<ServerId>,
+        deadline: Instant,
+    ) -> Result<(), MembershipError> {
+        self.inner
+            .order(Order::Transfer(to.map(|to| to.0)), deadline)
+            .await
+    }
+
+    /// Takes a snapshot on this server now, and waits for it.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn take_snapshot(&self) -> Result<(), MembershipError> {
+        self.inner.take_snapshot().await
     }
 }
 

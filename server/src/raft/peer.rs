@@ -22,16 +22,15 @@ use rollcall_proto::v1::{
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::allegiance::allegiance;
 use super::consensus::Inner;
 use super::contract::DeskError;
-use super::forwarded::Forwarded;
 use super::membership::{Order, wire_error};
 use super::network::SNAPSHOT_STALL_TIMEOUT;
-use super::read_index::RoundError;
+use super::reads::{RoundError, allegiance};
 use super::types::{TypeConfig, Vote};
 use super::vacancy::StreamEnd;
 use super::wire::{self, WireError};
+use super::writes::Forwarded;
 use crate::store::{IncomingSnapshot, SnapshotFile};
 
 /// A term so far ahead of ours was not reached by elections. It is refused, for terms cannot be taken back, and

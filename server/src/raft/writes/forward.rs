@@ -21,9 +21,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
-use super::network::Peers;
 use super::ticket::{Attempt, Reply, Ticket};
 use crate::pulse;
+use crate::raft::network::Peers;
 
 /// Writes that may wait for the stream; beyond it callers are told to come again.
 const QUEUE_MAX: usize = 8_192;

@@ -10,11 +10,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::contract::Leadership;
 use super::pace::{InFlight, Pace, Traffic};
 use super::ticket::{Attempt, Reply, Ticket};
-use super::types::{Batch, Callback, CommittedLeaderId, TypeConfig};
-use super::{Raft, contract::NotLeader};
+use crate::raft::Raft;
+use crate::raft::contract::Leadership;
+use crate::raft::contract::NotLeader;
+use crate::raft::types::{Batch, Callback, CommittedLeaderId, TypeConfig};
 use crate::store::LogStore;
 
 /// Proposals that may wait; beyond it callers are told to come again.

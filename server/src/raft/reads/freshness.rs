@@ -11,25 +11,30 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Raft;
-use super::contract::{Confirmed, Freshness, Leadership};
 use super::inquiry::{Companion, Inquirer};
-use super::network::Peers;
-use super::read_index::{Round, RoundError, Rounds};
-use super::vote_gate::VoteGate;
+use super::rounds::{Round, RoundError, Rounds};
+use crate::raft::Raft;
+use crate::raft::contract::{Confirmed, Freshness, Leadership};
+use crate::raft::network::Peers;
+use crate::raft::vote_gate::VoteGate;
 
 /// Probes go on for this long after someone asked.
 pub(super) const PROBES_LAST: Duration = Duration::from_secs(10);
 
 /// Rounds of a leader.
 #[derive(Debug)]
-pub(super) struct LeaderRounds {
+pub(in crate::raft) struct LeaderRounds {
     pub(super) linearizable: Rounds<Confirmed>,
     leased: Rounds<Confirmed>,
 }
 
 impl LeaderRounds {
-    pub(super) fn start(raft: &Raft, peers: &Arc<Peers>, lease: Duration, stop: &CancellationToken) -> Self {
+    pub(in crate::raft) fn start(
+        raft: &Raft,
+        peers: &Arc<Peers>,
+        lease: Duration,
+        stop: &CancellationToken,
+    ) -> Self {
         let companion = Arc::new(Companion::new(raft.clone(), peers.clone()));
         let asking = raft.clone();
         let linearizable = Rounds::start(stop.clone(), move || {
@@ -82,7 +87,7 @@ async fn leader_round(raft: Raft, option: LinearizerOption) -> Round<Confirmed> 
 
 /// Rounds of a follower: one question to the leader for all who wait.
 #[derive(Debug)]
-pub(super) struct RemoteRounds {
+pub(in crate::raft) struct RemoteRounds {
     linearizable: Rounds<Confirmed>,
     leased: Rounds<Confirmed>,
     #[cfg(test)]
@@ -90,7 +95,7 @@ pub(super) struct RemoteRounds {
 }
 
 impl RemoteRounds {
-    pub(super) fn start(
+    pub(in crate::raft) fn start(
         raft: &Raft,
         gate: &Arc<VoteGate>,
         peers: &Arc<Peers>,
@@ -137,7 +142,7 @@ impl RemoteRounds {
 
 /// How old the local state is at most.
 #[derive(Debug, Default)]
-pub(super) struct AgeProbe {
+pub(in crate::raft) struct AgeProbe {
     asked_at: Mutex<Option<Instant>>,
     confirmed_at: Mutex<Option<Instant>>,
     asked: Notify,
@@ -151,13 +156,13 @@ impl AgeProbe {
     }
 
     /// Everything the leader had when the probe was sent is applied here.
-    pub(super) fn confirmed(&self, sent_at: Instant) {
+    pub(in crate::raft) fn confirmed(&self, sent_at: Instant) {
         let mut confirmed_at = self.confirmed_at.lock();
         *confirmed_at = (*confirmed_at).max(Some(sent_at));
     }
 
     /// Waits until someone has asked lately.
-    pub(super) async fn wanted(&self) {
+    pub(in crate::raft) async fn wanted(&self) {
         loop {
             let lately = self.asked_at.lock().is_some_and(|at| at.elapsed() < PROBES_LAST);
             if lately {

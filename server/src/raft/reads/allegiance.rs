@@ -18,12 +18,12 @@ use std::collections::BTreeSet;
 use openraft::ServerState;
 use rollcall_core::ids::{LogIndex, Term};
 
-use super::Raft;
-use super::contract::Confirmed;
-use super::types::Vote;
+use crate::raft::Raft;
+use crate::raft::contract::Confirmed;
+use crate::raft::types::Vote;
 
 /// The term in which this server follows `leader` now; `None`: it does not.
-pub(super) async fn allegiance(raft: &Raft, leader: u64) -> Option<Term> {
+pub(in crate::raft) async fn allegiance(raft: &Raft, leader: u64) -> Option<Term> {
     let look = raft.with_raft_state(move |state| term_led_by(state.vote_ref(), leader));
     look.await.ok().flatten()
 }
@@ -73,9 +73,9 @@ pub(super) fn words_count(joint: &[BTreeSet<u64>]) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use super::super::contract::Freshness;
-    use super::super::servers_test::{Server, leader_of, soon, start, steady_leader_of, write};
     use super::*;
+    use crate::raft::contract::Freshness;
+    use crate::raft::servers_test::{Server, leader_of, soon, start, steady_leader_of, write};
 
     #[test]
     fn two_are_a_quorum_only_where_they_are_a_majority_of_each_list() {

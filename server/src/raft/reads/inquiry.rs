@@ -18,12 +18,12 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use super::Raft;
 use super::allegiance::{allegiance, confirm_by_word, words_count};
-use super::contract::{Confirmed, Leadership};
-use super::network::Peers;
-use super::read_index::{Round, RoundError};
-use super::vote_gate::VoteGate;
+use super::rounds::{Round, RoundError};
+use crate::raft::Raft;
+use crate::raft::contract::{Confirmed, Leadership};
+use crate::raft::network::Peers;
+use crate::raft::vote_gate::VoteGate;
 
 /// How long a follower waits for the leader's word in one round.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -263,9 +263,9 @@ impl Companion {
 mod tests {
     use tonic::service::Routes;
 
-    use super::super::contract::Freshness;
-    use super::super::servers_test::{Server, soon, start, start_behind, steady_leader_of, write};
     use super::*;
+    use crate::raft::contract::Freshness;
+    use crate::raft::servers_test::{Server, soon, start, start_behind, steady_leader_of, write};
 
     /// Servers as they were before there was the stream.
     fn without_stream(routes: Routes) -> Routes {

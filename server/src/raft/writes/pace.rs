@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::types::LogId;
+use crate::raft::types::LogId;
 
 /// Entries proposed and not yet applied.
 const IN_FLIGHT_MAX: usize = 16;
@@ -172,8 +172,8 @@ mod tests {
     use parking_lot::Mutex;
     use tokio::task::JoinHandle;
 
-    use super::super::types::log_id;
     use super::*;
+    use crate::raft::types::log_id;
 
     const MANY: usize = 40;
     const BUSY: fn() -> Option<LogId> = || None;

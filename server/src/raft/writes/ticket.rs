@@ -141,9 +141,9 @@ mod tests {
 
     use tokio::sync::Semaphore;
 
-    use super::super::consensus::WAITING_BYTES_MAX;
-    use super::super::servers_test::{Server, put_group, soon, start, steady_leader_of, write};
+    use super::super::attempt::WAITING_BYTES_MAX;
     use super::*;
+    use crate::raft::servers_test::{Server, put_group, soon, start, steady_leader_of, write};
 
     #[test]
     fn a_ticket_is_decided_once() {

@@ -19,15 +19,16 @@ use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
-use super::consensus::{Inner, REQUEST_BYTES_MAX};
+use super::attempt::REQUEST_BYTES_MAX;
 use super::forward::IN_FLIGHT_MAX;
 use super::proposer::Proposal;
 use super::ticket::{Attempt, Numbered, Reply};
+use crate::raft::consensus::Inner;
 
 type Told = Result<ForwardResponse, Status>;
 
 /// A line's answers. Polling them reads the writes, as long as fewer than [`IN_FLIGHT_MAX`] are under way.
-pub(super) struct Forwarded<R> {
+pub(in crate::raft) struct Forwarded<R> {
     inner: Arc<Inner>,
     /// `None`: there are no more.
     requests: Option<R>,
@@ -42,7 +43,7 @@ impl<R> Forwarded<R>
 where
     R: Stream<Item = Result<ForwardRequest, Status>> + Unpin,
 {
-    pub(super) fn new(inner: Arc<Inner>, requests: R) -> Self {
+    pub(in crate::raft) fn new(inner: Arc<Inner>, requests: R) -> Self {
         let (answers, answered) = mpsc::unbounded_channel();
         Self {
             stopped: Box::pin(inner.stop.clone().cancelled_owned()),
