@@ -136,7 +136,9 @@ impl Consensus {
         let state =
             raft.with_raft_state(|state| state.membership_state.effective().voter_ids().collect::<Vec<_>>());
         let voters = state.await.map_err(|error| raft_failed(error.to_string()))?;
-        let alone = voters == [server];
+        // Who once began to rejoin has heard another lead: what it has of the log since may end before the others joined it.
+        let heard_a_leader = log.mark.rejoining && log.mark_read;
+        let alone = voters == [server] && !heard_a_leader;
         // A snapshot stands for the entries it covers, even if the log was not yet told so.
         let snapshot = parts.snapshots.current().and_then(|(meta, _)| meta.last_log_id);
         let forgot = log.mark.log > log.last.max(snapshot);

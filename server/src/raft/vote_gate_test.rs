@@ -1,8 +1,10 @@
 //! A server that does not know what it acknowledged takes no part in elections.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
+use openraft::EntryPayload;
 use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use rollcall_core::ids::ServerId;
 use rollcall_proto::v1::ReadIndexRequest;
@@ -11,7 +13,7 @@ use tonic::{Code, Status};
 
 use super::network::Peers;
 use super::servers_test::{Server, leader_of, soon, start, start_apart, start_on, write};
-use super::types::{LogId, Vote};
+use super::types::{Entry, LogId, Membership, Vote, log_id};
 use super::vote_gate::Standing;
 use super::{Consensus, Freshness, MembershipError, wire};
 
@@ -40,11 +42,16 @@ impl Voice {
 
     /// One heartbeat of a leader, which is answered.
     async fn beat(&self, vote: Vote) {
+        self.append(vote, Vec::new()).await;
+    }
+
+    /// The beginning of a leader's log, which is taken.
+    async fn append(&self, vote: Vote, entries: Vec<Entry>) {
         let request = wire::encode_append(&AppendEntriesRequest {
             vote,
             prev_log_id: None,
-            entries: Vec::new(),
-            leader_commit: None,
+            leader_commit: entries.last().map(|entry| entry.log_id),
+            entries,
         });
         let message = self.peers.envelope(self.target, request);
         let mut client = self.peers.client(self.target, &self.address).unwrap();
@@ -143,6 +150,37 @@ async fn an_empty_folder_under_an_old_id_elects_nobody() {
         whole(&server.consensus).await;
     }
     all.into_iter().map(Server::kill).for_each(drop);
+}
+
+/// The log of a cluster that one server founded begins with that server alone. While it is given back to that very server,
+/// whose folder was lost, it ends there for a moment: no reason to lead.
+#[tokio::test]
+async fn a_founder_that_is_given_back_the_beginning_of_its_log_does_not_lead() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    port.set_nonblocking(true).unwrap();
+    let emptied = start_on(port, folder.path(), 1, |_| {}, |routes| routes).await;
+    let founder = BTreeMap::from([(1, emptied.addresses.clone())]);
+    let alone = Entry {
+        log_id: log_id(1, 0),
+        payload: EntryPayload::Membership(Membership::new(vec![BTreeSet::from([1])], founder).unwrap()),
+    };
+    let leader = Voice::of(2, &emptied);
+    leader
+        .append(Vote::new_committed(7, 2), vec![alone.clone()])
+        .await;
+    while last_of(&emptied.consensus) != Some(alone.log_id) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    let port = emptied.end().await;
+    let again = start_on(port, folder.path(), 1, |_| {}, |routes| routes).await;
+    assert_eq!(again.consensus.inner.gate.standing(), Standing::CatchingUp);
+    // As long as it would take to lead, several times over.
+    tokio::time::sleep(again.consensus.inner.options.lease() * 4).await;
+    let known = *again.consensus.leadership().borrow();
+    assert!(!known.leading && known.term.0 == 7, "{known:?}");
+    drop(again.kill());
 }
 
 #[tokio::test]

@@ -58,8 +58,10 @@ pub(crate) struct OpenedLog {
     pub(crate) last: Option<LogId>,
     /// The last entry purged.
     pub(crate) purged: Option<LogId>,
-    /// What was marked before.
+    /// What was marked before; an unreadable mark tells to rejoin.
     pub(crate) mark: Mark,
+    /// The mark could be read: it tells to rejoin only if a leader had been heard.
+    pub(crate) mark_read: bool,
     /// Neither log nor a vote in any term: this server has not taken part in anything.
     pub(crate) pristine: bool,
 }
@@ -313,7 +315,15 @@ impl LogStore {
         let engine = Engine::open(&path)?;
         let found = Found::read(&engine, &path)?;
         let mark_file = MarkFile::in_folder(folder);
-        let mark = mark_file.read()?;
+        let found_mark = mark_file.read()?;
+        let mark_read = found_mark.is_some();
+        let mark = found_mark.unwrap_or_else(|| {
+            tracing::warn!(folder = %folder.display(), "mark unreadable, not voting until caught up");
+            Mark {
+                rejoining: true,
+                ..Mark::default()
+            }
+        });
         let vote = newer_vote(found.vote, mark.vote);
         let last = found.last;
         let mut current = mark.clone();
@@ -345,6 +355,7 @@ impl LogStore {
             purged: found.purged,
             pristine: last.is_none() && vote.is_none_or(|vote| vote.leader_id.term == 0),
             mark,
+            mark_read,
         })
     }
 

@@ -25,7 +25,7 @@ pub(crate) struct Mark {
     pub(crate) log: Option<LogId>,
     /// This vote was given.
     pub(crate) vote: Option<Vote>,
-    /// The server does not know what it once acknowledged: its folder is new in a running cluster, or the mark
+    /// The server does not know what it once acknowledged: its folder is new in a running cluster, or an earlier mark
     /// was unreadable. It must catch up with a leader before it votes.
     pub(crate) rejoining: bool,
 }
@@ -43,17 +43,11 @@ impl MarkFile {
         }
     }
 
-    /// Reads the mark. No file: nothing was ever marked. An unreadable one: the server rejoins.
-    pub(crate) fn read(&self) -> Result<Mark, StoreError> {
+    /// Reads the mark. No file: nothing was ever marked. `None`: there is one that cannot be read.
+    pub(crate) fn read(&self) -> Result<Option<Mark>, StoreError> {
         match fs::read(&self.path) {
-            Ok(bytes) => Ok(decode(&bytes).unwrap_or_else(|| {
-                tracing::warn!(file = %self.path.display(), "mark unreadable, not voting until caught up");
-                Mark {
-                    rejoining: true,
-                    ..Mark::default()
-                }
-            })),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Mark::default()),
+            Ok(bytes) => Ok(decode(&bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(Mark::default())),
             Err(error) => Err(StoreError::folder(&self.path, error)),
         }
     }
@@ -88,14 +82,14 @@ mod tests {
     fn a_mark_survives_and_damage_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
         let file = MarkFile::in_folder(folder.path());
-        assert_eq!(file.read().unwrap(), Mark::default());
+        assert_eq!(file.read().unwrap(), Some(Mark::default()));
         let mark = Mark {
             log: Some(log_id(3, 17)),
             vote: Some(Vote::new(4, 2)),
             rejoining: false,
         };
         file.write(&mark).unwrap();
-        assert_eq!(file.read().unwrap(), mark);
+        assert_eq!(file.read().unwrap(), Some(mark));
 
         let path = folder.path().join("mark");
         let whole = fs::read(&path).unwrap();
@@ -103,7 +97,7 @@ mod tests {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x40;
             fs::write(&path, &damaged).unwrap();
-            assert!(file.read().unwrap().rejoining, "byte {at}");
+            assert_eq!(file.read().unwrap(), None, "byte {at}");
         }
     }
 }
