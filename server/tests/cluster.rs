@@ -5,10 +5,16 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rollcall_jepsen::lab::WAIT_MAX;
-use support::{Follower, GROUP, Load, cluster};
+use futures_util::future::join_all;
+use rollcall_client::{Entry, Registration, ServiceKey, SessionOptions, WriteOptions};
+use rollcall_jepsen::lab::{WAIT_MAX, eventually};
+use rollcall_proto::v1::MembersRequest;
+use rollcall_proto::v1::cluster_client::ClusterClient;
+use support::{Follower, GROUP, Load, cluster, registry};
+use tonic::Code;
 
 const TTL: Duration = Duration::from_secs(10);
 
@@ -132,4 +138,67 @@ async fn a_cluster_grows_from_one_to_five_and_shrinks_to_three_under_load() {
     load.stop().await.assert_kept(&mut cluster, "feed").await;
     let view = rollcall_jepsen::lab::reading::local_view(cluster.server(3).address(), GROUP, "feed", 0).await;
     assert!(!view.unwrap().unwrap().nodes.is_empty());
+}
+
+/// A hash that belongs to another index would tell operators that servers differ.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_is_told_with_the_entry_at_which_it_stands() {
+    let mut cluster = cluster(1).await;
+    let writer = registry(&cluster.addresses(), 0);
+    let over = AtomicBool::new(false);
+    // Large entries: there is much time in which one is half applied.
+    let writing = async {
+        let session = writer.open_session(SessionOptions::ttl(TTL)).await.unwrap();
+        for round in 0..200 {
+            let node = |id: u32| {
+                Registration::new("tcp", "127.0.0.1", 80)
+                    .id(format!("n{id}"))
+                    .weight(round)
+            };
+            let nodes = (0..500).map(|id| Entry::new(ServiceKey::new(GROUP, "feed"), node(id)));
+            let written = session.register_all(nodes.collect(), WriteOptions::default());
+            written.await.unwrap();
+        }
+        over.store(true, Ordering::Relaxed);
+        session.close().await.unwrap();
+    };
+    let server = cluster.server(1);
+    let looking = join_all((0..16).map(async |_| {
+        let mut told = Vec::new();
+        while !over.load(Ordering::Relaxed) {
+            let status = server.status().await.unwrap();
+            told.push((status.applied_index, status.state_hash));
+        }
+        told
+    }));
+    let ((), told) = tokio::join!(writing, looking);
+    let mut hashes: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+    for (index, hash) in told.into_iter().flatten() {
+        let first = hashes.entry(index).or_insert_with(|| hash.to_vec());
+        assert_eq!(first[..], hash[..], "two states at entry {index}");
+    }
+}
+
+/// Who asks it for the members to ask each of them something must not be told that there are none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_nobody_added_yet_does_not_say_that_there_are_no_members() {
+    let mut cluster = cluster(1).await;
+    let id = cluster.start_joining().unwrap();
+    let joining = cluster.server(id);
+    let answers = eventually("its door", WAIT_MAX, async || joining.status().await.ok()).await;
+    assert!(!answers.unwrap().ready);
+    let address = format!("http://{}", joining.endpoints().client);
+    let mut client = ClusterClient::connect(address).await.unwrap();
+    let refused = client.members(MembersRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+
+    cluster.add_learner(id).await.unwrap();
+    let knows = eventually("the log", WAIT_MAX, || {
+        let mut client = client.clone();
+        async move {
+            let answer = client.members(MembersRequest {}).await.ok()?.into_inner();
+            (answer.members.len() == 2).then_some(())
+        }
+    });
+    knows.await.unwrap();
 }

@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 use super::convert;
 use super::doors::Doors;
 use super::gossip::gossip_members;
-use super::status::of_membership;
+use super::status::{DoorError, of_membership};
 use crate::raft::MembershipError;
 use crate::raft::types::PeerAddresses;
 
@@ -21,9 +21,10 @@ impl Doors {
     fn status_response(&self) -> v1::StatusResponse {
         let consensus = self.reader.consensus();
         let status = consensus.status();
-        let (revision, hash, totals, floor) = {
-            let directory = consensus.directory().read();
+        let (applied, revision, hash, totals, floor) = {
+            let (directory, position) = consensus.directory().read_placed();
             (
+                position,
                 directory.revision(),
                 directory.state_hash(),
                 directory.totals(),
@@ -41,7 +42,7 @@ impl Doors {
             term: status.leadership.term.0,
             last_log_index: status.last_log_index.map_or(0, |index| index.0),
             committed_index: status.committed_index.map_or(0, |index| index.0),
-            applied_index: status.applied.position.map_or(0, |position| position.index.0),
+            applied_index: applied.map_or(0, |position| position.index.0),
             snapshot_index: status.snapshot_index.map_or(0, |index| index.0),
             purged_index: status.purged_index.map_or(0, |index| index.0),
             revision: revision.0,
@@ -79,6 +80,22 @@ impl Doors {
             .collect()
     }
 
+    /// Who takes part is known from the log: a server that has none yet knows of nobody, and says so.
+    fn members_response(&self) -> Result<v1::MembersResponse, v1::Error> {
+        let members = self.member_list();
+        if members.is_empty() {
+            return Err(v1::Error::from(DoorError::NotReady {
+                reason: "this server has not heard yet who the members are".into(),
+            }));
+        }
+        let revision = self.reader.consensus().directory().read().revision();
+        Ok(v1::MembersResponse {
+            header: Some(self.reader.write_header(revision)),
+            members,
+            gossip: self.gossip_members(),
+        })
+    }
+
     fn gossip_members(&self) -> Vec<v1::GossipMember> {
         self.gossip.as_ref().map_or_else(Vec::new, gossip_members)
     }
@@ -104,16 +121,7 @@ impl Cluster for Doors {
     }
 
     async fn members(&self, _: Request<v1::MembersRequest>) -> Result<Response<v1::MembersResponse>, Status> {
-        let revision = self.reader.consensus().directory().read().revision();
-        let header = Some(self.reader.write_header(revision));
-        self.answer(
-            "members",
-            Ok(v1::MembersResponse {
-                header,
-                members: self.member_list(),
-                gossip: self.gossip_members(),
-            }),
-        )
+        self.answer("members", self.members_response())
     }
 
     async fn add_learner(

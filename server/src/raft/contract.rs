@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rollcall_core::directory::{Directory, Refusal};
 use rollcall_core::ids::{LogIndex, LogPosition, Revision, ServerId, SessionId, Term};
 
@@ -9,20 +10,39 @@ use super::types::PeerAddresses;
 
 /// The replicated directory of this server: the lock is held for an apply or a look, never across a wait.
 #[derive(Debug)]
-pub struct SharedDirectory(parking_lot::RwLock<Directory>);
+pub struct SharedDirectory {
+    directory: RwLock<Directory>,
+    /// The entry at which it stands. Changed by who holds the lock for writing.
+    position: Mutex<Option<LogPosition>>,
+}
 
 impl SharedDirectory {
     pub(crate) fn new(directory: Directory) -> Self {
-        Self(parking_lot::RwLock::new(directory))
+        Self {
+            directory: RwLock::new(directory),
+            position: Mutex::default(),
+        }
     }
 
     /// Locks for reading. Clone the `Arc`s you need and leave.
-    pub fn read(&self) -> parking_lot::RwLockReadGuard<'_, Directory> {
-        self.0.read()
+    pub fn read(&self) -> RwLockReadGuard<'_, Directory> {
+        self.directory.read()
     }
 
-    pub(crate) fn write(&self) -> parking_lot::RwLockWriteGuard<'_, Directory> {
-        self.0.write()
+    /// The same, with the entry at which this very state stands: what [`AppliedHead`] says may trail it.
+    pub(crate) fn read_placed(&self) -> (RwLockReadGuard<'_, Directory>, Option<LogPosition>) {
+        let directory = self.directory.read();
+        let position = *self.position.lock();
+        (directory, position)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Directory> {
+        self.directory.write()
+    }
+
+    /// Says where the state stands that is being written.
+    pub(crate) fn place(&self, _writing: &RwLockWriteGuard<'_, Directory>, position: Option<LogPosition>) {
+        *self.position.lock() = position;
     }
 }
 

@@ -76,12 +76,13 @@ impl StateMachine {
             }
             self.applied = Some(entry.log_id);
         }
-        let revision = directory.revision();
-        drop(directory);
-        self.head.send_replace(AppliedHead {
-            revision,
+        let head = AppliedHead {
+            revision: directory.revision(),
             position: self.applied.as_ref().map(position),
-        });
+        };
+        self.parts.directory.place(&directory, head.position);
+        drop(directory);
+        self.head.send_replace(head);
         all
     }
 }
@@ -175,13 +176,17 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.parts.checkpoints.clear();
-        let revision = directory.revision();
-        *self.parts.directory.write() = directory;
-        self.head.send_replace(AppliedHead {
-            revision,
+        let head = AppliedHead {
+            revision: directory.revision(),
             position: self.applied.as_ref().map(position),
-        });
-        tracing::info!(revision = revision.0, "snapshot installed");
+        };
+        {
+            let mut shared = self.parts.directory.write();
+            *shared = directory;
+            self.parts.directory.place(&shared, head.position);
+        }
+        self.head.send_replace(head);
+        tracing::info!(revision = head.revision.0, "snapshot installed");
         Ok(())
     }
 
