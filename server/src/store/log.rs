@@ -1,46 +1,32 @@
 //! The Raft log and the vote, in RocksDB (or whatever [`Engine`] stands in for it).
 //!
 //! Appends are readable at once from a cache and durable when the writer thread says so. The cache holds the
-//! newest entries, up to [`CACHE_BYTES_MAX`], and every entry that is not yet synced. Older ones are read from
+//! newest entries, up to [`CACHE_BYTES_MAX`](super::shared::CACHE_BYTES_MAX), and every entry that is not yet synced. Older ones are read from
 //! RocksDB, whose checksums are not relied on alone: each record has its own and carries its index.
 
-use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
-use parking_lot::{Mutex, RwLock};
 use rollcall_core::mutants::{Mutant, planted};
 use tokio::sync::{Notify, oneshot, watch};
 
 use super::engine::Engine;
 use super::error::StoreError;
-use super::mark::{Mark, MarkFile};
-use super::record;
+use super::mark::{Mark, MarkFile, MarkKeeper};
+use super::opening::Found;
 use super::rows::{self, RowBatch, RowsError};
+use super::shared::Shared;
 use super::space::SpaceWatch;
-use super::trouble::Trouble;
-use super::writer::{self, MarkKeeper, Op};
-use crate::ground::{self, Family};
+use super::writer::{self, Op};
+use crate::ground;
 use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
-use crate::raft::wire;
 
-pub(crate) const KEY_VOTE: &[u8] = b"vote";
-pub(crate) const KEY_PURGED: &[u8] = b"purged";
-pub(crate) const KEY_COMMITTED: &[u8] = b"committed";
-
-/// Bytes of synced entries kept in memory, so that followers are served without a read. One that fell further behind
-/// is read for from disk, a megabyte at a time.
-pub(crate) const CACHE_BYTES_MAX: usize = 2 << 20;
-/// What an entry takes up in the cache besides its bytes.
-const CACHED_ENTRY_BYTES: usize = 256;
 /// Bytes of entries given out at once where the reader can come again.
 const READ_BYTES_MAX: usize = 1 << 20;
 
@@ -64,244 +50,6 @@ pub(crate) struct OpenedLog {
     pub(crate) mark_read: bool,
     /// Neither log nor a vote in any term: this server has not taken part in anything.
     pub(crate) pristine: bool,
-}
-
-pub(crate) struct Shared {
-    /// Locked for writing only while it is closed.
-    engine: RwLock<Option<Engine>>,
-    cache: Mutex<Cache>,
-    vote: Mutex<Option<Vote>>,
-    pub(crate) committed: Mutex<Option<LogId>>,
-    pub(crate) space: Arc<SpaceWatch>,
-    pub(crate) mark: MarkKeeper,
-    mark_trouble: Trouble,
-    fault: watch::Sender<Option<String>>,
-    abandoned: AtomicBool,
-    /// Told when `flushed` has moved.
-    synced: Arc<Notify>,
-}
-
-#[derive(Default)]
-struct Cache {
-    /// The newest entries, without holes; the last of them is the log's last.
-    entries: VecDeque<Entry>,
-    bytes: usize,
-    last: Option<LogId>,
-    purged: Option<LogId>,
-    flushed: Option<LogId>,
-}
-
-/// What an entry takes up in the cache.
-fn cached_size(entry: &Entry) -> usize {
-    wire::entry_size(entry) + CACHED_ENTRY_BYTES
-}
-
-impl Cache {
-    fn first_index(&self) -> Option<u64> {
-        self.entries.front().map(|entry| entry.log_id.index)
-    }
-
-    fn append(&mut self, entries: &[Entry]) -> io::Result<()> {
-        for entry in entries {
-            let expected = self.last.map_or(0, |last| last.index + 1);
-            if entry.log_id.index != expected {
-                return Err(io::Error::other(format!(
-                    "entry {} cannot follow, expected index {expected}",
-                    entry.log_id
-                )));
-            }
-            self.bytes += cached_size(entry);
-            self.last = Some(entry.log_id);
-            self.entries.push_back(entry.clone());
-        }
-        Ok(())
-    }
-
-    fn truncate(&mut self, last: Option<LogId>) {
-        while self.entries.back().is_some_and(|entry| Some(entry.log_id) > last) {
-            if let Some(entry) = self.entries.pop_back() {
-                self.bytes -= cached_size(&entry);
-            }
-        }
-        self.last = self.last.min(last.max(self.purged));
-    }
-
-    fn purge(&mut self, upto: LogId) {
-        while self.first_index().is_some_and(|first| first <= upto.index) {
-            self.drop_first();
-        }
-        self.purged = self.purged.max(Some(upto));
-        if self.last.is_none_or(|last| last.index <= upto.index) {
-            self.last = Some(upto);
-        }
-    }
-
-    fn evict(&mut self) {
-        let flushed = self.flushed.map_or(0, |flushed| flushed.index + 1);
-        while self.bytes > CACHE_BYTES_MAX && self.first_index().is_some_and(|first| first < flushed) {
-            self.drop_first();
-        }
-    }
-
-    fn drop_first(&mut self) {
-        if let Some(entry) = self.entries.pop_front() {
-            self.bytes -= cached_size(&entry);
-        }
-    }
-}
-
-impl Shared {
-    pub(crate) fn with_engine<T>(&self, work: impl FnOnce(&Engine) -> io::Result<T>) -> io::Result<T> {
-        match &*self.engine.read() {
-            Some(engine) => work(engine),
-            None => Err(io::Error::other("the log is closed")),
-        }
-    }
-
-    /// Closes the files. After a failed write they are left to the process's end: RocksDB cannot be closed
-    /// then (a build with assertions, like Debian's, would abort).
-    pub(crate) fn close_engine(&self) {
-        let engine = self.engine.write().take();
-        if self.fault().is_some() {
-            std::mem::forget(engine);
-        }
-    }
-
-    pub(crate) fn fault(&self) -> Option<String> {
-        self.fault.borrow().clone()
-    }
-
-    /// The first fault stays.
-    pub(crate) fn set_fault(&self, fault: String) {
-        self.fault.send_if_modified(|current| {
-            let first = current.is_none();
-            if first {
-                tracing::error!("{fault}");
-                *current = Some(fault);
-            }
-            first
-        });
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.engine.read().is_none()
-    }
-
-    /// Writes the mark where it has changed.
-    pub(crate) fn flush_mark(&self) {
-        match self.mark.flush() {
-            Err(error) if self.mark_trouble.begins() => {
-                tracing::warn!(%error, "mark not written, trying again")
-            }
-            Err(_) => {}
-            Ok(()) if self.mark_trouble.ends() => tracing::info!("the mark is written again"),
-            Ok(()) => {}
-        }
-    }
-
-    pub(crate) fn abandon(&self) {
-        self.abandoned.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_abandoned(&self) -> bool {
-        self.abandoned.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn note_flushed(&self, flushed: Option<LogId>) {
-        let moved = {
-            let mut cache = self.cache.lock();
-            let moved = cache.flushed != flushed;
-            cache.flushed = flushed;
-            cache.evict();
-            moved
-        };
-        if moved {
-            self.synced.notify_one();
-        }
-    }
-
-    /// Reads `[start, end)`, at most about `bytes_max`, at least one entry if there is one.
-    fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
-        let (cached, from) = {
-            let cache = self.cache.lock();
-            let purged = cache.purged.map_or(0, |purged| purged.index + 1);
-            let end = end.min(cache.last.map_or(0, |last| last.index + 1));
-            let start = start.max(purged);
-            let from = cache.first_index().unwrap_or(end).clamp(start.min(end), end);
-            if start < from {
-                // The older part comes from disk; the newer one is read when the caller comes again, or below.
-                (None, (start, from, end))
-            } else {
-                let skip = (start - cache.first_index().unwrap_or(start)) as usize;
-                let count = end.saturating_sub(start) as usize;
-                let entries = cache.entries.iter().skip(skip).take(count);
-                (
-                    Some(take_bytes(entries.cloned().map(Ok), bytes_max)?),
-                    (start, from, end),
-                )
-            }
-        };
-        if let Some(entries) = cached {
-            return Ok(entries);
-        }
-        let (start, from, end) = from;
-        let mut entries = match self.read_disk(start, from, bytes_max) {
-            Ok(entries) => entries,
-            // A purge overtook the read: what it removed need not be found.
-            Err(_)
-                if self
-                    .cache
-                    .lock()
-                    .purged
-                    .is_some_and(|purged| purged.index >= start) =>
-            {
-                return self.read(start, end, bytes_max);
-            }
-            Err(error) => {
-                self.set_fault(format!("RC-104: the log cannot be read back: {error}"));
-                return Err(error);
-            }
-        };
-        let size: usize = entries.iter().map(wire::entry_size).sum();
-        if entries.len() as u64 == from - start && size < bytes_max && from < end {
-            entries.extend(self.read(from, end, bytes_max - size)?);
-        }
-        Ok(entries)
-    }
-
-    fn read_disk(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
-        self.with_engine(|engine| Self::read_rows(engine, start, end, bytes_max))
-    }
-
-    fn read_rows(engine: &Engine, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
-        let mut expected = start;
-        let found = engine.rows_from(Family::Log, &record::key(start))?.map(|item| {
-            let (key, value) = item?;
-            let index = record::index_of(&key).map_err(io::Error::other)?;
-            if index != expected {
-                return Err(io::Error::other(format!(
-                    "entry {expected} is missing from the log"
-                )));
-            }
-            expected += 1;
-            record::decode(index, &value).map_err(io::Error::other)
-        });
-        take_bytes(found.take((end - start) as usize), bytes_max)
-    }
-}
-
-fn take_bytes(entries: impl Iterator<Item = io::Result<Entry>>, bytes_max: usize) -> io::Result<Vec<Entry>> {
-    let mut taken = Vec::new();
-    let mut bytes = 0;
-    for entry in entries {
-        let entry = entry?;
-        bytes += wire::entry_size(&entry);
-        taken.push(entry);
-        if bytes >= bytes_max {
-            break;
-        }
-    }
-    Ok(taken)
 }
 
 impl LogStore {
@@ -328,23 +76,13 @@ impl LogStore {
         let last = found.last;
         let mut current = mark.clone();
         current.vote = vote;
-        let shared = Arc::new(Shared {
-            engine: RwLock::new(Some(engine)),
-            cache: Mutex::new(Cache {
-                last,
-                purged: found.purged,
-                flushed: last,
-                ..Cache::default()
-            }),
-            vote: Mutex::new(vote),
-            committed: Mutex::new(found.committed.min(last)),
+        let shared = Arc::new(Shared::new(
+            engine,
+            &found,
+            vote,
             space,
-            mark: MarkKeeper::new(mark_file, current),
-            mark_trouble: Trouble::default(),
-            fault: watch::Sender::new(None),
-            abandoned: AtomicBool::new(false),
-            synced: Arc::default(),
-        });
+            MarkKeeper::new(mark_file, current),
+        ));
         let ops = writer::start(shared.clone(), last).map_err(|error| StoreError::folder(&path, error))?;
         Ok(OpenedLog {
             store: Self {
@@ -582,73 +320,6 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.shared.cache.lock().purge(log_id);
         self.submit(Op::Purge { upto: log_id }).await
     }
-}
-
-/// What a log folder holds.
-struct Found {
-    vote: Option<Vote>,
-    purged: Option<LogId>,
-    committed: Option<LogId>,
-    last: Option<LogId>,
-}
-
-impl Found {
-    fn read(engine: &Engine, path: &Path) -> Result<Self, StoreError> {
-        let damaged = |problem: String| StoreError::LogDamaged {
-            path: path.to_owned(),
-            problem,
-        };
-        let value = |key: &[u8]| -> Result<Option<Bytes>, StoreError> {
-            let found = engine
-                .value(Family::Meta, key)
-                .map_err(|error| damaged(error.to_string()))?;
-            Ok(found.map(Bytes::from))
-        };
-        let log_id = |key: &[u8]| -> Result<Option<LogId>, StoreError> {
-            let Some(bytes) = value(key)? else { return Ok(None) };
-            wire::decode_log_id(bytes)
-                .map_err(|error| damaged(format!("its record {:?}: {error}", String::from_utf8_lossy(key))))
-        };
-        let purged = log_id(KEY_PURGED)?;
-        let committed = log_id(KEY_COMMITTED)?;
-        let vote = value(KEY_VOTE)?
-            .map(|bytes| wire::decode_vote(bytes).map_err(|error| damaged(format!("its vote: {error}"))))
-            .transpose()?;
-        let last = match check_entries(engine, purged).map_err(damaged)? {
-            Some(last) if planted(Mutant::ForgetTail) => {
-                Some(LogId::new(last.leader_id, last.index.saturating_sub(5))).max(purged)
-            }
-            last => last,
-        };
-        Ok(Self {
-            vote,
-            purged,
-            committed,
-            last,
-        })
-    }
-}
-
-/// Reads the whole log: no holes, no damaged record, terms never fall. Returns its last entry.
-fn check_entries(engine: &Engine, purged: Option<LogId>) -> Result<Option<LogId>, String> {
-    let mut last = purged;
-    let entries = engine
-        .rows_from(Family::Log, &[])
-        .map_err(|error| error.to_string())?;
-    for item in entries {
-        let (key, value) = item.map_err(|error| error.to_string())?;
-        let index = record::index_of(&key).map_err(|error| error.to_string())?;
-        let expected = last.map_or(0, |last| last.index + 1);
-        if index != expected {
-            return Err(format!("entry {expected} is missing, entry {index} comes next"));
-        }
-        let entry = record::decode(index, &value).map_err(|error| error.to_string())?;
-        if last.is_some_and(|last| entry.log_id <= last) {
-            return Err(format!("entry {} follows an entry of a later term", entry.log_id));
-        }
-        last = Some(entry.log_id);
-    }
-    Ok(last)
 }
 
 #[cfg(test)]

@@ -1,7 +1,11 @@
+use bytes::Bytes;
 use openraft::EntryPayload;
 use openraft::storage::RaftLogStorageExt;
 
+use super::super::record;
+use super::super::shared::CACHE_BYTES_MAX;
 use super::*;
+use crate::ground::Family;
 use crate::raft::types::{Batch, log_id};
 use crate::store::engine::Sync;
 

@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
@@ -54,6 +55,53 @@ impl MarkFile {
 
     pub(crate) fn write(&self, mark: &Mark) -> io::Result<()> {
         replace_file(&self.path, &encode(mark))
+    }
+}
+
+/// Keeps the mark file a little behind the log.
+pub(crate) struct MarkKeeper {
+    file: Mutex<MarkFile>,
+    current: Mutex<Mark>,
+    written: Mutex<Mark>,
+}
+
+impl MarkKeeper {
+    pub(crate) fn new(file: MarkFile, mark: Mark) -> Self {
+        Self {
+            file: Mutex::new(file),
+            current: Mutex::new(mark.clone()),
+            written: Mutex::new(mark),
+        }
+    }
+
+    pub(crate) fn current(&self) -> Mark {
+        self.current.lock().clone()
+    }
+
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Mark)) {
+        change(&mut self.current.lock());
+    }
+
+    /// Changes the mark and writes it before returning.
+    pub(crate) fn write(&self, change: impl FnOnce(&mut Mark)) -> io::Result<()> {
+        let file = self.file.lock();
+        self.update(change);
+        self.write_locked(&file)
+    }
+
+    fn write_locked(&self, file: &MarkFile) -> io::Result<()> {
+        let mark = self.current();
+        if *self.written.lock() == mark {
+            return Ok(());
+        }
+        file.write(&mark)?;
+        *self.written.lock() = mark;
+        Ok(())
+    }
+
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        let file = self.file.lock();
+        self.write_locked(&file)
     }
 }
 

@@ -16,10 +16,10 @@ use rollcall_core::mutants::{Mutant, planted};
 use tokio::sync::{mpsc, oneshot};
 
 use super::engine::{Batch, Sync};
-use super::log::{KEY_COMMITTED, KEY_PURGED, KEY_VOTE, Shared};
-use super::mark::{Mark, MarkFile};
+use super::opening::{KEY_COMMITTED, KEY_PURGED, KEY_VOTE};
 use super::record;
 use super::rows::{self, RowBatch};
+use super::shared::Shared;
 use super::space::RETRY_FULL;
 use crate::ground::{self, Family};
 use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
@@ -86,53 +86,6 @@ impl Op {
             Self::Rows { rows, .. } => rows.sync,
             Self::Purge { .. } | Self::Close { .. } => false,
         }
-    }
-}
-
-/// Keeps the mark file a little behind the log.
-pub(crate) struct MarkKeeper {
-    file: Mutex<MarkFile>,
-    current: Mutex<Mark>,
-    written: Mutex<Mark>,
-}
-
-impl MarkKeeper {
-    pub(crate) fn new(file: MarkFile, mark: Mark) -> Self {
-        Self {
-            file: Mutex::new(file),
-            current: Mutex::new(mark.clone()),
-            written: Mutex::new(mark),
-        }
-    }
-
-    pub(crate) fn current(&self) -> Mark {
-        self.current.lock().clone()
-    }
-
-    fn update(&self, change: impl FnOnce(&mut Mark)) {
-        change(&mut self.current.lock());
-    }
-
-    /// Changes the mark and writes it before returning.
-    pub(crate) fn write(&self, change: impl FnOnce(&mut Mark)) -> io::Result<()> {
-        let file = self.file.lock();
-        self.update(change);
-        self.write_locked(&file)
-    }
-
-    fn write_locked(&self, file: &MarkFile) -> io::Result<()> {
-        let mark = self.current();
-        if *self.written.lock() == mark {
-            return Ok(());
-        }
-        file.write(&mark)?;
-        *self.written.lock() = mark;
-        Ok(())
-    }
-
-    pub(crate) fn flush(&self) -> io::Result<()> {
-        let file = self.file.lock();
-        self.write_locked(&file)
     }
 }
 
