@@ -1,54 +1,44 @@
 //! One server: builds the parts, hands out handles, shuts down in reverse order.
 
-use std::collections::BTreeMap;
-use std::net::{SocketAddr, UdpSocket as StdUdpSocket};
+mod founding;
+mod listeners;
+mod serving;
+
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rollcall_core::directory::{ChangeLogBounds, Command, Expected, GroupSettings, Refusal, Request};
-use rollcall_core::ids::{GroupName, RequestId, ServerId};
-use tokio::net::{TcpListener, UdpSocket};
+use rollcall_core::directory::ChangeLogBounds;
+use rollcall_core::ids::ServerId;
+use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use self::founding::{found, founders, set_up};
+pub use self::listeners::Addresses;
+use self::listeners::Listeners;
+use self::serving::{report_health, serve_pages, serve_peers};
 use crate::access::{TokenFileError, Tokens};
 use crate::ap::{Ap, ApOptions};
-use crate::config::{Config, ConfigError, DoorsConfig, MemberConfig, Preset};
+use crate::config::{Config, ConfigError, Preset};
 use crate::datagram::{self, Datagrams, DatagramsParts};
 use crate::descriptors;
 use crate::gossip::{self, Gossip, GossipMetrics, GossipOptions, GossipStartError};
-use crate::grpc::{Doors, DoorsParts, Gate, ListenError, UpgradedStreams, bind};
-use crate::http::{self, Pages, Readiness};
-use crate::pulse;
+use crate::grpc::{Doors, DoorsParts, ListenError};
+use crate::http::{Pages, Readiness};
 use crate::raft::types::PeerAddresses;
-use crate::raft::{Consensus, LeaderDesk, ProposeError, ReplicationOptions, StartError as ReplicationError};
+use crate::raft::{Consensus, LeaderDesk, ReplicationOptions, StartError as ReplicationError};
 use crate::session::{Authority, AuthoritySettings, Holder};
 use crate::storm::StormDesk;
 use crate::telemetry::{Metrics, ServerMetrics};
 use crate::watch::{WatchHub, Watches};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::Gauge;
 
 /// How long streams and calls may take to end once they were told to.
 const CLOSING_GRACE: Duration = Duration::from_secs(2);
-/// Silent peers are asked for a sign of life this often.
-const PEER_KEEPALIVE: Duration = Duration::from_secs(5);
-/// Most connections between servers: a few for each of them.
-const PEER_CONNECTIONS_MAX: usize = 256;
-/// How much a peer may send ahead of what is read: snapshots and bursts of appends.
-const PEER_WINDOW: u32 = 4 << 20;
-/// How often the health service looks at readiness.
-const HEALTH_LOOK: Duration = Duration::from_millis(250);
-/// Pause between attempts to set the development group up.
-const PRESET_PAUSE: Duration = Duration::from_millis(200);
-/// The group that `--dev` sets up.
-const DEV_GROUP: &str = "default";
-
 /// Why the server did not start. Nothing is left behind; correct what is named and start again.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -69,76 +59,11 @@ pub enum StartError {
     Tokens(#[from] TokenFileError),
 }
 
-/// Where a server is reached; ports that were left open are filled in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Addresses {
-    /// gRPC for clients.
-    pub client: SocketAddr,
-    /// gRPC for other servers.
-    pub peer: SocketAddr,
-    /// Gossip (UDP), unless it is off.
-    pub gossip: Option<SocketAddr>,
-    /// Heartbeats of clients by datagram (UDP), unless they are off.
-    pub heartbeat: Option<SocketAddr>,
-    /// Health, metrics.
-    pub http: SocketAddr,
-}
-
-struct Listeners {
-    client: TcpListener,
-    peer: TcpListener,
-    gossip: Option<UdpSocket>,
-    heartbeat: Option<StdUdpSocket>,
-    http: TcpListener,
-}
-
-impl Listeners {
-    async fn bind(config: &Config) -> Result<Self, ListenError> {
-        let listen = &config.listen;
-        let client = bind(listen.client, "--listen-client").await?;
-        let peer = bind(listen.peer, "--listen-peer").await?;
-        let gossip = match config.gossip.enabled {
-            true => Some(gossip::bind(listen, peer.local_addr().unwrap_or(listen.peer)).await?),
-            false => None,
-        };
-        let heartbeat = match config.datagram.enabled {
-            true => Some(datagram::bind(
-                listen,
-                &config.datagram,
-                client.local_addr().unwrap_or(listen.client),
-            )?),
-            false => None,
-        };
-        Ok(Self {
-            client,
-            peer,
-            gossip,
-            heartbeat,
-            http: bind(listen.http, "--listen-http").await?,
-        })
-    }
-
-    fn addresses(&self, config: &Config) -> Addresses {
-        // A listener that cannot say where it listens still listens where it was told to.
-        let bound = |listener: &TcpListener, asked| listener.local_addr().unwrap_or(asked);
-        Addresses {
-            client: bound(&self.client, config.listen.client),
-            peer: bound(&self.peer, config.listen.peer),
-            gossip: self.gossip.as_ref().and_then(|socket| socket.local_addr().ok()),
-            heartbeat: self
-                .heartbeat
-                .as_ref()
-                .and_then(|socket| socket.local_addr().ok()),
-            http: bound(&self.http, config.listen.http),
-        }
-    }
-}
-
 /// A running server.
 pub struct Server {
     addresses: Addresses,
     consensus: Consensus,
-    /// Replication only knows of it.
+    /// Kept alive here; replication holds it only weakly.
     _desk: Arc<dyn LeaderDesk>,
     ap: Ap,
     watches: Watches,
@@ -456,29 +381,6 @@ fn change_log(config: &Config) -> ChangeLogBounds {
     }
 }
 
-/// The servers that found the cluster. Of itself a server knows better where a port was left open.
-fn founders(config: &Config, own: &PeerAddresses) -> BTreeMap<ServerId, PeerAddresses> {
-    let open = |member: &MemberConfig| {
-        [&member.peer, &member.client]
-            .iter()
-            .any(|address| address.ends_with(":0"))
-    };
-    let founder = |member: &MemberConfig| {
-        let told = PeerAddresses {
-            peer_address: member.peer.clone(),
-            client_address: member.client.clone(),
-            http_address: member.http.clone(),
-        };
-        let known = if member.id == config.cluster.id && open(member) {
-            own.clone()
-        } else {
-            told
-        };
-        (ServerId(member.id), known)
-    };
-    config.cluster.members.iter().map(founder).collect()
-}
-
 fn start_gossip(
     config: &Config,
     socket: UdpSocket,
@@ -503,148 +405,6 @@ fn authority_settings(config: &Config) -> AuthoritySettings {
     AuthoritySettings {
         election_timeout: config.raft.election_timeout_max,
         spread: config.raft.election_timeout_max,
-    }
-}
-
-/// The other servers' listener.
-async fn serve_peers(
-    listener: TcpListener,
-    limits: DoorsConfig,
-    consensus: Consensus,
-    ap: Ap,
-    stop: CancellationToken,
-) {
-    let gate = Gate::new(
-        listener,
-        PEER_CONNECTIONS_MAX,
-        &limits,
-        Gauge::default(),
-        Counter::default(),
-    );
-    let over = CancellationToken::new();
-    let gate = gate.until(over.clone());
-    let _over = over.drop_guard();
-    let routes = Routes::new(consensus.peer_service())
-        .add_service(ap.peer_service())
-        .prepare();
-    let limits = DoorsConfig {
-        keepalive_interval: PEER_KEEPALIVE,
-        keepalive_timeout: PEER_KEEPALIVE,
-        ..limits
-    };
-    let streams = UpgradedStreams::new(routes.clone(), &limits);
-    let connections = streams.beside(gate, stop.clone());
-    let serving = tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(PEER_KEEPALIVE))
-        .http2_keepalive_timeout(Some(PEER_KEEPALIVE))
-        .initial_stream_window_size(PEER_WINDOW)
-        .initial_connection_window_size(PEER_WINDOW * 2)
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(connections, stop.cancelled_owned());
-    match serving.await {
-        Ok(()) => streams.ended().await,
-        Err(error) => tracing::error!(%error, "the peer listener failed"),
-    }
-}
-
-/// Founds the cluster, or finds that there is one.
-async fn found(
-    join: bool,
-    founders: BTreeMap<ServerId, PeerAddresses>,
-    consensus: Consensus,
-    stop: CancellationToken,
-) {
-    if join {
-        return;
-    }
-    match stop.run_until_cancelled(consensus.initialize(founders)).await {
-        Some(Ok(found)) => tracing::debug!(?found, "the cluster stands"),
-        Some(Err(error)) => tracing::error!(%error, "the cluster could not be founded"),
-        None => {}
-    }
-}
-
-async fn serve_pages(listener: TcpListener, limits: DoorsConfig, pages: Pages, stop: CancellationToken) {
-    let serving = http::serve(listener, &limits, pages, stop.clone());
-    let outcome = tokio::select! {
-        outcome = serving => outcome,
-        // Whoever keeps a connection open does not keep the server.
-        () = async { stop.cancelled().await; tokio::time::sleep(CLOSING_GRACE / 4).await } => return,
-    };
-    if let Err(error) = outcome {
-        tracing::error!(%error, "the http listener failed");
-    }
-}
-
-/// Keeps the health service up to date. Watchers leave a server whose state is not to be shown any more.
-async fn report_health(
-    health: HealthReporter,
-    readiness: Readiness,
-    doors: Doors,
-    watches: Watches,
-    closing: CancellationToken,
-) {
-    let mut ready = None;
-    let mut shown = true;
-    loop {
-        let now = readiness.check();
-        if ready != Some(now.is_ok()) {
-            ready = Some(now.is_ok());
-            let status = if now.is_ok() {
-                ServingStatus::Serving
-            } else {
-                ServingStatus::NotServing
-            };
-            health.set_service_status("", status).await;
-            match now {
-                Ok(()) => tracing::info!("ready"),
-                Err(reason) => tracing::info!(reason, "not ready"),
-            }
-        }
-        if shown && !readiness.may_show() {
-            shown = false;
-            watches.close(&doors.other_servers(), 0);
-        }
-        tokio::select! {
-            () = closing.cancelled() => return,
-            () = pulse::pause(HEALTH_LOOK) => {}
-        }
-    }
-}
-
-/// Creates the development group, once somebody leads.
-async fn set_up(preset: Preset, consensus: Consensus, stop: CancellationToken) {
-    match preset {
-        Preset::None => {}
-        Preset::Dev => _ = stop.run_until_cancelled(create_dev_group(&consensus)).await,
-    }
-}
-
-async fn create_dev_group(consensus: &Consensus) {
-    let group: GroupName = DEV_GROUP.parse().expect("it is a well-formed name");
-    loop {
-        let settings = GroupSettings {
-            auto_create: true,
-            ..GroupSettings::default()
-        };
-        let command = Command::PutGroup {
-            group: group.clone(),
-            settings,
-            expected: Expected::Absent,
-        };
-        let request = Request {
-            id: RequestId(rand::random()),
-            command,
-        };
-        match consensus
-            .propose(request, Instant::now() + Duration::from_secs(5))
-            .await
-        {
-            Ok(_) => return tracing::info!(%group, "development group created"),
-            Err(ProposeError::Refused(Refusal::AlreadyExists { .. })) => return,
-            Err(error) => tracing::debug!(%error, "development group not created yet"),
-        }
-        tokio::time::sleep(PRESET_PAUSE).await;
     }
 }
 
