@@ -408,7 +408,7 @@ impl Ledger {
         self.hold.as_ref()?.engaged.as_ref()
     }
 
-    /// Whether the leader counts down for it: a window, or held nodes whose time is not over.
+    /// Whether there is nothing to count down for: no window under way, no nodes held.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.window.is_none() && self.hold.is_none()
