@@ -406,8 +406,9 @@ impl Backlog {
     }
 
     /// Replaces what is owed by the current state. The directory must stand at the revision up to which this
-    /// stream has been offered all changes.
-    pub(crate) fn catch_up(&mut self, shown: Shown<'_>) {
+    /// stream has been offered all changes. `followed`: what a subscription of the stream still covers. A group that
+    /// moved to the other hub is gone from a view, and of its services nothing is to be said here.
+    pub(crate) fn catch_up(&mut self, shown: Shown<'_>, followed: impl Fn(&ServiceKey) -> bool) {
         let revision = shown.revision();
         let withheld = std::mem::take(&mut self.withheld);
         withheld.iter().for_each(|item| self.subtract(item.weight()));
@@ -420,7 +421,8 @@ impl Backlog {
         } else {
             self.owed_set.clear();
             let owed = std::mem::take(&mut self.owed);
-            for key in owed.into_iter().filter(|key| !shown.hides(&key.group)) {
+            let to_say = |key: &ServiceKey| followed(key) && !shown.hides(&key.group);
+            for key in owed.into_iter().filter(to_say) {
                 let service = shown.service(&key).cloned();
                 self.push(Item::State {
                     key,

@@ -215,6 +215,14 @@ impl World {
     }
 }
 
+fn put_service(key: &ServiceKey) -> Command {
+    Command::PutService {
+        key: key.clone(),
+        settings: None,
+        expected: Expected::Any,
+    }
+}
+
 fn service(id: u64, key: &ServiceKey) -> Subscription {
     Subscription {
         id,
@@ -489,6 +497,76 @@ async fn a_group_that_moves_takes_its_watchers_along_and_no_node_is_said_to_leav
     assert_eq!(client.revisions[&Ap], revision.0);
     assert_eq!(client.nodes[&moving], ["n1", "n2", "n3"]);
     assert_eq!((bystander.said(Cp).len(), bystander.said(Ap).len()), (0, 0));
+}
+
+/// Its stream owes it what changed before the group moved; by then the view has neither the group nor its services.
+#[tokio::test]
+async fn who_lags_behind_a_group_that_moves_is_not_told_that_its_services_are_gone() {
+    let limits = WatchConfig {
+        backlog_frames: 2,
+        ..WatchConfig::default()
+    };
+    let other = key("a", "other");
+    for parts in [Parts::Ap(service(1, &other)), prefix(1, "")] {
+        let mut world = World::new(limits.clone(), 100);
+        world.put(Ap, &other, "n0");
+        let mut client = world.open();
+        client.handle.subscribe(parts).unwrap();
+        client.read_all();
+        client.log.values_mut().for_each(Vec::clear);
+        for n in 1..=5 {
+            world.put(Ap, &other, &format!("n{n}"));
+        }
+        world.pull();
+        assert!(client.handle.ap.shared.backlog.lock().lagging());
+        world.move_group("a", Cp);
+        world.pull();
+        let said = client.said(Ap);
+        assert_eq!(said, ["over 1", "bookmark"]);
+        assert_eq!(
+            client.nodes[&other],
+            ["n0"],
+            "it keeps what it has until it asks again"
+        );
+    }
+}
+
+/// Nobody else is to tell of a group that was deleted.
+#[tokio::test]
+async fn who_lags_behind_a_deleted_group_is_told_that_its_services_are_gone() {
+    let limits = WatchConfig {
+        backlog_frames: 2,
+        ..WatchConfig::default()
+    };
+    let mut world = World::new(limits, 100);
+    let other = key("a", "other");
+    for n in 1..=5 {
+        world.apply(Ap, put_service(&key("a", &format!("s{n}"))));
+    }
+    world.apply(Ap, put_service(&other));
+    let mut client = world.open();
+    client.handle.subscribe(prefix(1, "")).unwrap();
+    client.read_all();
+    client.log.values_mut().for_each(Vec::clear);
+    let names: Vec<String> = (1..=5).map(|n| format!("s{n}")).chain(["other".into()]).collect();
+    for side in [Cp, Ap] {
+        let (group, expected) = (named("a"), Expected::Any);
+        if side == Ap {
+            for name in &names {
+                let key = key("a", name);
+                world.apply(Ap, Command::DeleteService { key, expected });
+            }
+        }
+        world.apply(side, Command::DeleteGroup { group, expected });
+    }
+    world.pull();
+    assert!(client.handle.ap.shared.backlog.lock().lagging());
+    let mut said = client.said(Ap);
+    assert_eq!(said.pop().as_deref(), Some("bookmark"));
+    said.sort();
+    let mut gone: Vec<String> = names.iter().map(|name| format!("gone a/{name}")).collect();
+    gone.sort();
+    assert_eq!(said, gone);
 }
 
 #[tokio::test]

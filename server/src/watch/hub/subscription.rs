@@ -104,10 +104,10 @@ impl WatchHub {
 
     /// Gives a lagging stream the current state instead of what it missed.
     pub(crate) fn catch_up(&self, stream: &Arc<Shared>) {
-        self.inner.at_head(|_, shown| {
+        self.inner.at_head(|state, shown| {
             let mut backlog = stream.backlog.lock();
             if backlog.lagging() {
-                backlog.catch_up(shown);
+                backlog.catch_up(shown, |key| state.registrations.covers(key, stream.id));
             }
         });
     }
@@ -214,7 +214,7 @@ impl Inner {
             return Err(SubscribeError::Elsewhere { group });
         }
         if backlog.lagging() {
-            backlog.catch_up(shown);
+            backlog.catch_up(shown, |key| state.registrations.covers(key, stream.id));
         }
         let replay = replay
             .and_then(|replay| self.completed(replay, &subscription.target, shown))
