@@ -20,7 +20,7 @@ use super::modes::not_taken_over;
 use super::oversize;
 use super::shared_body::shared;
 use super::status::{DoorError, of_refusal, of_stream_end, of_subscribe, of_too_many_streams, status};
-use crate::watch::{Line, PairedHandle, Parts, StreamEnd, SubscribeError, Subscription, Target};
+use crate::watch::{Division, Line, PairedHandle, Parts, StreamEnd, SubscribeError, Subscription, Target};
 
 /// Largest request of a watch stream: a subscription may bring many known signs.
 pub(super) const WATCH_REQUEST_BYTES_MAX: usize = 8 << 20;
@@ -339,7 +339,7 @@ impl Wish {
 
 impl Doors {
     /// At which hubs a wish is followed, and the AP groups among it.
-    fn parts(&self, wish: &Wish) -> (Parts, Vec<GroupName>) {
+    fn parts(&self, wish: &Wish) -> (Parts, Arc<[GroupName]>) {
         let ap = self.reader.ap();
         let view_head = ap.view().read().revision();
         let ap_after = match wish.ap_epoch == ap.epoch() && wish.ap_after <= view_head {
@@ -352,6 +352,21 @@ impl Doors {
             group.is_some_and(|group| group.settings.mode == GroupMode::Ap)
         };
         let (known_ap, known_cp) = wish.known.iter().cloned().partition(|(key, _)| is_ap(&key.group));
+        let groups: Arc<[GroupName]> = match &wish.target {
+            Target::Service(key) => is_ap(&key.group).then(|| key.group.clone()).into_iter().collect(),
+            Target::Prefix(prefix) => {
+                let within = directory.groups().filter(|group| group.name.is_within(prefix));
+                let groups = within.filter(|group| group.settings.mode == GroupMode::Ap);
+                groups.map(|group| group.name.clone()).collect()
+            }
+        };
+        let division = match &wish.target {
+            Target::Service(_) => None,
+            Target::Prefix(_) => Some(Division {
+                ap_groups: groups.clone(),
+                at: directory.revision(),
+            }),
+        };
         let cp = |known| Subscription {
             id: wish.id,
             target: wish.target.clone(),
@@ -359,27 +374,22 @@ impl Doors {
             directory: Revision(0),
             known,
             known_metadata: wish.known_metadata.clone(),
+            division: division.clone(),
         };
         let ap = |known| Subscription {
             after: ap_after,
             directory: directory.revision(),
             ..cp(known)
         };
-        match &wish.target {
-            Target::Service(key) if is_ap(&key.group) => (Parts::Ap(ap(known_ap)), vec![key.group.clone()]),
-            Target::Service(_) => (Parts::Cp(cp(known_cp)), Vec::new()),
-            Target::Prefix(prefix) => {
-                let groups = directory
-                    .groups()
-                    .filter(|group| group.settings.mode == GroupMode::Ap && group.name.is_within(prefix));
-                let groups = groups.map(|group| group.name.clone()).collect();
-                let parts = Parts::Both {
-                    cp: cp(known_cp),
-                    ap: ap(known_ap),
-                };
-                (parts, groups)
-            }
-        }
+        let parts = match &wish.target {
+            Target::Service(_) if groups.is_empty() => Parts::Cp(cp(known_cp)),
+            Target::Service(_) => Parts::Ap(ap(known_ap)),
+            Target::Prefix(_) => Parts::Both {
+                cp: cp(known_cp),
+                ap: ap(known_ap),
+            },
+        };
+        (parts, groups)
     }
 
     /// Whether what this server has of AP groups was compared with another server's since it was started.

@@ -25,7 +25,7 @@ mod registration;
 mod shown;
 mod stream;
 
-pub use hub::{Convergence, SubscribeError, Subscription, TooManyStreams, WatchHub};
+pub use hub::{Convergence, Division, SubscribeError, Subscription, TooManyStreams, WatchHub};
 pub(crate) use line::Line;
 pub use metrics::{ModesMetrics, WatchMetrics};
 pub use pair::{PairedHandle, PairedStream, Parts, Watches};

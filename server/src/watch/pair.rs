@@ -166,7 +166,15 @@ impl PairedHandle {
             Parts::Both { cp, ap } => {
                 let id = cp.id;
                 self.cp.subscribe(cp)?;
-                self.ap.subscribe(ap).inspect_err(|_| self.cp.unsubscribe(id))
+                match self.ap.subscribe(self.cp.hub.without_deleted(ap)) {
+                    // A group has just moved, and the client may have heard of the half that began: it asks anew.
+                    Err(SubscribeError::Elsewhere { .. }) => {
+                        self.cp.unsubscribe(id);
+                        self.cp.keep_cache(id, Duration::ZERO);
+                        Ok(())
+                    }
+                    result => result.inspect_err(|_| self.cp.unsubscribe(id)),
+                }
             }
         }
     }

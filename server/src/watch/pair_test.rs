@@ -17,7 +17,7 @@ use crate::config::{StormConfig, WatchConfig};
 use crate::grpc::convert;
 use crate::raft::SharedDirectory;
 use crate::storm::{StormDesk, StormMetrics};
-use crate::watch::WatchMetrics;
+use crate::watch::{Division, WatchMetrics};
 
 const EPOCH: u64 = 77;
 
@@ -141,6 +141,12 @@ impl World {
 
     /// A group goes from one side to the other, as it is.
     fn move_group(&mut self, group: &str, to: GroupMode) {
+        let since = self.move_group_at_cp(group, to);
+        self.move_group_at_ap(group, to, since);
+    }
+
+    /// The replicated directory knows first. Since when the group moves for the view.
+    fn move_group_at_cp(&mut self, group: &str, to: GroupMode) -> Revision {
         let from = match to {
             GroupMode::Cp => GroupMode::Ap,
             GroupMode::Ap => GroupMode::Cp,
@@ -162,16 +168,22 @@ impl World {
         for adoption in adoptions {
             self.apply(to, adoption);
         }
-        // The replicated directory knows first.
-        for side in [GroupMode::Cp, GroupMode::Ap] {
-            let end = Command::EndMove {
-                group: named(group),
-                since: since[&side],
-                done: true,
-            };
-            self.apply(side, end);
-        }
-        if from == GroupMode::Ap {
+        self.end_move(GroupMode::Cp, group, since[&GroupMode::Cp]);
+        since[&GroupMode::Ap]
+    }
+
+    fn end_move(&mut self, side: GroupMode, group: &str, since: Revision) {
+        let end = Command::EndMove {
+            group: named(group),
+            since,
+            done: true,
+        };
+        self.apply(side, end);
+    }
+
+    fn move_group_at_ap(&mut self, group: &str, to: GroupMode, since: Revision) {
+        self.end_move(GroupMode::Ap, group, since);
+        if to == GroupMode::Cp {
             // Nothing of it is left in the view.
             let services: Vec<ServiceKey> = {
                 let view = self.view.read();
@@ -184,11 +196,11 @@ impl World {
             };
             for key in services {
                 let expected = Expected::Any;
-                self.apply(from, Command::DeleteService { key, expected });
+                self.apply(GroupMode::Ap, Command::DeleteService { key, expected });
             }
             let group = named(group);
             let expected = Expected::Any;
-            self.apply(from, Command::DeleteGroup { group, expected });
+            self.apply(GroupMode::Ap, Command::DeleteGroup { group, expected });
         }
     }
 
@@ -231,6 +243,7 @@ fn service(id: u64, key: &ServiceKey) -> Subscription {
         directory: Revision(0),
         known: Vec::new(),
         known_metadata: Arc::default(),
+        division: None,
     }
 }
 
@@ -242,10 +255,28 @@ fn prefix(id: u64, prefix: &str) -> Parts {
         directory: Revision(0),
         known: Vec::new(),
         known_metadata: Arc::default(),
+        division: None,
     };
     Parts::Both {
         cp: one.clone(),
         ap: one,
+    }
+}
+
+/// The same, as it was divided when these were its AP groups.
+fn divided(parts: Parts, ap_groups: &[&str], at: Revision) -> Parts {
+    let Parts::Both { cp, ap } = parts else {
+        panic!("only prefixes are divided");
+    };
+    let ap_groups = ap_groups.iter().map(|group| named(group)).collect();
+    let division = Some(Division { ap_groups, at });
+    let with = |one| Subscription {
+        division: division.clone(),
+        ..one
+    };
+    Parts::Both {
+        cp: with(cp),
+        ap: with(ap),
     }
 }
 
@@ -585,6 +616,72 @@ async fn who_waits_for_a_service_is_sent_to_its_group_when_that_comes_and_prefix
     assert_eq!(client.said(Ap), ["change new/one"]);
     client.handle.subscribe(Parts::Ap(service(3, &new))).unwrap();
     assert_eq!(client.said(Ap), ["list new/one", "started 3 [new/one]"]);
+}
+
+/// It was divided before the move, and begins behind it.
+#[tokio::test]
+async fn a_prefix_that_straddles_a_move_is_not_told_that_what_moved_is_gone() {
+    let mut world = World::new(WatchConfig::default(), 100);
+    let other = key("a", "other");
+    world.put(Ap, &other, "n1");
+    let mut client = world.open();
+    let known = [(other.clone(), world.sign(Ap, &other))];
+    client.nodes.insert(other.clone(), vec!["n1".into()]);
+    world.move_group("a", Cp);
+    client
+        .handle
+        .subscribe(knowing(prefix(1, ""), &[], &known))
+        .unwrap();
+    assert_eq!(client.said(Cp), ["list a/other", "started half 1 [a/other]"]);
+    assert_eq!(client.said(Ap), ["started half 1 []"]);
+    assert_eq!(client.nodes[&other], ["n1"]);
+}
+
+#[tokio::test]
+async fn a_prefix_is_divided_anew_if_a_group_moved_before_it_began() {
+    let mut world = World::new(WatchConfig::default(), 100);
+    let mut client = world.open();
+    let at = world.raft.read().revision();
+    let subscribe = |client: &Client| {
+        let divided = divided(prefix(1, ""), &["a"], at);
+        client.handle.subscribe(divided)
+    };
+    // What is new, or deleted, was nowhere else.
+    world.put_group("new", Ap);
+    subscribe(&client).unwrap();
+    client.handle.unsubscribe(1);
+    client.read_all();
+    client.log.values_mut().for_each(Vec::clear);
+    for (group, to) in [("c", Ap), ("a", Cp)] {
+        let elsewhere = Err(SubscribeError::Elsewhere { group: named(group) });
+        world.move_group(group, to);
+        assert_eq!(subscribe(&client), elsewhere);
+        assert_eq!((client.said(Cp).len(), client.said(Ap).len()), (0, 0));
+        // It comes back, though with settings of today.
+        let back = if to == Ap { Cp } else { Ap };
+        world.move_group(group, back);
+    }
+    for side in [Cp, Ap] {
+        let (group, expected) = (named("a"), Expected::Any);
+        world.apply(side, Command::DeleteGroup { group, expected });
+    }
+    subscribe(&client).unwrap();
+    assert_eq!(client.said(Cp), ["started half 1 []"]);
+    assert_eq!(client.said(Ap), ["started half 1 []"]);
+}
+
+/// One half has begun by then, and who reads it must not take it for the whole.
+#[tokio::test]
+async fn a_prefix_begins_anew_if_a_group_moved_between_its_halves() {
+    let mut world = World::new(WatchConfig::default(), 100);
+    let mut client = world.open();
+    world.put_group_at(Cp, "x", Ap);
+    let at = world.raft.read().revision();
+    let divided = divided(prefix(1, ""), &["a", "x"], at);
+    client.handle.subscribe(divided).unwrap();
+    assert_eq!(client.said(Cp), ["started half 1 []", "over 1"]);
+    assert_eq!(client.said(Ap), [""; 0], "the view does not show it");
+    assert_eq!(client.followed(), (0, 0));
 }
 
 #[tokio::test]

@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use rollcall_core::directory::{ChangeLog, Directory, GroupMode, RevisionChanges, Service};
+use rollcall_core::directory::{ChangeLog, Directory, Group, GroupMode, RevisionChanges, Service};
 use rollcall_core::ids::{GroupName, Revision, ServiceKey};
 
+use super::hub::Division;
 use super::registration::Target;
 
 /// The part of a directory that a hub shows.
@@ -51,6 +52,34 @@ impl<'a> Shown<'a> {
     pub(crate) fn follows(&self, group: &GroupName) -> bool {
         let group = self.directory.group(group);
         group.map_or(GroupMode::Cp, |group| group.settings.mode) == self.mode
+    }
+
+    /// A group that has gone to the other side, or come from there, since a prefix was divided.
+    pub(crate) fn moved_since(&self, prefix: &str, division: &Division) -> Option<GroupName> {
+        let ap_groups = &division.ap_groups;
+        match self.mode {
+            GroupMode::Cp => {
+                // One that is new since then, or deleted, was nowhere else before.
+                let came = |group: &GroupName| {
+                    let group = self.directory.group(group);
+                    group.is_some_and(|group| group.settings.mode == GroupMode::Cp)
+                };
+                let went = |group: &Arc<Group>| {
+                    group.settings.mode == GroupMode::Ap
+                        && group.created <= division.at
+                        && group.settings_modified > division.at
+                        && group.name.is_within(prefix)
+                        && !ap_groups.contains(&group.name)
+                };
+                let moved = ap_groups.iter().find(|group| came(group));
+                let moved = moved.or_else(|| {
+                    let group = self.directory.groups().find(|group| went(group));
+                    group.map(|group| &group.name)
+                });
+                moved.cloned()
+            }
+            GroupMode::Ap => ap_groups.iter().find(|group| !self.follows(group)).cloned(),
+        }
     }
 
     pub(crate) fn service(&self, key: &ServiceKey) -> Option<&'a Arc<Service>> {

@@ -30,6 +30,18 @@ pub struct Subscription {
     pub known: Vec<(ServiceKey, Sign)>,
     /// And of which services it holds metadata, by its hash: it is no part of the sign.
     pub known_metadata: Arc<BTreeMap<ServiceKey, u64>>,
+    /// Of a prefix that is followed at both hubs; `None`: at one alone.
+    pub division: Option<Division>,
+}
+
+/// How a prefix was divided between the hubs. If a group within it has moved by the time it begins, both would tell of that
+/// group, or none.
+#[derive(Clone, Debug)]
+pub struct Division {
+    /// Its AP groups.
+    pub ap_groups: Arc<[GroupName]>,
+    /// The revision of the replicated directory then.
+    pub at: Revision,
 }
 
 /// Why a subscription was refused; nothing changed.
@@ -91,6 +103,19 @@ impl WatchHub {
         started?;
         self.end_if_unread(stream);
         Ok(())
+    }
+
+    /// The same without the AP groups that have been deleted since: of those no view has anything to show.
+    pub(crate) fn without_deleted(&self, mut subscription: Subscription) -> Subscription {
+        if let Some(division) = &mut subscription.division {
+            let directory = self.inner.directory.read();
+            let is_deleted = |group: &GroupName| directory.group(group).is_none();
+            if division.ap_groups.iter().any(is_deleted) {
+                let groups = division.ap_groups.iter().filter(|group| !is_deleted(group));
+                division.ap_groups = groups.cloned().collect();
+            }
+        }
+        subscription
     }
 
     pub(crate) fn unsubscribe(&self, stream: &Arc<Shared>, subscription: u64) {
@@ -207,10 +232,7 @@ impl Inner {
                 head: revision,
             });
         }
-        if let Target::Service(key) = &subscription.target
-            && !shown.follows(&key.group)
-        {
-            let group = key.group.clone();
+        if let Some(group) = elsewhere(&subscription, shown) {
             return Err(SubscribeError::Elsewhere { group });
         }
         if backlog.lagging() {
@@ -255,6 +277,14 @@ impl Inner {
     }
 }
 
+/// A group for which the subscription was sent to the wrong hub.
+fn elsewhere(subscription: &Subscription, shown: Shown<'_>) -> Option<GroupName> {
+    match &subscription.target {
+        Target::Service(key) => (!shown.follows(&key.group)).then(|| key.group.clone()),
+        Target::Prefix(prefix) => shown.moved_since(prefix, subscription.division.as_ref()?),
+    }
+}
+
 /// A stream that follows a service already has had those changes: instead of repeating them it gets the
 /// service's state, once.
 fn unrepeated(items: Vec<Item>, shown: Shown<'_>, followed: impl Fn(&ServiceKey) -> bool) -> Vec<Item> {
@@ -281,7 +311,7 @@ fn unrepeated(items: Vec<Item>, shown: Shown<'_>, followed: impl Fn(&ServiceKey)
 }
 
 /// What the client lacks of the current state: services whose sign or metadata differs from what it knows, and those it
-/// knows that are gone.
+/// knows that are gone. A view does not say so of a group that it does not have, which may have moved.
 pub(super) fn current_state<'a>(
     subscription: &'a Subscription,
     shown: Shown<'a>,
@@ -295,7 +325,7 @@ pub(super) fn current_state<'a>(
     let gone = subscription
         .known
         .iter()
-        .filter(move |(key, _)| subscription.target.covers(key) && !shown.hides(&key.group))
+        .filter(move |(key, _)| subscription.target.covers(key) && shown.follows(&key.group))
         .filter(move |(key, _)| shown.service(key).is_none())
         .map(move |(key, _)| Item::State {
             key: key.clone(),

@@ -286,5 +286,6 @@ pub(super) fn follow(id: u64, target: Target) -> Subscription {
         directory: Revision(0),
         known: Vec::new(),
         known_metadata: Arc::default(),
+        division: None,
     }
 }
