@@ -454,6 +454,14 @@ pub(crate) fn not_taken_over(group: &GroupName) -> v1::Error {
     .into()
 }
 
+/// The group has moved to Raft, and this server's view has yet to learn of it.
+pub(crate) fn not_handed_over(group: &GroupName) -> v1::Error {
+    DoorError::NotReady {
+        reason: format!("it has yet to hand group {group} over"),
+    }
+    .into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,11 +16,13 @@ use tonic::{Request, Response, Status, Streaming};
 use super::convert::{self, bounded};
 use super::doors::Doors;
 use super::listener::Peer;
-use super::modes::not_taken_over;
+use super::modes::{not_handed_over, not_taken_over};
 use super::oversize;
 use super::shared_body::shared;
 use super::status::{DoorError, of_refusal, of_stream_end, of_subscribe, of_too_many_streams, status};
-use crate::watch::{Division, Line, PairedHandle, Parts, StreamEnd, SubscribeError, Subscription, Target};
+use crate::watch::{
+    Division, Line, PairedHandle, Parts, StreamEnd, SubscribeError, Subscription, Target, left_behind,
+};
 
 /// Largest request of a watch stream: a subscription may bring many known signs.
 pub(super) const WATCH_REQUEST_BYTES_MAX: usize = 8 << 20;
@@ -248,13 +250,13 @@ impl Asking {
         }
     }
 
-    /// Where to follow it. Waits, within a bound, until the AP groups among it may be shown and are there; and until a
-    /// server that has just been started has compared what it has with another one, so that nobody who comes from
-    /// there is told what was so before. If there is no other to be asked, what it has counts.
+    /// Where to follow it. Waits, within a bound, until the AP groups among it may be shown and are there, and those that
+    /// have moved are not; and until a server that has just been started has compared what it has with another one, so
+    /// that nobody who comes from there is told what was so before. If there is no other to be asked, what it has counts.
     async fn parts(&mut self, wish: &Wish, patience: Instant) -> Result<Parts, v1::Error> {
         loop {
             let (parts, groups) = self.doors.parts(wish);
-            let shown = self.doors.check_shown(&groups);
+            let shown = self.doors.check_shown(&wish.target, &groups);
             let over = Instant::now() >= patience;
             match shown {
                 Ok(()) if groups.is_empty() || self.doors.is_compared() => return Ok(parts),
@@ -397,8 +399,16 @@ impl Doors {
         self.reader.ap().has_agreed() || self.reader.consensus().members().len() == 1
     }
 
-    /// Whether these AP groups may be shown, and are there to be shown: what is not there yet is not gone.
-    fn check_shown(&self, groups: &[GroupName]) -> Result<(), v1::Error> {
+    /// Whether these AP groups may be shown, and are there to be shown: what is not there yet is not gone. And whether no
+    /// other group of the target is shown beside them: what it was before it moved is not what it is.
+    fn check_shown(&self, target: &Target, groups: &[GroupName]) -> Result<(), v1::Error> {
+        if let Target::Prefix(prefix) = target {
+            let raft = self.reader.consensus().directory().read();
+            let view = self.reader.ap().view().read();
+            if let Some(group) = left_behind(&raft, &view, prefix) {
+                return Err(not_handed_over(group));
+            }
+        }
         if groups.is_empty() {
             return Ok(());
         }

@@ -30,4 +30,5 @@ pub(crate) use line::Line;
 pub use metrics::{ModesMetrics, WatchMetrics};
 pub use pair::{PairedHandle, PairedStream, Parts, Watches};
 pub use registration::Target;
+pub(crate) use shown::left_behind;
 pub use stream::{StreamEnd, StreamHandle, WatchStream};

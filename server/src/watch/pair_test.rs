@@ -17,7 +17,7 @@ use crate::config::{StormConfig, WatchConfig};
 use crate::grpc::convert;
 use crate::raft::SharedDirectory;
 use crate::storm::{StormDesk, StormMetrics};
-use crate::watch::{Division, WatchMetrics};
+use crate::watch::{Division, WatchMetrics, left_behind};
 
 const EPOCH: u64 = 77;
 
@@ -668,6 +668,28 @@ async fn a_prefix_is_divided_anew_if_a_group_moved_before_it_began() {
     subscribe(&client).unwrap();
     assert_eq!(client.said(Cp), ["started half 1 []"]);
     assert_eq!(client.said(Ap), ["started half 1 []"]);
+}
+
+/// Until then the view has the group as it was when it was frozen; who comes to its prefix waits.
+#[tokio::test]
+async fn a_group_that_has_moved_is_left_behind_until_the_view_follows() {
+    let mut world = World::new(WatchConfig::default(), 100);
+    world.put(Ap, &key("a", "other"), "n1");
+    let left = |world: &World, prefix: &str| {
+        let (raft, view) = (world.raft.read(), world.view.read());
+        left_behind(&raft, &view, prefix).cloned()
+    };
+    assert_eq!(left(&world, ""), None);
+    let since = world.move_group_at_cp("a", Cp);
+    assert_eq!(left(&world, ""), Some(named("a")));
+    assert_eq!(left(&world, "c"), None);
+    world.move_group_at_ap("a", Cp, since);
+    assert_eq!(left(&world, ""), None);
+    // On the way to the view, it is never shown too early.
+    let since = world.move_group_at_cp("c", Ap);
+    assert_eq!(left(&world, ""), None);
+    world.move_group_at_ap("c", Ap, since);
+    assert_eq!(left(&world, ""), None);
 }
 
 /// One half has begun by then, and who reads it must not take it for the whole.

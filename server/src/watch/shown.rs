@@ -135,6 +135,17 @@ impl<'a> Shown<'a> {
     }
 }
 
+/// An AP group within a prefix that the view still shows, though it is a CP group by now: the view is about to follow.
+pub(crate) fn left_behind<'a>(raft: &Directory, view: &'a Directory, prefix: &str) -> Option<&'a GroupName> {
+    let is_cp = |name: &GroupName| {
+        let group = raft.group(name);
+        group.is_some_and(|group| group.settings.mode == GroupMode::Cp)
+    };
+    let mut shown = view.groups().filter(|group| group.settings.mode == GroupMode::Ap);
+    let left = shown.find(|group| group.name.is_within(prefix) && is_cp(&group.name));
+    left.map(|group| &group.name)
+}
+
 /// How a group stands.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Standing {
