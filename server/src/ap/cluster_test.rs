@@ -306,6 +306,30 @@ async fn who_was_heard_of_is_told_apart_from_who_may_be_on_the_way() {
     cluster.stop().await;
 }
 
+/// What is written there while the answer is on its way is not here: the age must not hide it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn a_late_answer_makes_nobody_younger() {
+    let cluster = Cluster::start(2, |_| {}).await;
+    eventually("they agree", || cluster.ap(1).has_agreed()).await;
+    // The other one answers nobody for a second, in which it is asked.
+    let other = cluster.ap(2).inner.clone();
+    let answering = tokio::task::spawn_blocking(move || {
+        let desk = other.desk.lock();
+        std::thread::sleep(Duration::from_secs(1));
+        drop(desk);
+        std::time::Instant::now()
+    });
+    let released_at = answering.await.expect("it sleeps well");
+    let inner = cluster.ap(1).inner.clone();
+    let before = inner.agreed_at();
+    eventually("they agree again", || inner.agreed_at() > before).await;
+    assert!(
+        inner.agreed_at() < Some(released_at),
+        "it was asked before it could answer"
+    );
+    cluster.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_gossip_the_logs_are_polled() {
     let cluster = Cluster::start(3, |config| config.gossip.enabled = false).await;

@@ -404,7 +404,8 @@ impl Ap {
             .collect()
     }
 
-    /// How long ago this server last agreed with another on every group; `None`: never since its start. Costs a look.
+    /// How long ago this server asked another, which then agreed with it on every group; `None`: never since its start.
+    /// Costs a look.
     #[must_use]
     pub fn agreed(&self) -> Option<std::time::Duration> {
         self.inner.agreed_at().map(|at| at.elapsed())

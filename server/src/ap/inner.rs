@@ -52,6 +52,7 @@ pub(super) struct Inner {
     pub(super) returned: Notify,
     /// The same: tell them how far this server's log goes, which they may not have heard.
     pub(super) untold: Notify,
+    /// See [`Self::agreed_at`].
     pub(super) agreed_at: Mutex<Option<Instant>>,
     /// When this server learned of a group that moved to gossip without it. Until it has fetched what another server
     /// has, or has tried for [`MISSED_MAX`], it shows nothing.
@@ -142,7 +143,8 @@ impl Inner {
         waits && self.misses_records()
     }
 
-    /// When it last agreed with another server on every group. What it missed since, it cannot tell the age of.
+    /// When it last asked another server that then agreed with it on every group. What it missed since, it cannot tell the
+    /// age of.
     pub(super) fn agreed_at(&self) -> Option<Instant> {
         let agreed_at = *self.agreed_at.lock();
         agreed_at.filter(|_| !self.misses_records())

@@ -154,7 +154,7 @@ impl Repairer {
                         }
                         self.inner.note_fetched(asked_at);
                     }
-                    return self.note(compared.same && compared.sure);
+                    return self.note(compared.same && compared.sure, asked_at);
                 }
                 Err(status) => {
                     tracing::debug!(server = other.server.0, reason = status.message(), "not compared");
@@ -179,10 +179,12 @@ impl Repairer {
             && here.iter().all(|other| self.clueless.contains(&other.server))
     }
 
-    fn note(&mut self, agreed: bool) {
+    /// What the other has written since it was asked is not here, however long its answer took.
+    fn note(&mut self, agreed: bool, asked_at: Instant) {
         if agreed {
             self.differing.clear();
-            *self.inner.agreed_at.lock() = Some(Instant::now());
+            let mut agreed_at = self.inner.agreed_at.lock();
+            *agreed_at = (*agreed_at).max(Some(asked_at));
         }
     }
 
