@@ -38,6 +38,22 @@ impl<'a> Shown<'a> {
         group.is_some_and(|group| group.settings.mode != self.mode)
     }
 
+    /// The groups that it hides among those of a target.
+    pub(crate) fn hidden_of(&self, target: &Target) -> BTreeSet<GroupName> {
+        match target {
+            Target::Service(key) => self
+                .hides(&key.group)
+                .then(|| key.group.clone())
+                .into_iter()
+                .collect(),
+            Target::Prefix(_) => {
+                let mut hidden = self.hidden();
+                hidden.retain(|group| target.touches(group));
+                hidden
+            }
+        }
+    }
+
     /// All groups that it hides.
     pub(crate) fn hidden(&self) -> BTreeSet<GroupName> {
         let hidden = self

@@ -1,6 +1,6 @@
 //! How a subscription begins: with what it missed, if that is retained, else with the current state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rollcall_core::directory::{RevisionChanges, Sign};
@@ -83,6 +83,9 @@ struct Replay {
     items: Vec<Item>,
     bytes: usize,
     through: Revision,
+    /// Groups of the target of which the hub does not tell. They are the same in all those changes: one among which a group
+    /// changed is not replayed.
+    hidden: BTreeSet<GroupName>,
 }
 
 impl WatchHub {
@@ -144,7 +147,7 @@ impl Inner {
         if subscription.after == Revision(0) {
             return None;
         }
-        let (changes, through) = {
+        let (changes, through, hidden) = {
             let directory = self.directory.read();
             let (log, head) = (directory.changes(), directory.revision());
             if subscription.after < log.floor() || subscription.after > head {
@@ -167,12 +170,18 @@ impl Inner {
                 log.range(Revision(subscription.after.0 + late), usize::MAX)
                     .ok()?
             };
-            (changes, head)
+            // The hub itself may stand before the revision behind which this resumes, and know other groups.
+            (
+                changes,
+                head,
+                self.shown(&directory).hidden_of(&subscription.target),
+            )
         };
         let mut replay = Replay {
             items: Vec::new(),
             bytes: 0,
             through,
+            hidden,
         };
         for changes in &changes {
             self.add_to(&mut replay, changes, &subscription.target)?;
@@ -188,9 +197,8 @@ impl Inner {
         if changes.groups.iter().any(|(group, _)| target.touches(group)) {
             return None;
         }
-        let hidden = self.hidden();
         for (index, change) in changes.services.iter().enumerate() {
-            if target.covers(&change.key) && !hidden.contains(&change.key.group) {
+            if target.covers(&change.key) && !replay.hidden.contains(&change.key.group) {
                 let frame = self.frames.frame(changes, index);
                 replay.bytes += frame.len();
                 let key = change.key.clone();

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use rollcall_core::ids::{Revision, ServiceKey};
+use rollcall_core::directory::{Command, Expected, GroupMode, GroupSettings};
+use rollcall_core::ids::{GroupName, Revision, ServiceKey};
 
 use super::client::Client;
 use super::world::{World, follow, key, small};
@@ -193,6 +194,45 @@ async fn an_equal_sign_with_other_metadata_is_sent_again() {
         ["snapshot", "snapshot", "current"],
         "to who does not say what it holds"
     );
+}
+
+/// The revision behind which it resumes may be one that the hub has yet to pull.
+#[tokio::test]
+async fn a_resume_behind_a_move_that_the_hub_has_not_pulled_brings_what_followed() {
+    for target in [Target::Prefix("m".into()), Target::Service(key("m", "one"))] {
+        let mut world = World::new(WatchConfig::default(), 100);
+        let group: GroupName = "m".parse().unwrap();
+        let settings = GroupSettings {
+            auto_create: true,
+            mode: GroupMode::Ap,
+            ..GroupSettings::default()
+        };
+        world.apply(Command::PutGroup {
+            group: group.clone(),
+            settings,
+            expected: Expected::Any,
+        });
+        world.pull();
+        let since = world.apply(Command::BeginMove {
+            group: group.clone(),
+            to: GroupMode::Cp,
+            stamp_ms: 1,
+        });
+        let moved = world.apply(Command::EndMove {
+            group,
+            since,
+            done: true,
+        });
+        world.put(&key("m", "one"), "n1", 1);
+        let mut client = world.open();
+        client.follow(Subscription {
+            after: moved,
+            ..follow(1, target.clone())
+        });
+        client.read_all();
+        assert_eq!(client.log, ["delta", "resumed"]);
+        assert_eq!(client.picture(), world.truth(&target));
+    }
 }
 
 #[tokio::test]
