@@ -139,9 +139,9 @@ impl PairedHandle {
             return true;
         }
         match parts {
-            Parts::Cp(_) => cp.next_round().await,
-            Parts::Ap(_) => ap.next_round().await,
-            Parts::Both { .. } => _ = tokio::join!(cp.next_round(), ap.next_round()),
+            Parts::Cp(_) => self.cp.next_round().await,
+            Parts::Ap(_) => self.ap.next_round().await,
+            Parts::Both { .. } => _ = tokio::join!(self.cp.next_round(), self.ap.next_round()),
         }
         false
     }

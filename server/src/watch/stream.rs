@@ -73,6 +73,8 @@ pub(crate) struct Shared {
     /// Subscriptions that ended here because their groups moved to the other hub, until the other half of the
     /// stream has heard of it.
     pub(crate) moved: Mutex<Vec<u64>>,
+    /// Until when its subscriptions begin in a row, while changes are coalesced.
+    pub(crate) row_ends: Mutex<Option<Instant>>,
     /// How it is told of changes without being woken, if it can be.
     pub(crate) outlet: OnceLock<Outlet>,
 }
@@ -90,6 +92,7 @@ impl Shared {
             large_since: Mutex::new(None),
             cut,
             moved: Mutex::default(),
+            row_ends: Mutex::default(),
             outlet: OnceLock::new(),
         }
     }
@@ -141,11 +144,16 @@ impl StreamHandle {
     pub async fn must_wait(&self, subscription: &Subscription) -> bool {
         let part = [(&self.hub, subscription)];
         let Some(retry_after) = self.hub.must_wait(&self.shared, &part) else {
-            self.hub.next_round().await;
+            self.next_round().await;
             return false;
         };
         self.keep_cache(subscription.id, retry_after);
         true
+    }
+
+    /// See [`WatchHub::next_round`].
+    pub(super) async fn next_round(&self) {
+        self.hub.next_round(&self.shared).await;
     }
 
     /// Tells the client to ask again later.

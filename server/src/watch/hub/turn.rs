@@ -4,12 +4,17 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rollcall_core::ids::{GroupName, Revision};
+use tokio::time::Instant;
 
 use super::WatchHub;
 use super::subscription::{Subscription, current_state};
 use crate::storm::Turn;
 use crate::watch::backlog::Item;
 use crate::watch::stream::Shared;
+
+/// For this part of the time that changes wait for more, a stream that waited with them begins one subscription after the
+/// other.
+const ROW_PART: u32 = 8;
 
 impl WatchHub {
     /// Whether the storm switch lets a subscription have the full lists with which it would begin at these hubs:
@@ -58,16 +63,21 @@ impl WatchHub {
     }
 
     /// Waits for the moment at which changes that are kept back leave, if there are any: a new subscription
-    /// makes them leave at once, and many of them would undo the coalescing.
-    pub(crate) async fn next_round(&self) {
+    /// makes them leave at once, and many of them would undo the coalescing. So a stream that has waited may begin many in
+    /// a row, for a small part of that time, before it waits again.
+    pub(crate) async fn next_round(&self, stream: &Shared) {
         let Some(delay_max) = self.inner.storm.coalescing() else {
             return;
         };
+        if stream.row_ends.lock().is_some_and(|at| Instant::now() < at) {
+            return;
+        }
         let head = self.inner.directory.read().revision();
         let mut rounds = self.inner.rounds.subscribe();
         let round = rounds.wait_for(|position| *position >= head);
         // In vain: the switch was turned off, or the hub is stopping.
         _ = tokio::time::timeout(delay_max, round).await;
+        *stream.row_ends.lock() = Some(Instant::now() + delay_max / ROW_PART);
     }
 
     /// Waits for the turn of a message with so many bytes of full lists.
