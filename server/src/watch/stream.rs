@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rollcall_core::directory::{Labels, Node};
+use rollcall_core::directory::{Labels, Node, Service};
 use rollcall_core::guard::GuardStatus;
 use rollcall_core::ids::{Revision, ServiceKey};
 use rollcall_proto::v1::{self, WatchResponse, watch_frame::Frame};
@@ -402,7 +402,7 @@ impl WatchStream {
             }
             for item in items.drain(..) {
                 let large = self.size(&item);
-                if large > wanted.min(LIST_ALONE) {
+                if large > self.alone() {
                     if frames.is_empty() {
                         return Ok(Some(Gathered::Large { item, bytes: large }));
                     }
@@ -419,9 +419,17 @@ impl WatchStream {
         Ok((!frames.is_empty()).then_some(Gathered::Ready { frames, bytes, lists }))
     }
 
-    /// About how many bytes a full list takes; 0 for everything else.
+    /// A list from this size on goes by itself.
+    fn alone(&self) -> usize {
+        self.hub.limits().response_bytes.min(LIST_ALONE)
+    }
+
+    /// About how many bytes a full list takes, or the names with which a subscription starts if they are many; 0 for
+    /// everything else.
     fn size(&self, item: &Item) -> usize {
         match (estimate(item), item) {
+            // A few names are no list for which to wait.
+            (named, Item::Started(_)) if named <= self.alone() => 0,
             // Many will want it: it is encoded for all of them, and its size is known.
             (
                 large,
@@ -565,7 +573,7 @@ enum Gathered {
         /// Bytes of small lists in it.
         lists: usize,
     },
-    /// A service so large that leave is asked for before it is encoded.
+    /// A service, or a list of names, so large that leave is asked for before it is encoded.
     Large { item: Item, bytes: usize },
 }
 
@@ -586,16 +594,23 @@ fn service_guard((key, guard): &(ServiceKey, GuardStatus)) -> v1::ServiceGuard {
     }
 }
 
-/// About how many bytes a service takes when it is encoded; 0 for everything else, which is encoded already or
-/// small.
+/// About how many bytes a service takes when it is encoded, or names do; 0 for everything else, which is encoded already
+/// or small.
 fn estimate(item: &Item) -> usize {
-    let Item::State {
-        service: Some(service),
-        ..
-    } = item
-    else {
-        return 0;
-    };
+    match item {
+        Item::State {
+            service: Some(service),
+            ..
+        } => bytes_of_service(service),
+        Item::Started(started) => {
+            let bytes = |key: &ServiceKey| key.group.as_str().len() + key.service.as_str().len() + 8;
+            started.listed.services.iter().map(bytes).sum()
+        }
+        _ => 0,
+    }
+}
+
+fn bytes_of_service(service: &Service) -> usize {
     let texts = |labels: &Labels| {
         labels
             .iter()

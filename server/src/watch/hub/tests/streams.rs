@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::client::Client;
 use super::world::{World, follow, key, small};
 use crate::config::{StormConfig, WatchConfig};
-use crate::watch::{Convergence, StreamEnd, Target};
+use crate::watch::{Convergence, StreamEnd, Subscription, Target};
 
 #[tokio::test]
 async fn nothing_begins_on_a_stream_that_has_ended() {
@@ -285,6 +285,39 @@ async fn large_services_wait_for_their_turn_and_a_reader_that_hoards_one_is_cut_
     drop(first);
     second.read_all();
     assert_eq!(second.log, ["snapshot", "current", "bookmark"]);
+}
+
+/// They hold every list already, and are told the names alone.
+#[tokio::test]
+async fn many_names_wait_for_their_turn() {
+    let limits = WatchConfig {
+        response_bytes: 100,
+        large_bytes_max: 500,
+        ..WatchConfig::default()
+    };
+    let mut world = World::new(limits, 100);
+    for number in 0..40 {
+        world.put(&key("a", &format!("service-{number}")), "n1", 1);
+    }
+    let all = Target::Prefix("a".into());
+    let mut knowing = world.open();
+    knowing.follow(follow(1, all.clone()));
+    knowing.read_all();
+    let again = Subscription {
+        known: knowing.known(),
+        ..follow(1, all)
+    };
+    let (mut first, mut second) = (world.open(), world.open());
+    first.services.clone_from(&knowing.services);
+    second.services.clone_from(&knowing.services);
+    drop(knowing);
+    first.follow(again.clone());
+    second.follow(again);
+    assert!(first.read());
+    assert!(!second.read(), "there is room for one at a time");
+    drop(first);
+    second.read_all();
+    assert_eq!(second.log, ["current"]);
 }
 
 #[tokio::test]
