@@ -26,6 +26,8 @@ const CALLS_MAX: Duration = Duration::from_millis(50);
 /// Where full lists, and watch streams that begin, wait for their turn.
 pub(super) struct Gate {
     turns: Arc<Semaphore>,
+    /// Where those that have a permit wait for the budget.
+    list_line: Semaphore,
     /// Bytes of lists while the switch is off.
     unrationed: Mutex<Budget>,
     /// And while it is on.
@@ -81,6 +83,7 @@ impl Gate {
     pub(super) fn new(rates: Rates) -> Self {
         Self {
             turns: Arc::new(Semaphore::new(LISTS_AT_ONCE)),
+            list_line: Semaphore::new(1),
             unrationed: Mutex::new(Budget::new(
                 rates.list_bytes.max(rates.rationed_list_bytes),
                 TOLERANCE,
@@ -109,13 +112,27 @@ impl Gate {
         let bytes = bytes as u64;
         let waiting = Waiting::new(&self.waiting, bytes);
         let permit = self.turns.clone().acquire_owned().await.ok();
-        let now = Instant::now();
-        let at = self.budget().lock().take(bytes, now.into_std()).into();
-        if at > now && !planted(Mutant::StormUnrationed) {
-            tokio::time::sleep_until(at).await;
+        {
+            let _first = self.list_line.acquire().await;
+            while let Some(at) = self.takes_or_waits(bytes) {
+                tokio::time::sleep_until(at).await;
+            }
         }
         drop(waiting);
         Turn { _permit: permit }
+    }
+
+    /// Takes so much of the budget, if its moment has come; else tells the moment, and takes nothing: whoever gives up
+    /// has cost nobody anything.
+    fn takes_or_waits(&self, bytes: u64) -> Option<Instant> {
+        let now = Instant::now();
+        let mut budget = self.budget().lock();
+        let at = budget.next(now.into_std()).into();
+        if at > now && !planted(Mutant::StormUnrationed) {
+            return Some(at);
+        }
+        budget.take(bytes, now.into_std());
+        None
     }
 
     /// A list has left as the answer to a call, whose caller was given a turn.
@@ -217,6 +234,21 @@ mod tests {
         drop(gate.list(20_000_000).await);
         let given_up = tokio::time::timeout(MS * 10, gate.list(20_000)).await;
         assert!(given_up.is_err());
+        assert_eq!(gate.waiting(), 0);
+    }
+
+    /// Lists that nobody got leave the budget to those that somebody will.
+    #[tokio::test]
+    async fn who_gives_up_has_spent_nothing() {
+        let gate = gate();
+        gate.set(Some(MS * 1_000), None);
+        // 20 ms, for which all that follow wait.
+        drop(gate.list(40_000).await);
+        let given_up = (0..100).map(|_| tokio::time::timeout(MS, gate.list(2_000_000)));
+        let given_up = futures_util::future::join_all(given_up).await;
+        assert!(given_up.iter().all(Result::is_err), "a second's worth each");
+        let another = tokio::time::timeout(MS * 20_000, gate.list(1)).await;
+        assert!(another.is_ok(), "it waits for lists that nobody got");
         assert_eq!(gate.waiting(), 0);
     }
 

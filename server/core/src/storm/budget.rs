@@ -27,8 +27,16 @@ impl Budget {
 
     /// Takes an amount; it may leave at the moment returned, which is now or later.
     pub fn take(&mut self, amount: u64, now: Instant) -> Instant {
+        let at = self.next(now);
         let from = self.spent_until.map_or(now, |until| until.max(now));
         self.spent_until = Some(from + self.time_of(amount));
+        at
+    }
+
+    /// When what is taken next may leave.
+    #[must_use]
+    pub fn next(&self, now: Instant) -> Instant {
+        let from = self.spent_until.map_or(now, |until| until.max(now));
         from.checked_sub(self.tolerance).map_or(now, |at| at.max(now))
     }
 
