@@ -305,10 +305,19 @@ async fn of_two_servers_with_one_id_the_later_life_holds_and_all_is_said() {
     assert!(nodes[..2].iter().any(|node| node.metrics.duplicates.get() > 0));
     assert_eq!(metrics.displaced.get(), 0);
     assert_eq!(gossip.own().identity.unwrap().epoch, 2);
-    // It asks the later one again and again, and stays aside while that answers.
+    // It asks the later one again and again, and stays aside while that answers. It hears nobody else meanwhile, and judges
+    // nobody.
     let alarms = metrics.duplicates.get();
-    until("the later one is asked", || metrics.duplicates.get() > alarms + 2).await;
+    until("the later one is asked", || metrics.duplicates.get() > alarms + 6).await;
     assert!(nodes[2].gossip.own().displaced);
+    for other in [1, 2] {
+        let state = nodes[2].view(other).map(|view| view.state);
+        assert_eq!(
+            state,
+            Some(MemberState::Alive),
+            "server {other} at the displaced one"
+        );
+    }
     stop.cancel();
     task.await.unwrap();
     until("the former one is back", || {

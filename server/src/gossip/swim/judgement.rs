@@ -19,6 +19,11 @@ impl Swim {
             self.on_own_pause(now);
         }
         let judged = self.time.at(now);
+        if self.is_displaced() {
+            // It asks nobody and hears nobody, so it judges nobody either.
+            self.ask_for_epoch(now);
+            return self.ask_rival(judged, now);
+        }
         while let Some(entry) = self.timers.first_entry()
             && entry.key().0 <= judged
         {
