@@ -11,7 +11,7 @@ use openraft::errors::{ChangeMembershipError, ClientWriteError, Fatal, RaftError
 use openraft::raft::ClientWriteResponse;
 use rollcall_core::ids::ServerId;
 use rollcall_proto::v1::leader_question::Question;
-use rollcall_proto::v1::{Error, ErrorCode, MembershipOrder};
+use rollcall_proto::v1::{Error, ErrorCode, MembershipOrder, ProbeResponse};
 use tokio::time::Instant;
 
 use super::consensus::{Consensus, Inner};
@@ -330,6 +330,9 @@ impl Inner {
                 "server {server} is the only voter, promote another first"
             )));
         }
+        if voters.contains(&server) {
+            self.check_remaining(&voters, server)?;
+        }
         let only = BTreeSet::from([server]);
         let change = match voters.contains(&server) {
             true => ChangeMembers::RemoveVoters(only),
@@ -338,20 +341,55 @@ impl Inner {
         changed(deadline, self.change_to_its_end(change, false)).await
     }
 
+    /// Whoever remains must be able to decide: a change that they cannot commit is never undone, and no other can be made.
+    fn check_remaining(&self, voters: &BTreeSet<u64>, leaving: u64) -> Result<(), MembershipError> {
+        let heard = self.voters_heard();
+        let is_there = |server: &u64| *server == self.options.server.0 || heard.contains(server);
+        let remaining = || voters.iter().filter(|server| **server != leaving);
+        let there = remaining().filter(|server| is_there(server)).count();
+        if there > remaining().count() / 2 {
+            return Ok(());
+        }
+        let silent: Vec<String> = remaining()
+            .filter(|server| !is_there(server))
+            .map(u64::to_string)
+            .collect();
+        Err(unavailable(format!(
+            "without server {leaving} nothing could be decided: of the voters that remain, {} not answer; remove those first",
+            match &silent[..] {
+                [one] => format!("server {one} does"),
+                some => format!("servers {} do", some.join(", ")),
+            }
+        )))
+    }
+
     /// Hands leadership over; this server must lead.
     pub(super) async fn transfer(&self, to: Option<u64>, deadline: Instant) -> Result<(), MembershipError> {
-        let own = self.options.server.0;
         let to = match to {
-            Some(to) if to == own => return Ok(()),
+            Some(to) if to == self.options.server.0 => return Ok(()),
             Some(to) if self.voters().contains(&to) => {
-                self.able_to_lead(vec![to], deadline, deadline).await?
+                self.able_to_lead(vec![to], deadline, deadline, |_| true).await?
             }
             Some(to) => return Err(invalid(format!("server {to} is not a voter"))),
             None => {
                 let each = Instant::now() + self.options.lease();
-                self.able_to_lead(self.voters_heard(), each, deadline).await?
+                self.able_to_lead(self.voters_heard(), each, deadline, |_| true)
+                    .await?
             }
         };
+        self.hand_to(to, deadline).await
+    }
+
+    /// The same, to a voter that has room on its disk; without one leadership stays.
+    pub(super) async fn transfer_to_room(&self, deadline: Instant) -> Result<(), MembershipError> {
+        let each = Instant::now() + self.options.lease();
+        let has_room = |answer: &ProbeResponse| !answer.disk_full;
+        let to = self.able_to_lead(self.voters_heard(), each, deadline, has_room);
+        self.hand_to(to.await?, deadline).await
+    }
+
+    async fn hand_to(&self, to: u64, deadline: Instant) -> Result<(), MembershipError> {
+        let own = self.options.server.0;
         self.raft
             .trigger()
             .transfer_leader(to)
@@ -380,13 +418,14 @@ impl Inner {
         heard.iter().map(|member| member.server.0).collect()
     }
 
-    /// The first of these that answers, may stand, and has the log by `caught_up`. A leader that has once asked another to
+    /// The first of these that answers as it should, may stand, and has the log by `caught_up`. A leader that has once asked another to
     /// take over leads no more, and if that one cannot, nobody does: so it is asked before.
     async fn able_to_lead(
         &self,
         servers: Vec<u64>,
         caught_up: Instant,
         deadline: Instant,
+        suits: impl Fn(&ProbeResponse) -> bool,
     ) -> Result<u64, MembershipError> {
         for server in servers {
             let address = self.address_of(server).unwrap_or_default();
@@ -395,14 +434,13 @@ impl Inner {
             let answer = tokio::time::timeout_at(deadline, asked).await;
             if let Ok(Ok(Some(answer))) = answer
                 && !answer.vote_withheld
+                && suits(&answer)
                 && self.wait_caught_up(server, caught_up.min(deadline)).await.is_ok()
             {
                 return Ok(server);
             }
         }
-        Err(unavailable(
-            "no such voter answers, has the log and may stand for election",
-        ))
+        Err(unavailable("no such voter answers, has the log and may lead"))
     }
 
     pub(super) async fn take_snapshot(&self) -> Result<(), MembershipError> {

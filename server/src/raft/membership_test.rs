@@ -107,6 +107,62 @@ async fn a_promotion_whose_caller_hung_up_half_way_is_carried_to_its_end() {
     servers.into_iter().map(Server::kill).for_each(drop);
 }
 
+/// With 3 dead, 1 and 2 are a majority of three and 1 alone none of two: who removes 2 by mistake keeps a cluster.
+#[tokio::test]
+async fn a_server_without_which_nothing_could_be_decided_is_not_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut servers = start(folder.path(), 3, |_| {}).await;
+    write(&servers[0].consensus, 1).await;
+    let leading = steady_leader_of(&servers).await;
+    let leader = servers[leading].consensus.clone();
+    let (alive, dead) = ((leading + 1) % 3, (leading + 2) % 3);
+    let id = |index: usize| ServerId(index as u64 + 1);
+    let gone = servers.remove(dead);
+    drop(gone.end().await);
+    let silent = async || {
+        let members = leader.members();
+        let dead = members.iter().find(|member| member.server == id(dead)).unwrap();
+        dead.last_contact
+            .is_none_or(|since| since > leader.inner.options.lease())
+    };
+    while !silent().await {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let refused = leader.remove(id(alive), soon()).await;
+    assert!(
+        matches!(refused, Err(MembershipError::Unavailable { .. })),
+        "{refused:?}"
+    );
+    write(&leader, 2).await;
+    leader.remove(id(dead), soon()).await.unwrap();
+    write(&leader, 3).await;
+    servers.into_iter().map(Server::kill).for_each(drop);
+}
+
+/// Servers 1 and 2 have no room: neither hands over to the other.
+#[tokio::test]
+async fn a_leader_without_room_hands_over_to_one_that_has_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let servers = start(folder.path(), 3, |options| {
+        if options.server != ServerId(3) {
+            let disk = rustix::fs::statvfs(options.data.parent().unwrap()).unwrap();
+            options.disk_reserve = disk.f_bavail * disk.f_frsize / 2 * 3;
+        }
+    })
+    .await;
+    let first = Some(ServerId(1));
+    let leading = steady_leader_of(&servers).await;
+    let by_order = servers[leading].consensus.transfer_leadership(first, soon());
+    by_order.await.unwrap();
+    for server in &servers {
+        let mut leadership = server.consensus.leadership();
+        let third = leadership.wait_for(|now| now.leader == Some(ServerId(3)));
+        tokio::time::timeout_at(soon(), third).await.unwrap().unwrap();
+    }
+    write(&servers[0].consensus, 1).await;
+    servers.into_iter().map(Server::kill).for_each(drop);
+}
+
 #[tokio::test]
 async fn a_leader_that_is_removed_has_handed_over() {
     let folder = tempfile::tempdir().unwrap();

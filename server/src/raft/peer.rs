@@ -429,6 +429,7 @@ impl Peer for PeerDoor {
             in_operation,
             checkpoints: checkpoints.collect(),
             vote_withheld: self.inner.gate.may_vote().is_err(),
+            disk_full: self.inner.space.is_full(),
         }))
     }
 

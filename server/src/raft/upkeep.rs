@@ -194,10 +194,10 @@ async fn watch_space(weak: Weak<Inner>) {
         let may_hand_over = handed_over.is_none_or(|at| now - at >= HANDOVER_EVERY);
         if long_full && may_hand_over && inner.leads() {
             handed_over = Some(now);
-            let handed = inner.transfer(None, now + PROBE_TIMEOUT).await;
+            let handed = inner.transfer_to_room(now + PROBE_TIMEOUT).await;
             tracing::warn!(
                 handed_over = handed.is_ok(),
-                "this leader's disk is full, another should lead"
+                "this leader's disk is full, one with room should lead"
             );
         }
     }
