@@ -74,6 +74,22 @@ impl Registry {
         })
     }
 
+    /// What a loss, a restart or a new request for full lists would have a server send to its watchers now; nothing
+    /// is sent. Said by the server that happened to be asked, of its own watchers. For a certain server make a handle
+    /// with its address alone.
+    ///
+    /// # Errors
+    /// [`Error::NotPermitted`], [`Error::ServiceNotFound`], and the transient ones.
+    pub async fn rehearse_storm(
+        &self,
+        request: &v1::RehearseStormRequest,
+    ) -> Result<v1::RehearseStormResponse, Error> {
+        self.call(Kind::Read, None, |channel, _| async move {
+            ClusterClient::new(channel).rehearse_storm(request.clone()).await
+        })
+        .await
+    }
+
     membership_order!(
         /// Lets a new server join as a learner; it does not count for quorums yet.
         ///

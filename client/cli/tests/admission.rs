@@ -2,7 +2,7 @@
 
 mod support;
 
-use rollcall_jepsen::lab::Cluster;
+use rollcall_jepsen::lab::{Cluster, ClusterOptions};
 use support::Rollcall;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,4 +86,34 @@ async fn a_list_is_put_shown_kept_and_taken_away_and_the_refused_are_listed() {
         .output()
         .unwrap();
     assert!(!String::from_utf8(shown.stdout).unwrap().contains("s3cret"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rehearsal_shows_the_token_of_who_asks_to_every_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokens.toml");
+    // That of "ops-secret".
+    let hash = "32323cfa9ec9d62750daad0836a4cf3d7b60d23723b7852a529667deed01669f";
+    let token = format!("[[token]]\nname = \"ops\"\nsha256 = {hash:?}\nscopes = [\"admin\"]\n");
+    std::fs::write(&path, token).unwrap();
+    let cluster = Cluster::start_with(ClusterOptions {
+        arguments: vec!["--set".into(), format!("tokens.path={}", path.display())],
+        ..ClusterOptions::servers(2)
+    })
+    .await
+    .unwrap();
+    let rollcall = Rollcall::at(&cluster.addresses());
+    rollcall.ok("group put prod --token ops-secret");
+    rollcall.ok("service put prod/feed --token ops-secret");
+    let rehearsal = rollcall.json("storm rehearse --service prod/feed --token ops-secret");
+    assert_eq!(
+        (
+            &rehearsal["complete"],
+            rehearsal["servers"].as_array().unwrap().len()
+        ),
+        (&true.into(), 2),
+        "{rehearsal}"
+    );
+    let refused = rollcall.fails("storm rehearse --service prod/feed", 1);
+    assert!(refused.contains("token"), "{refused}");
 }

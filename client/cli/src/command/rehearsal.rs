@@ -1,19 +1,15 @@
 //! `rollcall storm rehearse`: what would be sent, asked of every server for its own watchers and added up.
 
-use std::time::Duration;
-
 use clap::{Args, ValueEnum};
 use rollcall_client::ServiceKey;
 use rollcall_proto::v1 as wire;
-use rollcall_proto::v1::cluster_client::ClusterClient;
 use rollcall_proto::v1::rehearse_storm_request::Subject;
 use serde::Serialize;
 
 use super::Context;
 use super::storm::{basis_points, percent};
-use crate::exit::{Failure, Nature, failure_of};
+use crate::exit::Failure;
 use crate::output::table::Table;
-use crate::servers::connect;
 
 /// Arguments of `storm rehearse`.
 #[derive(Args, Debug)]
@@ -118,13 +114,9 @@ pub(crate) async fn run(context: &Context, rehearse: RehearseStorm) -> Result<()
         share_basis_points: rehearse.share,
     };
     let members = context.servers.registry().members().await?.value;
-    let timeout = context.servers.timeout();
-    let asked = members.into_iter().map(|member| {
-        let request = request.clone();
-        async move {
-            let answer = ask(&member.client_address, request, timeout).await;
-            (member, answer)
-        }
+    let asked = members.into_iter().map(|member| async {
+        let answer = ask(context, &member.client_address, &request).await;
+        (member, answer)
     });
     let mut answers = futures_util::future::join_all(asked).await;
     answers.sort_by_key(|(member, _)| member.server);
@@ -139,19 +131,12 @@ pub(crate) async fn run(context: &Context, rehearse: RehearseStorm) -> Result<()
 }
 
 async fn ask(
+    context: &Context,
     address: &str,
-    request: wire::RehearseStormRequest,
-    timeout: Duration,
+    request: &wire::RehearseStormRequest,
 ) -> Result<wire::RehearseStormResponse, Failure> {
-    let channel = connect(address, timeout).await?;
-    let mut client = ClusterClient::new(channel);
-    let asking = client.rehearse_storm(request);
-    let answer = tokio::time::timeout(timeout, asking)
-        .await
-        .map_err(|_| Failure::timeout(format!("{address} did not answer in time")))?;
-    answer
-        .map(tonic::Response::into_inner)
-        .map_err(|status| failure_of(&status, Nature::Read))
+    let server = context.servers.only(address)?;
+    Ok(server.rehearse_storm(request).await?)
 }
 
 type Answer = (wire::Member, Result<wire::RehearseStormResponse, Failure>);
