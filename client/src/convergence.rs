@@ -1,10 +1,11 @@
 //! How far watchers have come: asked of every server of the cluster, each for its own streams, and added up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use rollcall_proto::v1;
+use rollcall_proto::v1::cluster_client::ClusterClient;
 use rollcall_proto::v1::watch_client::WatchClient;
 use tokio::time::Instant;
 
@@ -64,6 +65,16 @@ pub struct ServerWatchers {
 }
 
 impl ServerConvergence {
+    fn unasked(member: &v1::Member) -> Self {
+        Self {
+            server: member.server,
+            address: member.client_address.clone(),
+            answer: Err(std::sync::Arc::new(Error::Unavailable {
+                message: "the server was not asked".into(),
+            })),
+        }
+    }
+
     /// Whether the server serves the revision and all of its watchers have it; of services in mode AP: have what it
     /// shows.
     #[must_use]
@@ -94,11 +105,11 @@ impl Convergence {
     }
 
     /// Whether every server answered, serves the revision, and all of its watchers have it; and all show the same of
-    /// services in mode AP.
+    /// services in mode AP. Of no server at all, nothing is known.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         let complete = |server: &ServerConvergence| server.is_complete(self.revision);
-        self.servers.iter().all(complete) && self.agrees()
+        !self.servers.is_empty() && self.servers.iter().all(complete) && self.agrees()
     }
 
     /// Whether the servers that answered show the same of the services in mode AP.
@@ -125,7 +136,7 @@ impl Registry {
     /// A member that cannot be asked is an entry with its error, never an error of the whole.
     ///
     /// # Errors
-    /// Nobody told who the members are: the transient ones.
+    /// Nobody told who the members are: [`Error::NotReady`], and the other transient ones.
     pub async fn convergence(&self, services: &[ServiceKey], revision: u64) -> Result<Convergence, Error> {
         self.wait_converged(services, revision, Duration::ZERO).await
     }
@@ -142,7 +153,12 @@ impl Registry {
         timeout: Duration,
     ) -> Result<Convergence, Error> {
         let until = Instant::now() + timeout;
-        let members = self.members().await?.value;
+        let mut members = self.members().await?.value;
+        if members.is_empty() {
+            return Err(Error::NotReady {
+                message: "the server that was asked does not know the members of the cluster yet".into(),
+            });
+        }
         let request = v1::ConvergenceRequest {
             keys: services.iter().map(v1::ServiceKey::from).collect(),
             revision,
@@ -150,38 +166,42 @@ impl Registry {
         loop {
             let asked = members
                 .iter()
-                .map(|member| self.wait_converged_at(member.clone(), &request, until));
-            let mut servers = join_all(asked).await;
+                .map(|member| self.wait_converged_at(member, &request, until));
+            let (mut servers, told): (Vec<_>, Vec<_>) = join_all(asked).await.into_iter().unzip();
+            // Who told of the members may have been behind: those that serve the revision know of later ones.
+            let unasked = unasked(&members, told.into_iter().flatten());
+            let late = Instant::now() + PAUSE >= until;
+            if late {
+                servers.extend(unasked.iter().map(ServerConvergence::unasked));
+            }
             servers.sort_by_key(|server| server.server);
             let convergence = Convergence { revision, servers };
             // Each may be complete for itself before it has heard what another one shows.
-            if convergence.agrees() || Instant::now() + PAUSE >= until {
+            if late || (unasked.is_empty() && convergence.agrees()) {
                 return Ok(convergence);
             }
-            tokio::time::sleep(PAUSE).await;
+            if unasked.is_empty() {
+                tokio::time::sleep(PAUSE).await;
+            }
+            members.extend(unasked);
         }
     }
 
+    /// What one server says of its watchers; if that is complete, also whom it counts among the members.
     async fn wait_converged_at(
         &self,
-        member: v1::Member,
+        member: &v1::Member,
         request: &v1::ConvergenceRequest,
         until: Instant,
-    ) -> ServerConvergence {
+    ) -> (ServerConvergence, Vec<v1::Member>) {
         let mut config = (*self.inner.config).clone();
         config.servers = vec![member.client_address.clone()];
-        let mut convergence = ServerConvergence {
-            server: member.server,
-            address: member.client_address,
-            answer: Err(std::sync::Arc::new(Error::Unavailable {
-                message: "the server was not asked".into(),
-            })),
-        };
+        let mut convergence = ServerConvergence::unasked(member);
         let alone = match Self::connect(config) {
             Ok(alone) => alone,
             Err(error) => {
                 convergence.answer = Err(std::sync::Arc::new(error));
-                return convergence;
+                return (convergence, Vec::new());
             }
         };
         loop {
@@ -191,12 +211,31 @@ impl Registry {
                 Err(error) => (PAUSE_UNREACHABLE, !error.is_transient()),
             };
             convergence.answer = answer.map_err(std::sync::Arc::new);
-            let done = hopeless || convergence.is_complete(request.revision);
-            if done || Instant::now() + pause >= until {
-                return convergence;
+            if convergence.is_complete(request.revision) {
+                let told = alone.ask_members(until).await;
+                return match told {
+                    Ok(members) => (convergence, members),
+                    Err(error) => {
+                        convergence.answer = Err(std::sync::Arc::new(error));
+                        (convergence, Vec::new())
+                    }
+                };
+            }
+            if hopeless || Instant::now() + pause >= until {
+                return (convergence, Vec::new());
             }
             tokio::time::sleep(pause).await;
         }
+    }
+
+    /// The members, of a handle on one server.
+    async fn ask_members(&self, until: Instant) -> Result<Vec<v1::Member>, Error> {
+        let response = self
+            .call(Kind::Read, Some(question_time(until)), |channel, _| async move {
+                ClusterClient::new(channel).members(v1::MembersRequest {}).await
+            })
+            .await?;
+        Ok(response.members)
     }
 
     /// One answer, of a handle on one server.
@@ -205,10 +244,8 @@ impl Registry {
         request: &v1::ConvergenceRequest,
         until: Instant,
     ) -> Result<ServerWatchers, Error> {
-        let left = until.saturating_duration_since(Instant::now());
-        let time = left.clamp(PAUSE_UNREACHABLE, QUESTION_MAX);
         let response = self
-            .call(Kind::Read, Some(time), |channel, _| async move {
+            .call(Kind::Read, Some(question_time(until)), |channel, _| async move {
                 WatchClient::new(channel).convergence(request.clone()).await
             })
             .await?;
@@ -237,8 +274,33 @@ impl Registry {
     }
 }
 
+/// How long one question may take.
+fn question_time(until: Instant) -> Duration {
+    until
+        .saturating_duration_since(Instant::now())
+        .clamp(PAUSE_UNREACHABLE, QUESTION_MAX)
+}
+
+/// Those among the told that are not among the asked, each once.
+fn unasked(asked: &[v1::Member], told: impl Iterator<Item = v1::Member>) -> Vec<v1::Member> {
+    let name = |member: &v1::Member| (member.server, member.client_address.clone());
+    let asked: BTreeSet<_> = asked.iter().map(name).collect();
+    let told: BTreeMap<_, _> = told.map(|member| (name(&member), member)).collect();
+    let new = told.into_iter().filter(|(name, _)| !asked.contains(name));
+    new.map(|(_, member)| member).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+    use rollcall_proto::v1::cluster_server::{Cluster, ClusterServer};
+    use rollcall_proto::v1::watch_server::WatchServer;
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tonic::{Request, Response, Status, Streaming};
+
     use super::*;
 
     fn server(server: u64, answer: Option<(u64, u64, u64)>) -> ServerConvergence {
@@ -289,11 +351,122 @@ mod tests {
             watchers.ap_metadata.insert(ServiceKey::new("g", "s"), 7);
         }
         assert!(!judge(vec![shows(1, 900, 5), other]).is_complete(), "metadata");
+        assert!(!judge(Vec::new()).is_complete(), "nobody was asked");
         let unknown = judge(vec![server(1, Some((9, 1, 1))), server(2, None)]);
         assert!(!unknown.is_complete());
         assert_eq!(
             unknown.unknown().map(|server| server.server).collect::<Vec<_>>(),
             [2]
         );
+    }
+
+    /// A server that knows of more members each time it is asked, up to the last list.
+    #[derive(Debug)]
+    struct Fake {
+        members: Mutex<VecDeque<Vec<v1::Member>>>,
+        watchers: (u64, u64),
+    }
+
+    type Answered<T> = Result<Response<T>, Status>;
+
+    macro_rules! cluster_that_tells_members_alone {
+        ($($name:ident($request:ident) -> $response:ident;)*) => {
+            #[tonic::async_trait]
+            impl Cluster for Fake {
+                async fn members(&self, _: Request<v1::MembersRequest>) -> Answered<v1::MembersResponse> {
+                    let mut lists = self.members.lock();
+                    let members = match lists.len() {
+                        0 | 1 => lists.front().cloned(),
+                        _ => lists.pop_front(),
+                    };
+                    Ok(Response::new(v1::MembersResponse {
+                        members: members.unwrap_or_default(),
+                        ..v1::MembersResponse::default()
+                    }))
+                }
+
+                $(async fn $name(&self, _: Request<v1::$request>) -> Answered<v1::$response> {
+                    Err(Status::unimplemented("not asked for here"))
+                })*
+            }
+        };
+    }
+
+    cluster_that_tells_members_alone! {
+        status(StatusRequest) -> StatusResponse;
+        add_learner(AddLearnerRequest) -> MembershipResponse;
+        promote(PromoteRequest) -> MembershipResponse;
+        remove(RemoveRequest) -> MembershipResponse;
+        transfer_leadership(TransferLeadershipRequest) -> MembershipResponse;
+        take_snapshot(TakeSnapshotRequest) -> MembershipResponse;
+        rehearse_storm(RehearseStormRequest) -> RehearseStormResponse;
+    }
+
+    #[tonic::async_trait]
+    impl v1::watch_server::Watch for Fake {
+        type WatchStream = tokio_stream::Empty<Result<v1::WatchResponse, Status>>;
+
+        async fn watch(&self, _: Request<Streaming<v1::WatchRequest>>) -> Answered<Self::WatchStream> {
+            Err(Status::unimplemented("not asked for here"))
+        }
+
+        async fn convergence(
+            &self,
+            request: Request<v1::ConvergenceRequest>,
+        ) -> Answered<v1::ConvergenceResponse> {
+            let header = Some(v1::ResponseHeader {
+                revision: request.into_inner().revision,
+                ..v1::ResponseHeader::default()
+            });
+            Ok(Response::new(v1::ConvergenceResponse {
+                header,
+                subscribers: self.watchers.0,
+                current: self.watchers.1,
+                ..v1::ConvergenceResponse::default()
+            }))
+        }
+    }
+
+    /// A cluster whose first server does not know of the second one at first.
+    async fn asked_of(second: (u64, u64)) -> Result<Convergence, Error> {
+        let mut listeners = Vec::new();
+        for _ in 0..2 {
+            listeners.push(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap());
+        }
+        let member = |(server, listener): (u64, &tokio::net::TcpListener)| v1::Member {
+            server,
+            client_address: listener.local_addr().unwrap().to_string(),
+            ..v1::Member::default()
+        };
+        let members: Vec<v1::Member> = (1..).zip(&listeners).map(member).collect();
+        let lists = [
+            vec![members[..1].to_vec(), members.clone()],
+            vec![members.clone()],
+        ];
+        for ((listener, lists), watchers) in listeners.into_iter().zip(lists).zip([(1, 1), second]) {
+            let fake = Arc::new(Fake {
+                members: Mutex::new(lists.into()),
+                watchers,
+            });
+            let serving = tonic::transport::Server::builder()
+                .add_service(ClusterServer::from_arc(Arc::clone(&fake)))
+                .add_service(WatchServer::from_arc(fake))
+                .serve_with_incoming(TcpListenerStream::new(listener));
+            tokio::spawn(serving);
+        }
+        let registry = crate::connect([members[0].client_address.clone()])?;
+        let wait = Duration::from_secs(1);
+        registry
+            .wait_converged(&[ServiceKey::new("g", "s")], 7, wait)
+            .await
+    }
+
+    #[tokio::test]
+    async fn a_server_that_was_not_heard_of_at_first_is_asked_too() {
+        let all = asked_of((3, 3)).await.unwrap();
+        assert!(all.is_complete(), "{all:?}");
+        assert_eq!((all.servers.len(), all.current()), (2, 4));
+        let behind = asked_of((3, 2)).await.unwrap();
+        assert!(!behind.is_complete(), "{behind:?}");
     }
 }

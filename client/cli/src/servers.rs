@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use rand::RngCore;
-use rollcall_client::{Registry, RegistryConfig, WriteOptions};
+use rollcall_client::{Answer, Registry, RegistryConfig, WriteOptions};
 use rollcall_proto::upgrade::{self, Streams};
 use rollcall_proto::v1 as wire;
 use tonic::transport::{Channel, Endpoint};
@@ -53,6 +53,17 @@ impl Servers {
     /// Calls that any server may answer: with failover and safe repeats.
     pub(crate) fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// The members of the cluster, of whom there is at least one.
+    pub(crate) async fn members(&self) -> Result<Answer<Vec<wire::Member>>, Failure> {
+        let answer = self.registry.members().await?;
+        if answer.value.is_empty() {
+            return Err(Failure::unavailable(
+                "the server that was asked does not belong to the cluster yet: it knows of no members",
+            ));
+        }
+        Ok(answer)
     }
 
     /// How long a call may take in all.

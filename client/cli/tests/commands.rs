@@ -609,6 +609,27 @@ async fn benches_report_and_clean_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_outside_the_cluster_says_of_the_members_is_no_answer() {
+    let (mut cluster, _) = cluster(1).await;
+    let id = cluster.start_joining().unwrap();
+    let address = cluster.server(id).endpoints().client.to_string();
+    let outside = Rollcall::at(&[address]);
+    eventually("it can be asked", || {
+        let status: serde_json::Value =
+            serde_json::from_str(&outside.run("status -o json").stdout).unwrap_or_default();
+        status["servers"][0]["reachable"] == true
+    });
+    for words in [
+        "member list",
+        "group refused",
+        "storm rehearse --service prod/feed",
+        "status",
+    ] {
+        outside.fails(&format!("{words} --timeout 1s"), 4);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn groups_of_mode_ap_take_the_same_commands() {
     let (_cluster, rollcall) = cluster(1).await;
     rollcall.ok("group put prod --auto-create");

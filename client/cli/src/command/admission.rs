@@ -177,7 +177,7 @@ impl Refused {
 /// Each server remembers what came to its own door, so all of them are asked.
 pub(crate) async fn refused(context: &Context, asked: &RefusedArguments) -> Result<(), Failure> {
     let prefix = prefix_of(asked.prefix.as_deref());
-    let members = context.servers.registry().members().await?.value;
+    let members = context.servers.members().await?.value;
     let ask = |member: wire::Member| async move {
         let told = ask_one(context, &member.client_address, prefix).await;
         (member.server, member.client_address, told)

@@ -137,7 +137,7 @@ pub(crate) async fn run(context: &Context, command: MemberCommand) -> Result<(),
 }
 
 async fn list_members(context: &Context) -> Result<(), Failure> {
-    let answer = context.servers.registry().members().await?;
+    let answer = context.servers.members().await?;
     let members = answer.value.into_iter().map(Member::from).collect();
     let body = MembersBody {
         header: answer.header.into(),

@@ -113,7 +113,7 @@ pub(crate) async fn run(context: &Context, rehearse: RehearseStorm) -> Result<()
         event: event.to_wire().into(),
         share_basis_points: rehearse.share,
     };
-    let members = context.servers.registry().members().await?.value;
+    let members = context.servers.members().await?.value;
     let asked = members.into_iter().map(|member| async {
         let answer = ask(context, &member.client_address, &request).await;
         (member, answer)

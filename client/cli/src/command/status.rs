@@ -120,7 +120,7 @@ pub(crate) async fn run(context: &Context, _: &StatusArguments) -> Result<(), Fa
 /// Those named by `--addr`, and those the cluster names; a server is asked under one address only.
 async fn addresses_of(context: &Context) -> (Vec<String>, Vec<Member>) {
     // If nobody can say, the addresses alone are asked, and what they lack shows.
-    let members: Vec<Member> = match context.servers.registry().members().await {
+    let members: Vec<Member> = match context.servers.members().await {
         Ok(answer) => answer.value.into_iter().map(Member::from).collect(),
         Err(_) => Vec::new(),
     };
