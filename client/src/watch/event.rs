@@ -102,7 +102,8 @@ pub enum WatchEvent {
         /// Why.
         error: Arc<Error>,
     },
-    /// The reader was slow: changes were left out. This is the state now.
+    /// The reader was slow: changes were left out. This is the state now. If what was left out said how the
+    /// subscription stands ([`Self::Live`], [`Self::Interrupted`] or [`Self::Rejected`]), the last of it follows.
     Lagged {
         /// All services of the watch.
         views: Vec<Arc<ServiceView>>,

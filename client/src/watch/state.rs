@@ -70,7 +70,10 @@ struct Mark {
 pub(super) struct Queue {
     target: WatchTarget,
     events: VecDeque<WatchEvent>,
+    /// Events were left out: the state is told before all else.
     lagged: bool,
+    /// Of what was left out, the last word on the subscription itself, which the state does not say.
+    standing: Option<WatchEvent>,
     pub(super) wake: Arc<Notify>,
 }
 
@@ -268,6 +271,7 @@ impl State {
                 target: target.clone(),
                 events,
                 lagged,
+                standing: None,
                 wake: Arc::clone(&wake),
             },
         );
@@ -287,7 +291,7 @@ impl State {
                 views: self.telling(&target),
             });
         }
-        queue.events.pop_front()
+        queue.standing.take().or_else(|| queue.events.pop_front())
     }
 
     pub(super) fn views(&self, target: &WatchTarget) -> Vec<Arc<ServiceView>> {
@@ -423,15 +427,30 @@ impl State {
 }
 
 impl Queue {
-    /// A full queue is replaced by the state at the time of reading.
+    /// A full queue is replaced by the state at the time of reading, and the last word on the subscription.
     fn push(&mut self, event: WatchEvent, max: usize) {
         if !self.lagged && self.events.len() >= max {
-            self.events.clear();
             self.lagged = true;
+            let said = self.events.drain(..).rfind(is_standing);
+            self.standing = said.or(self.standing.take());
         }
         if !self.lagged {
             self.events.push_back(event);
+        } else if is_standing(&event) {
+            self.standing = Some(event);
         }
         self.wake.notify_one();
+    }
+}
+
+/// Whether it says how the subscription stands.
+fn is_standing(event: &WatchEvent) -> bool {
+    match event {
+        WatchEvent::Live { .. } | WatchEvent::Interrupted { .. } | WatchEvent::Rejected { .. } => true,
+        WatchEvent::Snapshot { .. }
+        | WatchEvent::Changed { .. }
+        | WatchEvent::Guard { .. }
+        | WatchEvent::Gone { .. }
+        | WatchEvent::Lagged { .. } => false,
     }
 }

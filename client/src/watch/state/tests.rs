@@ -139,6 +139,8 @@ impl Scene {
             WatchEvent::Changed { view, .. } => format!("change {}", ids(&view)),
             WatchEvent::Gone { .. } => "gone".into(),
             WatchEvent::Live { .. } => "live".into(),
+            WatchEvent::Interrupted { reason } => format!("interrupted: {reason}"),
+            WatchEvent::Lagged { views } => format!("lagged, {} services", views.len()),
             other => format!("{other:?}"),
         };
         std::iter::from_fn(|| self.state.take_event(self.events))
@@ -184,6 +186,35 @@ fn a_service_that_is_said_to_be_gone_is_not_waited_for() {
     let mut scene = missed();
     scene.hear([gone(&key(), 9), change(&key(), 10, true, &["a"], &["a"])]);
     assert_eq!(scene.told(), ["gone", "change a"]);
+}
+
+#[test]
+fn a_slow_reader_is_told_how_its_subscription_stands() {
+    let mut scene = Scene::following(&WatchTarget::group("jobs"));
+    let number = scene.asked_now();
+    let services: Vec<ServiceKey> = (0..150)
+        .map(|at| ServiceKey::new("jobs", format!("s{at}")))
+        .collect();
+    let created = |key: &ServiceKey| change(key, 5, true, &["a"], &["a"]);
+    let mut frames: Vec<Frame> = services.iter().map(created).collect();
+    frames.push(started(number, 5, &services));
+    scene.hear(frames);
+    assert_eq!(scene.told(), ["lagged, 150 services", "live"]);
+
+    // The last word counts, and what comes after the state was read stands behind it.
+    let again = |at: u64| change(&services[0], at, false, &["a"], &["a"]);
+    scene.state.on_interrupted("one");
+    scene.hear((6..156).map(again));
+    scene.state.on_interrupted("two");
+    let first = scene.state.take_event(scene.events);
+    assert!(matches!(first, Some(WatchEvent::Lagged { .. })), "{first:?}");
+    scene.hear([again(156)]);
+    assert_eq!(scene.told(), ["interrupted: two", "change a"]);
+
+    // Also if it was in the queue already when that was full.
+    scene.state.on_interrupted("three");
+    scene.hear((157..307).map(again));
+    assert_eq!(scene.told(), ["lagged, 150 services", "interrupted: three"]);
 }
 
 /// A resume sends changes alone, and the list that is waited for would never come.
