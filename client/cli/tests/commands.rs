@@ -471,6 +471,38 @@ async fn a_keeper_whose_words_nobody_reads_keeps_its_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_watch_of_more_services_than_it_can_hold_events_of_is_live() {
+    let (cluster, rollcall) = cluster(1).await;
+    let registry = rollcall_client::connect(cluster.addresses()).unwrap();
+    let options = rollcall_client::WriteOptions::default;
+    rollcall.ok("group put many");
+    let services: Vec<_> = (0..1_500)
+        .map(|at| rollcall_client::ServiceKey::new("many", format!("s{at}")))
+        .collect();
+    for key in &services {
+        let any = rollcall_client::Expected::Any;
+        registry.put_service(key, None, any, options()).await.unwrap();
+    }
+    let patience = Duration::from_secs(1);
+    let began = std::time::Instant::now();
+    let mut watch = rollcall.start("watch / -o json --timeout 1s");
+    for _ in &services {
+        assert_eq!(watch.json_line()["event"], "snapshot");
+    }
+    // Each round has it print a line, also behind the patience for the first connection.
+    let words = "node register many/s0 --address 10.0.0.1:80 --kind static --weight";
+    for weight in 1.. {
+        rollcall.ok(&format!("{words} {weight}"));
+        assert_eq!(watch.json_line()["event"], "change");
+        if began.elapsed() > 3 * patience {
+            break;
+        }
+    }
+    watch.terminate();
+    assert_eq!(watch.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_ended_session_takes_its_nodes_along() {
     let (_cluster, rollcall) = cluster(1).await;
     rollcall.ok("group put prod --auto-create");

@@ -1,10 +1,11 @@
 //! `rollcall watch`: each change as it comes, resumed after losses by the client.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use clap::Args;
-use rollcall_client::{RemovalCause, RemovedNode, ServiceKey, ServiceView, Watch, WatchEvent, WatchTarget};
+use rollcall_client::{RemovalCause, RemovedNode, ServiceKey, ServiceView, WatchEvent, WatchTarget};
 use rollcall_proto::v1 as wire;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -13,7 +14,6 @@ use super::Context;
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::names::Target;
-use crate::output::Printer;
 use crate::output::guard::{Guard, guard_text};
 use crate::output::record::{Node, map_text};
 
@@ -52,7 +52,7 @@ enum EventKind {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Event {
     time: String,
-    /// In mode ap: of the one server that the watch is at, in its epoch.
+    /// In mode ap: of the one server that the watch is at, in its epoch. 0: not known.
     revision: u64,
     /// How the group is replicated; null: not known.
     mode: Option<&'static str>,
@@ -132,13 +132,26 @@ impl Roll {
         difference
     }
 
-    /// The service is gone, and its nodes with it. Whether it was known.
-    fn forget(&mut self, service: &ServiceKey) -> bool {
-        self.0.remove(service).is_some()
+    /// The service is gone, and its nodes with it; `None`: it was not known.
+    fn forget(&mut self, service: &ServiceKey) -> Option<Difference> {
+        let nodes = self.0.remove(service)?;
+        let removed = nodes
+            .into_keys()
+            .map(|id| Removed { id, cause: "unknown" })
+            .collect();
+        Some(Difference {
+            removed,
+            ..Difference::default()
+        })
     }
 
-    fn services(&self) -> Vec<ServiceKey> {
-        self.0.keys().cloned().collect()
+    /// Those that were printed and are not among these were deleted in changes that were left out.
+    fn gone_unseen(&mut self, there: &[Arc<ServiceView>]) -> Vec<Event> {
+        let there: BTreeSet<&ServiceKey> = there.iter().map(|view| &view.key).collect();
+        let printed: Vec<ServiceKey> = self.0.keys().cloned().collect();
+        let gone = printed.into_iter().filter(|key| !there.contains(key));
+        gone.filter_map(|key| Some(gone_unseen(&key, self.forget(&key)?)))
+            .collect()
     }
 }
 
@@ -163,11 +176,13 @@ pub(crate) async fn run(
     let first_by = Instant::now() + context.servers.timeout();
     loop {
         let event = tokio::select! {
-            event = watch.next() => event,
+        // An event counts before the end of the patience: a slow reader on stdout has both wait.
+            biased;
             () = interrupt.requested() => return Ok(()),
             () = tokio::time::sleep_until(first_by), if !reader.live => return Err(reader.never_live(context)),
+            event = watch.next() => event,
         };
-        if reader.take(event, &watch)? == Next::End {
+        if reader.take(event, watch.target())? == Next::End {
             return Ok(());
         }
     }
@@ -188,7 +203,12 @@ struct Reader {
 }
 
 impl Reader {
-    fn take(&mut self, event: WatchEvent, watch: &Watch) -> Result<Next, Failure> {
+    fn take(&mut self, event: WatchEvent, target: &WatchTarget) -> Result<Next, Failure> {
+        // There is no snapshot on disk here: what is told of services comes from a server.
+        self.live |= !matches!(
+            event,
+            WatchEvent::Interrupted { .. } | WatchEvent::Rejected { .. }
+        );
         match event {
             WatchEvent::Snapshot { view, lagged } => self.snapshot(&view, lagged)?,
             WatchEvent::Changed { view, put, removed } => {
@@ -202,8 +222,8 @@ impl Reader {
                 self.print(&event_of(&view, EventKind::Guard, false, Difference::default()))?;
             }
             WatchEvent::Gone { view } => {
-                if self.roll.forget(&view.key) {
-                    self.print(&event_of(&view, EventKind::Gone, false, Difference::default()))?;
+                if let Some(difference) = self.roll.forget(&view.key) {
+                    self.print(&event_of(&view, EventKind::Gone, false, difference))?;
                     return Ok(self.count_change());
                 }
                 talk(&format!("{} does not exist yet", view.key));
@@ -213,7 +233,6 @@ impl Reader {
                 resumed,
                 server,
             } => {
-                self.live = true;
                 let how = if resumed {
                     "resumed without a gap"
                 } else {
@@ -230,26 +249,13 @@ impl Reader {
                 self.last_reason = Some(error.to_string());
             }
             WatchEvent::Rejected { error } => {
-                let failure = Failure::failed(format!("{} cannot be watched: {error}", watch.target()));
+                let failure = Failure::failed(format!("{target} cannot be watched: {error}"));
                 return Err(Failure {
                     exit: crate::exit::exit_of_client(&error),
                     ..failure
                 });
             }
-            WatchEvent::Lagged { views } => {
-                let gone = self
-                    .roll
-                    .services()
-                    .into_iter()
-                    .filter(|key| !views.iter().any(|v| v.key == *key));
-                for service in gone.collect::<Vec<_>>() {
-                    self.roll.forget(&service);
-                    talk(&format!("{service} is gone"));
-                }
-                for view in &views {
-                    self.snapshot(view, true)?;
-                }
-            }
+            WatchEvent::Lagged { views } => return self.lagged(&views),
             // What later clients add is not for this version to print.
             _ => {}
         }
@@ -257,6 +263,20 @@ impl Reader {
     }
 
     fn snapshot(&mut self, view: &ServiceView, lagged: bool) -> Result<(), Failure> {
+    /// What is there now; what was there and is not was deleted in what was left out.
+    fn lagged(&mut self, views: &[Arc<ServiceView>]) -> Result<Next, Failure> {
+        for gone in self.roll.gone_unseen(views) {
+            self.print(&gone)?;
+            if self.count_change() == Next::End {
+                return Ok(Next::End);
+            }
+        }
+        for view in views {
+            self.snapshot(view, true)?;
+        }
+        Ok(Next::Go)
+    }
+
         let difference = self
             .roll
             .replace(&view.key, view.nodes.iter().map(|node| node_of(node)).collect());
@@ -340,6 +360,26 @@ fn event_of(view: &ServiceView, event: EventKind, lagged: bool, difference: Diff
 }
 
 /// The event as people read it: one line a node.
+/// A service is gone, at which revision is not known.
+fn gone_unseen(service: &ServiceKey, difference: Difference) -> Event {
+    Event {
+        time: now(),
+        revision: 0,
+        mode: None,
+        epoch: 0,
+        group: service.group.to_string(),
+        service: service.service.to_string(),
+        event: EventKind::Gone,
+        lagged: true,
+        nodes: 0,
+        sign: format!("{:032x}", 0),
+        added: difference.added,
+        changed: difference.changed,
+        removed: difference.removed,
+        guard: None,
+    }
+}
+
 fn lines(event: &Event, wide: bool, colors: bool) -> String {
     let paint = |color: &str, text: String| {
         if colors {
@@ -546,8 +586,38 @@ mod tests {
     fn a_service_is_gone_once() {
         let mut roll = Roll::default();
         roll.replace(&key(), vec![]);
-        assert!(roll.forget(&key()));
-        assert!(!roll.forget(&key()));
+        assert_eq!(roll.forget(&key()), Some(Difference::default()));
+        assert_eq!(roll.forget(&key()), None);
+    }
+
+    #[test]
+    fn what_was_deleted_while_the_reader_was_slow_is_told_with_its_nodes() {
+        let view = |service: &str, nodes: &[&str]| {
+            let nodes = nodes.iter().map(|id| wire::Node {
+                id: (*id).into(),
+                ..wire::Node::default()
+            });
+            Arc::new(ServiceView::given(wire::ServiceView {
+                key: Some((&ServiceKey::new("prod", service)).into()),
+                nodes: nodes.collect(),
+                ..wire::ServiceView::default()
+            }))
+        };
+        let (stays, goes) = (view("stays", &["a"]), view("goes", &["b", "c"]));
+        let mut roll = Roll::default();
+        for view in [&stays, &goes] {
+            let nodes = view.nodes.iter().map(|node| node_of(node)).collect();
+            roll.replace(&view.key, nodes);
+        }
+        let told = roll.gone_unseen(&[stays]);
+        let [gone] = told.as_slice() else {
+            panic!("{told:?}")
+        };
+        assert_eq!((gone.event, gone.service.as_str()), (EventKind::Gone, "goes"));
+        let removed = gone.removed.iter().map(|node| (node.id.as_str(), node.cause));
+        assert_eq!(removed.collect::<Vec<_>>(), [("b", "unknown"), ("c", "unknown")]);
+        assert!(lines(gone, false, false).ends_with("- c unknown"), "{gone:?}");
+        assert_eq!(roll.gone_unseen(&[]).len(), 1, "the other one was still there");
     }
 
     #[test]
