@@ -471,6 +471,20 @@ async fn a_keeper_whose_words_nobody_reads_keeps_its_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_watch_whose_words_nobody_reads_goes_on() {
+    let (_cluster, rollcall) = cluster(1).await;
+    rollcall.ok("group put prod --auto-create");
+    let mut command = rollcall.command("watch prod/ -o json --changes 1");
+    let mut watch = command.spawn().unwrap();
+    drop(watch.stderr.take());
+    eventually("it is followed", || {
+        rollcall.json("status")["servers"][0]["watchers"] == 1
+    });
+    rollcall.ok("node register prod/feed --address 10.0.0.1:80 --kind static");
+    assert_eq!(watch.wait().unwrap().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watch_of_more_services_than_it_can_hold_events_of_is_live() {
     let (cluster, rollcall) = cluster(1).await;
     let registry = rollcall_client::connect(cluster.addresses()).unwrap();

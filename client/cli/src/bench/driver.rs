@@ -14,6 +14,7 @@ use super::report::Tally;
 use super::stream::{Incoming, SessionStream};
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
+use crate::output::say;
 use crate::progress::Progress;
 
 /// What is sent on a session stream, and what its answers mean.
@@ -72,7 +73,7 @@ pub(crate) async fn drive_stream(
         }
     };
     if let Some(failure) = broken {
-        eprintln!("a connection broke off: {failure}");
+        say(format_args!("a connection broke off: {failure}"));
         lane.break_off(&failure.label());
     }
     stream.skip_calls_to(highest + 1);

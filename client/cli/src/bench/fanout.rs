@@ -36,6 +36,7 @@ use super::stream::{SessionStream, written};
 use crate::command::Context;
 use crate::exit::{Failure, Nature, failure_of};
 use crate::interrupt::Interrupt;
+use crate::output::say;
 use crate::output::table::Table;
 use crate::progress::Progress;
 use crate::servers::{ANSWER_BYTES_MAX, client_name, shared_way_to, way_to, wire_write_options};
@@ -290,7 +291,7 @@ async fn measure(
     opening.finish();
     let measured = measure_with(context, bench, service, &mut stream, meter, &mut interrupt).await;
     if let Err(failure) = stream.close(timeout).await {
-        eprintln!("{failure}");
+        say(format_args!("{failure}"));
     }
     measured
 }
@@ -408,7 +409,7 @@ async fn change_one_by_one(
             Err(failure) => {
                 tally.failed(failure.label());
                 if failure.exit == crate::exit::Exit::Unavailable && failure.code.is_none() {
-                    eprintln!("the writer's connection broke off: {failure}");
+                    say(format_args!("the writer's connection broke off: {failure}"));
                     break;
                 }
                 continue;

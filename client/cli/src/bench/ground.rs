@@ -8,6 +8,7 @@ use rollcall_proto::v1 as wire;
 use crate::arguments::Mode;
 use crate::command::Context;
 use crate::exit::{Effect, Failure};
+use crate::output::say;
 use crate::progress::Progress;
 use crate::servers::plain;
 
@@ -145,7 +146,10 @@ impl Ground {
     /// Deletes everything, and says what could not be deleted: the figures stand all the same.
     pub(crate) async fn clear_up(self) {
         if let Err(failure) = self.delete().await {
-            eprintln!("group {} could not be deleted: {failure}", self.group);
+            say(format_args!(
+                "group {} could not be deleted: {failure}",
+                self.group
+            ));
         }
     }
 

@@ -24,6 +24,7 @@ use crate::arguments::Mode;
 use crate::command::Context;
 use crate::exit::{Failure, Nature, failure_of};
 use crate::interrupt::Interrupt;
+use crate::output::say;
 use crate::progress::Progress;
 use crate::servers::{way_to, wire_write_options};
 
@@ -152,7 +153,7 @@ async fn measure(
     progress.finish();
     for stream in streams {
         if let Err(failure) = stream.close(timeout).await {
-            eprintln!("{failure}");
+            say(format_args!("{failure}"));
         }
     }
     Ok(tally)
@@ -299,7 +300,7 @@ async fn keep(mut stream: SessionStream, mut stopped: oneshot::Receiver<()>) -> 
             () = tokio::time::sleep_until(renew_at) => stream.keep_alive(),
         };
         if let Err(failure) = kept {
-            eprintln!("a session stream broke off: {failure}");
+            say(format_args!("a session stream broke off: {failure}"));
             return stream;
         }
     }

@@ -17,6 +17,7 @@ use super::stream::{SessionStream, unexpected};
 use crate::command::Context;
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
+use crate::output::say;
 use crate::progress::Progress;
 use crate::servers::way_to;
 
@@ -117,7 +118,7 @@ async fn measure(
     let closing = streams.into_iter().map(|stream| stream.close(timeout));
     for closed in futures_util::future::join_all(closing).await {
         if let Err(failure) = closed {
-            eprintln!("{failure}");
+            say(format_args!("{failure}"));
         }
     }
     Ok(tally)

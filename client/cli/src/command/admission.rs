@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{Context, prefix_of};
 use crate::exit::Failure;
 use crate::output::record::millis_text;
+use crate::output::say;
 use crate::output::table::Table;
 
 /// What empties a rule.
@@ -203,7 +204,7 @@ pub(crate) async fn refused(context: &Context, asked: &RefusedArguments) -> Resu
             }
             Err(error) => {
                 row.problem = Some(error.to_string());
-                eprintln!("server {server}: {error}");
+                say(format_args!("server {server}: {error}"));
                 failure = Some(error);
             }
         }

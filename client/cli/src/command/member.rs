@@ -11,6 +11,7 @@ use super::Context;
 use crate::confirm::confirm;
 use crate::exit::{Exit, Failure};
 use crate::output::record::{GossipMember, Header, Member, millis_text, nonzero_text};
+use crate::output::say;
 use crate::output::table::Table;
 use crate::servers::plain;
 
@@ -231,7 +232,7 @@ async fn add_member(context: &Context, add: AddMember) -> Result<(), Failure> {
             .printer
             .done(&body, || format!("server {} is a learner", add.server));
     }
-    eprintln!(
+    say(format_args!(
         "server {} is a learner; promoting it when it has caught up",
         add.server
     );

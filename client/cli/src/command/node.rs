@@ -529,7 +529,7 @@ async fn deregister_nodes(context: &Context, deregister: &DeregisterNodes) -> Re
     }
     if let Some(service) = &deregister.all_of {
         if names.is_empty() {
-            eprintln!("service {service} has no nodes");
+            say(format_args!("service {service} has no nodes"));
         } else {
             confirm(
                 &format!("Deregister all {} nodes of {service}?", names.len()),
@@ -563,7 +563,10 @@ async fn deregister_nodes(context: &Context, deregister: &DeregisterNodes) -> Re
 
 fn say_what_would_go(context: &Context, names: &[NodeKey]) -> Result<(), Failure> {
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-    eprintln!("dry run: {} nodes would be deregistered", names.len());
+    say(format_args!(
+        "dry run: {} nodes would be deregistered",
+        names.len()
+    ));
     let body = DeregisterBody {
         dry_run: true,
         nodes: names,

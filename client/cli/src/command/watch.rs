@@ -16,6 +16,7 @@ use crate::interrupt::Interrupt;
 use crate::names::Target;
 use crate::output::guard::{Guard, guard_text};
 use crate::output::record::{Node, map_text};
+use crate::output::{Printer, say};
 
 /// Arguments of `rollcall watch`.
 #[derive(Args, Debug)]
@@ -175,12 +176,12 @@ pub(crate) async fn run(
     };
     let first_by = Instant::now() + context.servers.timeout();
     loop {
-        let event = tokio::select! {
         // An event counts before the end of the patience: a slow reader on stdout has both wait.
+        let event = tokio::select! {
             biased;
             () = interrupt.requested() => return Ok(()),
-            () = tokio::time::sleep_until(first_by), if !reader.live => return Err(reader.never_live(context)),
             event = watch.next() => event,
+            () = tokio::time::sleep_until(first_by), if !reader.live => return Err(reader.never_live(context)),
         };
         if reader.take(event, watch.target())? == Next::End {
             return Ok(());
@@ -262,7 +263,6 @@ impl Reader {
         Ok(Next::Go)
     }
 
-    fn snapshot(&mut self, view: &ServiceView, lagged: bool) -> Result<(), Failure> {
     /// What is there now; what was there and is not was deleted in what was left out.
     fn lagged(&mut self, views: &[Arc<ServiceView>]) -> Result<Next, Failure> {
         for gone in self.roll.gone_unseen(views) {
@@ -277,6 +277,7 @@ impl Reader {
         Ok(Next::Go)
     }
 
+    fn snapshot(&mut self, view: &ServiceView, lagged: bool) -> Result<(), Failure> {
         let difference = self
             .roll
             .replace(&view.key, view.nodes.iter().map(|node| node_of(node)).collect());
@@ -312,7 +313,7 @@ impl Reader {
 }
 
 fn talk(sentence: &str) {
-    eprintln!("{} {sentence}", now());
+    say(format_args!("{} {sentence}", now()));
 }
 
 fn now() -> String {
@@ -359,7 +360,6 @@ fn event_of(view: &ServiceView, event: EventKind, lagged: bool, difference: Diff
     }
 }
 
-/// The event as people read it: one line a node.
 /// A service is gone, at which revision is not known.
 fn gone_unseen(service: &ServiceKey, difference: Difference) -> Event {
     Event {
@@ -380,6 +380,7 @@ fn gone_unseen(service: &ServiceKey, difference: Difference) -> Event {
     }
 }
 
+/// The event as people read it: one line a node.
 fn lines(event: &Event, wide: bool, colors: bool) -> String {
     let paint = |color: &str, text: String| {
         if colors {

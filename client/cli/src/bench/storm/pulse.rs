@@ -16,6 +16,7 @@ use super::super::stream::{SessionStream, unexpected, written};
 use super::thread::on_thread;
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
+use crate::output::say;
 use crate::progress::Progress;
 use crate::servers::{way_to, wire_write_options};
 
@@ -154,7 +155,7 @@ async fn serve(
     }
     for stream in [renewing, registering] {
         if let Err(failure) = stream.close(settings.timeout).await {
-            eprintln!("{failure}");
+            say(format_args!("{failure}"));
         }
     }
 }

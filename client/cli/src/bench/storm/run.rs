@@ -18,6 +18,7 @@ use crate::command::storm::basis_points;
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::names::positive_duration;
+use crate::output::say;
 use crate::progress::Progress;
 use crate::servers::{plain, registry_of};
 
@@ -116,7 +117,9 @@ pub(crate) async fn run(context: &Context, bench: &StormBench, interrupt: Interr
     let group = ground.group().to_owned();
     // A group that is gone has no switch.
     if let Err(failure) = set(context, &group, wire::StormMode::Inherited, 0).await {
-        eprintln!("the storm switch of group {group} stays set: {failure}");
+        say(format_args!(
+            "the storm switch of group {group} stays set: {failure}"
+        ));
     }
     ground.clear_up().await;
     let runs = measured?;
