@@ -1,5 +1,8 @@
 //! Ctrl-C and SIGTERM: the first asks a command to end in good order, the second one kills.
 
+#[cfg(test)]
+use std::sync::LazyLock;
+
 use tokio::sync::watch;
 
 /// Told once the person, or the service manager, wants the command to end.
@@ -20,20 +23,18 @@ impl Interrupt {
         Self(told)
     }
 
-    /// Resolves when the first signal came, at once if it came before.
+    /// Resolves when the first signal came, at once if it came before; and when there is nobody left to tell.
     pub(crate) async fn requested(&mut self) {
-        if self.0.wait_for(|requested| *requested).await.is_err() {
-            // The listener cannot end before it has told; without it no signal will be told.
-            std::future::pending::<()>().await;
-        }
+        // An error: who would have told is gone, and waits for nothing any more.
+        let _ = self.0.wait_for(|requested| *requested).await;
     }
 
     /// Whether it came.
     pub(crate) fn is_requested(&self) -> bool {
-        *self.0.borrow()
+        *self.0.borrow() || self.0.has_changed().is_err()
     }
 
-    /// Told by the program itself: its sender says true when a part is to end.
+    /// Told by the program itself: its sender says true, or is dropped, when a part is to end.
     pub(crate) fn told(by: watch::Receiver<bool>) -> Self {
         Self(by)
     }
@@ -41,7 +42,8 @@ impl Interrupt {
     /// One that never comes.
     #[cfg(test)]
     pub(crate) fn never() -> Self {
-        Self(watch::channel(false).1)
+        static SENDER: LazyLock<watch::Sender<bool>> = LazyLock::new(|| watch::Sender::new(false));
+        Self(SENDER.subscribe())
     }
 }
 
@@ -68,5 +70,20 @@ async fn wait_for_ctrl_c() {
     if tokio::signal::ctrl_c().await.is_err() {
         // Signals cannot be had: the default action still ends the process.
         std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_gives_up_waiting_is_taken_at_his_word() {
+        let (tell, told) = watch::channel(false);
+        let mut interrupt = Interrupt::told(told);
+        assert!(!interrupt.is_requested());
+        drop(tell);
+        assert!(interrupt.is_requested());
+        interrupt.requested().await;
     }
 }

@@ -655,6 +655,26 @@ async fn benches_report_and_clean_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bench_that_is_interrupted_leaves_nothing_behind() {
+    let (_cluster, rollcall) = cluster(1).await;
+    let words = "bench storm --quiet 1h --watchers 2 --connections 1 --nodes 2 --sessions 1";
+    let bench = rollcall.start(words);
+    eventually("its heartbeats and registrations are under way", || {
+        let sessions = rollcall.json("session list")["sessions"].clone();
+        sessions
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|session| session["nodes"] != 0)
+    });
+    bench.terminate();
+    assert_eq!(bench.code(), Some(1));
+    assert_eq!(rollcall.ok("group list --no-headers"), "");
+    let sessions = rollcall.json("session list")["sessions"].clone();
+    assert!(sessions.as_array().unwrap().is_empty(), "{sessions}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_server_outside_the_cluster_says_of_the_members_is_no_answer() {
     let (mut cluster, _) = cluster(1).await;
     let id = cluster.start_joining().unwrap();
