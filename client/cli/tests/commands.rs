@@ -471,6 +471,21 @@ async fn a_keeper_whose_words_nobody_reads_keeps_its_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_keeper_that_cannot_say_goodbye_does_not_say_that_nothing_was_changed() {
+    let (mut cluster, rollcall) = cluster(1).await;
+    rollcall.ok("group put prod --auto-create");
+    let keeper =
+        rollcall.start("node register prod/feed --address 10.0.0.1:80 --keep --ttl 60s --timeout 1s");
+    eventually("the node is kept", || {
+        rollcall.json("session list")["sessions"][0]["nodes"] == 1
+    });
+    let id = cluster.ids()[0];
+    cluster.server(id).kill9().await.unwrap();
+    keeper.terminate();
+    assert_eq!(keeper.code(), Some(6));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watch_whose_words_nobody_reads_goes_on() {
     let (_cluster, rollcall) = cluster(1).await;
     rollcall.ok("group put prod --auto-create");

@@ -110,8 +110,9 @@ async fn close(session: Session, key: &NodeKey) -> Result<(), Failure> {
             Ok(())
         }
         Err(rollcall_client::Error::Closed { .. }) => Ok(()),
+        // What was registered is still there, whatever the servers did with the close.
         Err(error) => {
-            Err(Failure::from(error).context(format!("node {key} leaves when the ttl of {ttl:?} has passed")))
+            Err(Failure::from(error).after(format!("node {key} leaves when the ttl of {ttl:?} has passed")))
         }
     }
 }

@@ -235,7 +235,7 @@ async fn add_member(context: &Context, add: AddMember) -> Result<(), Failure> {
     say(format_args!(
         "server {} is a learner; promoting it when it has caught up",
         add.server
-    );
+    ));
     promote_member(
         context,
         &PromoteMember {
@@ -244,6 +244,7 @@ async fn add_member(context: &Context, add: AddMember) -> Result<(), Failure> {
         },
     )
     .await
+    .map_err(|failure| failure.after(format!("server {} is a learner", add.server)))
 }
 
 async fn promote_member(context: &Context, promote: &PromoteMember) -> Result<(), Failure> {
