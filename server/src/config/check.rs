@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use tracing_subscriber::EnvFilter;
+
 use super::{Config, ConfigError, MemberConfig};
 
 impl Config {
@@ -20,7 +22,20 @@ impl Config {
         self.check_datagram()?;
         self.check_watch()?;
         self.check_storm()?;
-        self.check_doors()
+        self.check_doors()?;
+        self.check_log()
+    }
+
+    fn check_log(&self) -> Result<(), ConfigError> {
+        let filter = &self.log.filter;
+        let parsed = EnvFilter::try_new(filter);
+        let problem = parsed.err().map(|error| error.to_string());
+        demand(
+            problem.is_none(),
+            "log.filter",
+            filter,
+            &problem.unwrap_or_default(),
+        )
     }
 
     fn check_cluster(&self) -> Result<(), ConfigError> {
@@ -478,6 +493,9 @@ mod tests {
         type Spoil = fn(&mut Config);
         let cases: &[(&str, &str, Spoil)] = &[
             ("cluster.name", "a b", |c| c.cluster.name = "a b".into()),
+            ("log.filter", "rollcall=loud", |c| {
+                c.log.filter = "rollcall=loud".into()
+            }),
             ("cluster.id", "0", |c| c.cluster.id = 0),
             ("cluster.id", "7", |c| c.cluster.id = 7),
             ("cluster.members", "empty", |c| c.cluster.members.clear()),
