@@ -143,7 +143,7 @@ impl Failure {
     /// Says it on stderr and gives the code to end with.
     pub(crate) fn tell(&self) -> ExitCode {
         if self.exit != Exit::Ok {
-            crate::output::say(format_args!("rollcall: {self}"));
+            crate::talk::say(format_args!("rollcall: {self}"));
         }
         ExitCode::from(self.exit as u8)
     }

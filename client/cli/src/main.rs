@@ -1,25 +1,28 @@
 //! `rollcall`: the command line of Rollcall.
 //!
-//! Every command goes the same way: [`arguments`] says what was asked, a module of [`command`] (or [`mod@bench`])
+//! Every command goes the same way: [`command`] says what was asked, a module of it (or of [`mod@bench`])
 //! asks the servers through [`servers`], and [`output`] prints what came. Data goes to stdout, talk to stderr,
 //! and the process ends with a code of [`exit`] that scripts can rely on.
 
-mod arguments;
 mod bench;
 mod command;
 mod confirm;
+mod context;
 mod exit;
+mod flags;
 mod interrupt;
 mod names;
 mod output;
 mod progress;
 mod servers;
+mod talk;
+mod units;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::arguments::Arguments;
+use crate::command::Arguments;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

@@ -145,6 +145,11 @@ pub(crate) fn millis(duration: Duration) -> u64 {
     duration.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
+/// A prefix as people type it: `prod`, `prod/` or `/`.
+pub(crate) fn prefix_of(typed: Option<&str>) -> &str {
+    typed.unwrap_or_default().trim_end_matches('/')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,8 +9,8 @@ use rollcall_proto::upgrade::{self, Streams};
 use rollcall_proto::v1 as wire;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::arguments::Connection;
 use crate::exit::{Failure, root_cause};
+use crate::flags::Connection;
 
 /// Longest wait for a TCP connection.
 const CONNECT_MAX: Duration = Duration::from_secs(1);

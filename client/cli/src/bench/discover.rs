@@ -16,9 +16,9 @@ use super::load::{Load, positive};
 use super::query_stream::QueryStream;
 use super::report::{Report, Tally};
 use super::server_process::{Meter, ServerProcesses};
-use crate::arguments::{ReadMode, Reading};
-use crate::command::Context;
+use crate::context::Context;
 use crate::exit::{Failure, Nature, failure_of};
+use crate::flags::{ReadMode, Reading};
 use crate::interrupt::Interrupt;
 use crate::servers::{ANSWER_BYTES_MAX, way_to};
 

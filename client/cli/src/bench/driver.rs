@@ -14,8 +14,8 @@ use super::report::Tally;
 use super::stream::{Incoming, SessionStream};
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
-use crate::output::say;
 use crate::progress::Progress;
+use crate::talk::say;
 
 /// What is sent on a session stream, and what its answers mean.
 pub(crate) trait StreamLoad {

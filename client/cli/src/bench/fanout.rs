@@ -33,13 +33,13 @@ use super::load::{positive, rate};
 use super::report::{Percentiles, Tally, errors_text, histogram, per_second, percentiles_text, record};
 use super::server_process::{Meter, ServerProcesses, Spent};
 use super::stream::{SessionStream, written};
-use crate::command::Context;
+use crate::context::Context;
 use crate::exit::{Failure, Nature, failure_of};
 use crate::interrupt::Interrupt;
-use crate::output::say;
 use crate::output::table::Table;
 use crate::progress::Progress;
 use crate::servers::{ANSWER_BYTES_MAX, client_name, shared_way_to, way_to, wire_write_options};
+use crate::talk::say;
 
 pub(crate) const METHOD: &str = "\
 Each watcher is a watch stream of its own. One node of one service is changed again and again; for each change

@@ -5,12 +5,12 @@ use std::time::Duration;
 use rollcall_client::{Error, Expected, ReadOptions, Registry, Removal, ServiceKey};
 use rollcall_proto::v1 as wire;
 
-use crate::arguments::Mode;
-use crate::command::Context;
+use crate::context::Context;
 use crate::exit::{Effect, Failure};
-use crate::output::say;
+use crate::flags::Mode;
 use crate::progress::Progress;
 use crate::servers::plain;
+use crate::talk::say;
 
 /// Most nodes of one call.
 const BATCH_MAX: usize = 1_000;

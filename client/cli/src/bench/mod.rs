@@ -21,7 +21,7 @@ mod stream;
 
 use clap::Subcommand;
 
-use crate::command::Context;
+use crate::context::Context;
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 

@@ -20,13 +20,13 @@ use super::load::{Load, positive};
 use super::report::{Report, Tally};
 use super::server_process::{Meter, ServerProcesses};
 use super::stream::{SessionStream, written};
-use crate::arguments::Mode;
-use crate::command::Context;
+use crate::context::Context;
 use crate::exit::{Failure, Nature, failure_of};
+use crate::flags::Mode;
 use crate::interrupt::Interrupt;
-use crate::output::say;
 use crate::progress::Progress;
 use crate::servers::{way_to, wire_write_options};
+use crate::talk::say;
 
 /// Weights a node goes through, so that each registration changes something.
 const WEIGHTS: u64 = 60_000;

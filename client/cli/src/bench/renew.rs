@@ -14,12 +14,12 @@ use super::load::{Load, positive};
 use super::report::{Report, Tally};
 use super::server_process::{Meter, ServerProcesses};
 use super::stream::{SessionStream, unexpected};
-use crate::command::Context;
+use crate::context::Context;
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
-use crate::output::say;
 use crate::progress::Progress;
 use crate::servers::way_to;
+use crate::talk::say;
 
 /// Streams on which sessions are opened that will do without.
 const OPENING_STREAMS: usize = 16;

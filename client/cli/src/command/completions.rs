@@ -1,9 +1,8 @@
 //! `rollcall completions`: scripts for shells.
 
-use clap::{Args, CommandFactory, ValueEnum};
+use clap::{Args, Command, ValueEnum};
 use clap_complete::Shell;
 
-use crate::arguments::Arguments;
 use crate::exit::Failure;
 
 /// Arguments of `rollcall completions`.
@@ -26,10 +25,10 @@ enum KnownShell {
     Fish,
 }
 
-/// Prints the script on stdout.
-pub(crate) fn run(arguments: &CompletionsArguments) -> Result<(), Failure> {
+/// Prints the script of this command line on stdout.
+pub(crate) fn run(arguments: &CompletionsArguments, line: Command) -> Result<(), Failure> {
     use std::io::Write;
-    let script = script(arguments.shell);
+    let script = script(arguments.shell, line);
     match std::io::stdout().write_all(&script) {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::closed_pipe()),
@@ -37,25 +36,28 @@ pub(crate) fn run(arguments: &CompletionsArguments) -> Result<(), Failure> {
     }
 }
 
-fn script(shell: KnownShell) -> Vec<u8> {
+fn script(shell: KnownShell, mut line: Command) -> Vec<u8> {
     let shell = match shell {
         KnownShell::Bash => Shell::Bash,
         KnownShell::Zsh => Shell::Zsh,
         KnownShell::Fish => Shell::Fish,
     };
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Arguments::command(), "rollcall", &mut script);
+    clap_complete::generate(shell, &mut line, "rollcall", &mut script);
     script
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
+    use crate::command::Arguments;
 
     #[test]
     fn every_shell_knows_the_commands() {
         for shell in [KnownShell::Bash, KnownShell::Zsh, KnownShell::Fish] {
-            let script = String::from_utf8(script(shell)).unwrap();
+            let script = String::from_utf8(script(shell, Arguments::command())).unwrap();
             for word in ["deregister", "drain", "bench", "linearizable"] {
                 assert!(script.contains(word), "{shell:?} lacks {word}");
             }

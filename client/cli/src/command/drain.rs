@@ -3,7 +3,7 @@
 use rollcall_client::{Convergence, NodeKey, ServerConvergence, ServiceKey};
 use serde::Serialize;
 
-use super::Context;
+use crate::context::Context;
 use crate::exit::Failure;
 use crate::output::record::Written;
 

@@ -9,10 +9,10 @@ use serde::Serialize;
 
 use super::admission::{self, AdmissionFlags, RefusedArguments};
 use super::settings::{Putting, ServiceFlags, UNNAMED_STAY};
-use super::{Context, prefix_of};
-use crate::arguments::{Mode, Reading, at_revision};
+use crate::context::Context;
 use crate::exit::Failure;
-use crate::names::duration;
+use crate::flags::{Mode, Reading, at_revision};
+use crate::names::{duration, prefix_of};
 use crate::output::record::{Group, Header, Written, map_text};
 use crate::output::table::Table;
 use crate::servers::plain;

@@ -6,11 +6,11 @@ use rollcall_proto::v1 as wire;
 use serde::Serialize;
 
 use super::node::nodes_table;
-use super::{Context, prefix_of};
-use crate::arguments::Reading;
 use crate::confirm::confirm;
+use crate::context::Context;
 use crate::exit::Failure;
-use crate::names::Target;
+use crate::flags::Reading;
+use crate::names::{Target, prefix_of};
 use crate::output::guard::{Guard, GuardSettings, guard_text};
 use crate::output::record::{Header, Node, Written};
 use crate::output::table::Table;

@@ -3,11 +3,11 @@
 use rollcall_client::{Entry, NodeKey, Session, SessionEvent, SessionEvents, SessionOptions};
 use serde::Serialize;
 
-use super::Context;
+use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::interrupt::Interrupt;
-use crate::output::say;
 use crate::servers::{client_name, plain};
+use crate::talk::say;
 
 #[derive(Serialize)]
 struct KeptBody {

@@ -3,10 +3,9 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_mangen::Man;
 
-use crate::arguments::Arguments;
 use crate::exit::Failure;
 
 /// Arguments of `rollcall man`.
@@ -25,12 +24,12 @@ pub(crate) struct ManArguments {
     into: Option<PathBuf>,
 }
 
-/// Prints a page on stdout, or writes all of them.
-pub(crate) fn run(arguments: &ManArguments) -> Result<(), Failure> {
+/// Prints a page of this command line on stdout, or writes all of them.
+pub(crate) fn run(arguments: &ManArguments, line: Command) -> Result<(), Failure> {
     if let Some(folder) = &arguments.into {
-        return write_all(folder);
+        return write_all(folder, line);
     }
-    let page = page(&arguments.command)?;
+    let page = page(&arguments.command, line)?;
     match std::io::stdout().write_all(&page) {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::closed_pipe()),
@@ -38,13 +37,13 @@ pub(crate) fn run(arguments: &ManArguments) -> Result<(), Failure> {
     }
 }
 
-fn write_all(folder: &Path) -> Result<(), Failure> {
-    clap_mangen::generate_to(Arguments::command(), folder)
+fn write_all(folder: &Path, line: Command) -> Result<(), Failure> {
+    clap_mangen::generate_to(line, folder)
         .map_err(|e| Failure::failed(format!("cannot write into {}: {e}", folder.display())))
 }
 
-fn page(words: &[String]) -> Result<Vec<u8>, Failure> {
-    let mut root = Arguments::command().disable_help_subcommand(true);
+fn page(words: &[String], line: Command) -> Result<Vec<u8>, Failure> {
+    let mut root = line.disable_help_subcommand(true);
     root.build();
     let mut command = &root;
     for word in words {
@@ -61,11 +60,14 @@ fn page(words: &[String]) -> Result<Vec<u8>, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
+    use crate::command::Arguments;
 
     fn text(words: &[&str]) -> String {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        String::from_utf8(page(&words).unwrap()).unwrap()
+        String::from_utf8(page(&words, Arguments::command()).unwrap()).unwrap()
     }
 
     #[test]
@@ -77,7 +79,7 @@ mod tests {
             "{drain}"
         );
         assert!(drain.contains("drain"), "{drain}");
-        let unknown = page(&["node".into(), "dance".into()]).unwrap_err();
+        let unknown = page(&["node".into(), "dance".into()], Arguments::command()).unwrap_err();
         assert!(unknown.message.contains("node dance"), "{unknown}");
     }
 }

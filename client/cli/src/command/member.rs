@@ -7,13 +7,13 @@ use rollcall_proto::v1 as wire;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::Context;
 use crate::confirm::confirm;
+use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::output::record::{GossipMember, Header, Member, millis_text, nonzero_text};
-use crate::output::say;
 use crate::output::table::Table;
 use crate::servers::plain;
+use crate::talk::say;
 
 /// Pause between two tries to promote a learner that has not caught up.
 const PROMOTE_PAUSE: Duration = Duration::from_millis(250);

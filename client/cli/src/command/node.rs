@@ -9,20 +9,21 @@ use rollcall_client::{
 };
 use serde::Serialize;
 
-use super::{Context, drain, keep};
-use crate::arguments::{Condition, Kind, Reading, State, at_revision};
+use super::{drain, keep};
 use crate::confirm::confirm;
+use crate::context::Context;
 use crate::exit::{Exit, Failure};
+use crate::flags::{Condition, Kind, Reading, State, at_revision};
 use crate::interrupt::Interrupt;
 use crate::names::{self, NamedAddress, Pair, map_of};
 use crate::output::guard::{Guard, guard_text};
 use crate::output::record::{
     Header, Node, Override, Registration, Written, map_text, millis_text, nonzero_text,
 };
-use crate::output::say;
 use crate::output::table::Table;
 use crate::progress::Progress;
 use crate::servers::plain;
+use crate::talk::say;
 
 /// Most nodes of one call (design section 11).
 const BATCH_MAX: usize = 1_000;
@@ -779,7 +780,7 @@ fn explain_table(explain: &ExplainNode, body: &ExplainBody) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arguments::Arguments;
+    use crate::command::Arguments;
     use clap::Parser;
     use rollcall_proto::v1 as wire;
 
@@ -789,7 +790,7 @@ mod tests {
 
     fn register(words: &str) -> RegisterNode {
         match parse(words).unwrap().command {
-            crate::arguments::Command::Node(NodeCommand::Register(register)) => register,
+            crate::command::Command::Node(NodeCommand::Register(register)) => register,
             other => panic!("not a registration: {other:?}"),
         }
     }
@@ -821,7 +822,7 @@ mod tests {
             .unwrap()
             .command
         {
-            crate::arguments::Command::Node(NodeCommand::Update(update)) => update,
+            crate::command::Command::Node(NodeCommand::Update(update)) => update,
             other => panic!("not an update: {other:?}"),
         };
         let change = change_of(&update, &update.nodes[0]);
@@ -850,7 +851,7 @@ mod tests {
             .unwrap()
             .command
         {
-            crate::arguments::Command::Node(NodeCommand::List(list)) => list,
+            crate::command::Command::Node(NodeCommand::List(list)) => list,
             other => panic!("not a list: {other:?}"),
         };
         let mut node = Node::from(wire::Node {

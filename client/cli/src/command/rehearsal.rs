@@ -6,10 +6,10 @@ use rollcall_proto::v1 as wire;
 use rollcall_proto::v1::rehearse_storm_request::Subject;
 use serde::Serialize;
 
-use super::Context;
-use super::storm::{basis_points, percent};
+use crate::context::Context;
 use crate::exit::Failure;
 use crate::output::table::Table;
+use crate::units::{basis_points, bytes_text, percent};
 
 /// Arguments of `storm rehearse`.
 #[derive(Args, Debug)]
@@ -216,14 +216,6 @@ impl Sent {
 
     fn cells(self) -> [String; 2] {
         [bytes_text(self.bytes), format!("{:.1} s", self.seconds)]
-    }
-}
-
-pub(crate) fn bytes_text(bytes: u64) -> String {
-    match bytes {
-        0..10_000 => format!("{bytes} B"),
-        10_000..10_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        _ => format!("{:.1} MB", bytes as f64 / 1e6),
     }
 }
 

@@ -3,10 +3,10 @@
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::Context;
-use crate::arguments::Reading;
 use crate::confirm::confirm;
+use crate::context::Context;
 use crate::exit::Failure;
+use crate::flags::Reading;
 use crate::output::record::{Header, Session, Written, millis_text, nonzero_text};
 use crate::output::table::Table;
 use crate::servers::plain;

@@ -5,9 +5,9 @@ use std::time::Duration;
 use clap::Args;
 use rollcall_client::{NodeKind, v1 as wire};
 
-use super::storm::basis_points;
-use crate::arguments::{Condition, Kind};
+use crate::flags::{Condition, Kind};
 use crate::names::{self, Pair, map_of};
+use crate::units::basis_points;
 
 /// What is said behind both commands' help.
 pub(crate) const UNNAMED_STAY: &str = "\

@@ -12,7 +12,7 @@ use rollcall_proto::v1::cluster_client::ClusterClient;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::Context;
+use crate::context::Context;
 use crate::exit::{Failure, Nature, failure_of};
 use crate::output::record::{Header, Member, hex, millis_text, role};
 use crate::output::table::Table;

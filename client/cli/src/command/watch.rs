@@ -10,13 +10,14 @@ use rollcall_proto::v1 as wire;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::Context;
+use crate::context::Context;
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::names::Target;
+use crate::output::Printer;
 use crate::output::guard::{Guard, guard_text};
 use crate::output::record::{Node, map_text};
-use crate::output::{Printer, say};
+use crate::talk::say;
 
 /// Arguments of `rollcall watch`.
 #[derive(Args, Debug)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rollcall_proto::v1 as wire;
 use serde::Serialize;
 
-use crate::command::storm::percent;
+use crate::units::percent;
 
 /// How it is set, what was left out included.
 #[derive(Clone, Debug, PartialEq, Serialize)]

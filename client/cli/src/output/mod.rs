@@ -8,14 +8,10 @@ use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
 
-use crate::arguments::{Form, Printing};
 use crate::exit::Failure;
+use crate::flags::{Form, Printing};
+use crate::talk::say;
 use table::{Look, Table};
-
-/// A line on stderr. Nobody there to read it is no reason to end what goes on.
-pub(crate) fn say(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
 
 /// Prints in the form that was asked for.
 #[derive(Clone, Copy, Debug)]

@@ -7,7 +7,6 @@ use rollcall_proto::v1 as wire;
 use serde::Serialize;
 
 use super::guard::{Guard, GuardSettings};
-use crate::command::admission::Admission;
 
 /// Who answered, how, and how fresh it is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -544,6 +543,47 @@ fn mode(mode: wire::GroupMode) -> &'static str {
     }
 }
 
+/// A group's list, as it is shown.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Admission {
+    cidrs: Vec<String>,
+    scopes: Vec<String>,
+    environments: Vec<String>,
+    dry_run: bool,
+}
+
+impl From<Option<wire::AdmissionList>> for Admission {
+    fn from(list: Option<wire::AdmissionList>) -> Self {
+        let list = list.unwrap_or_default();
+        Self {
+            cidrs: list.cidrs,
+            scopes: list.scopes,
+            environments: list.environments,
+            dry_run: list.dry_run,
+        }
+    }
+}
+
+impl Admission {
+    /// On one line.
+    pub(crate) fn text(&self) -> String {
+        let rules = [
+            ("from", &self.cidrs),
+            ("with", &self.scopes),
+            ("of environment", &self.environments),
+        ];
+        let rules = rules.into_iter().filter(|(_, entries)| !entries.is_empty());
+        let rules: Vec<String> = rules
+            .map(|(rule, entries)| format!("{rule} {}", entries.join(", ")))
+            .collect();
+        match (rules.is_empty(), self.dry_run) {
+            (true, _) => "everyone".into(),
+            (false, false) => rules.join("; "),
+            (false, true) => format!("{} (dry run: others are reported and let in)", rules.join("; ")),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -603,5 +643,20 @@ mod tests {
         assert_eq!(millis_text(0), "");
         assert_eq!(millis_text(999), "999ms");
         assert_eq!(millis_text(14_960), "14.9s");
+    }
+
+    #[test]
+    fn a_list_is_one_line() {
+        let list = |dry_run| wire::AdmissionList {
+            cidrs: vec!["10.0.0.0/8".into(), "::1/128".into()],
+            environments: vec!["prod".into()],
+            dry_run,
+            ..wire::AdmissionList::default()
+        };
+        assert_eq!(Admission::from(None).text(), "everyone");
+        let text = "from 10.0.0.0/8, ::1/128; of environment prod";
+        assert_eq!(Admission::from(Some(list(false))).text(), text);
+        let dry = Admission::from(Some(list(true))).text();
+        assert!(dry.starts_with(text) && dry.contains("dry run"), "{dry}");
     }
 }

@@ -16,9 +16,9 @@ use super::super::stream::{SessionStream, unexpected, written};
 use super::thread::on_thread;
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
-use crate::output::say;
 use crate::progress::Progress;
 use crate::servers::{way_to, wire_write_options};
+use crate::talk::say;
 
 /// Calls under way at a time: enough for any server that keeps up.
 const IN_FLIGHT_MAX: usize = 4_096;

@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::super::report::{Percentiles, Tally, errors_text};
 use super::herd::Stampede;
 use super::pulse::Beats;
-use crate::command::rehearsal::bytes_text;
 use crate::output::table::Table;
+use crate::units::bytes_text;
 
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Settings {

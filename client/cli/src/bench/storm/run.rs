@@ -13,14 +13,14 @@ use super::super::report::errors_text;
 use super::herd::{Herd, HerdSettings};
 use super::pulse::{Pulse, PulseSettings};
 use super::report::{Run, Settings, StormReport};
-use crate::command::Context;
-use crate::command::storm::basis_points;
+use crate::context::Context;
 use crate::exit::Failure;
 use crate::interrupt::Interrupt;
 use crate::names::positive_duration;
-use crate::output::say;
 use crate::progress::Progress;
 use crate::servers::{plain, registry_of};
+use crate::talk::say;
+use crate::units::basis_points;
 
 pub(crate) const METHOD: &str = "\
 Every watcher opens a watch stream of one service and subscribes at the same moment, with the sign of another list

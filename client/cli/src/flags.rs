@@ -1,36 +1,12 @@
-//! What every command shares on the command line, and the list of commands.
+//! What commands share on the command line.
 
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 use rollcall_client::{Expected, Freshness, NodeKind, NodeState, ReadOptions, Token};
 use rollcall_proto::v1 as wire;
 
-use crate::bench::BenchCommand;
-use crate::command::completions::CompletionsArguments;
-use crate::command::group::GroupCommand;
-use crate::command::man::ManArguments;
-use crate::command::member::MemberCommand;
-use crate::command::node::NodeCommand;
-use crate::command::service::ServiceCommand;
-use crate::command::session::SessionCommand;
-use crate::command::status::StatusArguments;
-use crate::command::storm::StormCommand;
-use crate::command::watch::WatchArguments;
-use crate::exit;
 use crate::names;
-
-/// The command line of Rollcall, a service registry with consensus built in.
-#[derive(Debug, Parser)]
-#[command(name = "rollcall", version, after_help = exit::CODES, infer_subcommands = false)]
-pub(crate) struct Arguments {
-    #[command(flatten)]
-    pub(crate) connection: Connection,
-    #[command(flatten)]
-    pub(crate) printing: Printing,
-    #[command(subcommand)]
-    pub(crate) command: Command,
-}
 
 /// How to reach the servers.
 #[derive(Args, Clone, Debug)]
@@ -218,89 +194,6 @@ impl From<State> for NodeState {
             State::Up => Self::Up,
             State::Draining => Self::Draining,
             State::Down => Self::Down,
-        }
-    }
-}
-
-/// The commands.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    /// Groups: paths that hold services, and how they are replicated
-    #[command(subcommand)]
-    Group(GroupCommand),
-    /// Services of a group
-    #[command(subcommand)]
-    Service(ServiceCommand),
-    /// Nodes: the registered endpoints of a service
-    #[command(subcommand)]
-    Node(NodeCommand),
-    /// Sessions: the leases of clients
-    #[command(subcommand)]
-    Session(SessionCommand),
-    /// Print each change of a service, or of everything below a prefix, as it comes
-    Watch(WatchArguments),
-    /// The heartbeat-storm switch: rations full lists while consumers stampede
-    #[command(subcommand)]
-    Storm(StormCommand),
-    /// The servers of the cluster and who votes
-    #[command(subcommand)]
-    Member(MemberCommand),
-    /// How each server of the cluster does; fails if the cluster cannot serve
-    Status(StatusArguments),
-    /// Measure a cluster
-    #[command(subcommand)]
-    Bench(BenchCommand),
-    /// Print a completion script for a shell
-    Completions(CompletionsArguments),
-    /// Print a manual page, or write all of them
-    Man(ManArguments),
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn the_definition_is_sound() {
-        Arguments::command().debug_assert();
-    }
-
-    #[test]
-    fn the_help_documents_the_exit_codes() {
-        let help = Arguments::command().render_long_help().to_string();
-        for line in exit::CODES.lines() {
-            let words = line.split_whitespace().take(4).collect::<Vec<_>>().join(" ");
-            let squeezed = help.split_whitespace().collect::<Vec<_>>().join(" ");
-            assert!(squeezed.contains(&words), "{words:?} is not in the help");
-        }
-    }
-
-    #[test]
-    fn addresses_are_separated_by_commas() {
-        let arguments = Arguments::try_parse_from(["rollcall", "--addr", "a:1,b:2", "status"]).unwrap();
-        assert_eq!(arguments.connection.addr, ["a:1", "b:2"]);
-    }
-
-    #[test]
-    fn wrong_use_ends_with_the_usage_code() {
-        for wrong in [
-            vec!["rollcall"],
-            vec!["rollcall", "node", "show", "feed"],
-            vec!["rollcall", "status", "-o", "xml"],
-            vec![
-                "rollcall",
-                "group",
-                "put",
-                "g",
-                "--if-absent",
-                "--if-revision",
-                "3",
-            ],
-            vec!["rollcall", "--timeout", "0s", "status"],
-        ] {
-            let error = Arguments::try_parse_from(&wrong).unwrap_err();
-            assert_eq!(error.exit_code(), exit::Exit::Usage as i32, "{wrong:?}");
         }
     }
 }
