@@ -79,10 +79,15 @@ impl ServerConvergence {
     /// shows.
     #[must_use]
     pub fn is_complete(&self, revision: u64) -> bool {
-        self.answer.as_ref().is_ok_and(|watchers| {
-            let applied = watchers.applied >= revision || watchers.mode == v1::GroupMode::Ap;
-            applied && watchers.current >= watchers.subscribers
-        })
+        self.answer.as_ref().is_ok_and(|watchers| watchers.have(revision))
+    }
+}
+
+impl ServerWatchers {
+    /// Whether all of them, and the server, have the revision; in mode AP what the server shows.
+    fn have(&self, revision: u64) -> bool {
+        let applied = self.applied >= revision || self.mode == v1::GroupMode::Ap;
+        applied && self.current >= self.subscribers
     }
 }
 
@@ -205,22 +210,21 @@ impl Registry {
             }
         };
         loop {
-            let answer = alone.ask_convergence(request, until).await;
+            let mut answer = alone.ask_convergence(request, until).await;
+            if answer.as_ref().is_ok_and(|told| told.have(request.revision)) {
+                match alone.ask_members(until).await {
+                    Ok(members) => {
+                        convergence.answer = answer.map_err(std::sync::Arc::new);
+                        return (convergence, members);
+                    }
+                    Err(error) => answer = Err(error),
+                }
+            }
             let (pause, hopeless) = match &answer {
                 Ok(_) => (PAUSE, false),
                 Err(error) => (PAUSE_UNREACHABLE, !error.is_transient()),
             };
             convergence.answer = answer.map_err(std::sync::Arc::new);
-            if convergence.is_complete(request.revision) {
-                let told = alone.ask_members(until).await;
-                return match told {
-                    Ok(members) => (convergence, members),
-                    Err(error) => {
-                        convergence.answer = Err(std::sync::Arc::new(error));
-                        (convergence, Vec::new())
-                    }
-                };
-            }
             if hopeless || Instant::now() + pause >= until {
                 return (convergence, Vec::new());
             }
