@@ -8,7 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use rollcall_client::ServiceKey;
+use rollcall_client::{NodeKey, ServiceKey};
 use rollcall_proto::v1 as wire;
 
 /// What to watch: one service, or everything below a leading part of a group's path.
@@ -143,6 +143,14 @@ pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
 /// Whole milliseconds as the wire wants them, at most what fits.
 pub(crate) fn millis(duration: Duration) -> u64 {
     duration.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
+/// One node by its name, more by their number.
+pub(crate) fn plural(names: &[NodeKey]) -> String {
+    match names {
+        [name] => format!("node {name}"),
+        names => format!("{} nodes", names.len()),
+    }
 }
 
 /// A prefix as people type it: `prod`, `prod/` or `/`.

@@ -3,10 +3,8 @@
 
 mod admission;
 mod completions;
-mod drain;
 mod group;
 mod guard;
-mod keep;
 mod man;
 mod member;
 mod node;

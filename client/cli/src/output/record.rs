@@ -95,6 +95,34 @@ impl From<wire::Override> for Override {
     }
 }
 
+impl Override {
+    /// On one line.
+    pub(crate) fn text(&self) -> String {
+        let mut words = Vec::new();
+        if let Some(disabled) = self.disabled {
+            words.push(if disabled {
+                "disabled".to_owned()
+            } else {
+                "enabled".to_owned()
+            });
+        }
+        if let Some(weight) = self.weight {
+            words.push(format!("weight={weight}"));
+        }
+        if !self.labels.is_empty() {
+            words.push(map_text(&self.labels));
+        }
+        let mut text = words.join(",");
+        if !self.author.is_empty() {
+            text.push_str(&format!(" by {}", self.author));
+        }
+        if !self.reason.is_empty() {
+            text.push_str(&format!(": {}", self.reason));
+        }
+        text
+    }
+}
+
 /// A node as consumers see it: both layers merged, and the operator's apart.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Node {
@@ -658,5 +686,17 @@ mod tests {
         assert_eq!(Admission::from(Some(list(false))).text(), text);
         let dry = Admission::from(Some(list(true))).text();
         assert!(dry.starts_with(text) && dry.contains("dry run"), "{dry}");
+    }
+
+    #[test]
+    fn an_override_reads_as_a_sentence() {
+        let said = Override::from(wire::Override {
+            disabled: Some(true),
+            weight: Some(0),
+            author: "ann".into(),
+            reason: "bad disk".into(),
+            ..wire::Override::default()
+        });
+        assert_eq!(said.text(), "disabled,weight=0 by ann: bad disk");
     }
 }

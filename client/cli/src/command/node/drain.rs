@@ -1,11 +1,31 @@
-//! Waiting until the consumers know that nodes are draining: every watcher, at every server.
+//! `rollcall node drain`, and waiting until the consumers know: every watcher, at every server.
 
-use rollcall_client::{Convergence, NodeKey, ServerConvergence, ServiceKey};
+use clap::Args;
+use rollcall_client::{Convergence, NodeKey, NodeState, NodeUpdate, ServerConvergence, ServiceKey};
 use serde::Serialize;
 
 use crate::context::Context;
 use crate::exit::Failure;
+use crate::names::plural;
 use crate::output::record::Written;
+use crate::servers::plain;
+use crate::talk::say;
+
+/// Arguments of `node drain`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+--wait ends with 0 when every watcher of the nodes' services, at every server of the cluster, has acknowledged
+the drain. What is printed says how many have, and who has not. A consumer without a watch, and one that is
+between two servers at the moment, is not counted. --timeout bounds the write and the wait, each; a wait that
+takes longer, or a server that does not answer, ends with code 6, and the nodes stay draining.")]
+pub(crate) struct DrainNodes {
+    /// group/service/node, all or none
+    #[arg(required = true, value_name = "NODE")]
+    nodes: Vec<NodeKey>,
+    /// Wait until every watcher has seen it, within --timeout
+    #[arg(long)]
+    wait: bool,
+}
 
 /// A watcher that has not acknowledged the drain.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -45,6 +65,36 @@ pub(crate) struct Seen {
     /// Servers that did not answer, whose watchers are unknown.
     pub(crate) servers_unknown: u64,
     pub(crate) servers: Vec<Reached>,
+}
+
+pub(super) async fn run(context: &Context, drain: &DrainNodes) -> Result<(), Failure> {
+    let draining = |key: &NodeKey| NodeUpdate::new(key.clone()).state(NodeState::Draining);
+    let updates: Vec<NodeUpdate> = drain.nodes.iter().map(draining).collect();
+    let written = Written::from(context.servers.registry().update(&updates, plain()).await?);
+    if !drain.wait {
+        return context.printer.done(&written, || {
+            format!("{} draining {}", plural(&drain.nodes), written.text())
+        });
+    }
+    say(format_args!(
+        "{} draining {}; waiting for the watchers",
+        plural(&drain.nodes),
+        written.text()
+    ));
+    let seen = wait(context, &drain.nodes, &written).await.map_err(|failure| {
+        let unasked = "the nodes are draining, but the watchers could not be asked";
+        Failure::timeout(format!("{unasked}: {failure}"))
+    })?;
+    if seen.complete {
+        return context.printer.done(&seen, || seen.text());
+    }
+    if context.printer.is_json() {
+        context.printer.json(&seen)?;
+    }
+    Err(Failure::timeout(format!(
+        "draining, but not seen by all: {}",
+        seen.text()
+    )))
 }
 
 /// Waits until every watcher at every server has acknowledged the drain, or `--timeout` has passed.
