@@ -7,7 +7,6 @@
 mod datagram;
 mod discover;
 mod driver;
-mod fanout;
 mod ground;
 mod lane;
 mod load;
@@ -18,6 +17,7 @@ mod report;
 mod server_process;
 mod storm;
 mod stream;
+mod watch;
 
 use clap::Subcommand;
 
@@ -47,8 +47,8 @@ pub(crate) enum BenchCommand {
     #[command(after_help = METHOD)]
     Discover(discover::DiscoverBench),
     /// Watch fan-out: from a write to the last of its watchers
-    #[command(after_help = fanout::METHOD)]
-    Watch(fanout::WatchBench),
+    #[command(after_help = watch::METHOD)]
+    Watch(watch::WatchBench),
     /// A stampede of watchers, with the storm switch off, on or auto
     #[command(after_help = storm::METHOD)]
     Storm(storm::StormBench),
@@ -64,7 +64,7 @@ pub(crate) async fn run(
         BenchCommand::Register(bench) => register::run(context, &bench, interrupt).await,
         BenchCommand::Renew(bench) => renew::run(context, &bench, interrupt).await,
         BenchCommand::Discover(bench) => discover::run(context, &bench, interrupt).await,
-        BenchCommand::Watch(bench) => fanout::run(context, &bench, interrupt).await,
+        BenchCommand::Watch(bench) => watch::run(context, &bench, interrupt).await,
         BenchCommand::Storm(bench) => storm::run(context, &bench, interrupt).await,
     }
 }
