@@ -1,14 +1,11 @@
 //! The command line: the list of the commands, and each of them in a file. A command asks, prints, and says how it
 //! went.
 
-mod admission;
 mod completions;
 mod group;
-mod guard;
 mod man;
 mod member;
 mod node;
-mod rehearsal;
 mod service;
 mod session;
 mod settings;

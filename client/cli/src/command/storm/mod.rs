@@ -1,11 +1,13 @@
 //! `rollcall storm`.
 
+mod rehearsal;
+
 use clap::{Args, Subcommand, ValueEnum};
 use rollcall_client::StormSetting;
 use rollcall_proto::v1 as wire;
 use serde::Serialize;
 
-use super::rehearsal::{self, RehearseStorm};
+use self::rehearsal::RehearseStorm;
 use crate::context::Context;
 use crate::exit::Failure;
 use crate::flags::Reading;

@@ -1,10 +1,12 @@
 //! `rollcall service`.
 
+mod guard;
+
 use clap::{Args, Subcommand};
 use rollcall_client::ServiceKey;
 use serde::Serialize;
 
-use super::guard::{self, GuardCommand};
+use self::guard::GuardCommand;
 use super::node::nodes_table;
 use super::settings::{Putting, ServiceFlags, UNNAMED_STAY};
 use crate::context::Context;

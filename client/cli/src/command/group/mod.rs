@@ -1,5 +1,7 @@
 //! `rollcall group`.
 
+mod admission;
+
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -7,7 +9,7 @@ use rollcall_client::Sign;
 use rollcall_proto::v1 as wire;
 use serde::Serialize;
 
-use super::admission::{self, AdmissionFlags, RefusedArguments};
+use self::admission::{AdmissionFlags, RefusedArguments};
 use super::settings::{Putting, ServiceFlags, UNNAMED_STAY};
 use crate::context::Context;
 use crate::exit::Failure;

@@ -5,7 +5,7 @@ use rollcall_client::ServiceKey;
 use rollcall_proto::v1 as wire;
 use serde::Serialize;
 
-use super::node::nodes_table;
+use crate::command::node::nodes_table;
 use crate::confirm::confirm;
 use crate::context::Context;
 use crate::exit::Failure;
