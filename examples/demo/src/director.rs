@@ -7,6 +7,7 @@ use rollcall_client::v1::GroupSettings;
 use rollcall_client::{Expected, Registry, RegistryConfig, WriteOptions};
 use rollcall_jepsen::lab::reading::local_view;
 use rollcall_jepsen::lab::{Cluster, ClusterOptions, Timeline, WAIT_MAX, eventually};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::RunArguments;
 use crate::consumer::Consumers;
@@ -41,13 +42,15 @@ const DIRECTOR: &str = "director";
 /// The demo itself could not go on: nothing starts, say.
 pub(crate) async fn run(arguments: &RunArguments) -> anyhow::Result<bool> {
     let timeline = Timeline::start(true);
-    let mut play = Play::prepare(arguments.ttl, timeline.clone()).await?;
+    let mut stop = Stop::listen()?;
+    let mut play = tokio::select! {
+        prepared = Play::prepare(arguments.ttl, timeline.clone()) => prepared?,
+        // What was started so far ends with the preparation.
+        () = stop.asked() => anyhow::bail!("interrupted"),
+    };
     let played = tokio::select! {
         played = play.acts() => played,
-        stopped = tokio::signal::ctrl_c() => {
-            stopped?;
-            Err(anyhow::anyhow!("interrupted"))
-        }
+        () = stop.asked() => Err(anyhow::anyhow!("interrupted")),
     };
     if let Err(failed) = &played {
         eprintln!("the play stopped: {failed:#}\n{}", play.cluster.log_tails());
@@ -80,6 +83,28 @@ pub(crate) async fn run(arguments: &RunArguments) -> anyhow::Result<bool> {
         }
     );
     Ok(kept)
+}
+
+/// Ctrl-C, and what a service manager sends.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?,
+            terminate: signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 struct Play {
