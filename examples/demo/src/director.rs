@@ -9,15 +9,15 @@ use rollcall_jepsen::lab::reading::local_view;
 use rollcall_jepsen::lab::{Cluster, ClusterOptions, Timeline, WAIT_MAX, eventually};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::RunArguments;
-use crate::consumer::Consumers;
+use crate::arguments::RunArguments;
+use crate::consumer::{Consumed, Consumers};
 use crate::follower::{self, Following};
 use crate::services::Job;
 use crate::stage::{GROUP, Instance};
 use crate::truth::Truth;
 use crate::verdict::Verdict;
 use crate::witness::{QUIET_SERVICE, Witness, Witnessing};
-use crate::writer::Writers;
+use crate::writer::{Writers, WritersLedger};
 
 /// Instances of each service at the start.
 const INSTANCES: [(Job, u32); 4] = [
@@ -425,6 +425,15 @@ impl Play {
             "everybody stopped; all servers hold the same state at revision {revision}"
         ));
 
+        self.compare_servers(&written, revision).await?;
+        self.compare_watchers(revision).await?;
+        self.judge_consumers(&consumed);
+        self.note_figures(&consumed, &written);
+        Ok(())
+    }
+
+    /// What the servers list, against what they acknowledged and against each other.
+    async fn compare_servers(&mut self, written: &WritersLedger, revision: u64) -> anyhow::Result<()> {
         let expected = written.must_be_listed();
         let mut lost = 0;
         let mut revived = 0;
@@ -462,7 +471,11 @@ impl Play {
             "yes",
             signs_equal,
         );
+        Ok(())
+    }
 
+    /// What the watchers saw on their way, and list at the end.
+    async fn compare_watchers(&mut self, revision: u64) -> anyhow::Result<()> {
         for witness in &self.witnesses {
             witness.wait_revision(revision, WAIT_MAX).await?;
         }
@@ -481,24 +494,27 @@ impl Play {
                 .iter()
                 .all(|witness| witness.listed(&service) == running);
         }
+        let verdict = &mut self.verdict;
         verdict.promise(
             "watchers list exactly the running services",
             yes(same_lists),
             "yes",
             same_lists,
         );
-        let testimonies: Vec<_> = self.witnesses.iter().map(Witness::testimony).collect();
-        let broken: Vec<_> = testimonies
-            .iter()
-            .flat_map(|of| of.broken_guarantees.clone())
-            .collect();
+        let testimonies = self.witnesses.iter().map(Witness::testimony);
+        let broken: Vec<_> = testimonies.flat_map(|of| of.broken_guarantees).collect();
         verdict.promise(
             "gaps, repeats or reversals seen by watchers",
             broken.len().to_string(),
             "0",
             broken.is_empty(),
         );
+        Ok(())
+    }
 
+    /// What users had to suffer, and which nodes were taken from them for no reason.
+    fn judge_consumers(&mut self, consumed: &Consumed) {
+        let verdict = &mut self.verdict;
         let wrong = self.truth.wrongly_removed();
         verdict.promise(
             "nodes wrongly removed, in all",
@@ -521,7 +537,10 @@ impl Play {
             "0",
             consumed.wrong_answers == 0,
         );
+    }
 
+    fn note_figures(&mut self, consumed: &Consumed, written: &WritersLedger) {
+        let verdict = &mut self.verdict;
         verdict.figure("calls made", consumed.calls);
         verdict.figure("calls failed (each retried at another instance)", consumed.failed);
         for ((instance, phase), count) in &consumed.failures {
@@ -531,7 +550,7 @@ impl Play {
         verdict.figure("writes acknowledged", written.acknowledged);
         verdict.figure("writes with unknown outcome", written.unknown);
         verdict.figure("writes refused or not sent", written.failed);
-        for of in &testimonies {
+        for of in self.witnesses.iter().map(Witness::testimony) {
             verdict.figure(
                 format!("watcher {}", of.server),
                 format!(
@@ -540,7 +559,6 @@ impl Play {
                 ),
             );
         }
-        Ok(())
     }
 
     async fn signs_of(&self, address: &str, revision: u64) -> anyhow::Result<Vec<Option<(u64, u64)>>> {

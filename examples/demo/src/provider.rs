@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::ServiceArguments;
+use crate::arguments::ServiceArguments;
 use crate::services::{self, Traffic};
 
 /// An instance that drains leaves when nobody has called it for so long.
