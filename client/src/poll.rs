@@ -90,14 +90,9 @@ impl Registry {
         }
         let mut slots: BTreeMap<ServiceKey, Slot> = BTreeMap::new();
         for key in keys {
-            slots.entry(key.clone()).or_insert_with(|| {
-                let cached = Cached::unknown(key.clone());
-                Slot {
-                    published: watch::Sender::new(Arc::clone(cached.view())),
-                    cached,
-                    ask_at: None,
-                }
-            });
+            slots
+                .entry(key.clone())
+                .or_insert_with(|| Slot::new(Cached::unknown(key.clone())));
         }
         let guard = Arc::new(Guard::default());
         let watches = keys
@@ -196,6 +191,14 @@ async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, option
 }
 
 impl Slot {
+    fn new(cached: Cached) -> Self {
+        Self {
+            published: watch::Sender::new(Arc::clone(cached.view())),
+            cached,
+            ask_at: None,
+        }
+    }
+
     /// Whether what is held is what the sign says; then it is confirmed.
     fn compare(&mut self, sign: &ServiceSign, header: &v1::ResponseHeader) -> bool {
         let held = self.cached.view();
@@ -206,8 +209,8 @@ impl Slot {
         let revision = if sign.mode == header.mode() || counted == Counted::Cluster {
             header.revision
         } else {
-            // The header counts something else; but this life of the server has gone on since the last answer.
-            sign.revision.max(held.as_of.saturating_add(1))
+            // The header counts something else.
+            self.least_revision(sign, counted)
         };
         if !sign.exists {
             // A server that is behind may never have heard of the group in whose mode the list was counted.
@@ -232,6 +235,18 @@ impl Slot {
             self.publish();
         }
         same
+    }
+
+    /// What a server has surely counted to that says this: never more, or its next list would be taken for an older
+    /// one. A number that somebody else counted says nothing of that.
+    fn least_revision(&self, sign: &ServiceSign, counted: Counted) -> u64 {
+        let held = self.cached.view();
+        if held.counted() != counted {
+            return sign.revision;
+        }
+        // What is held went in a revision behind it.
+        let went = u64::from(held.exists && !sign.exists);
+        sign.revision.max(held.revision.saturating_add(went))
     }
 
     /// Asks for the full list, if it is our turn. Whether what is held is current then. An error that another service's
@@ -312,5 +327,85 @@ impl Slot {
             *shown = Arc::clone(next);
             differs
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sign::Sign;
+
+    const EPOCH: u64 = 3;
+    const OWN: Counted = Counted::Server { epoch: EPOCH };
+
+    fn key() -> ServiceKey {
+        ServiceKey::new("ap", "y")
+    }
+
+    /// Of an answer about groups of both modes.
+    fn header() -> v1::ResponseHeader {
+        v1::ResponseHeader {
+            mode: v1::GroupMode::Cp.into(),
+            revision: 9_000,
+            epoch: EPOCH,
+            ..v1::ResponseHeader::default()
+        }
+    }
+
+    fn sign(mode: v1::GroupMode, found: Option<&ServiceView>) -> ServiceSign {
+        ServiceSign {
+            key: key(),
+            exists: found.is_some(),
+            sign: found.map_or(Sign::default(), |view| view.sign),
+            revision: found.map_or(0, |view| view.revision),
+            guard: None,
+            mode,
+            metadata_hash: 0,
+        }
+    }
+
+    fn list(port: u16, revision: u64, counted: Counted) -> ServiceView {
+        let node = v1::Node {
+            id: format!("n:{port}"),
+            ..v1::Node::default()
+        };
+        let view = v1::ServiceView {
+            key: Some((&key()).into()),
+            sign: Some(Sign::of_nodes([&node.clone().into()]).into()),
+            revision,
+            nodes: vec![node],
+            ..v1::ServiceView::default()
+        };
+        let confirmed = Confirmed::Heard(Heard::now());
+        ServiceView::from_wire(view, revision, (Arc::from(""), counted), confirmed)
+    }
+
+    #[test]
+    fn a_group_that_came_later_is_not_held_against_the_clusters_count() {
+        let mut slot = Slot::new(Cached::unknown(key()));
+        assert!(slot.compare(&sign(v1::GroupMode::Cp, None), &header()));
+        for _ in 0..50 {
+            assert!(slot.compare(&sign(v1::GroupMode::Ap, None), &header()));
+        }
+        assert_eq!(slot.cached.take_full(list(1, 16, OWN)), Merged::Changed);
+    }
+
+    #[test]
+    fn a_group_that_moved_is_not_held_against_the_clusters_count() {
+        let mut slot = Slot::new(Cached::of(list(1, 8_000, Counted::Cluster)));
+        for _ in 0..50 {
+            assert!(slot.compare(&sign(v1::GroupMode::Ap, Some(&list(1, 12, OWN))), &header()));
+        }
+        assert_eq!(slot.cached.take_full(list(2, 16, OWN)), Merged::Changed);
+    }
+
+    #[test]
+    fn what_went_may_come_back_in_the_next_revision() {
+        let mut slot = Slot::new(Cached::of(list(1, 12, OWN)));
+        for _ in 0..50 {
+            assert!(slot.compare(&sign(v1::GroupMode::Ap, None), &header()));
+        }
+        assert!(!slot.cached.view().exists);
+        assert_eq!(slot.cached.take_full(list(1, 14, OWN)), Merged::Changed);
     }
 }
