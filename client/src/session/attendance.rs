@@ -8,15 +8,17 @@ mod closing;
 mod heartbeat;
 mod joining;
 mod leaving;
+mod ownership;
 mod restoring;
 #[cfg(test)]
 mod tests;
 mod writes;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use rollcall_proto::v1;
 use rollcall_proto::v1::session_response::Response;
 use tokio::sync::{mpsc, oneshot};
@@ -26,6 +28,7 @@ use tonic::{Status, Streaming};
 use self::closing::Closing;
 use self::heartbeat::Heartbeat;
 use self::joining::{Joined, Joining};
+use self::ownership::{Questions, Told};
 use self::writes::{Pending, Purpose};
 use super::event::{SessionEvent, SessionStatus};
 use super::handle::{SessionOptions, Shared};
@@ -35,7 +38,7 @@ use crate::backoff::{Backoff, jittered};
 use crate::config::RegistryConfig;
 use crate::endpoint::{Channel, Endpoint, Endpoints};
 use crate::error::Error;
-use crate::key::{NodeKey, RequestId};
+use crate::key::RequestId;
 use crate::registry::Written;
 
 /// How long a server that asked us to move is left alone.
@@ -114,6 +117,7 @@ enum Input {
     Joined(Result<Box<Joined>, Error>),
     Message(Result<Option<v1::SessionResponse>, Status>),
     Datagram(Signal),
+    Told(Told),
     Time,
 }
 
@@ -143,8 +147,11 @@ pub(super) struct Attendance {
     tried: usize,
     pause: Backoff,
     preferred: Vec<String>,
-    /// Nodes that a server did not name as ours, but had when they were to be registered again.
-    doubted: BTreeSet<NodeKey>,
+    /// Sessions of ours that the registry forgot.
+    lost: VecDeque<u64>,
+    questions: Questions,
+    /// Not only asked, since registering again began.
+    registered_again: bool,
     last_error: Option<Error>,
     ended: bool,
 }
@@ -181,7 +188,9 @@ impl Attendance {
             tried: 0,
             pause: Backoff::new(Duration::from_millis(50), Duration::from_secs(2)),
             preferred: Vec::new(),
-            doubted: BTreeSet::new(),
+            lost: VecDeque::new(),
+            questions: Questions::new(),
+            registered_again: false,
             last_error: None,
             ended: false,
         }
@@ -201,6 +210,7 @@ impl Attendance {
                     let news = self.datagrams.on_signal(signal, Instant::now());
                     self.on_news(news);
                 }
+                Input::Told(told) => self.on_told(told),
                 Input::Time => {}
             }
             self.on_time(Instant::now());
@@ -217,12 +227,14 @@ impl Attendance {
             commands,
             link,
             datagrams,
+            questions,
             ..
         } = self;
         tokio::select! {
             biased;
             input = link.next_input() => input,
             signal = datagrams.next_signal() => Input::Datagram(signal),
+            Some(told) = questions.next() => Input::Told(told),
             command = commands.recv(), if takes_commands => Input::Command(command),
             () = tokio::time::sleep_until(wake_at) => Input::Time,
         }
@@ -250,7 +262,7 @@ impl Attendance {
         let writes = self.pending.values().flat_map(|pending| {
             let deadline = match &pending.purpose {
                 Purpose::Caller { deadline, .. } => Some(*deadline),
-                Purpose::Restore => None,
+                Purpose::Restore(_) => None,
             };
             let sendable = attached && pending.may_go(&restoring);
             [deadline, pending.not_before.filter(|_| sendable)]
@@ -303,6 +315,7 @@ impl Attendance {
         self.on_news(news);
         self.leave_if_silent(now);
         self.send_pending(now);
+        self.ask_whose(now);
         self.send_close();
     }
 

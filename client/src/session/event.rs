@@ -58,8 +58,8 @@ pub enum SessionEvent {
         /// Why.
         error: Arc<Error>,
     },
-    /// Nodes that were registered under this session belong to another one, or to none, by somebody else's word.
-    /// They are not registered again.
+    /// Nodes that were registered under this session belong to another one, or to none, by somebody else's word. So do
+    /// those of a lost session that another one has registered meanwhile. They are not registered again.
     NodesTaken {
         /// Which.
         nodes: Vec<NodeKey>,

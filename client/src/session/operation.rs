@@ -6,6 +6,7 @@ use rollcall_proto::v1;
 use rollcall_proto::v1::session_request::Request;
 
 use super::roll::Roll;
+use crate::key::NodeKey;
 use crate::node::{Entry, NodeKind, NodeUpdate, Removal};
 use crate::registry::Written;
 
@@ -64,6 +65,15 @@ impl Operation {
                 !entries.iter().all(ephemeral)
             }
             Self::Deregister(_) | Self::Update(_) => true,
+        }
+    }
+
+    /// The nodes that it writes to.
+    pub(super) fn keys(&self) -> Vec<NodeKey> {
+        match self {
+            Self::Register(entries) => entries.iter().map(Entry::key).collect(),
+            Self::Deregister(removals) => removals.iter().map(|removal| removal.key.clone()).collect(),
+            Self::Update(updates) => updates.iter().map(|update| update.key.clone()).collect(),
         }
     }
 

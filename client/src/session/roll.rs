@@ -25,8 +25,9 @@ struct Registered {
 /// What the registry did not name among a session's nodes.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Unowned {
-    /// Somebody else has them now: they are struck off.
-    pub(super) taken: Vec<NodeKey>,
+    /// Somebody else has them now, or somebody took them out; or their group has moved, and the server has not taken it
+    /// over yet.
+    pub(super) contested: Vec<Entry>,
     /// In AP groups, where a server may not have heard of them yet: to be registered again, unless they are somebody else's.
     pub(super) missing: Vec<Entry>,
 }
@@ -53,6 +54,10 @@ impl Roll {
         self.nodes.remove(key);
     }
 
+    pub(super) fn names(&self, key: &NodeKey) -> bool {
+        self.nodes.contains_key(key)
+    }
+
     pub(super) fn keys(&self) -> Vec<NodeKey> {
         self.nodes.keys().cloned().collect()
     }
@@ -62,18 +67,18 @@ impl Roll {
     }
 
     /// All of it of one mode, to be registered again: one call serves one mode. Conditions held once; they are not asked
-    /// again.
+    /// again. But what is there by now may be somebody else's.
     pub(super) fn entries(&self, mode: GroupMode) -> Vec<Entry> {
         self.nodes
             .iter()
             .filter(|(_, registered)| registered.mode == mode)
-            .map(|(key, registered)| registered.entry(key, Expected::Any))
+            .map(|(key, registered)| registered.entry(key, registered.expected()))
             .collect()
     }
 
     /// The registry said what the session owns: in CP groups as of `revision`, if it knows the session there. What we
-    /// registered before that and do not own is somebody else's now. (An answer from before our write says nothing.)
-    pub(super) fn reconcile(&mut self, owned: &BTreeSet<NodeKey>, revision: Option<u64>) -> Unowned {
+    /// registered before that and do not own is ours no longer. (An answer from before our write says nothing.)
+    pub(super) fn reconcile(&self, owned: &BTreeSet<NodeKey>, revision: Option<u64>) -> Unowned {
         let mut unowned = Unowned::default();
         for (key, registered) in &self.nodes {
             if owned.contains(key) || registered.is_unowned_by_nature() {
@@ -82,10 +87,9 @@ impl Roll {
             if registered.mode == GroupMode::Ap {
                 unowned.missing.push(registered.entry(key, Expected::Absent));
             } else if revision.is_some_and(|revision| registered.revision <= revision) {
-                unowned.taken.push(key.clone());
+                unowned.contested.push(registered.entry(key, Expected::Absent));
             }
         }
-        unowned.taken.iter().for_each(|key| self.strike(key));
         unowned
     }
 }
@@ -96,6 +100,14 @@ impl Registered {
             service: key.service.clone(),
             registration: self.registration.clone(),
             expected,
+        }
+    }
+
+    fn expected(&self) -> Expected {
+        if self.is_unowned_by_nature() {
+            Expected::Any
+        } else {
+            Expected::Absent
         }
     }
 
@@ -130,15 +142,15 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_registry_surely_gave_away_is_struck_off() {
+    fn only_what_the_registry_surely_gave_away_is_contested() {
         let mut roll = Roll::default();
         for (port, revision) in [(1, 5), (2, 6), (3, 9)] {
             roll.enter(&entry(port), &written(revision, GroupMode::Cp));
         }
         let owned = BTreeSet::from([entry(1).key()]);
         let unowned = roll.reconcile(&owned, Some(8));
-        assert_eq!(unowned.taken, vec![entry(2).key()], "3 is newer than the answer");
-        assert_eq!(roll.keys(), vec![entry(1).key(), entry(3).key()]);
+        let contested: Vec<NodeKey> = unowned.contested.iter().map(Entry::key).collect();
+        assert_eq!(contested, vec![entry(2).key()], "3 is newer than the answer");
         assert_eq!(roll.reconcile(&owned, None), Unowned::default());
     }
 
@@ -150,7 +162,7 @@ mod tests {
         roll.enter(&entry(3), &written(5, GroupMode::Cp));
         let owned = BTreeSet::from([entry(1).key(), entry(3).key()]);
         let unowned = roll.reconcile(&owned, Some(8));
-        assert_eq!(unowned.taken, vec![]);
+        assert_eq!(unowned.contested, vec![]);
         let missing: Vec<_> = unowned
             .missing
             .iter()
@@ -165,6 +177,17 @@ mod tests {
         let mut roll = Roll::default();
         roll.enter(&entry(1), &written(5, GroupMode::Ap));
         roll.enter(&entry(2), &written(5, GroupMode::Cp));
+        let static_node = Registration::new("http", "h", 3).kind(NodeKind::Static);
+        let static_entry = Entry::new(ServiceKey::new("g", "s"), static_node);
+        roll.enter(&static_entry, &written(5, GroupMode::Cp));
+        let expected = |entry: &Entry| entry.expected;
+        let of_cp: Vec<Expected> = roll.entries(GroupMode::Cp).iter().map(expected).collect();
+        assert_eq!(
+            of_cp,
+            [Expected::Absent, Expected::Any],
+            "a static one is nobody's"
+        );
+        roll.strike(&static_entry.key());
         let ports = |mode| roll.entries(mode).iter().map(Entry::key).collect::<Vec<_>>();
         assert_eq!(ports(GroupMode::Ap), vec![entry(1).key()]);
         assert_eq!(ports(GroupMode::Cp), vec![entry(2).key()]);

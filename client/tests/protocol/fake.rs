@@ -28,6 +28,16 @@ pub(crate) struct Shared {
     pub(crate) last_session: u64,
     /// Errors to answer the next writes with.
     pub(crate) refuse: Vec<v1::Error>,
+    /// Nodes that are listed under sessions that are not found any more: a removal guard holds them.
+    pub(crate) held: BTreeMap<String, u64>,
+    /// When a node was last written.
+    pub(crate) modified: BTreeMap<String, u64>,
+    /// Groups are of this mode.
+    pub(crate) mode: v1::GroupMode,
+    /// Whoever attaches is told of no nodes: the server has not heard of them yet.
+    pub(crate) names_nothing: bool,
+    /// Asked how nodes are listed: so often.
+    pub(crate) explained: u64,
     /// Sessions opened in one of these modes are not found when they register.
     pub(crate) registers_nothing: Vec<v1::GroupMode>,
     /// What subscriptions came, by server.
@@ -61,6 +71,51 @@ pub(crate) struct Session {
     pub(crate) nodes: BTreeMap<String, v1::RegisterNode>,
     pub(crate) renewals: u64,
     pub(crate) attached: u64,
+}
+
+impl Shared {
+    /// Under which session it is listed.
+    pub(crate) fn owner(&self, node: &str) -> Option<u64> {
+        let mut sessions = self.sessions.iter();
+        let living = sessions.find(|(_, session)| session.nodes.contains_key(node));
+        living.map(|(id, _)| *id).or_else(|| self.held.get(node).copied())
+    }
+
+    fn contests(&self, register: &v1::RegisterRequest) -> Option<v1::ErrorCode> {
+        use v1::expected::Condition;
+        register.nodes.iter().find_map(|node| {
+            let id = node.registration.clone().unwrap_or_default().id;
+            let current = self.owner(&id).map(|_| self.modified[&id]);
+            match (node.expected?.condition?, current) {
+                (Condition::Absent(true), Some(_)) => Some(v1::ErrorCode::AlreadyExists),
+                (Condition::Revision(_), None) => Some(v1::ErrorCode::NodeNotFound),
+                (Condition::Revision(expected), Some(current)) if expected != current => {
+                    Some(v1::ErrorCode::RevisionMismatch)
+                }
+                _ => None,
+            }
+        })
+    }
+
+    fn register(&mut self, session: u64, register: &v1::RegisterRequest) {
+        for node in &register.nodes {
+            let id = node.registration.clone().unwrap().id;
+            self.held.remove(&id);
+            for other in self.sessions.values_mut() {
+                other.nodes.remove(&id);
+            }
+            let nodes = &mut self.sessions.get_mut(&session).unwrap().nodes;
+            nodes.insert(id.clone(), node.clone());
+            self.modified.insert(id, self.revision + 1);
+        }
+    }
+
+    /// All sessions lapse, and the guard holds what they had.
+    pub(crate) fn hold_all(&mut self) {
+        for (id, session) in std::mem::take(&mut self.sessions) {
+            self.held.extend(session.nodes.into_keys().map(|node| (node, id)));
+        }
+    }
 }
 
 pub(crate) type Cluster = Arc<Mutex<Shared>>;
@@ -384,7 +439,10 @@ impl Core {
                 return None;
             }
             Some(A::Written(v1::WriteResponse {
-                header: self.header(revision),
+                header: self.header(revision).map(|header| v1::ResponseHeader {
+                    mode: cluster.mode.into(),
+                    ..header
+                }),
                 revision,
                 repeated,
                 changed: true,
@@ -413,7 +471,7 @@ impl Core {
                 }))
             }
             R::Attach(attach) => {
-                let revision = cluster.revision;
+                let (revision, names_nothing) = (cluster.revision, cluster.names_nothing);
                 let Some(found) = cluster.sessions.get_mut(&session) else {
                     return Some(error(v1::ErrorCode::SessionNotFound));
                 };
@@ -434,7 +492,7 @@ impl Core {
                 Some(A::Attached(v1::Attached {
                     header: self.header(revision),
                     ttl_ms: found.ttl_ms,
-                    nodes: found.nodes.values().map(key).collect(),
+                    nodes: found.nodes.values().filter(|_| !names_nothing).map(key).collect(),
                     ..Default::default()
                 }))
             }
@@ -451,12 +509,15 @@ impl Core {
                 }
                 Some(A::Renewed(renewed))
             }
-            R::Register(register) => written(&mut cluster, &|cluster| {
-                let nodes = &mut cluster.sessions.get_mut(&session).unwrap().nodes;
-                for node in &register.nodes {
-                    nodes.insert(node.registration.clone().unwrap().id, node.clone());
+            R::Register(register) => {
+                let repeated = cluster
+                    .applied
+                    .contains_key(&options.clone().unwrap_or_default().request_id[..]);
+                if let Some(code) = cluster.contests(&register).filter(|_| !repeated) {
+                    return Some(error(code));
                 }
-            }),
+                written(&mut cluster, &|cluster| cluster.register(session, &register))
+            }
             R::Deregister(deregister) => written(&mut cluster, &|cluster| {
                 let nodes = &mut cluster.sessions.get_mut(&session).unwrap().nodes;
                 for node in &deregister.nodes {
@@ -582,8 +643,25 @@ impl v1::registry_server::Registry for Core {
         Err(Status::unimplemented("not asked for here"))
     }
 
-    async fn explain(&self, _: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
-        Err(Status::unimplemented("not asked for here"))
+    async fn explain(
+        &self,
+        request: Request<v1::ExplainRequest>,
+    ) -> Result<Response<v1::ExplainResponse>, Status> {
+        let mut cluster = self.cluster.lock();
+        cluster.explained += 1;
+        let id = request.into_inner().key.unwrap_or_default().node;
+        let node = cluster.owner(&id).map(|session| v1::Node {
+            session,
+            modified_revision: cluster.modified[&id],
+            id,
+            ..v1::Node::default()
+        });
+        Ok(Response::new(v1::ExplainResponse {
+            header: self.header(cluster.revision),
+            listed: node.is_some(),
+            node,
+            ..v1::ExplainResponse::default()
+        }))
     }
 
     async fn query(&self, request: Request<v1::QueryRequest>) -> Result<Response<v1::QueryResponse>, Status> {

@@ -197,6 +197,128 @@ async fn a_forgotten_session_is_reopened_and_everything_registered_again() {
 }
 
 #[tokio::test]
+async fn after_a_loss_what_somebody_else_has_registered_is_left_to_them() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let registry = registry(&[&server]);
+    let session = open(&registry, Duration::from_secs(2)).await;
+    let mut events = session.events();
+    let entries = (0..3).map(|port| rollcall_client::Entry::new(key(), node(port)));
+    session
+        .register_all(entries.collect(), WriteOptions::default())
+        .await
+        .unwrap();
+    let other = open(&registry, Duration::from_secs(60)).await;
+    other.register(&key(), node(1)).await.unwrap();
+    cluster.lock().sessions.remove(&1);
+    let event = wait_for(&mut events, |event| {
+        matches!(event, SessionEvent::NodesTaken { .. })
+    })
+    .await;
+    assert!(
+        matches!(&event, SessionEvent::NodesTaken { nodes } if *nodes == [key().node("127.0.0.1:1")]),
+        "{event:?}"
+    );
+    wait_for(&mut events, |event| {
+        matches!(event, SessionEvent::Reregistered { nodes: 2 })
+    })
+    .await;
+    let cluster = cluster.lock();
+    assert_eq!(cluster.owner("127.0.0.1:1"), Some(other.id()));
+    assert_eq!(cluster.sessions[&session.id()].nodes.len(), 2);
+}
+
+#[tokio::test]
+async fn after_a_loss_what_a_guard_holds_is_taken_over() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let session = open(&registry(&[&server]), Duration::from_secs(2)).await;
+    let mut events = session.events();
+    let entries = (0..150).map(|port| rollcall_client::Entry::new(key(), node(port)));
+    session
+        .register_all(entries.collect(), WriteOptions::default())
+        .await
+        .unwrap();
+    cluster.lock().requests.clear();
+    cluster.lock().hold_all();
+    let event = wait_for(&mut events, |event| {
+        matches!(
+            event,
+            SessionEvent::Reregistered { .. }
+                | SessionEvent::NodesTaken { .. }
+                | SessionEvent::NodeRefused { .. }
+        )
+    })
+    .await;
+    assert!(
+        matches!(event, SessionEvent::Reregistered { nodes: 150 }),
+        "{event:?}"
+    );
+    let cluster = cluster.lock();
+    assert_eq!(cluster.sessions[&2].nodes.len(), 150);
+    assert_eq!(cluster.requests.len(), 4, "two calls, refused once each");
+}
+
+#[tokio::test]
+async fn what_a_server_of_an_ap_group_hears_of_late_is_asked_about_at_that_server() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    cluster.lock().mode = v1::GroupMode::Ap;
+    let session = open(&registry(&[&server]), Duration::from_secs(10)).await;
+    let mut events = session.events();
+    for port in 1..21 {
+        session.register(&key(), node(port)).await.unwrap();
+    }
+    cluster.lock().names_nothing = true;
+    server.break_streams();
+    wait_for(&mut events, |event| {
+        matches!(event, SessionEvent::Reattached { .. })
+    })
+    .await;
+    eventually("it is asked about them", || cluster.lock().explained == 20).await;
+    // What is written behind the answers comes behind them.
+    session.register(&key(), node(99)).await.unwrap();
+    assert_eq!(session.nodes().len(), 21);
+    assert_eq!(cluster.lock().sessions[&1].attached, 1, "once is enough");
+}
+
+/// Registered in another session meanwhile, or taken out by an operator.
+#[tokio::test]
+async fn what_a_server_does_not_name_as_ours_is_let_go_when_it_says_so_again() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let registry = registry(&[&server]);
+    let session = open(&registry, Duration::from_secs(10)).await;
+    let mut events = session.events();
+    for port in 1..4 {
+        session.register(&key(), node(port)).await.unwrap();
+    }
+    let other = open(&registry, Duration::from_secs(60)).await;
+    other.register(&key(), node(1)).await.unwrap();
+    cluster
+        .lock()
+        .sessions
+        .get_mut(&1)
+        .unwrap()
+        .nodes
+        .remove("127.0.0.1:2");
+    server.break_streams();
+    let event = wait_for(&mut events, |event| {
+        matches!(
+            event,
+            SessionEvent::NodesTaken { .. } | SessionEvent::Reregistered { .. }
+        )
+    })
+    .await;
+    let gone = [1, 2].map(|port| key().node(&format!("127.0.0.1:{port}")));
+    assert!(
+        matches!(&event, SessionEvent::NodesTaken { nodes } if *nodes == gone),
+        "{event:?}"
+    );
+    assert_eq!(session.nodes(), [key().node("127.0.0.1:3")]);
+}
+
+#[tokio::test]
 async fn a_node_that_is_refused_when_registered_again_does_not_hold_up_the_others() {
     let cluster = Cluster::default();
     let server = Server::start(1, &cluster).await;

@@ -21,7 +21,6 @@ use crate::config::millis;
 use crate::endpoint::{Channel, Endpoint};
 use crate::error::Error;
 use crate::key::{NodeKey, RequestId};
-use crate::node::Entry;
 use crate::registry::wire_options;
 use crate::session::event::{SessionEvent, SessionStatus};
 use crate::session::roll::Unowned;
@@ -212,17 +211,9 @@ impl Attendance {
         let mut owned: BTreeSet<NodeKey> = attached.nodes.into_iter().map(NodeKey::from).collect();
         // Those that are being registered again are not there yet for that reason alone.
         owned.extend(self.restoring_nodes());
-        let doubted = std::mem::take(&mut self.doubted);
-        let Unowned { mut taken, missing } = self.shared.roll.lock().reconcile(&owned, revision);
-        let (gone, missing): (Vec<Entry>, Vec<Entry>) = missing
-            .into_iter()
-            .partition(|entry| doubted.contains(&entry.key()));
-        for key in gone.iter().map(Entry::key) {
-            self.shared.roll.lock().strike(&key);
-            taken.push(key);
-        }
-        if !taken.is_empty() {
-            self.tell(SessionEvent::NodesTaken { nodes: taken });
+        let Unowned { contested, missing } = self.shared.roll.lock().reconcile(&owned, revision);
+        for batch in contested.chunks(RESTORE_BATCH) {
+            self.contest(batch.to_vec());
         }
         for batch in missing.chunks(RESTORE_BATCH) {
             self.add_restore(batch.to_vec());

@@ -41,6 +41,7 @@ impl Attendance {
             retry_at: Instant::now(),
         };
         self.datagrams.close();
+        self.drop_questions();
         let left = match std::mem::replace(&mut self.link, down) {
             Link::Up(up) => Some(up.endpoint.address.clone()),
             Link::Laid { .. } | Link::Down { .. } | Link::Joining { .. } => None,
@@ -81,6 +82,7 @@ impl Attendance {
         let Some(lease) = self.lease.take() else { return };
         tracing::warn!(session = lease.session, "session lost, opening a new one");
         self.detach("the session was lost");
+        self.remember_lost(lease.session);
         self.reopening = true;
         if self.restores_refused > 0 {
             // It may not have been the session's fault.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rollcall_proto::v1;
 
-use super::writes::{Pending, Purpose};
+use super::writes::{Pending, Purpose, Step};
 use super::{Attendance, Link};
 use crate::error::Error;
 use crate::key::{NodeKey, RequestId};
@@ -20,6 +20,7 @@ pub(super) const RESTORE_BATCH: usize = 100;
 impl Attendance {
     /// Registers again all that was registered.
     pub(super) fn restore(&mut self) {
+        self.registered_again = true;
         for mode in [v1::GroupMode::Ap, v1::GroupMode::Cp] {
             let entries = self.shared.roll.lock().entries(mode);
             for batch in entries.chunks(RESTORE_BATCH) {
@@ -34,19 +35,23 @@ impl Attendance {
             Operation::Register(entries),
             RequestId::random(),
             0,
-            Purpose::Restore,
+            Purpose::Restore(Step::Write),
         );
+    }
+
+    /// The server names none of these as ours, where it should: before they are let go it is asked whose they are.
+    pub(super) fn contest(&mut self, entries: Vec<Entry>) {
+        let call = self.next_call;
+        self.add_restore(entries);
+        if let Some(pending) = self.pending.get_mut(&call) {
+            pending.purpose = Purpose::Restore(Step::Ask);
+            pending.contested = true;
+        }
     }
 
     pub(super) fn restoring_nodes(&self) -> Vec<NodeKey> {
         let restoring = self.pending.values().filter(|pending| pending.is_restore());
-        restoring
-            .flat_map(|pending| match &pending.operation {
-                Operation::Register(entries) => entries.as_slice(),
-                Operation::Deregister(_) | Operation::Update(_) => &[],
-            })
-            .map(Entry::key)
-            .collect()
+        restoring.flat_map(|pending| pending.operation.keys()).collect()
     }
 
     /// Groups of which nodes are being registered again.
@@ -60,6 +65,7 @@ impl Attendance {
     }
 
     pub(super) fn on_restored(&mut self, operation: Operation, answer: Result<Written, Error>) {
+        self.registered_again = true;
         if let (Err(error), Operation::Register(mut entries)) = (answer, operation) {
             if entries.len() > 1 {
                 // One of them is refused: find it.
@@ -71,12 +77,6 @@ impl Attendance {
             let Some(node) = entries.first().map(Entry::key) else {
                 return;
             };
-            if let (Error::AlreadyExists { .. }, Link::Up(up)) = (&error, &self.link) {
-                // Somebody's, perhaps ours after all: the server says whose when it is asked what we own.
-                self.preferred = vec![up.endpoint.address.clone()];
-                self.doubted.insert(node);
-                return self.detach("a node that was missing is there");
-            }
             tracing::warn!(%node, %error, "a node could not be registered again");
             self.shared.roll.lock().strike(&node);
             self.tell(SessionEvent::NodeRefused {
@@ -84,6 +84,11 @@ impl Attendance {
                 error: Arc::new(error),
             });
         }
+        self.end_restoring();
+    }
+
+    /// One call less is under way that registers again. The last one ends it.
+    pub(super) fn end_restoring(&mut self) {
         if self.is_restoring() {
             return;
         }
@@ -94,6 +99,8 @@ impl Attendance {
                 server: up.endpoint.address.clone(),
             });
         }
-        self.tell(SessionEvent::Reregistered { nodes });
+        if std::mem::take(&mut self.registered_again) {
+            self.tell(SessionEvent::Reregistered { nodes });
+        }
     }
 }

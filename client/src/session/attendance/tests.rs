@@ -2,7 +2,9 @@
 
 use tonic::codec::{DecodeBuf, Decoder};
 
+use super::writes::Step;
 use super::*;
+use crate::key::NodeKey;
 use crate::node::{Expected, Removal};
 
 /// Reads nothing.
@@ -89,7 +91,7 @@ async fn what_did_not_go_is_not_taken_for_sent() {
 #[tokio::test]
 async fn a_write_that_waits_for_nodes_to_be_registered_again_wakes_nobody() {
     let (mut attendance, _requests) = attached(8);
-    ask(&mut attendance, Purpose::Restore);
+    ask(&mut attendance, Purpose::Restore(Step::Write));
     attendance.send_pending(Instant::now());
     ask(&mut attendance, caller());
     let now = Instant::now();

@@ -32,11 +32,20 @@ pub(super) struct Pending {
     /// Asked to wait before it is sent again.
     pub(super) not_before: Option<Instant>,
     pub(super) pause: Backoff,
+    /// How often in a row it was to be asked whose its nodes are.
+    pub(super) doubts: u32,
+    /// The server does not name its nodes as ours: it is not to be sent before it was asked whose they are.
+    pub(super) contested: bool,
 }
 
 impl Pending {
     pub(super) fn is_restore(&self) -> bool {
-        matches!(self.purpose, Purpose::Restore)
+        matches!(self.purpose, Purpose::Restore(_))
+    }
+
+    /// Not on its way, and not asked to wait.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.sent_at.is_none() && self.not_before.is_none_or(|at| at <= now)
     }
 
     /// While nodes of a group are being registered again, other writes to it wait.
@@ -52,7 +61,17 @@ pub(super) enum Purpose {
         reply: oneshot::Sender<Result<Written, Error>>,
     },
     /// Registers again what was registered.
-    Restore,
+    Restore(Step),
+}
+
+/// What is to be done next to register again what was registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Write,
+    /// Something is there: ask whose it is.
+    Ask,
+    /// The answer is waited for.
+    Asked,
 }
 
 impl Attendance {
@@ -90,9 +109,13 @@ impl Attendance {
                 pending.sent_at = None;
                 self.detach("the server does not hold the session");
             }
+            Err(error) if self.doubt(call, &error) => self.last_error = Some(error),
             Err(error) => {
+                let Some(pending) = self.pending.get_mut(&call) else {
+                    return;
+                };
                 pending.outcome_unknown |= matches!(error, Error::OutcomeUnknown { .. });
-                let restoring = matches!(pending.purpose, Purpose::Restore);
+                let restoring = pending.is_restore();
                 // A caller hears of a full disk at once; what was registered before waits for space.
                 let again = match &error {
                     Error::DiskFull { .. } => restoring,
@@ -140,6 +163,8 @@ impl Attendance {
             outcome_unknown: false,
             not_before: None,
             pause,
+            doubts: 0,
+            contested: false,
         };
         self.pending.insert(call, pending);
     }
@@ -160,8 +185,8 @@ impl Attendance {
         let due: Vec<u64> = self
             .pending
             .iter()
-            .filter(|(_, pending)| pending.sent_at.is_none() && pending.not_before.is_none_or(|at| at <= now))
-            .filter(|(_, pending)| pending.may_go(&restoring))
+            .filter(|(_, pending)| pending.is_due(now) && pending.may_go(&restoring))
+            .filter(|(_, pending)| !matches!(pending.purpose, Purpose::Restore(Step::Ask | Step::Asked)))
             .map(|(call, _)| *call)
             .collect();
         for call in due {
@@ -170,7 +195,7 @@ impl Attendance {
             };
             let left = match &pending.purpose {
                 Purpose::Caller { deadline, .. } => deadline.saturating_duration_since(now),
-                Purpose::Restore => self.config.attempt_timeout,
+                Purpose::Restore(_) => self.config.attempt_timeout,
             };
             let budget = left.min(self.config.attempt_timeout);
             let options = wire_options(pending.request_id, budget, pending.acks);
@@ -258,7 +283,7 @@ impl Attendance {
                 // A caller that went away wants no answer.
                 let _ = reply.send(answer);
             }
-            Purpose::Restore => self.on_restored(pending.operation, answer),
+            Purpose::Restore(_) => self.on_restored(pending.operation, answer),
         }
     }
 }
