@@ -264,7 +264,7 @@ impl Attendance {
                 Purpose::Caller { deadline, .. } => Some(*deadline),
                 Purpose::Restore(_) => None,
             };
-            let sendable = attached && pending.may_go(&restoring);
+            let sendable = attached && pending.may_go(&restoring, &self.pending);
             [deadline, pending.not_before.filter(|_| sendable)]
                 .into_iter()
                 .flatten()
@@ -282,6 +282,7 @@ impl Attendance {
     }
 
     fn on_time(&mut self, now: Instant) {
+        self.forget_abandoned();
         self.expire_writes(now);
         if let Some((_, deadline)) = &self.opening
             && *deadline <= now

@@ -318,6 +318,118 @@ async fn what_a_server_does_not_name_as_ours_is_let_go_when_it_says_so_again() {
     assert_eq!(session.nodes(), [key().node("127.0.0.1:3")]);
 }
 
+fn refusal(code: v1::ErrorCode) -> v1::Error {
+    v1::Error {
+        code: code.into(),
+        effect: v1::Effect::None.into(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_nobody_waits_for_does_not_undo_what_was_asked_for_later() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let session = open(&registry(&[&server]), Duration::from_secs(10)).await;
+    cluster.lock().refuse = vec![refusal(v1::ErrorCode::Unavailable); 7];
+    let registering = tokio::spawn({
+        let session = session.clone();
+        async move { session.register(&key(), node(1)).await }
+    });
+    eventually("it was refused", || cluster.lock().refuse.len() < 5).await;
+    registering.abort();
+    assert!(registering.await.unwrap_err().is_cancelled());
+    session.deregister(&key().node("127.0.0.1:1")).await.unwrap();
+    // What was refused last would be said again by now.
+    session.register(&key(), node(2)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(cluster.lock().owner("127.0.0.1:1"), None);
+    assert_eq!(session.nodes(), [key().node("127.0.0.1:2")]);
+}
+
+#[tokio::test]
+async fn no_write_overtakes_an_earlier_one_to_the_same_node() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let session = open(&registry(&[&server]), Duration::from_secs(10)).await;
+    cluster.lock().refuse = vec![refusal(v1::ErrorCode::Unavailable); 3];
+    let (id, other) = (key().node("127.0.0.1:1"), key().node("127.0.0.1:2"));
+    let service = key();
+    let (registered, elsewhere, deregistered) = tokio::join!(
+        biased;
+        session.register(&service, node(1)),
+        session.deregister(&other),
+        session.deregister(&id)
+    );
+    let revisions = [registered, elsewhere, deregistered].map(|written| written.unwrap().revision);
+    assert!(revisions[0] < revisions[2], "{revisions:?}");
+    assert_eq!(cluster.lock().owner("127.0.0.1:1"), None);
+}
+
+#[tokio::test]
+async fn what_is_asked_to_go_is_not_registered_again_though_that_had_begun() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let session = open(&registry(&[&server]), Duration::from_secs(2)).await;
+    let mut events = session.events();
+    session.register(&key(), node(1)).await.unwrap();
+    session.register(&key(), node(2)).await.unwrap();
+    {
+        let mut cluster = cluster.lock();
+        cluster.refuse = vec![refusal(v1::ErrorCode::DiskFull); 1000];
+        cluster.requests.clear();
+        cluster.sessions.clear();
+    }
+    eventually("they are to be registered again", || {
+        !cluster.lock().requests.is_empty()
+    })
+    .await;
+    let options = WriteOptions {
+        timeout: Some(Duration::from_millis(100)),
+        ..WriteOptions::default()
+    };
+    let removal = key().node("127.0.0.1:1").into();
+    session.deregister_all(vec![removal], options).await.unwrap_err();
+    cluster.lock().refuse.clear();
+    wait_for(&mut events, |event| {
+        matches!(event, SessionEvent::Reregistered { nodes: 1 })
+    })
+    .await;
+    assert_eq!(session.nodes(), [key().node("127.0.0.1:2")]);
+    assert_eq!(cluster.lock().owner("127.0.0.1:1"), None);
+}
+
+/// The call that registered it again had gone before, and its answer comes behind.
+#[tokio::test]
+async fn what_is_asked_to_go_while_it_is_registered_again_is_taken_out_again() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let mut config = RegistryConfig::new([server.address.to_string()]);
+    config.attempt_timeout = Duration::from_millis(500);
+    let session = open(&Registry::connect(config).unwrap(), Duration::from_secs(2)).await;
+    let mut events = session.events();
+    session.register(&key(), node(1)).await.unwrap();
+    server.swallow(true);
+    cluster.lock().sessions.clear();
+    eventually("it is registered again", || {
+        cluster.lock().owner("127.0.0.1:1").is_some()
+    })
+    .await;
+    let options = WriteOptions {
+        timeout: Some(Duration::from_millis(100)),
+        ..WriteOptions::default()
+    };
+    let removal = key().node("127.0.0.1:1").into();
+    session.deregister_all(vec![removal], options).await.unwrap_err();
+    server.swallow(false);
+    wait_for(&mut events, |event| {
+        matches!(event, SessionEvent::Reregistered { nodes: 0 })
+    })
+    .await;
+    assert!(session.nodes().is_empty());
+    assert_eq!(cluster.lock().owner("127.0.0.1:1"), None);
+}
+
 #[tokio::test]
 async fn a_node_that_is_refused_when_registered_again_does_not_hold_up_the_others() {
     let cluster = Cluster::default();

@@ -62,7 +62,8 @@ impl Attendance {
         let Some(pending) = self.pending.get_mut(&call) else {
             return false;
         };
-        if !pending.is_restore() || !is_contest(error) || pending.doubts >= DOUBTS_MAX {
+        let registers = matches!(pending.operation, Operation::Register(_));
+        if !pending.is_restore() || !registers || !is_contest(error) || pending.doubts >= DOUBTS_MAX {
             return false;
         }
         pending.doubts += 1;

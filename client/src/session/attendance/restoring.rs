@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rollcall_proto::v1;
+use tokio::time::Instant;
 
 use super::writes::{Pending, Purpose, Step};
 use super::{Attendance, Link};
 use crate::error::Error;
 use crate::key::{NodeKey, RequestId};
-use crate::node::Entry;
+use crate::node::{Entry, Removal};
 use crate::registry::Written;
 use crate::session::event::{SessionEvent, SessionStatus};
 use crate::session::operation::Operation;
@@ -47,6 +48,44 @@ impl Attendance {
             pending.purpose = Purpose::Restore(Step::Ask);
             pending.contested = true;
         }
+    }
+
+    /// What was asked to go since then is not registered again.
+    pub(super) fn take_back_restores(&mut self, now: Instant) {
+        let roll = self.shared.roll.lock();
+        let mut empty = Vec::new();
+        for (call, pending) in &mut self.pending {
+            // One that may have been applied must stay what it was; it is put right when it is answered.
+            if !pending.is_restore() || !pending.is_due(now) || pending.outcome_unknown {
+                continue;
+            }
+            let Operation::Register(entries) = &mut pending.operation else {
+                continue;
+            };
+            let before = entries.len();
+            entries.retain(|entry| roll.names(&entry.key()));
+            if entries.len() < before {
+                pending.request_id = RequestId::random();
+            }
+            if entries.is_empty() {
+                empty.push(*call);
+            }
+        }
+        drop(roll);
+        for call in empty {
+            self.pending.remove(&call);
+            self.end_restoring();
+        }
+    }
+
+    /// These were asked to go while they were registered again. Whatever is asked of them next comes behind this.
+    pub(super) fn take_out_again(&mut self, nodes: Vec<NodeKey>) {
+        if nodes.is_empty() {
+            return;
+        }
+        let removals = nodes.into_iter().map(Removal::from).collect();
+        let purpose = Purpose::Restore(Step::Write);
+        self.add_pending(Operation::Deregister(removals), RequestId::random(), 0, purpose);
     }
 
     pub(super) fn restoring_nodes(&self) -> Vec<NodeKey> {

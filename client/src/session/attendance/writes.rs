@@ -1,6 +1,7 @@
 //! Writes: each is sent again, on whatever stream there is, until it is answered or nobody waits any more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use rollcall_proto::v1;
@@ -32,6 +33,9 @@ pub(super) struct Pending {
     /// Asked to wait before it is sent again.
     pub(super) not_before: Option<Instant>,
     pub(super) pause: Backoff,
+    /// Digests of its nodes, in order, and the calls of a caller's earlier writes to one of them.
+    pub(super) nodes: Vec<u64>,
+    pub(super) behind: Vec<u64>,
     /// How often in a row it was to be asked whose its nodes are.
     pub(super) doubts: u32,
     /// The server does not name its nodes as ours: it is not to be sent before it was asked whose they are.
@@ -48,10 +52,44 @@ impl Pending {
         self.sent_at.is_none() && self.not_before.is_none_or(|at| at <= now)
     }
 
-    /// While nodes of a group are being registered again, other writes to it wait.
-    pub(super) fn may_go(&self, restoring: &BTreeSet<&str>) -> bool {
-        self.is_restore() || restoring.is_empty() || self.operation.groups().is_disjoint(restoring)
+    /// While nodes of a group are being registered again, other writes to it wait; and no write overtakes an earlier
+    /// one to the same node.
+    pub(super) fn may_go(&self, restoring: &BTreeSet<&str>, pending: &BTreeMap<u64, Pending>) -> bool {
+        let in_turn = || self.behind.iter().all(|call| !pending.contains_key(call));
+        let unopposed = || restoring.is_empty() || self.operation.groups().is_disjoint(restoring);
+        self.is_restore() || (in_turn() && unopposed())
     }
+
+    /// Nobody waits for it, and it surely has not been applied.
+    fn is_abandoned(&self) -> bool {
+        match &self.purpose {
+            Purpose::Caller { reply, .. } => {
+                reply.is_closed() && self.sent_at.is_none() && !self.outcome_unknown
+            }
+            Purpose::Restore(_) => false,
+        }
+    }
+
+    fn shares_a_node_with(&self, nodes: &[u64]) -> bool {
+        let (few, many) = if nodes.len() < self.nodes.len() {
+            (nodes, &self.nodes[..])
+        } else {
+            (&self.nodes[..], nodes)
+        };
+        few.iter().any(|node| many.binary_search(node).is_ok())
+    }
+}
+
+/// Two nodes of one digest merely wait for each other.
+fn digests(operation: &Operation) -> Vec<u64> {
+    let digest = |node| {
+        let mut hasher = DefaultHasher::new();
+        Hash::hash(node, &mut hasher);
+        hasher.finish()
+    };
+    let mut digests: Vec<u64> = operation.keys().iter().map(digest).collect();
+    digests.sort_unstable();
+    digests
 }
 
 pub(super) enum Purpose {
@@ -153,6 +191,14 @@ impl Attendance {
     ) {
         let call = self.take_call();
         let pause = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+        let nodes = digests(&operation);
+        let ordered = matches!(purpose, Purpose::Caller { .. });
+        let others = self
+            .pending
+            .iter()
+            .filter(|(_, other)| ordered && !other.is_restore());
+        let behind = others.filter(|(_, other)| other.shares_a_node_with(&nodes));
+        let behind = behind.map(|(call, _)| *call).collect();
         let pending = Pending {
             operation,
             request_id,
@@ -163,6 +209,8 @@ impl Attendance {
             outcome_unknown: false,
             not_before: None,
             pause,
+            nodes,
+            behind,
             doubts: 0,
             contested: false,
         };
@@ -181,11 +229,12 @@ impl Attendance {
             return;
         };
         let session = lease.session;
+        self.take_back_restores(now);
         let restoring = self.restoring_groups();
         let due: Vec<u64> = self
             .pending
             .iter()
-            .filter(|(_, pending)| pending.is_due(now) && pending.may_go(&restoring))
+            .filter(|(_, pending)| pending.is_due(now) && pending.may_go(&restoring, &self.pending))
             .filter(|(_, pending)| !matches!(pending.purpose, Purpose::Restore(Step::Ask | Step::Asked)))
             .map(|(call, _)| *call)
             .collect();
@@ -239,6 +288,11 @@ impl Attendance {
         }
     }
 
+    /// Writes that nobody waits for do not go any more: what is asked for later must not be undone by them.
+    pub(super) fn forget_abandoned(&mut self) {
+        self.pending.retain(|_, pending| !pending.is_abandoned());
+    }
+
     pub(super) fn expire_writes(&mut self, now: Instant) {
         let due: Vec<u64> = self
             .pending
@@ -271,9 +325,16 @@ impl Attendance {
             return;
         };
         if let Ok(written) = &answer {
-            pending
-                .operation
-                .on_applied(written, &mut self.shared.roll.lock());
+            let mut roll = self.shared.roll.lock();
+            let mut out = match pending.operation {
+                Operation::Register(_) if pending.is_restore() => pending.operation.keys(),
+                Operation::Register(_) | Operation::Deregister(_) | Operation::Update(_) => Vec::new(),
+            };
+            out.retain(|node| !roll.names(node));
+            pending.operation.on_applied(written, &mut roll);
+            out.iter().for_each(|node| roll.strike(node));
+            drop(roll);
+            self.take_out_again(out);
         }
         self.quiet_since = Instant::now();
         match pending.purpose {
