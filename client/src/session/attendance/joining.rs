@@ -25,8 +25,9 @@ use crate::registry::wire_options;
 use crate::session::event::{SessionEvent, SessionStatus};
 use crate::session::roll::Unowned;
 
-/// Room on the outgoing side beyond the writes in flight: heartbeats, the closing word, restoring calls.
-const OUTGOING_SPARE: usize = 128;
+/// Room on the outgoing side beyond the writes in flight: restoring calls take half of it, the other half is for
+/// heartbeats and the closing word.
+pub(super) const OUTGOING_SPARE: usize = 128;
 
 pub(super) type Joining = Pin<Box<dyn Future<Output = Result<Box<Joined>, Error>> + Send>>;
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rollcall_proto::v1;
 use tokio::time::Instant;
 
+use super::joining::OUTGOING_SPARE;
 use super::writes::{Pending, Purpose, Step};
 use super::{Attendance, Link};
 use crate::error::Error;
@@ -86,6 +87,12 @@ impl Attendance {
         let removals = nodes.into_iter().map(Removal::from).collect();
         let purpose = Purpose::Restore(Step::Write);
         self.add_pending(Operation::Deregister(removals), RequestId::random(), 0, purpose);
+    }
+
+    /// Callers' writes and heartbeats find room on the stream, however much is to be registered again.
+    pub(super) fn has_room_for_restores(&self) -> bool {
+        let others = self.config.writes_in_flight_max + OUTGOING_SPARE / 2;
+        matches!(&self.link, Link::Up(up) if up.outgoing.capacity() > others)
     }
 
     pub(super) fn restoring_nodes(&self) -> Vec<NodeKey> {

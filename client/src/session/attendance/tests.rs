@@ -90,7 +90,7 @@ async fn what_did_not_go_is_not_taken_for_sent() {
 
 #[tokio::test]
 async fn a_write_that_waits_for_nodes_to_be_registered_again_wakes_nobody() {
-    let (mut attendance, _requests) = attached(8);
+    let (mut attendance, _requests) = attached(384);
     ask(&mut attendance, Purpose::Restore(Step::Write));
     attendance.send_pending(Instant::now());
     ask(&mut attendance, caller());
@@ -100,4 +100,26 @@ async fn a_write_that_waits_for_nodes_to_be_registered_again_wakes_nobody() {
     }
     attendance.send_pending(now);
     assert!(attendance.wake_at() > now + Duration::from_secs(1));
+}
+
+/// The room of a stream with 256 writes in flight.
+#[tokio::test]
+async fn however_much_is_registered_again_the_stream_is_not_given_up() {
+    let (mut attendance, mut requests) = attached(384);
+    (0..500).for_each(|_| ask(&mut attendance, Purpose::Restore(Step::Write)));
+    let now = Instant::now();
+    for pending in attendance.pending.values_mut() {
+        pending.not_before = Some(now);
+    }
+    let mut gone = 0;
+    while gone < 500 {
+        attendance.send_pending(now);
+        assert!(matches!(attendance.link, Link::Up(_)), "after {gone}");
+        assert!(attendance.wake_at() > now + Duration::from_secs(1));
+        let before = gone;
+        while requests.try_recv().is_ok() {
+            gone += 1;
+        }
+        assert!(gone > before && gone - before <= 64, "{before} to {gone}");
+    }
 }

@@ -242,6 +242,13 @@ impl Attendance {
             let Some(pending) = self.pending.get(&call) else {
                 continue;
             };
+            if pending.is_restore() && !self.has_room_for_restores() {
+                // An answer makes room: it need not wake us before.
+                if let Some(pending) = self.pending.get_mut(&call) {
+                    pending.not_before = None;
+                }
+                continue;
+            }
             let left = match &pending.purpose {
                 Purpose::Caller { deadline, .. } => deadline.saturating_duration_since(now),
                 Purpose::Restore(_) => self.config.attempt_timeout,
