@@ -21,7 +21,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use rollcall_proto::v1;
 use rollcall_proto::v1::session_response::Response;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
@@ -60,6 +60,8 @@ pub(super) struct Write {
     pub(super) acks: u32,
     pub(super) deadline: Instant,
     pub(super) reply: oneshot::Sender<Result<Written, Error>>,
+    /// Its place among the writes in flight.
+    pub(super) place: OwnedSemaphorePermit,
 }
 
 /// The session as the registry knows it.
@@ -222,7 +224,7 @@ impl Attendance {
 
     async fn next_input(&mut self) -> Input {
         let wake_at = self.wake_at();
-        let takes_commands = self.closing.is_none() && self.callers() < self.config.writes_in_flight_max;
+        let takes_commands = self.closing.is_none();
         let Self {
             commands,
             link,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rollcall_proto::v1::GroupMode;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::attendance::{Attendance, Command, Write};
@@ -98,6 +98,8 @@ pub struct Session {
 #[derive(Debug)]
 struct Inner {
     commands: mpsc::Sender<Command>,
+    /// Places for the writes in flight.
+    places: Arc<Semaphore>,
     shared: Arc<Shared>,
     config: Arc<RegistryConfig>,
 }
@@ -133,7 +135,9 @@ impl Registry {
     /// it in time. A session of which nobody heard the answer lapses by itself; it has no nodes.
     pub async fn open_session(&self, options: SessionOptions) -> Result<Session, Error> {
         let config = Arc::clone(&self.inner.config);
+        // The task takes commands at once, whatever is in flight: it keeps their deadlines.
         let (commands, receiver) = mpsc::channel(config.writes_in_flight_max);
+        let places = Arc::new(Semaphore::new(config.writes_in_flight_max));
         let (opened, answer) = oneshot::channel();
         let shared = Arc::new(Shared::new());
         let deadline = Instant::now() + options.timeout.unwrap_or(config.call_timeout);
@@ -150,6 +154,7 @@ impl Registry {
         Ok(Session {
             inner: Arc::new(Inner {
                 commands,
+                places,
                 shared,
                 config,
             }),
@@ -309,12 +314,19 @@ impl Session {
         let (reply, answer) = oneshot::channel();
         let request_id = options.request_id.unwrap_or_else(RequestId::random);
         let deadline = Instant::now() + options.timeout.unwrap_or(self.inner.config.call_timeout);
+        let places = Arc::clone(&self.inner.places);
+        let place = match tokio::time::timeout_at(deadline, places.acquire_owned()).await {
+            Ok(Ok(place)) => place,
+            Ok(Err(_)) => return Err(Error::Closed { what: "session" }),
+            Err(_) => return Err(queue_full()),
+        };
         let write = Write {
             operation,
             request_id,
             acks: options.acks,
             deadline,
             reply,
+            place,
         };
         match tokio::time::timeout_at(deadline, self.inner.commands.send(Command::Write(write))).await {
             Ok(Ok(())) => {}

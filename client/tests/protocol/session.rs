@@ -318,6 +318,56 @@ async fn what_a_server_does_not_name_as_ours_is_let_go_when_it_says_so_again() {
     assert_eq!(session.nodes(), [key().node("127.0.0.1:3")]);
 }
 
+#[tokio::test]
+async fn deadlines_are_kept_whatever_is_in_flight() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let mut config = RegistryConfig::new([server.address.to_string()]);
+    config.writes_in_flight_max = 1;
+    config.call_timeout = Duration::from_millis(500);
+    let session = open(&Registry::connect(config).unwrap(), Duration::from_secs(60)).await;
+    server.mute(true);
+    let write = |port, timeout| {
+        let session = session.clone();
+        let options = WriteOptions {
+            timeout: Some(timeout),
+            ..WriteOptions::default()
+        };
+        let entries = vec![rollcall_client::Entry::new(key(), node(port))];
+        tokio::spawn(async move { session.register_all(entries, options).await })
+    };
+    let patient = write(1, Duration::from_secs(60));
+    tokio::task::yield_now().await;
+    let soon = Duration::from_secs(10);
+    let hasty = tokio::time::timeout(soon, write(2, Duration::from_millis(300))).await;
+    let error = hasty.expect("in time").unwrap().unwrap_err();
+    assert!(matches!(error, Error::Overloaded { .. }), "{error}");
+    let closed = tokio::time::timeout(soon, session.close()).await;
+    let error = closed.expect("in time").unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+    let error = patient.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::OutcomeUnknown { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_write_that_is_refused_while_the_session_is_closed_does_not_leave_it_open() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let options = SessionOptions::ttl(Duration::from_secs(10)).mode(v1::GroupMode::Ap);
+    let session = registry(&[&server]).open_session(options).await.unwrap();
+    session.register(&key(), node(1)).await.unwrap();
+    cluster.lock().registers_nothing = vec![v1::GroupMode::Ap];
+    let service = key();
+    let (written, closed) = tokio::join!(
+        biased;
+        session.register(&service, node(2)),
+        session.clone().close()
+    );
+    assert!(matches!(written.unwrap_err(), Error::SessionNotFound { .. }));
+    closed.unwrap();
+    assert!(cluster.lock().sessions.is_empty());
+}
+
 fn refusal(code: v1::ErrorCode) -> v1::Error {
     v1::Error {
         code: code.into(),

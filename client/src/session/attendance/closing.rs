@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::writes::Purpose;
-use super::{Attendance, Link};
+use super::{Attendance, Command, Link};
 use crate::error::Error;
 use crate::key::RequestId;
 use crate::registry::{Written, wire_options};
@@ -32,6 +32,14 @@ impl Attendance {
             asked: false,
         });
         self.commands.close();
+        while let Ok(command) = self.commands.try_recv() {
+            let closed = Error::Closed { what: "session" };
+            // Whoever has given up wants no answer.
+            match command {
+                Command::Write(write) => _ = write.reply.send(Err(closed)),
+                Command::Close { reply, .. } => _ = reply.send(Err(closed)),
+            }
+        }
         if self.lease.is_none() {
             // Lost, and not open again: there is nothing to close.
             self.end_closing(Some(Ok(())));

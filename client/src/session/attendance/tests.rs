@@ -68,7 +68,14 @@ fn ask(attendance: &mut Attendance, purpose: Purpose) {
 fn caller() -> Purpose {
     let (reply, _) = oneshot::channel();
     let deadline = Instant::now() + Duration::from_secs(60);
-    Purpose::Caller { deadline, reply }
+    let place = Arc::new(tokio::sync::Semaphore::new(1))
+        .try_acquire_owned()
+        .expect("it is free");
+    Purpose::Caller {
+        deadline,
+        reply,
+        _place: place,
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use rollcall_proto::v1;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use super::{Attendance, Lease, Link, Write};
@@ -97,6 +97,7 @@ pub(super) enum Purpose {
     Caller {
         deadline: Instant,
         reply: oneshot::Sender<Result<Written, Error>>,
+        _place: OwnedSemaphorePermit,
     },
     /// Registers again what was registered.
     Restore(Step),
@@ -132,6 +133,10 @@ impl Attendance {
                     || (pending.is_restore() && young && self.restores_refused >= SESSIONS_REFUSED_MAX) =>
             {
                 // Not the sessions are at fault: one for AP groups alone cannot write to a CP group, say.
+                self.finish(call, Err(error));
+            }
+            Err(error @ Error::SessionNotFound { .. }) if self.closing.is_some() => {
+                // Perhaps for this group alone. Whether the session is to be ended is asked of it itself.
                 self.finish(call, Err(error));
             }
             Err(Error::SessionNotFound { .. }) => {
@@ -178,6 +183,7 @@ impl Attendance {
         let purpose = Purpose::Caller {
             deadline: write.deadline,
             reply: write.reply,
+            _place: write.place,
         };
         self.add_pending(write.operation, write.request_id, write.acks, purpose);
     }
