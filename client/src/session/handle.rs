@@ -23,6 +23,9 @@ use crate::registry::{Registry, Written};
 /// Events kept for a slow reader of [`Session::events`].
 const EVENTS_MAX: usize = 256;
 
+/// Nodes of one call that says that they are draining.
+const DRAIN_BATCH: usize = 1000;
+
 /// How a session is to be opened.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -278,17 +281,40 @@ impl Session {
             .await
     }
 
-    /// Says so of all nodes of the session, in calls of up to 1,000 nodes.
+    /// Says so of all nodes of the session, in calls of up to 1,000 nodes. One that is not ours any more holds up no
+    /// other.
     ///
     /// # Errors
-    /// Those of [`Self::update_all`].
+    /// Those of [`Self::update_all`]; [`Error::NodeNotFound`] and [`Error::NotOwner`] of single nodes are none here.
     pub async fn drain_all(&self) -> Result<(), Error> {
-        for nodes in self.nodes().chunks(1000) {
+        let mut calls: Vec<Vec<NodeKey>> = {
+            let roll = self.inner.shared.roll.lock();
+            let modes = [GroupMode::Ap, GroupMode::Cp].map(|mode| roll.keys_in(mode));
+            modes
+                .iter()
+                .flat_map(|nodes| nodes.chunks(DRAIN_BATCH))
+                .map(Vec::from)
+                .collect()
+        };
+        let mut outcome = Ok(());
+        while let Some(mut nodes) = calls.pop() {
             let drain = |key: &NodeKey| NodeUpdate::new(key.clone()).state(NodeState::Draining);
-            self.update_all(nodes.iter().map(drain).collect(), WriteOptions::default())
-                .await?;
+            let updates = nodes.iter().map(drain).collect();
+            let Err(error) = self.update_all(updates, WriteOptions::default()).await else {
+                continue;
+            };
+            if !is_about_a_node(&error) {
+                return Err(error);
+            }
+            if nodes.len() > 1 {
+                // One of them is refused: find it.
+                let rest = nodes.split_off(nodes.len() / 2);
+                calls.extend([rest, nodes]);
+            } else if !matches!(error, Error::NodeNotFound { .. } | Error::NotOwner { .. }) {
+                outcome = Err(error);
+            }
         }
-        Ok(())
+        outcome
     }
 
     /// Ends the session: its nodes leave in one revision, static and persistent ones stay. Writes under way are answered
@@ -341,6 +367,20 @@ impl Session {
             })
         })
     }
+}
+
+/// Whether a call without the nodes that this is about may be taken.
+fn is_about_a_node(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::NodeNotFound { .. }
+            | Error::NotOwner { .. }
+            | Error::ServiceNotFound { .. }
+            | Error::GroupNotFound { .. }
+            // Groups of both modes in one call, say: one has moved.
+            | Error::InvalidArgument { .. }
+            | Error::NotPermitted { .. }
+    )
 }
 
 fn queue_full() -> Error {

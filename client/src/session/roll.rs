@@ -62,6 +62,15 @@ impl Roll {
         self.nodes.keys().cloned().collect()
     }
 
+    /// Those of one mode.
+    pub(super) fn keys_in(&self, mode: GroupMode) -> Vec<NodeKey> {
+        let nodes = self
+            .nodes
+            .iter()
+            .filter(|(_, registered)| registered.mode == mode);
+        nodes.map(|(key, _)| key.clone()).collect()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.nodes.len()
     }

@@ -24,11 +24,14 @@ pub async fn close_on_signal(session: Session, drain_for: Duration) -> Result<Si
     let mut signals = Signals::listen()?;
     let signal = signals.next().await;
     if !drain_for.is_zero() {
-        if let Err(error) = session.drain_all().await {
-            tracing::warn!(%error, "draining was not announced");
-        }
+        let draining = async {
+            if let Err(error) = session.drain_all().await {
+                tracing::warn!(%error, "draining was not announced of all nodes");
+            }
+            tokio::time::sleep(drain_for).await;
+        };
         tokio::select! {
-            () = tokio::time::sleep(drain_for) => {}
+            () = draining => {}
             _ = signals.next() => {}
         }
     }

@@ -392,6 +392,27 @@ impl Core {
         })
     }
 
+    /// In which mode the groups of a write are; groups below `ap` are in mode AP whatever the others are in.
+    fn modes(&self, cluster: &Shared, request: &v1::session_request::Request) -> BTreeSet<i32> {
+        use v1::session_request::Request as R;
+        let groups: Vec<&str> = match request {
+            R::Register(write) => (write.nodes.iter())
+                .filter_map(|node| node.key.as_ref())
+                .map(|key| &*key.group)
+                .collect(),
+            R::Update(write) => (write.nodes.iter())
+                .filter_map(|node| node.key.as_ref())
+                .map(|key| &*key.group)
+                .collect(),
+            _ => Vec::new(),
+        };
+        let mode = |group: &&str| match group.starts_with("ap") {
+            true => i32::from(v1::GroupMode::Ap),
+            false => cluster.mode.into(),
+        };
+        groups.iter().map(mode).collect()
+    }
+
     /// `None`: not answered.
     fn answer(
         &self,
@@ -426,6 +447,11 @@ impl Core {
                 return Some(error(v1::ErrorCode::SessionNotFound));
             }
         }
+        let modes = self.modes(&cluster, request.request.as_ref()?);
+        if modes.len() > 1 {
+            return Some(error(v1::ErrorCode::InvalidArgument));
+        }
+        let mode = modes.first().copied().unwrap_or_default();
         let written = |cluster: &mut Shared, change: &dyn Fn(&mut Shared)| {
             let id = options.clone().unwrap_or_default().request_id.to_vec();
             let repeated = cluster.applied.contains_key(&id);
@@ -439,10 +465,9 @@ impl Core {
                 return None;
             }
             Some(A::Written(v1::WriteResponse {
-                header: self.header(revision).map(|header| v1::ResponseHeader {
-                    mode: cluster.mode.into(),
-                    ..header
-                }),
+                header: self
+                    .header(revision)
+                    .map(|header| v1::ResponseHeader { mode, ..header }),
                 revision,
                 repeated,
                 changed: true,
@@ -524,6 +549,14 @@ impl Core {
                     nodes.remove(&node.key.clone().unwrap().node);
                 }
             }),
+            R::Update(update)
+                if update.nodes.iter().any(|update| {
+                    let node = update.key.clone().unwrap_or_default().node;
+                    !cluster.sessions[&session].nodes.contains_key(&node)
+                }) =>
+            {
+                Some(error(v1::ErrorCode::NotOwner))
+            }
             R::Update(update) => written(&mut cluster, &|cluster| {
                 let nodes = &mut cluster.sessions.get_mut(&session).unwrap().nodes;
                 for update in &update.nodes {

@@ -319,6 +319,29 @@ async fn what_a_server_does_not_name_as_ours_is_let_go_when_it_says_so_again() {
 }
 
 #[tokio::test]
+async fn all_nodes_that_are_ours_are_told_to_be_draining() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let registry = registry(&[&server]);
+    let session = open(&registry, Duration::from_secs(10)).await;
+    let gossiped = ServiceKey::new("ap/edge", "cache");
+    session.register(&gossiped, node(50)).await.unwrap();
+    for port in 0..5 {
+        session.register(&key(), node(port)).await.unwrap();
+    }
+    let other = open(&registry, Duration::from_secs(10)).await;
+    other.register(&key(), node(3)).await.unwrap();
+    session.drain_all().await.unwrap();
+    let cluster = cluster.lock();
+    let nodes = &cluster.sessions[&1].nodes;
+    assert_eq!(nodes.len(), 5);
+    let draining = i32::from(v1::NodeState::Draining);
+    for node in nodes.values() {
+        assert_eq!(node.registration.as_ref().unwrap().state, draining, "{node:?}");
+    }
+}
+
+#[tokio::test]
 async fn deadlines_are_kept_whatever_is_in_flight() {
     let cluster = Cluster::default();
     let server = Server::start(1, &cluster).await;
