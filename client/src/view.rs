@@ -59,6 +59,14 @@ impl Heard {
         );
     }
 
+    /// As it is now, whatever is heard from now on.
+    pub(crate) fn as_of_now(&self) -> Arc<Self> {
+        Arc::new(Self {
+            origin: self.origin,
+            millis: AtomicU64::new(self.millis.load(Ordering::Relaxed)),
+        })
+    }
+
     pub(crate) fn age(&self) -> Duration {
         self.origin
             .elapsed()

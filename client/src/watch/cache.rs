@@ -261,8 +261,14 @@ impl Cached {
         if self.view.source != Source::Live {
             return false;
         }
+        // What is heard of others from now on says nothing of this one.
+        let confirmed = match &self.view.confirmed {
+            Confirmed::Heard(heard) => Confirmed::Heard(heard.as_of_now()),
+            before @ (Confirmed::Never | Confirmed::Written(_)) => before.clone(),
+        };
         self.view = Arc::new(ServiceView {
             source: Source::Cache,
+            confirmed,
             ..ServiceView::clone(&self.view)
         });
         true
@@ -491,6 +497,21 @@ mod tests {
         assert_eq!(confirm(&mut cached, 13, "c", Counted::Cluster), Merged::Confirmed);
         assert_eq!((cached.view().source, cached.view().as_of), (Source::Live, 13));
         assert_eq!(confirm(&mut cached, 3, "c", Counted::Cluster), Merged::Older);
+    }
+
+    #[test]
+    fn the_age_of_what_nobody_keeps_current_grows_whatever_else_is_heard() {
+        use crate::view::Heard;
+        let heard = Heard::now();
+        let mut cached = Cached::of(ServiceView {
+            confirmed: Confirmed::Heard(Arc::clone(&heard)),
+            ..full(&["a"], 7, 7, "c")
+        });
+        assert!(cached.on_interrupted());
+        let passed = std::time::Duration::from_millis(20);
+        std::thread::sleep(passed);
+        heard.touch();
+        assert!(cached.view().age() >= Some(passed), "{:?}", cached.view().age());
     }
 
     #[test]

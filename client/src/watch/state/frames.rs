@@ -458,6 +458,7 @@ impl State {
             subscription.refusals = 0;
         }
         subscription.rejection = Some(wire);
+        self.on_unfollowed(&target);
         self.tell_target(
             Some(&target),
             WatchEvent::Rejected {

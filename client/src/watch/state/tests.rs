@@ -372,3 +372,26 @@ fn the_last_watch_takes_with_it_what_nobody_else_follows() {
     state.unwant(&group);
     assert_eq!(state.slots.keys().collect::<Vec<_>>(), [&key()]);
 }
+
+#[test]
+fn what_is_refused_when_it_is_asked_for_anew_is_not_live_any_more() {
+    let mut scene = Scene::following(&WatchTarget::Service(key()));
+    let number = scene.asked_now();
+    scene.hear([list(&["a"], 5), started(number, 5, &[key()])]);
+    assert_eq!(scene.state.slot(&key()).cached.view().source, Source::Live);
+    let later = v1::KeepCache {
+        subscription: number,
+        retry_after_ms: 0,
+    };
+    // Another subscription keeps it current meanwhile, and goes.
+    let group = WatchTarget::group("jobs");
+    scene.state.want(&group);
+    let of_group = scene.asked_now();
+    scene.hear([started(of_group, 5, &[key()]), Frame::KeepCache(later)]);
+    assert_eq!(scene.state.slot(&key()).cached.view().source, Source::Live);
+    scene.hear([Frame::Rejected(v1::Rejected {
+        subscription: of_group,
+        error: Some(v1::Error::default()),
+    })]);
+    assert_eq!(scene.state.slot(&key()).cached.view().source, Source::Cache);
+}
