@@ -1,6 +1,7 @@
 //! What can go wrong, phrased by the caller's next move.
 
 use std::error::Error as StdError;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
@@ -22,7 +23,7 @@ pub enum Effect {
 ///
 /// Calls retry by themselves, at other servers and until their deadline, where that is safe; what arrives here
 /// needs a decision.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The session is dead. A [`crate::Session`] opens a new one and registers again by itself; a holder of a
@@ -222,7 +223,7 @@ pub enum Error {
         server: String,
         /// What happened there.
         #[source]
-        source: Box<dyn StdError + Send + Sync>,
+        source: Arc<dyn StdError + Send + Sync>,
     },
     /// A read, or a call that had not left yet, found its deadline passed. Retry, or allow more time.
     #[error("deadline passed: {message}")]
@@ -367,7 +368,7 @@ impl Error {
         if is_connect_error(&status) {
             return Self::Connection {
                 server: server.into(),
-                source: status.into(),
+                source: Arc::new(status),
             };
         }
         let message = format!("{server}: {}", status.message());
@@ -401,7 +402,7 @@ impl Error {
                 Some(request_id) => Self::OutcomeUnknown { request_id, message },
                 None => Self::Connection {
                     server: server.into(),
-                    source: status.into(),
+                    source: Arc::new(status),
                 },
             },
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rollcall_proto::v1;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::backoff::jittered;
@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::key::ServiceKey;
 use crate::registry::Registry;
 use crate::view::{Confirmed, Counted, Heard, ServiceView, Source};
-use crate::watch::{Cached, Merged, ServiceWatch};
+use crate::watch::{Cached, KEEP_CACHE_MAX, Merged, Published, ServiceWatch};
 
 /// How to poll.
 #[derive(Clone, Copy, Debug)]
@@ -48,9 +48,6 @@ impl PollOptions {
     }
 }
 
-/// Longest wait that a server may ask for while it rations full lists.
-const KEEP_CACHE_MAX: Duration = Duration::from_secs(600);
-
 /// Ends the task when the last watch of the poll is dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Guard {
@@ -65,9 +62,11 @@ impl Drop for Guard {
 
 struct Slot {
     cached: Cached,
-    published: watch::Sender<Arc<ServiceView>>,
+    published: Published,
     /// Full lists are rationed; ours comes then, or later.
     ask_at: Option<Instant>,
+    /// The servers refuse its name: it spoils no question about others.
+    refused: bool,
 }
 
 impl Registry {
@@ -97,9 +96,7 @@ impl Registry {
         let guard = Arc::new(Guard::default());
         let watches = keys
             .iter()
-            .map(|key| {
-                ServiceWatch::polled(key.clone(), slots[key].published.subscribe(), Arc::clone(&guard))
-            })
+            .map(|key| ServiceWatch::polled(key.clone(), &slots[key].published, Arc::clone(&guard)))
             .collect();
         let (registry, over) = (self.clone(), Arc::clone(&guard.over));
         tokio::spawn(async move {
@@ -114,11 +111,16 @@ impl Registry {
 
 /// What a round asks. An age is that of a mode: lists of one, of the other, and those of which it is not known yet are asked
 /// about apart, so that one mode's age holds up no other. Of the last those of one group in a round, in turn, if they were
-/// refused together.
-fn questions(slots: &BTreeMap<ServiceKey, Slot>, alone: Option<usize>) -> Vec<Vec<ServiceKey>> {
+/// refused together. Of the names that are refused, one in a round.
+fn questions(slots: &BTreeMap<ServiceKey, Slot>, alone: Option<usize>, round: usize) -> Vec<Vec<ServiceKey>> {
     let (mut cluster, mut server) = (Vec::new(), Vec::new());
     let mut unknown: BTreeMap<&str, Vec<ServiceKey>> = BTreeMap::new();
+    let mut refused = Vec::new();
     for (key, slot) in slots {
+        if slot.refused {
+            refused.push(key);
+            continue;
+        }
         match slot.cached.view().counted() {
             Counted::Cluster => cluster.push(key.clone()),
             Counted::Server { .. } => server.push(key.clone()),
@@ -136,22 +138,35 @@ fn questions(slots: &BTreeMap<ServiceKey, Slot>, alone: Option<usize>) -> Vec<Ve
         .iter()
         .flat_map(|keys| keys.chunks(SIGNS_MAX))
         .map(Vec::from)
+        .chain((!refused.is_empty()).then(|| vec![refused[round % refused.len()].clone()]))
         .collect()
+}
+
+/// Whether a question without the name that this is about may be answered.
+fn is_about_a_name(error: &Error) -> bool {
+    matches!(error, Error::InvalidName { .. } | Error::InvalidArgument { .. })
 }
 
 async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, options: PollOptions) {
     let mut alone = None;
+    let mut round: usize = 0;
     loop {
+        round = round.wrapping_add(1);
         // A server that does not answer for one list is not waited for once for each of the others.
         let mut answering = true;
         let mut refused = false;
-        for keys in questions(&slots, alone) {
+        let mut questions = questions(&slots, alone, round);
+        // In their order.
+        questions.reverse();
+        while let Some(mut keys) = questions.pop() {
             match registry.signs(&keys, options.read).await {
                 Ok(answer) => {
                     for sign in answer.value {
                         let Some(slot) = slots.get_mut(&sign.key) else {
                             continue;
                         };
+                        slot.refused = false;
+                        slot.published.refuse(None);
                         if !slot.compare(&sign, &answer.header) {
                             let current =
                                 answering && slot.ask(&sign, registry, options, &mut answering).await;
@@ -173,9 +188,29 @@ async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, option
                         }
                     }
                 }
+                // One of the names is refused: find it.
+                Err(error) if is_about_a_name(&error) && keys.len() > 1 => {
+                    let rest = keys.split_off(keys.len() / 2);
+                    questions.extend([rest, keys]);
+                }
+                Err(error) if is_about_a_name(&error) => {
+                    tracing::debug!(%error, "a sign was refused");
+                    let error = Arc::new(error);
+                    if let Some(slot) = keys.first().and_then(|key| slots.get_mut(key)) {
+                        slot.refused = true;
+                        slot.refuse(&error);
+                    }
+                }
                 Err(error) => {
                     tracing::debug!(%error, "signs were not answered");
-                    slots.values_mut().for_each(Slot::hold);
+                    let error = Arc::new(error);
+                    for slot in slots.values_mut() {
+                        if error.is_transient() {
+                            slot.hold();
+                        } else {
+                            slot.refuse(&error);
+                        }
+                    }
                     break;
                 }
             }
@@ -193,9 +228,10 @@ async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, option
 impl Slot {
     fn new(cached: Cached) -> Self {
         Self {
-            published: watch::Sender::new(Arc::clone(cached.view())),
+            published: Published::new(cached.view()),
             cached,
             ask_at: None,
+            refused: false,
         }
     }
 
@@ -314,19 +350,14 @@ impl Slot {
         }
     }
 
+    /// The servers will not answer, and would not next time.
+    fn refuse(&mut self, error: &Arc<Error>) {
+        self.hold();
+        self.published.refuse(Some(error));
+    }
+
     fn publish(&self) {
-        self.published.send_if_modified(|shown| {
-            let next = self.cached.view();
-            let differs = shown.source != next.source
-                || shown.revision != next.revision
-                || shown.counted() != next.counted()
-                || shown.sign != next.sign
-                || shown.guard != next.guard
-                || shown.exists != next.exists;
-            // The age is renewed in any case; readers wake only for what differs.
-            *shown = Arc::clone(next);
-            differs
-        });
+        self.published.show(self.cached.view());
     }
 }
 

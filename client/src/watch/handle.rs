@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::event::WatchEvent;
 use super::hub::{Hub, discover_wait};
+use super::published::{Published, Reader};
 use super::target::WatchTarget;
 use crate::error::Error;
 use crate::key::ServiceKey;
@@ -18,16 +19,20 @@ use crate::view::{ServiceView, Source};
 #[derive(Debug)]
 pub struct ServiceWatch {
     key: ServiceKey,
-    view: watch::Receiver<Arc<ServiceView>>,
-    kept: Keep,
+    shown: Reader,
+    _kept: Keep,
 }
 
 /// What a [`ServiceWatch`] keeps going.
 #[derive(Debug)]
 pub(crate) enum Keep {
-    Subscription(Hold),
+    Subscription {
+        _hold: Hold,
+    },
     /// The task of a poll.
-    Poll(#[expect(dead_code, reason = "held for its drop")] Arc<crate::poll::Guard>),
+    Poll {
+        _guard: Arc<crate::poll::Guard>,
+    },
 }
 
 /// One handle's share in a subscription.
@@ -91,8 +96,10 @@ impl Registry {
         }
         let deadline = Instant::now() + discover_wait(&self.inner.config, watch.view().source);
         let view = match tokio::time::timeout_at(deadline, watch.live()).await {
-            Ok(view) => view?,
-            Err(_) => watch.view(),
+            Ok(Ok(view)) => view,
+            Ok(Err(error)) if watch.view().source == Source::Nothing => return Err(error),
+            // What is held serves.
+            Ok(Err(_)) | Err(_) => watch.view(),
         };
         found(view)
     }
@@ -106,11 +113,11 @@ impl Registry {
         let hub = &self.inner.hub;
         let hold = Hold::new(hub, WatchTarget::Service(key.clone()))?;
         hub.load(key).await;
-        let view = hub.shared.state.lock().slot(key).published.subscribe();
+        let shown = hub.shared.state.lock().slot(key).published.subscribe();
         Ok(ServiceWatch {
             key: key.clone(),
-            view,
-            kept: Keep::Subscription(hold),
+            shown,
+            _kept: Keep::Subscription { _hold: hold },
         })
     }
 
@@ -146,15 +153,11 @@ fn found(view: Arc<ServiceView>) -> Result<Arc<ServiceView>, Error> {
 }
 
 impl ServiceWatch {
-    pub(crate) fn polled(
-        key: ServiceKey,
-        view: watch::Receiver<Arc<ServiceView>>,
-        guard: Arc<crate::poll::Guard>,
-    ) -> Self {
+    pub(crate) fn polled(key: ServiceKey, published: &Published, guard: Arc<crate::poll::Guard>) -> Self {
         Self {
             key,
-            view,
-            kept: Keep::Poll(guard),
+            shown: published.subscribe(),
+            _kept: Keep::Poll { _guard: guard },
         }
     }
 
@@ -167,47 +170,39 @@ impl ServiceWatch {
     /// The view as it is now.
     #[must_use]
     pub fn view(&self) -> Arc<ServiceView> {
-        Arc::clone(&self.view.borrow())
+        Arc::clone(&self.shown.view.borrow())
     }
 
-    /// Waits until the view is another one than when this was last called: other nodes, another word of the
-    /// removal guard, or another source.
+    /// Waits until the view is another one than when this was last called: other nodes or metadata, another word of
+    /// the removal guard, or another source. That a server has confirmed it is none.
     /// `None`: nothing keeps it current any more.
     pub async fn changed(&mut self) -> Option<Arc<ServiceView>> {
-        self.view.changed().await.ok()?;
-        Some(Arc::clone(&self.view.borrow_and_update()))
+        self.shown.view.changed().await.ok()?;
+        Some(Arc::clone(&self.shown.view.borrow_and_update()))
     }
 
     /// Waits until a server has confirmed the view in this run, and a stream keeps it current (of a poll: until
     /// it was read). No deadline; put it under one.
     ///
     /// # Errors
-    /// What the servers say when they refuse the subscription for good. [`Error::Closed`]: nothing keeps it
+    /// What the servers say when they refuse it for good: an unknown token, a name that is none. It is asked for again all
+    /// the same, since they may be told otherwise. [`Error::Closed`]: nothing keeps it
     /// current any more.
     pub async fn live(&mut self) -> Result<Arc<ServiceView>, Error> {
         loop {
-            let view = Arc::clone(&self.view.borrow_and_update());
+            let view = Arc::clone(&self.shown.view.borrow_and_update());
             if view.source == Source::Live {
                 return Ok(view);
             }
-            if let Some(error) = self.rejection() {
-                return Err(error);
+            if let Some(error) = &*self.shown.refusal.borrow_and_update() {
+                return Err(Error::clone(error));
             }
-            let again = tokio::time::sleep(std::time::Duration::from_millis(50));
-            tokio::select! {
-                changed = self.view.changed() => changed.map_err(|_| Error::Closed { what: "watch" })?,
-                () = again => {}
-            }
+            let changed = tokio::select! {
+                changed = self.shown.view.changed() => changed,
+                changed = self.shown.refusal.changed() => changed,
+            };
+            changed.map_err(|_| Error::Closed { what: "watch" })?;
         }
-    }
-
-    fn rejection(&self) -> Option<Error> {
-        let Keep::Subscription(hold) = &self.kept else {
-            return None;
-        };
-        let state = hold.hub.shared.state.lock();
-        let rejection = state.subscriptions.get(&hold.target)?.rejection.clone()?;
-        Some(Error::from_wire(rejection, None)).filter(|error| !error.is_transient())
     }
 }
 

@@ -10,13 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rollcall_proto::v1;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::subscription::Subscription;
 use super::cache::Cached;
 use super::event::WatchEvent;
+use super::published::Published;
 use super::target::WatchTarget;
+use crate::error::Error;
 use crate::key::ServiceKey;
 use crate::view::{Counted, Heard, ServiceView, Source};
 
@@ -27,7 +29,7 @@ const KNOWN_MAX: usize = 5000;
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) cached: Cached,
-    pub(super) published: watch::Sender<Arc<ServiceView>>,
+    pub(super) published: Published,
     /// Changes are ignored until the full list comes.
     awaits_full: bool,
     asked_anew_at: Option<Instant>,
@@ -35,7 +37,7 @@ pub(super) struct Slot {
 
 impl Slot {
     fn new(cached: Cached) -> Self {
-        let published = watch::Sender::new(Arc::clone(cached.view()));
+        let published = Published::new(cached.view());
         Self {
             cached,
             published,
@@ -45,7 +47,7 @@ impl Slot {
     }
 
     fn publish(&self) {
-        self.published.send_replace(Arc::clone(self.cached.view()));
+        self.published.show(self.cached.view());
     }
 }
 
@@ -405,6 +407,13 @@ impl State {
             .filter(|one| one.number == 0)
             .filter_map(|one| one.ask_at)
             .min()
+    }
+
+    /// No server lets us have a stream, and asking again would not help.
+    pub(super) fn on_refused(&mut self, error: &Arc<Error>) {
+        for slot in self.slots.values() {
+            slot.published.refuse(Some(error));
+        }
     }
 
     /// The stream is gone.

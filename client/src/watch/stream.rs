@@ -14,6 +14,7 @@ use tonic::Streaming;
 use super::hub::Shared;
 use crate::backoff::{Backoff, LOST_SPREAD, spread_over};
 use crate::endpoint::Endpoint;
+use crate::error::Error;
 use crate::view::Counted;
 
 /// Requests that wait for the connection; further ones wait in the shared state.
@@ -36,6 +37,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
     let mut refused = Backoff::new(pause_min, shared.config.put_aside_max);
     let mut preferred = Vec::new();
     let mut tried = 0;
+    // So many servers in a row do not know our token, or it does not do.
+    let mut denied = 0;
     // A server of this round was there and refused: those are not pressed.
     let mut pressing: Option<Duration> = None;
     while shared.wait_until_wanted().await {
@@ -43,6 +46,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         tried += 1;
         match Stream::open(&shared, Arc::clone(&endpoint)).await {
             Ok(mut stream) => {
+                denied = 0;
                 endpoint.answered();
                 let opened_at = Instant::now();
                 let left = stream.run(&shared).await;
@@ -77,6 +81,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
             Err(no) => {
                 endpoint.failed();
                 tracing::debug!(server = %endpoint.address, reason = no.reason, "no watch stream");
+                denied = if no.denied.is_some() { denied + 1 } else { 0 };
+                if let Some(error) = no.denied.filter(|_| denied >= shared.endpoints.len()) {
+                    shared.state.lock().on_refused(&Arc::new(error));
+                }
                 pressing = no
                     .refused
                     .map(|hint| pressing.unwrap_or_default().max(hint))
@@ -107,6 +115,8 @@ struct NoStream {
     reason: String,
     /// The server spoke: it wants to be left alone for so long at least. `None`: there was no answer.
     refused: Option<Duration>,
+    /// It does not let us, and would not next time.
+    denied: Option<Error>,
 }
 
 impl NoStream {
@@ -114,11 +124,15 @@ impl NoStream {
         Self {
             reason: reason.into(),
             refused: None,
+            denied: None,
         }
     }
 
     fn refused(status: &tonic::Status) -> Self {
         let spoken = v1::Error::decode(status.details()).ok();
+        let error = spoken.clone().map(|error| Error::from_wire(error, None));
+        let denied =
+            error.filter(|error| matches!(error, Error::Unauthenticated { .. } | Error::NotPermitted { .. }));
         let refused = spoken.and_then(|error| match error.code() {
             // About to be ready, or no server at all: asked again as if it were not there.
             v1::ErrorCode::NotReady | v1::ErrorCode::Unavailable | v1::ErrorCode::Unspecified => None,
@@ -127,6 +141,7 @@ impl NoStream {
         Self {
             reason: status.message().into(),
             refused,
+            denied,
         }
     }
 }

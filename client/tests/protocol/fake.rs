@@ -58,6 +58,8 @@ pub(crate) struct Shared {
     /// As before signs had a hash of metadata beside them.
     pub(crate) older: bool,
     pub(crate) queries: u64,
+    /// Watch streams are refused.
+    pub(crate) knows_no_token: bool,
     /// Those that came on streams, by server and stream.
     pub(crate) discovered: Vec<(u64, u64, v1::DiscoverRequest)>,
     /// How often a server was asked for a stream of queries.
@@ -754,6 +756,10 @@ impl v1::registry_server::Registry for Core {
     }
 
     async fn signs(&self, request: Request<v1::SignsRequest>) -> Result<Response<v1::SignsResponse>, Status> {
+        let is_bad = |key: &v1::ServiceKey| key.service.contains(' ');
+        if request.get_ref().keys.iter().any(is_bad) {
+            return Err(refused(v1::ErrorCode::InvalidName));
+        }
         let cluster = self.cluster.lock();
         let sign = |key: v1::ServiceKey| {
             let view = cluster
@@ -776,6 +782,19 @@ impl v1::registry_server::Registry for Core {
             signs,
         }))
     }
+}
+
+fn refused(code: v1::ErrorCode) -> Status {
+    let error = v1::Error {
+        code: code.into(),
+        message: format!("{code:?}"),
+        ..v1::Error::default()
+    };
+    Status::with_details(
+        tonic::Code::InvalidArgument,
+        "refused",
+        error.encode_to_vec().into(),
+    )
 }
 
 fn metadata_hash(view: &v1::ServiceView) -> u64 {
@@ -883,6 +902,9 @@ impl v1::watch_server::Watch for Core {
         &self,
         request: Request<Streaming<v1::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        if self.cluster.lock().knows_no_token {
+            return Err(refused(v1::ErrorCode::Unauthenticated));
+        }
         let mut requests = request.into_inner();
         let (sender, receiver) = mpsc::channel(1024);
         self.watchers.lock().push(sender.clone());

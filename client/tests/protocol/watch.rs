@@ -722,6 +722,57 @@ async fn an_older_server_that_names_no_metadata_confirms_lists_all_the_same() {
 }
 
 #[tokio::test]
+async fn a_name_that_is_refused_spoils_no_poll() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    cluster.lock().view = Some(v1::ServiceView {
+        key: Some((&key()).into()),
+        sign: sign(&["a"]),
+        revision: 5,
+        nodes: nodes(&["a"]),
+        ..v1::ServiceView::default()
+    });
+    let registry = Registry::connect(config(&[&server])).unwrap();
+    let bad = |at: usize| ServiceKey::new("prod", format!("no name {at}"));
+    let keys = [bad(1), key(), bad(2)];
+    let mut watches = registry
+        .poll(&keys, PollOptions::every(Duration::from_millis(50)))
+        .unwrap();
+    until(&mut watches[1], |view| view.source == Source::Live).await;
+    for at in [0, 2] {
+        let error = tokio::time::timeout(Duration::from_secs(10), watches[at].live()).await;
+        let error = error.expect("in time").unwrap_err();
+        assert!(matches!(error, Error::InvalidName { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn discovery_tells_of_a_token_that_no_server_knows() {
+    let cluster = Cluster::default();
+    let servers = [
+        &Server::start(1, &cluster).await,
+        &Server::start(2, &cluster).await,
+    ];
+    cluster.lock().knows_no_token = true;
+    let registry = Registry::connect(config(&servers)).unwrap();
+    let error = registry.discover(&key()).await.unwrap_err();
+    assert!(matches!(error, Error::Unauthenticated { .. }), "{error}");
+    // The servers learn of it.
+    {
+        let mut cluster = cluster.lock();
+        cluster.knows_no_token = false;
+        cluster.script = current(&["a"], 5);
+    }
+    eventually_found(&registry).await;
+}
+
+async fn eventually_found(registry: &Registry) {
+    let mut watch = registry.watch_service(&key()).await.unwrap();
+    until(&mut watch, |view| view.source == Source::Live).await;
+    registry.discover(&key()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_poll_learns_of_metadata_that_changed_under_an_equal_sign() {
     let cluster = Cluster::default();
     let server = Server::start(1, &cluster).await;

@@ -12,6 +12,7 @@ use super::{State, Tail, Todo};
 use crate::error::Error;
 use crate::key::ServiceKey;
 use crate::view::{Confirmed, Counted, ServiceView, Source, said};
+use crate::watch::KEEP_CACHE_MAX;
 use crate::watch::cache::Merged;
 use crate::watch::event::{RemovedNode, WatchEvent};
 use crate::watch::target::WatchTarget;
@@ -20,8 +21,6 @@ use crate::watch::target::WatchTarget;
 pub(super) const RESYNC_SPACING: Duration = Duration::from_secs(1);
 /// A server that so often in a row is not ready for a subscription is left for another.
 const REFUSALS_MAX: u32 = 3;
-/// Longest wait that a server may ask for while it rations full lists.
-const KEEP_CACHE_MAX: Duration = Duration::from_secs(600);
 
 impl State {
     /// A message begins: all its frames are of this cluster, if it is named, and count like this.
@@ -116,7 +115,6 @@ impl State {
                 .cp
                 .reach(Counted::Cluster, started.directory_revision);
         }
-        subscription.rejection = None;
         subscription.refusals = 0;
         let (cp, ap) = (subscription.cp, subscription.ap);
         let awaits_other = started.half && !(cp.started && ap.started);
@@ -124,6 +122,9 @@ impl State {
         let existing: BTreeSet<ServiceKey> = started.services.into_iter().map(ServiceKey::from).collect();
         let guard = |guard: v1::ServiceGuard| (guard.key.unwrap_or_default().into(), guard.guard);
         let guards: BTreeMap<ServiceKey, _> = started.guards.into_iter().map(guard).collect();
+        if let WatchTarget::Service(key) = &target {
+            self.slot(key).published.refuse(None);
+        }
         // A service that exists and was not sent is held already, by its equal sign.
         if let WatchTarget::Group(_) = target {
             for key in &existing {
@@ -457,14 +458,14 @@ impl State {
         if leave.is_some() {
             subscription.refusals = 0;
         }
-        subscription.rejection = Some(wire);
         self.on_unfollowed(&target);
-        self.tell_target(
-            Some(&target),
-            WatchEvent::Rejected {
-                error: Arc::new(error),
-            },
-        );
+        let error = Arc::new(error);
+        if let WatchTarget::Service(key) = &target
+            && !error.is_transient()
+        {
+            self.slot(key).published.refuse(Some(&error));
+        }
+        self.tell_target(Some(&target), WatchEvent::Rejected { error });
         Todo { leave, move_on: None }
     }
 

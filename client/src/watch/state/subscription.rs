@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use rollcall_proto::v1;
 use tokio::time::Instant;
 
 use crate::key::ServiceKey;
@@ -21,7 +20,6 @@ pub(crate) struct Subscription {
     /// One part has started, and the other one will: those of the services held that are not of the first.
     pub(super) unlisted: Option<BTreeSet<ServiceKey>>,
     pub(super) ask_at: Option<Instant>,
-    pub(crate) rejection: Option<v1::Error>,
     /// How often in a row a server said that it is not ready for it.
     pub(super) refusals: u32,
 }
@@ -64,7 +62,6 @@ impl Subscription {
             ap: Part::default(),
             unlisted: None,
             ask_at: None,
-            rejection: None,
             refusals: 0,
         }
     }

@@ -395,3 +395,17 @@ fn what_is_refused_when_it_is_asked_for_anew_is_not_live_any_more() {
     })]);
     assert_eq!(scene.state.slot(&key()).cached.view().source, Source::Cache);
 }
+
+#[test]
+fn watchers_do_not_wake_for_a_mere_confirmation() {
+    let mut scene = Scene::following(&WatchTarget::Service(key()));
+    let number = scene.asked_now();
+    scene.hear([list(&["a"], 5), started(number, 5, &[key()])]);
+    let mut shown = scene.state.slot(&key()).published.subscribe();
+    scene.hear([started(number, 9, &[key()])]);
+    assert!(!shown.view.has_changed().unwrap());
+    assert_eq!(shown.view.borrow().as_of, 9, "who looks sees it");
+    scene.hear([change(&key(), 10, false, &["b"], &["a", "b"])]);
+    assert!(shown.view.has_changed().unwrap());
+    assert_eq!(ids(&shown.view.borrow_and_update()), "a,b");
+}
