@@ -13,6 +13,7 @@ use rollcall_client::{
     Entry, Error, Expected, NodeKey, NodeUpdate, Override, ReadOptions, Registration, Registry,
     RegistryConfig, Removal, ServiceKey, Session, SessionOptions, SessionStatus, WriteOptions,
 };
+use rollcall_jepsen::lab::attending::Attending;
 use rollcall_jepsen::lab::reading::{connect, local_view};
 use rollcall_jepsen::lab::{WAIT_MAX, eventually};
 use support::{GROUP, Stage, cluster, registry};
@@ -492,6 +493,59 @@ async fn a_session_may_have_nodes_of_both_kinds_and_takes_them_along() {
     assert!(view.nodes.is_empty());
     cluster.server(1).restart().await.unwrap();
     wait_everywhere(&cluster, &addresses, &ids([])).await;
+}
+
+/// Silent for too long, a session is struck off in a CP group, in an AP group its node is the last and is held. Whoever
+/// speaks under it again must be told, or the node in the CP group would be missed by nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_lost_a_node_in_the_log_does_not_live_on_by_records() {
+    let cluster = stage(1).await;
+    let address = cluster.addresses()[0].clone();
+    let crowd = only(&address)
+        .open_session(SessionOptions::ttl(TTL))
+        .await
+        .unwrap();
+    let feed = ServiceKey::new(GROUP, "feed");
+    for id in ["c1", "c2", "c3", "c4"] {
+        crowd.register(&feed, node(id)).await.unwrap();
+    }
+    // This client waits until the server has loaded its AP groups.
+    crowd
+        .register(&ServiceKey::new(EDGE, "web"), node("w"))
+        .await
+        .unwrap();
+    let ttl = Duration::from_secs(2);
+    let mut silent = Attending::open(&address, ttl).await.unwrap();
+    silent.register(GROUP, "feed", "lost").await.unwrap();
+    silent.register(EDGE, "feed", "last").await.unwrap();
+    assert!(silent.renew().await.unwrap());
+    eventually(
+        "the node in the CP group is gone, the other is held",
+        WAIT_MAX,
+        || async {
+            let view = local_view(&address, GROUP, "feed", 0).await.ok()??;
+            let gone = view.nodes.len() == 4;
+            let held = listed(&address).await?.get("last")?.state() == v1::NodeState::Suspect;
+            (gone && held).then_some(())
+        },
+    )
+    .await
+    .unwrap();
+    assert!(
+        !silent.renew().await.unwrap(),
+        "renewed, although a node of it is gone"
+    );
+    let (session, secret) = (silent.session, silent.secret.clone());
+    let attached = Attending::attach(&address, session, &secret).await.unwrap();
+    assert_eq!(attached.err().unwrap().code(), v1::ErrorCode::SessionNotFound);
+
+    // Under another session both are there again.
+    let mut again = Attending::open(&address, TTL).await.unwrap();
+    again.register(GROUP, "feed", "lost").await.unwrap();
+    again.register(EDGE, "feed", "last").await.unwrap();
+    assert!(again.renew().await.unwrap());
+    let state = listed(&address).await.unwrap()["last"].state();
+    assert_eq!(state, v1::NodeState::Up);
 }
 
 #[tokio::test(flavor = "multi_thread")]

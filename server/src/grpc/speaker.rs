@@ -3,7 +3,8 @@
 //!
 //! A session has one id on both sides. Its first word on AP groups here, or its stream's coming here, makes this server
 //! vouch for it; from then on its heartbeats count here at once. A heartbeat is answered when both sides that know the
-//! session have counted it; by this server alone if the leader is silent and nothing hangs on it.
+//! session have counted it; by this server alone if the leader is silent and nothing hangs on it. A session that lapsed in
+//! the log and lost nodes by it is dead, though it lives on by records: its client is to register all of them again.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -38,6 +39,11 @@ const UNDECIDED_TURNS: u32 = 20;
 /// Whether a session was opened without the Raft directory, and has not come there with a group that moved.
 pub(crate) fn lives_by_records_alone(reader: &Reader, session: SessionId) -> bool {
     session.0 & RECORDS_ALONE != 0 && reader.consensus().directory().read().session(session).is_none()
+}
+
+/// Whether the log let nodes of a session go. It says so for good, so that nobody needs to ask the leader.
+fn has_lost_nodes(reader: &Reader, session: SessionId) -> bool {
+    reader.consensus().directory().read().has_lost_nodes(session)
 }
 
 /// A session that proved that it is itself.
@@ -191,11 +197,17 @@ pub(crate) async fn renew(
 ) -> Result<RenewOutcome, v1::Error> {
     let reader = &doors.reader;
     let (mut here, mut either, mut log) = (Vec::new(), Vec::new(), Vec::new());
+    let mut bereft = Word::default();
     for speaker in speakers {
         let records_alone = lives_by_records_alone(reader, speaker.id());
         let known = records_alone || speaker.is_known_to_records(reader);
         if known {
             here.push(speaker);
+            // Its records are kept alive all the same, until another session has taken its nodes over.
+            if has_lost_nodes(reader, speaker.id()) {
+                bereft.dead.insert(speaker.id());
+                continue;
+            }
         }
         if records_alone {
             continue;
@@ -237,7 +249,7 @@ pub(crate) async fn renew(
         Ok(Ok(outcome)) => Word::of(outcome, log),
         Ok(Err(_)) | Err(_) => Word::none(log),
     };
-    let words = [here, said];
+    let words = [here, said, bereft];
     let mut outcome = RenewOutcome::default();
     for session in speakers.iter().map(|speaker| speaker.id()) {
         if words.iter().any(|word| word.dead.contains(&session)) {

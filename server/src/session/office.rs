@@ -360,7 +360,8 @@ impl Office {
         self.holders.remove(&session);
     }
 
-    /// Records signs of life. A session that had lapsed and is held is undecided until the log has revived it.
+    /// Records signs of life. A session that had lapsed and is held is undecided until the log has revived it. One of which
+    /// nodes went is not found, though others are held: its client is to register them all again, which takes those over.
     pub(crate) fn renew(
         &mut self,
         from: ServerId,
@@ -381,6 +382,9 @@ impl Office {
             };
             if self.expiring.contains(&session) && !planted(Mutant::LateHeartbeat) {
                 verdict.undecided.push(session);
+            } else if found.lost_nodes {
+                self.returning.remove(&session);
+                verdict.not_found.push(session);
             } else if found.lapsed.is_some() {
                 self.returning.entry(session).or_insert(Returning::Heard);
                 verdict.undecided.push(session);

@@ -71,29 +71,33 @@ impl Log {
             expected: Expected::Any,
         });
         for session in 1..=count {
-            let registration = Registration {
-                id: format!("node-{session:06}").parse().expect("a good name"),
-                addresses: vec![Address {
-                    name: "http".into(),
-                    host: "127.0.0.1".into(),
-                    port: 80,
-                }]
-                .into(),
-                weight: 100,
-                labels: Labels::new(),
-                metadata: Labels::new(),
-                kind: None,
-                state: NodeState::Up,
-            };
-            self.apply(Command::Register {
-                session: Some(SessionId(session)),
-                nodes: vec![RegisterNode {
-                    key: feed(),
-                    registration,
-                    expected: Expected::Any,
-                }],
-            });
+            self.register(session, feed(), &format!("node-{session:06}"));
         }
+    }
+
+    fn register(&mut self, session: u64, key: ServiceKey, id: &str) {
+        let registration = Registration {
+            id: id.parse().expect("a good name"),
+            addresses: vec![Address {
+                name: "http".into(),
+                host: "127.0.0.1".into(),
+                port: 80,
+            }]
+            .into(),
+            weight: 100,
+            labels: Labels::new(),
+            metadata: Labels::new(),
+            kind: None,
+            state: NodeState::Up,
+        };
+        self.apply(Command::Register {
+            session: Some(SessionId(session)),
+            nodes: vec![RegisterNode {
+                key,
+                registration,
+                expected: Expected::Any,
+            }],
+        });
     }
 
     fn states(&self) -> Vec<NodeState> {
@@ -365,6 +369,50 @@ fn a_held_session_is_undecided_until_the_log_has_revived_it() {
         RenewalVerdict::default()
     );
     assert_eq!(office.counts(), (1, 0));
+}
+
+/// Of a session's two nodes the guard of one service lets go, that of the other holds: whoever speaks under it again is told
+/// to register both anew, also by a new leader, and nothing of it is revived meanwhile.
+#[test]
+fn a_session_that_lost_a_node_is_not_found_though_another_is_held() {
+    let mut log = Log::with_sessions(4);
+    log.register_one_each(4);
+    let alone = ServiceKey {
+        service: "alone".parse().expect("a good name"),
+        ..feed()
+    };
+    log.register(1, alone.clone(), "last");
+    let start = Instant::now();
+    let mut office = log.office(start);
+    let silent = SessionId(1);
+    let now = start + TTL * 2;
+    office.expiring.insert(silent);
+    let word = lapsed(&[ExpiryFence {
+        session: silent,
+        last_renewal: log.directory.session(silent).expect("there").last_renewal,
+    }]);
+    log.apply(word.command(Term(1)));
+    let owned = log
+        .directory
+        .session(silent)
+        .expect("of which a node is held")
+        .nodes
+        .len();
+    assert_eq!((owned, log.states().len()), (1, 3), "one is held, the other went");
+    assert_eq!(
+        office.renew(HERE, &[silent], &log.directory, now).undecided,
+        [silent]
+    );
+    office.catch_up(&log.directory, now);
+    office.settle(&word, &log.directory, now);
+    for mut office in [office, log.office(now)] {
+        let verdict = office.renew(HERE, &[silent], &log.directory, now);
+        assert_eq!((verdict.not_found, verdict.undecided), (vec![silent], vec![]));
+        let words = words(&mut office, &log.directory, now, TICK * 4);
+        assert!(words.is_empty(), "{words:?}");
+    }
+    let held = log.directory.service(&alone).expect("there").guard_status().held;
+    assert_eq!(held, 1);
 }
 
 /// Without sessions nobody needs to tick. One that is opened meanwhile lasts its full ttl, however long the rest was,

@@ -252,7 +252,7 @@ pub(super) fn of_tombstone(service: &ServiceKey, id: &NodeId, tombstone: &Tombst
     record_hash(5, &(service, id, tombstone))
 }
 
-/// Without its nodes: each of them names its session.
+/// Without its nodes: each of them names its session. One that lost nodes has a tag of its own.
 pub(super) fn of_session(session: &Session) -> u128 {
     let Session {
         id,
@@ -262,10 +262,11 @@ pub(super) fn of_session(session: &Session) -> u128 {
         opened,
         last_renewal,
         lapsed,
+        lost_nodes,
         nodes: _,
     } = session;
     record_hash(
-        6,
+        if *lost_nodes { 9 } else { 6 },
         &(id, secret_digest, ttl_ms, client, opened, last_renewal, lapsed),
     )
 }

@@ -119,7 +119,7 @@ impl Directory {
                 node: id.clone(),
             };
             if let Some(owner) = self.node(&node).and_then(|node| node.session()) {
-                self.sessions.take_node(owner, key, id);
+                self.lose_node(owner, key, id);
                 self.end_if_spent(draft, owner);
             }
         }

@@ -145,6 +145,7 @@ impl Directory {
                 opened: revision,
                 last_renewal: heard_at(revision),
                 lapsed,
+                lost_nodes: false,
                 nodes: OwnedNodes::default(),
             };
             self.sessions.insert(session, &mut self.digest);

@@ -9,6 +9,7 @@ mod apply;
 mod changelog;
 mod codec;
 mod command;
+mod departed;
 mod digest;
 mod draft;
 mod few;

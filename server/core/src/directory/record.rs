@@ -312,8 +312,11 @@ pub struct Session {
     /// Log index of its last committed sign of life (opening, or a write under it); fences its expiry.
     pub last_renewal: LogIndex,
     /// When it lapsed, if it did and the guard holds nodes of it. Nothing counts down for it then; it ends with
-    /// its last node, and a sign of life revives it.
+    /// its last node, and a sign of life revives it, unless it lost nodes.
     pub lapsed: Option<Revision>,
+    /// Nodes of it went when it lapsed, or afterwards, while others are held. Its client takes itself to own them all,
+    /// so it is told that the session is gone, whatever is left of it, and registers them again under another.
+    pub lost_nodes: bool,
     /// The nodes it owns. All of them are suspects if it lapsed, none if not.
     pub nodes: OwnedNodes,
 }

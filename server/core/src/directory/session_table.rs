@@ -118,6 +118,7 @@ mod tests {
             opened: Revision(id),
             last_renewal: LogIndex(id),
             lapsed: None,
+            lost_nodes: false,
             nodes: super::super::owned::OwnedNodes::default(),
         }
     }

@@ -7,7 +7,7 @@ use super::command::{ExpiryFence, RevivalFence};
 use super::draft::{Draft, Effect};
 use super::outcome::{Refusal, RemovalCause, SessionChange};
 use super::owned::OwnedNodes;
-use super::record::Session;
+use super::record::{GroupMode, Session};
 use super::rules;
 use super::state::Directory;
 use crate::guard::HoldReason;
@@ -44,6 +44,7 @@ impl Directory {
             opened: draft.revision,
             last_renewal: at.index,
             lapsed: None,
+            lost_nodes: false,
             nodes: OwnedNodes::default(),
         };
         self.sessions.insert(session, &mut self.digest);
@@ -108,12 +109,14 @@ impl Directory {
             });
         }
         for id in lapsed {
-            let revision = draft.revision;
+            let (revision, serving) = (draft.revision, self.serving);
             let mut left = 0;
             self.sessions.write(*id, &mut self.digest, |session| {
+                let owned = session.nodes.len();
                 session.nodes.retain_services(|service| held.contains(service));
                 session.lapsed = Some(revision);
                 left = session.nodes.len();
+                session.lost_nodes |= left < owned && remembers_losses(serving);
             });
             if left > 0 {
                 draft.note_session(SessionChange::Lapsed {
@@ -136,7 +139,7 @@ impl Directory {
         let stands = |fence: &&RevivalFence| {
             let session = self.session(fence.session);
             at.term == term
-                && session.is_some_and(|session| session.lapsed == Some(fence.lapsed))
+                && session.is_some_and(|session| session.lapsed == Some(fence.lapsed) && !session.lost_nodes)
                 && !self.is_frozen(fence.session)
         };
         let (revived, voided) = split(fences, |fence| fence.session, stands);
@@ -154,11 +157,32 @@ impl Directory {
         })
     }
 
-    /// A write under a session that lapsed revives all that it owns, so it waits until none of that is frozen.
+    /// A write under a session that lapsed revives all that it owns, so it waits until none of that is frozen. Nobody
+    /// writes under one that lost nodes: it is not revived.
     pub(super) fn require_revivable(&self, session: Option<SessionId>) -> Result<(), Refusal> {
         match session.and_then(|id| self.session(id)) {
+            Some(session) if session.lost_nodes => Err(Refusal::SessionNotFound { session: session.id }),
             Some(session) if session.lapsed.is_some() => self.require_thawed(session),
             Some(_) | None => Ok(()),
+        }
+    }
+
+    /// A node of this session is let go.
+    pub(super) fn lose_node(&mut self, id: SessionId, key: &ServiceKey, node: &NodeId) {
+        self.sessions.take_node(id, key, node);
+        if remembers_losses(self.serving) && self.session(id).is_some_and(|session| !session.lost_nodes) {
+            self.sessions
+                .write(id, &mut self.digest, |session| session.lost_nodes = true);
+        }
+    }
+
+    /// Whether nodes left with a lapse of this session, or after it, and its client may not know. As far as this server
+    /// remembers, if the session itself is gone.
+    #[must_use]
+    pub fn has_lost_nodes(&self, id: SessionId) -> bool {
+        match self.session(id) {
+            Some(session) => session.lost_nodes,
+            None => self.departed.contains(id),
         }
     }
 
@@ -218,7 +242,13 @@ impl Directory {
     /// A lapsed session ends with its last node.
     pub(super) fn end_if_spent(&mut self, draft: &mut Draft, id: SessionId) {
         let spent = |session: &Arc<Session>| session.lapsed.is_some() && session.nodes.is_empty();
-        if self.session(id).is_some_and(spent) && self.sessions.remove(id, &mut self.digest).is_some() {
+        if !self.session(id).is_some_and(spent) {
+            return;
+        }
+        if let Some(ended) = self.sessions.remove(id, &mut self.digest) {
+            if ended.lost_nodes {
+                self.departed.note(id);
+            }
             let cause = RemovalCause::Expired;
             draft.note_session(SessionChange::Ended { session: id, cause });
         }
@@ -249,6 +279,11 @@ impl Directory {
         }
         nodes
     }
+}
+
+/// Where nodes live by records, whoever is heard from again finds all of them again ([`crate::ap`]).
+fn remembers_losses(serving: GroupMode) -> bool {
+    serving == GroupMode::Cp
 }
 
 /// The sessions of the fences that stand, each once and in order, and those of all others.

@@ -1,12 +1,12 @@
 //! The whole replicated state as bytes.
 //!
 //! Layout: magic (8 bytes), format (2), length of the body (8), body in postcard, xxh3-128 of everything before
-//! (16); numbers little endian. Records of the storm switch follow the body's fields if any was ever set. The
-//! change log is not part of it. After reading, signs, counts and the state digest are computed anew from the
+//! (16); numbers little endian. Records of the storm switch follow the body's fields if any was ever set or something
+//! stands behind them: the sessions that lost nodes, if there are any. The change log is not part of it. After reading, signs, counts and the state digest are computed anew from the
 //! records and compared with what the writer had, so that a snapshot which does not add up is refused here and
 //! not noticed later as a replica that differs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::changelog::{ChangeLog, ChangeLogBounds};
+use super::departed::Departed;
 use super::digest::{self, StateDigest};
 use super::limits::Limits;
 use super::owned::OwnedNodes;
@@ -137,8 +138,13 @@ impl Directory {
         bytes.extend_from_slice(&SNAPSHOT_FORMAT.to_le_bytes());
         bytes.extend_from_slice(&[0; 8]);
         let mut bytes = postcard::to_extend(&body, bytes).expect("plain records always encode");
-        if *self.storm != Modes::default() {
+        let bereft = self.sessions.iter().filter(|session| session.lost_nodes);
+        let bereft: Vec<SessionId> = bereft.map(|session| session.id).collect();
+        if *self.storm != Modes::default() || !bereft.is_empty() {
             bytes = postcard::to_extend(&*self.storm, bytes).expect("plain records always encode");
+        }
+        if !bereft.is_empty() {
+            bytes = postcard::to_extend(&bereft, bytes).expect("plain records always encode");
         }
         let length = (bytes.len() - HEAD_BYTES) as u64;
         bytes[10..HEAD_BYTES].copy_from_slice(&length.to_le_bytes());
@@ -161,10 +167,14 @@ impl Directory {
             [] => (Modes::default(), rest),
             rest => postcard::take_from_bytes::<Modes>(rest).map_err(malformed_by)?,
         };
+        let (bereft, rest) = match rest {
+            [] => (Vec::new(), rest),
+            rest => postcard::take_from_bytes::<Vec<SessionId>>(rest).map_err(malformed_by)?,
+        };
         if !rest.is_empty() {
             return Err(malformed(format!("{} bytes left over", rest.len())));
         }
-        body.restore(storm)
+        body.restore(storm, bereft)
     }
 }
 
@@ -216,7 +226,7 @@ impl StoredSession {
         }
     }
 
-    fn restore(self) -> Session {
+    fn restore(self, lost_nodes: bool) -> Session {
         Session {
             id: self.id,
             secret_digest: self.secret_digest,
@@ -225,19 +235,22 @@ impl StoredSession {
             opened: self.opened,
             last_renewal: self.last_renewal,
             lapsed: self.lapsed,
+            lost_nodes,
             nodes: OwnedNodes::default(),
         }
     }
 }
 
 impl Body {
-    fn restore(self, storm: Modes) -> Result<Directory, SnapshotError> {
+    fn restore(self, storm: Modes, bereft: Vec<SessionId>) -> Result<Directory, SnapshotError> {
+        let mut bereft: BTreeSet<SessionId> = bereft.into_iter().collect();
         let mut directory = Directory {
             limits: self.limits,
             serving: GroupMode::default(),
             revision: self.revision,
             groups: self.groups,
             sessions: SessionTable::default(),
+            departed: Departed::default(),
             last_session: self.last_session,
             incarnation_floor: self.incarnation_floor,
             requests: RequestTable::default(),
@@ -254,9 +267,12 @@ impl Body {
                     "session {id} is there twice, or was never given out"
                 )));
             }
-            let session = session.restore();
+            let session = session.restore(bereft.remove(&id));
             directory.digest.add(digest::of_session(&session));
             directory.sessions.insert_counted(session);
+        }
+        if let Some(id) = bereft.first() {
+            return Err(malformed(format!("session {id}, which lost nodes, is missing")));
         }
         for (id, remembered) in self.requests {
             if directory.requests.contains(id) {

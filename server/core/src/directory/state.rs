@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::changelog::{ChangeLog, ChangeLogBounds};
+use super::departed::Departed;
 use super::digest::{self, StateDigest};
 use super::draft::{Draft, ServiceDraft};
 use super::limits::Limits;
@@ -37,6 +38,8 @@ pub struct Directory {
     pub(super) revision: Revision,
     pub(super) groups: Arc<BTreeMap<GroupName, Arc<Group>>>,
     pub(super) sessions: SessionTable,
+    /// What this server saw, so no part of what is replicated.
+    pub(super) departed: Departed,
     /// The last session id given out.
     pub(super) last_session: SessionId,
     /// Services that come back start above this.
@@ -89,6 +92,7 @@ impl Directory {
             revision: Revision::default(),
             groups: Arc::default(),
             sessions: SessionTable::default(),
+            departed: Departed::default(),
             last_session: SessionId::default(),
             incarnation_floor: Incarnation::default(),
             requests: RequestTable::default(),

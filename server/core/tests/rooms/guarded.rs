@@ -259,7 +259,35 @@ impl World {
         Ok(())
     }
 
+    /// Who lost a node is told that its session is gone: what it still has goes to another one, at once.
+    fn reopen(&mut self, lost: SessionId) -> Result<(), TestCaseError> {
+        let owned: Vec<String> = {
+            let session = self.directory.session(lost).expect("it is there");
+            session.nodes.keys().map(|key| key.to_string()).collect()
+        };
+        let paths: Vec<&str> = owned.iter().map(String::as_str).collect();
+        let session = self.commit(scene::open_session())?.unwrap().session.unwrap();
+        self.commit(scene::register(session.0, &paths))?.unwrap();
+        for path in paths {
+            let node = self.directory.node(&scene::node(path)).expect("it never left");
+            prop_assert_eq!((node.state, node.session()), (NodeState::Up, Some(session)));
+        }
+        prop_assert!(self.directory.session(lost).is_none() && self.directory.has_lost_nodes(lost));
+        self.clients.retain(|client| *client != lost);
+        self.clients.push(session);
+        Ok(())
+    }
+
     fn mail(&mut self) -> Result<(), TestCaseError> {
+        let lost = self.directory.sessions().filter(|session| session.lost_nodes);
+        let lost: Vec<SessionId> = lost.map(|session| session.id).collect();
+        for id in lost
+            .into_iter()
+            .filter(|id| !self.silent.contains(id))
+            .collect::<Vec<_>>()
+        {
+            self.reopen(id)?;
+        }
         let speaks = |id: &SessionId| !self.silent.contains(id);
         let lapsed = self.directory.sessions().filter(|session| speaks(&session.id));
         let fences: Vec<RevivalFence> = lapsed
@@ -311,14 +339,17 @@ impl World {
             Step::Mail => self.mail()?,
             Step::Write(n) => {
                 let Some(id) = self.chosen(n) else { return Ok(()) };
-                let lives = self.directory.session(id).is_some();
+                let found = self
+                    .directory
+                    .session(id)
+                    .is_some_and(|session| !session.lost_nodes);
                 let written = self.commit(scene::register(id.0, &[&format!("{SERVICE}/n{id}:80")]))?;
-                prop_assert_eq!(written.is_ok(), lives);
+                prop_assert_eq!(written.is_ok(), found);
                 let lapsed = self
                     .directory
                     .session(id)
                     .is_some_and(|session| session.lapsed.is_some());
-                prop_assert!(!lapsed, "a write is a sign of life");
+                prop_assert!(!found || !lapsed, "a write is a sign of life");
             }
             Step::Leave(n) => {
                 let Some(id) = self.chosen(n) else { return Ok(()) };
@@ -483,7 +514,7 @@ fn a_session_of_which_one_service_holds_nodes_leaves_the_other() {
         session.nodes.keys().collect::<Vec<_>>(),
         [scene::node("prod/alone/a:80")]
     );
-    assert_eq!(session.lapsed, Some(Revision(6)));
+    assert_eq!((session.lapsed, session.lost_nodes), (Some(Revision(6)), true));
     assert!(scene.directory.node(&scene::node("prod/crowd/a:80")).is_none());
     assert_eq!(
         scene.directory.held_ttl_ms(&scene::service("prod/alone")),
@@ -492,10 +523,79 @@ fn a_session_of_which_one_service_holds_nodes_leaves_the_other() {
     assert_eq!(scene.directory.held_ttl_ms(&scene::service("prod/crowd")), None);
     // Lapsed already: another expiry is void.
     assert_eq!(scene.done(scene::expire(1, 1, 4)).voided, [SessionId(1)]);
-    // Its own deregistration revives it first, so it stays, with nothing.
-    scene.done(scene::deregister(Some(1), "prod/alone/a:80"));
+    // Its client does not know what left, so nothing is heard or written under it any more, after a restart as before.
+    let revive = Command::ReviveSessions {
+        term: Term(1),
+        sessions: vec![RevivalFence {
+            session: SessionId(1),
+            lapsed: Revision(6),
+        }],
+    };
+    let read = Directory::decode_snapshot(&scene.directory.encode_snapshot()).unwrap();
+    assert_eq!(read.state_hash(), scene.directory.state_hash());
+    scene.directory = read;
+    assert_eq!(scene.done(revive).voided, [SessionId(1)]);
+    let not_found = Refusal::SessionNotFound {
+        session: SessionId(1),
+    };
+    for write in [
+        scene::register(1, &["prod/crowd/a:80"]),
+        scene::deregister(Some(1), "prod/alone/a:80"),
+    ] {
+        assert_eq!(scene.refused(write), not_found);
+    }
+    // It registers all of it under another, which takes over what was held.
+    let session = scene.done(scene::open_session()).session.unwrap();
+    let again = scene.apply(scene::register(
+        session.0,
+        &["prod/alone/a:80", "prod/crowd/a:80"],
+    ));
+    let changes = again.changes.unwrap();
+    let mut nodes = changes.services.iter().flat_map(|service| &service.nodes);
+    assert!(
+        nodes.all(|node| matches!(node, NodeChange::Put { .. })),
+        "{changes:?}"
+    );
+    let alone = scene.directory.node(&scene::node("prod/alone/a:80")).unwrap();
+    assert_eq!((alone.state, alone.session()), (NodeState::Up, Some(session)));
+    assert!(scene.directory.session(SessionId(1)).is_none());
+    assert!(scene.directory.has_lost_nodes(SessionId(1)) && !scene.directory.has_lost_nodes(session));
+}
+
+/// Of two nodes of a session that a guard holds one is let go: it is not found from there on, as if the guard had let that
+/// node go at once.
+#[test]
+fn a_session_of_which_a_held_node_is_let_go_is_not_revived_with_the_rest() {
+    let mut scene = scene::Scene::new(Limits::default());
+    scene.done(scene::register(1, &["prod/feed/a:80", "prod/feed/b:80"]));
+    scene.done(scene::expire(1, 1, 4));
     let session = scene.directory.session(SessionId(1)).unwrap();
-    assert!(session.lapsed.is_none() && session.nodes.is_empty());
+    assert!(!session.lost_nodes && session.nodes.len() == 2);
+    let lapsed = session.lapsed.unwrap();
+    let held = scene
+        .directory
+        .service(&scene::service("prod/feed"))
+        .unwrap()
+        .guard;
+    scene.done(Command::ReleaseHeld {
+        term: Term(1),
+        holds: vec![(scene::service("prod/feed"), held.hold().unwrap().since)],
+    });
+    let session = scene.directory.session(SessionId(1)).unwrap();
+    assert!(session.lost_nodes && session.nodes.len() == 1);
+    let hash = scene.directory.state_hash();
+    scene.directory.settle();
+    assert_eq!(scene.directory.state_hash(), hash);
+    let read = Directory::decode_snapshot(&scene.directory.encode_snapshot()).unwrap();
+    assert_eq!(read.state_hash(), hash);
+    let revive = Command::ReviveSessions {
+        term: Term(1),
+        sessions: vec![RevivalFence {
+            session: SessionId(1),
+            lapsed,
+        }],
+    };
+    assert_eq!(scene.done(revive).voided, [SessionId(1)]);
 }
 
 /// What is overdue goes on leaving through a second mass lapse, and what that one holds does not go with it.
