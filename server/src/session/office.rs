@@ -279,8 +279,10 @@ impl Office {
                 }
             }
         }
-        for change in &changes.guards {
-            if let Some(service) = directory.service(&change.service) {
+        let guards = changes.guards.iter().map(|change| &change.service);
+        let set = changes.services.iter().filter(|change| change.settings.is_some());
+        for key in guards.chain(set.map(|change| &change.key)) {
+            if let Some(service) = directory.service(key) {
                 self.watch_guard(service, directory, now);
             }
         }
@@ -314,11 +316,11 @@ impl Office {
             }
         }
         for service in directory.guarded_services() {
+            self.watch_guard(service, directory, now);
             if let (true, Some(window)) = (planted(Mutant::GuardForgets), service.guard_status().window) {
                 self.windows
                     .start((service.key.clone(), window), Duration::ZERO, now);
             }
-            self.watch_guard(service, directory, now);
         }
     }
 
@@ -328,29 +330,29 @@ impl Office {
         self.overrides.start(key, Duration::from_millis(over.ttl_ms), now);
     }
 
-    /// Counts down for a guard's window and hold, once for each. What ended meanwhile says nothing when its
-    /// time comes.
+    /// Counts down for a guard's window and hold, once for each, as long as an operator says now. What ended meanwhile says
+    /// nothing when its time comes.
     fn watch_guard(&mut self, service: &Service, directory: &Directory, now: Instant) {
         let (status, settings) = (service.guard_status(), service.settings.guard);
         if let Some(began) = status.window {
-            let key = (service.key.clone(), began);
-            if !self.windows.contains(&key) {
-                self.windows
-                    .start(key, Duration::from_millis(settings.window_ms), now);
-            }
+            let window = Duration::from_millis(settings.window_ms);
+            count_once(&mut self.windows, (service.key.clone(), began), window, now);
         }
         let Some(since) = status.held_since.filter(|_| !status.overdue) else {
             return;
         };
         let key = (service.key.clone(), since);
-        if !self.holds.contains(&key) {
-            let held_for = match (status.engaged, settings.hold_max_ms) {
-                (Some(_), 0) => return,
-                (Some(_), hold_max_ms) => Duration::from_millis(hold_max_ms),
-                // Left over when the guard disengaged: one more ttl to return in.
-                (None, _) => ttl(directory.held_ttl_ms(&service.key).unwrap_or(0)),
-            };
-            self.holds.start(key, held_for, now);
+        match (status.engaged, settings.hold_max_ms) {
+            (Some(_), 0) => self.holds.forget(&key),
+            (Some(_), hold_max_ms) => {
+                count_once(&mut self.holds, key, Duration::from_millis(hold_max_ms), now);
+            }
+            // Left over when the guard disengaged: one more ttl to return in.
+            (None, _) if !self.holds.contains(&key) => {
+                let held_for = ttl(directory.held_ttl_ms(&service.key).unwrap_or(0));
+                self.holds.start(key, held_for, now);
+            }
+            (None, _) => {}
         }
     }
 
@@ -543,6 +545,20 @@ impl Office {
             lapses_in,
             holder: self.holders.get(&session).copied(),
         })
+    }
+}
+
+/// Starts a countdown, or lets the one that is under way last as long as is said now.
+fn count_once(
+    countdown: &mut Countdown<(ServiceKey, Revision)>,
+    key: (ServiceKey, Revision),
+    lasts: Duration,
+    now: Instant,
+) {
+    if countdown.contains(&key) {
+        countdown.change_ttl(&key, lasts);
+    } else {
+        countdown.start(key, lasts, now);
     }
 }
 

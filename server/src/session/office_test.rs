@@ -415,6 +415,75 @@ fn a_session_that_lost_a_node_is_not_found_though_another_is_held() {
     assert_eq!(held, 1);
 }
 
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// Two of two are held for so long, in hours, since the moment that is given back; an office looks at them.
+fn held_for(hold_max: u32) -> (Log, Office, Instant) {
+    let mut log = Log::with_sessions(2);
+    log.register_one_each(2);
+    set_hold_max(&mut log, hold_max);
+    let fences = [1, 2].map(|id| ExpiryFence {
+        session: SessionId(id),
+        last_renewal: log.directory.session(SessionId(id)).expect("there").last_renewal,
+    });
+    log.apply(lapsed(&fences).command(Term(1)));
+    let now = Instant::now();
+    let office = log.office(now);
+    (log, office, now)
+}
+
+fn set_hold_max(log: &mut Log, hours: u32) {
+    let service = log.directory.service(&feed()).expect("there");
+    let mut settings = service.settings.clone();
+    settings.guard.hold_max_ms = (HOUR * hours).as_millis() as u64;
+    log.apply(Command::PutService {
+        key: feed(),
+        settings: Some(settings),
+        expected: Expected::Any,
+    });
+}
+
+/// Whether it is said within this time that the nodes were held enough.
+fn held_enough(office: &mut Office, log: &Log, from: Instant, until: Duration) -> bool {
+    let mut said = words(office, &log.directory, from, until);
+    said.retain(|word| matches!(word, Word::HeldEnough(_)));
+    !said.is_empty()
+}
+
+#[test]
+fn an_operator_who_gives_held_nodes_more_time_is_heard() {
+    for hours in [0, 24] {
+        let (mut log, mut office, start) = held_for(2);
+        assert!(!held_enough(&mut office, &log, start, HOUR));
+        set_hold_max(&mut log, hours);
+        assert!(
+            !held_enough(&mut office, &log, start + HOUR, HOUR * 2),
+            "they go after 2 hours, although it was set to {hours}"
+        );
+    }
+}
+
+#[test]
+fn an_operator_who_gives_held_nodes_less_time_is_heard() {
+    let (mut log, mut office, start) = held_for(5);
+    assert!(!held_enough(&mut office, &log, start, HOUR));
+    set_hold_max(&mut log, 2);
+    // It counts from when they were first held.
+    let later = start + HOUR;
+    assert!(!held_enough(&mut office, &log, later, HOUR - TICK * 2));
+    assert!(held_enough(&mut office, &log, later + HOUR - TICK * 2, TICK * 4));
+}
+
+#[test]
+fn an_operator_who_sets_an_end_to_a_hold_that_had_none_is_heard() {
+    let (mut log, mut office, start) = held_for(0);
+    assert!(!held_enough(&mut office, &log, start, HOUR));
+    set_hold_max(&mut log, 1);
+    let later = start + HOUR;
+    assert!(!held_enough(&mut office, &log, later, HOUR - TICK));
+    assert!(held_enough(&mut office, &log, later + HOUR - TICK, TICK * 4));
+}
+
 /// Without sessions nobody needs to tick. One that is opened meanwhile lasts its full ttl, however long the rest was,
 /// and the rest is no pause.
 #[test]

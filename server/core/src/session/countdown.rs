@@ -112,6 +112,15 @@ impl<K: Clone + Ord + Hash> Countdown<K> {
         self.file_new(key, ttl, deadline);
     }
 
+    /// It is to last so long in all, as if it had been started so; nothing happens if it does, or if there is no such.
+    pub fn change_ttl(&mut self, key: &K, ttl: Duration) {
+        let Some(lease) = self.leases.get(key) else { return };
+        if lease.ttl != nanos(ttl) {
+            let began = lease.deadline.saturating_sub(lease.ttl);
+            self.file_new(key.clone(), ttl, Duration::from_nanos(began) + ttl);
+        }
+    }
+
     /// Restarts it with its ttl and returns how much is left now. O(1). The deadline never moves back.
     ///
     /// # Errors
