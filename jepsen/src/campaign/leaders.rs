@@ -14,9 +14,9 @@ use crate::lab::{Leading, Led, status_of};
 
 /// How often each server is asked.
 const EVERY: Duration = Duration::from_millis(200);
-/// What a leader says that lost its quorum, found it again in the same term, and grants everybody a full ttl as a new
-/// one does. Nothing but its log tells.
-const ANEW: &str = "every session has a full ttl again";
+/// What a leader says that lost its quorum, found it again in the same term, and gives everybody more time, after a long
+/// silence a full ttl as a new one does. Nothing but its log tells.
+const ANEW: &str = "this leader had lost its quorum";
 /// Most of a log that is read at a time.
 const LOG_MAX: u64 = 4 << 20;
 

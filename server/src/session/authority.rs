@@ -6,7 +6,8 @@
 //! answer until the log has decided.
 //!
 //! Without a quorum a leader can record no heartbeat, so it holds no silence against anyone: it judges nothing,
-//! and when it hears its quorum again it begins anew, as a new leader would.
+//! and when it hears its quorum again deadlines move by the time that it could hear nobody, or, if that was an election
+//! timeout and more, it begins anew, as a new leader would.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,6 +45,11 @@ pub struct AuthoritySettings {
 }
 
 impl AuthoritySettings {
+    /// How long a quorum's word counts here ([`Consensus::hears_quorum`]).
+    fn lease(self) -> Duration {
+        self.election_timeout / 2
+    }
+
     /// What a new leader adds to every ttl.
     fn grant(self) -> Spread {
         Spread {
@@ -160,11 +166,19 @@ impl Authority {
         }
         let shifted = office.tick(now);
         if let Some(since) = office.deaf_since.take() {
-            office.grant_anew(&directory, grant, now);
-            tracing::warn!(
-                deaf_ms = milliseconds(now - since),
-                "this leader had lost its quorum and could hear nobody; every session has a full ttl again"
-            );
+            let bounds = (self.settings.lease(), self.settings.election_timeout);
+            let deaf_ms = milliseconds(now - since);
+            if office.hear_again(shifted, bounds, &directory, grant, now) {
+                tracing::warn!(
+                    deaf_ms,
+                    "this leader had lost its quorum and could hear nobody; every session has a full ttl again"
+                );
+            } else {
+                tracing::warn!(
+                    deaf_ms,
+                    "this leader had lost its quorum for a moment; every session's deadline moves by more than that"
+                );
+            }
         } else if shifted >= PAUSE_WORTH_TELLING {
             tracing::warn!(
                 late_ms = milliseconds(shifted),

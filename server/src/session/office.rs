@@ -227,8 +227,30 @@ impl Office {
         self.sessions.tick(now).shifted
     }
 
-    /// The quorum is heard again: whoever counts down gets what a new leader would grant.
-    pub(super) fn grant_anew(&mut self, directory: &Directory, grant: Spread, now: Instant) {
+    /// The quorum is heard again. Nobody could be heard in the lease before that was noticed, nor while judged time stood
+    /// still since, `shifted` by the last tick. If that was less than `short`, deadlines move by it, and heartbeats that
+    /// were not answered are being sent again. After a longer silence clients may have gone to look for another
+    /// server, and everybody begins anew. Whether it was that long.
+    pub(super) fn hear_again(
+        &mut self,
+        shifted: Duration,
+        (lease, short): (Duration, Duration),
+        directory: &Directory,
+        grant: Spread,
+        now: Instant,
+    ) -> bool {
+        let long = shifted >= short;
+        if long {
+            self.grant_anew(directory, grant, now);
+        } else {
+            // With what ticks went on while it was not noticed.
+            self.sessions.stand_still(lease + TICK * 3);
+        }
+        long
+    }
+
+    /// Whoever counts down gets what a new leader would grant.
+    fn grant_anew(&mut self, directory: &Directory, grant: Spread, now: Instant) {
         for session in directory.sessions() {
             if self.sessions.contains(&session.id) {
                 self.sessions

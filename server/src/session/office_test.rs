@@ -415,6 +415,64 @@ fn a_session_that_lost_a_node_is_not_found_though_another_is_held() {
     assert_eq!(held, 1);
 }
 
+/// Bounds of a silence of the quorum: the lease, and what is short.
+const SILENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(1));
+
+/// Time goes on for so long while the quorum is not heard, and is heard again. Whether all was granted anew.
+fn lose_quorum(office: &mut Office, log: &Log, now: &mut Instant, deaf: Duration) -> bool {
+    *now += deaf;
+    let shifted = office.tick(*now);
+    office.hear_again(shifted, SILENCE, &log.directory, GRANT, *now)
+}
+
+/// The quorum falls silent for a moment in each ttl. Deadlines move by it and by the lease before it, and no further.
+#[test]
+fn short_silences_of_the_quorum_keep_nobody_for_ever_and_shorten_nothing() {
+    let log = Log::with_sessions(1);
+    let start = Instant::now();
+    let mut office = log.office(start);
+    let deaf = Duration::from_millis(150);
+    let mut now = start;
+    let mut silences = 0;
+    let lapsed = loop {
+        assert!(now < start + TTL * 4, "kept by {silences} silences");
+        let lapsed = run(&mut office, &log.directory, now, TTL / 2);
+        if !lapsed.is_empty() {
+            break lapsed;
+        }
+        now += TTL / 2;
+        assert!(!lose_quorum(&mut office, &log, &mut now, deaf));
+        silences += 1;
+    };
+    assert_eq!((lapsed.len(), silences), (1, 2));
+    // In the silences, and the leases before them, nobody could be heard.
+    let heard = TTL + GRANT.extra - (now - start - (deaf + SILENCE.0) * silences);
+    let mut office = log.office(start);
+    let mut now = start;
+    for _ in 0..silences {
+        assert_eq!(run(&mut office, &log.directory, now, TTL / 2), []);
+        now += TTL / 2;
+        lose_quorum(&mut office, &log, &mut now, deaf);
+    }
+    assert_eq!(run(&mut office, &log.directory, now, heard), [], "too early");
+}
+
+#[test]
+fn after_a_long_silence_of_the_quorum_everybody_has_a_full_ttl() {
+    let log = Log::with_sessions(1);
+    let start = Instant::now();
+    let mut office = log.office(start);
+    let mut now = start + TTL - TICK;
+    assert_eq!(run(&mut office, &log.directory, start, TTL - TICK), []);
+    assert!(lose_quorum(&mut office, &log, &mut now, SILENCE.1 + TICK * 3));
+    assert_eq!(
+        run(&mut office, &log.directory, now, TTL + GRANT.extra - TICK),
+        []
+    );
+    let later = now + TTL + GRANT.extra - TICK;
+    assert_eq!(run(&mut office, &log.directory, later, TICK * 3).len(), 1);
+}
+
 const HOUR: Duration = Duration::from_secs(3_600);
 
 /// Two of two are held for so long, in hours, since the moment that is given back; an office looks at them.

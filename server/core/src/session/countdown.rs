@@ -93,6 +93,11 @@ impl<K: Clone + Ord + Hash> Countdown<K> {
         self.time.resume(now);
     }
 
+    /// Moves every deadline by so much: nobody could be heard for as long.
+    pub fn stand_still(&mut self, time: Duration) {
+        self.time.stand_still(time);
+    }
+
     /// By how much late ticks moved every deadline so far.
     #[must_use]
     pub fn shifted_total(&self) -> Duration {

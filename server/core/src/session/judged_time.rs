@@ -78,6 +78,12 @@ impl JudgedTime {
         self.ticked_at = self.ticked_at.max(now);
     }
 
+    /// Stands still for so long from the last tick on: every deadline moves by as much.
+    pub fn stand_still(&mut self, time: Duration) {
+        self.ticked_at += time;
+        self.shifted_total += time;
+    }
+
     /// The judged moment at `now`, as far as the last tick lets it go.
     #[must_use]
     pub fn at(&self, now: Instant) -> Duration {
