@@ -218,15 +218,19 @@ impl Desk {
         written.applied.result.map(|outcome| (outcome, records))
     }
 
-    /// The judge's word. Sessions that somebody else claimed meanwhile are not his to judge any more; and nobody judges by
-    /// a part of what there is: what is not said is counted down again.
+    /// The judge's word. Sessions that somebody else claimed meanwhile are not his to judge any more, nor are those that came
+    /// back from there and count down anew; and nobody judges by a part of what there is: what is not said is counted
+    /// down again.
     pub(super) fn say(&mut self, work: &mut Work<'_>, word: &Word) {
         if self.footing == Footing::Unsure {
             return;
         }
         let mut command = word.command(VIEW_TERM);
         if let Command::ExpireSessions { sessions, .. } = &mut command {
-            sessions.retain(|fence| self.holds(fence.session));
+            sessions.retain(|fence| self.office.is_expiring(fence.session));
+            if sessions.is_empty() {
+                return;
+            }
         }
         let request = Request {
             id: RequestId(rand::random()),
@@ -494,11 +498,6 @@ impl Desk {
             self.unclaimed_since = None;
         }
         found
-    }
-
-    fn holds(&self, id: SessionId) -> bool {
-        let session = self.replica.session(id);
-        session.is_some_and(|session| session.holder == self.server && session.is_alive())
     }
 
     /// Signs of life. A session that is held elsewhere but heard here is claimed, and undecided until then.

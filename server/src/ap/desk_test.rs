@@ -14,7 +14,7 @@ use super::contract::Introduction;
 use super::desk::{Desk, Footing, Now, Resolve, Work};
 use super::inner::AtAGlance;
 use super::rows::{Found, Numbered};
-use crate::session::TICK;
+use crate::session::{TICK, Word};
 use crate::store::RowBatch;
 
 const TTL: Duration = Duration::from_secs(10);
@@ -161,6 +161,19 @@ impl Site {
                 self.desk.office.settle(&word, &self.view, self.now.instant);
             }
         }
+    }
+
+    /// Time passes until somebody was silent for too long: what is to be said of it.
+    fn found_silent(&mut self) -> Word {
+        for _ in 0..1_000 {
+            self.now.instant += TICK;
+            self.desk.office.tick(self.now.instant);
+            let mut words = self.desk.office.take_words(&self.view, self.now.instant);
+            if let Some(word) = words.pop() {
+                return word;
+            }
+        }
+        panic!("nobody was found silent");
     }
 
     fn beat(&mut self) -> bool {
@@ -335,6 +348,30 @@ fn a_claim_voids_the_judgement_of_the_holder_before() {
     assert!(first.lists(), "it judges it no more");
     second.pass(TTL * 2);
     assert!(!second.lists());
+}
+
+/// A judgement waits its turn to be written. Meanwhile another server claims the session, and its client comes back here.
+#[test]
+fn a_judgement_that_waits_is_void_once_the_session_went_and_came_back() {
+    let (mut first, mut second) = (Site::new(1), Site::new(2));
+    first.claim();
+    first.register();
+    second.hear(&first);
+    let word = first.found_silent();
+    second.claim();
+    first.hear(&second);
+    first.claim();
+    assert!(first.beat());
+    first.work(|desk, work| desk.say(work, &word));
+    assert!(!first.synced, "nothing is left to be said");
+    first.desk.office.settle(&word, &first.view, first.now.instant);
+    assert!(first.lists());
+    assert_eq!(first.standing(), (ServerId(1), 3, Standing::Held));
+    // It is judged here as before.
+    first.pass(TTL - TICK * 2);
+    assert!(first.lists());
+    first.pass(TICK * 4);
+    assert!(!first.lists());
 }
 
 /// The other side of a partition took the session over and found it lapsed. Its client was here all the time.

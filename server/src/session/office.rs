@@ -164,6 +164,11 @@ impl Office {
         self.sessions.contains(&session)
     }
 
+    /// Whether it lapsed by this office's word, which is not decided yet.
+    pub(crate) fn is_expiring(&self, session: SessionId) -> bool {
+        self.expiring.contains(&session)
+    }
+
     /// Sessions counted down, and sessions whose expiry is not decided yet.
     pub(crate) fn counts(&self) -> (usize, usize) {
         (self.sessions.len(), self.expiring.len())
