@@ -500,14 +500,23 @@ impl Desk {
         found
     }
 
-    /// Signs of life. A session that is held elsewhere but heard here is claimed, and undecided until then.
+    /// Signs of life. A session that is held elsewhere but heard here is claimed, and undecided until then; so is one that
+    /// lapsed here and is not shown any more, because what it held has moved to the log or went to others.
     pub(super) fn renew(&mut self, sessions: &[SessionId], view: &Directory, now: Instant) -> RenewalVerdict {
         let mut verdict = RenewalVerdict::default();
         let mut held = Vec::with_capacity(sessions.len());
         for &id in sessions {
+            let judged_here = |session: &SessionValue| {
+                session.holder == self.server
+                    && session.is_alive()
+                    && (session.standing == Standing::Held || view.session(id).is_some())
+            };
             match self.replica.session(id) {
-                Some(session) if session.holder == self.server && session.is_alive() => held.push(id),
-                Some(session) if session.holder != self.server && session.standing != Standing::Closed => {
+                Some(session) if judged_here(session) => held.push(id),
+                Some(session)
+                    if session.is_alive()
+                        || session.holder != self.server && session.standing != Standing::Closed =>
+                {
                     if self.claims.len() < CLAIMS_MAX {
                         self.claims.insert(id);
                     }

@@ -507,6 +507,41 @@ fn a_session_that_came_with_a_group_is_left_to_a_successor_until_somebody_has_it
     assert!(!site.lists());
 }
 
+/// Its node was held when the group moved to the log, which judges it now. Whoever speaks under it lives there.
+#[test]
+fn a_session_whose_suspects_moved_to_the_log_is_not_called_dead_here() {
+    let mut site = Site::new(1);
+    site.define(GuardSettings::default());
+    site.claim();
+    site.register();
+    site.pass(TTL * 2);
+    assert!(site.lists(), "the last one is held");
+    assert!(matches!(&site.standing().2, Standing::Lapsed { held } if held.len() == 1));
+    let group = service().group;
+    let begin = Command::BeginMove {
+        group: group.clone(),
+        to: GroupMode::Cp,
+        stamp_ms: 0,
+    };
+    assert_eq!(site.work(|desk, work| desk.define(work, vec![begin])), []);
+    let since = site.view.revision();
+    let end = Command::EndMove {
+        group: group.clone(),
+        since,
+        done: true,
+    };
+    assert_eq!(site.work(|desk, work| desk.define(work, vec![end])), []);
+    site.work(|desk, work| desk.forget(work, &group));
+    assert!(!site.lists() && site.view.session(SESSION).is_none());
+
+    let verdict = site.desk.renew(&[SESSION], &site.view, site.now.instant);
+    assert_eq!((verdict.not_found, verdict.undecided), (vec![], vec![SESSION]));
+    let seeds = site.desk.take_claims(10);
+    site.work(|desk, work| desk.claim(work, seeds))
+        .expect("it is not closed");
+    assert!(site.beat());
+}
+
 #[test]
 fn a_closed_session_is_not_found_by_a_heartbeat_or_a_claim() {
     let mut site = Site::new(1);
