@@ -108,7 +108,11 @@ pub(super) async fn verify(
     // What was confirmed may be read, also if this server has yet to be called ready.
     match in_log(reader, session).or_else(|| by_records(reader, session)) {
         Some(seed) => judge(seed, secret),
-        None => Err(of_refusal(&Refusal::SessionNotFound { session })),
+        None => {
+            // It may live on by records that this server has yet to fetch.
+            reader.check_view_ready()?;
+            Err(of_refusal(&Refusal::SessionNotFound { session }))
+        }
     }
 }
 
