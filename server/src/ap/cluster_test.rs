@@ -653,3 +653,65 @@ async fn all_servers_away_for_longer_than_that_keep_what_they_had() {
     cluster.wait_listed(&["persistent"]).await;
     cluster.stop().await;
 }
+
+/// The two that are started first know less than the third, and agree that what they have counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_one_server_heard_before_all_were_away_counts_when_it_is_back_as_the_last() {
+    let retention = Duration::from_secs(6);
+    let mut cluster = Cluster::start(3, |config| config.ap.tombstone_retention = retention).await;
+    for id in ["gone", "stays"] {
+        write(cluster.ap(1), register(None, id)).await;
+    }
+    cluster.wait_listed(&["gone", "stays"]).await;
+    let log = cluster.ap(2).status().log;
+    cluster.end(3).await;
+    cluster.end(1).await;
+    write(cluster.ap(2), register(None, "late")).await;
+    write(cluster.ap(2), deregister("gone")).await;
+    cluster.end(2).await;
+    tokio::time::sleep(retention + Duration::from_millis(500)).await;
+    cluster.begin(1).await;
+    cluster.begin(3).await;
+    cluster.wait_ready().await;
+    cluster.wait_listed(&["gone", "stays"]).await;
+    // Once more, in which it could forget that it is to wait for the third.
+    cluster.end(1).await;
+    cluster.begin(1).await;
+    cluster.begin(2).await;
+    cluster.wait_ready().await;
+    cluster.wait_listed(&["late", "stays"]).await;
+    assert_eq!(cluster.ap(2).status().log, log, "it goes on with what it had");
+    // And then what ended is forgotten, by all.
+    for server in cluster.running() {
+        eventually("it is forgotten", || server.ap().status().records == 2).await;
+    }
+    cluster.stop().await;
+}
+
+/// The one that is started first was away while the others forgot what it still has.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_servers_that_were_all_away_for_long_those_count_that_went_on_for_longer() {
+    let retention = Duration::from_secs(2);
+    let mut cluster = Cluster::start(3, |config| config.ap.tombstone_retention = retention).await;
+    write(cluster.ap(1), register(None, "gone")).await;
+    cluster.wait_listed(&["gone"]).await;
+    cluster.end(1).await;
+    write(cluster.ap(2), deregister("gone")).await;
+    write(cluster.ap(2), register(None, "late")).await;
+    cluster.wait_listed(&["late"]).await;
+    for id in [2, 3] {
+        let ap = cluster.ap(id);
+        eventually("it is forgotten", || ap.status().records == 1).await;
+    }
+    cluster.end(2).await;
+    cluster.end(3).await;
+    tokio::time::sleep(retention + Duration::from_millis(500)).await;
+    cluster.begin(1).await;
+    cluster.begin(2).await;
+    cluster.wait_ready().await;
+    cluster.wait_listed(&["late"]).await;
+    cluster.begin(3).await;
+    cluster.wait_ready().await;
+    cluster.wait_listed(&["late"]).await;
+    cluster.stop().await;
+}

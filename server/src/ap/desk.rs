@@ -15,7 +15,7 @@ use rollcall_core::ids::{GroupName, RequestId, ServerId, SessionId};
 use rollcall_core::session::Spread;
 
 use super::contract::Introduction;
-use super::rows::{self, Followed, Found, Life, Numbered};
+use super::rows::{self, Followed, Found, Life, Memory, Numbered};
 use crate::raft::RenewalVerdict;
 use crate::session::{Office, Word};
 use crate::store::RowBatch;
@@ -40,8 +40,14 @@ pub(super) enum Footing {
 pub(super) enum Resolve {
     /// Nobody knows better: what it had counts.
     Keep,
+    /// Another is sure, and has forgotten no end since this one was alive: what both had counts, once the rest of it is
+    /// fetched.
+    TakeUp,
     /// Somebody knows better: what it had is dropped, and its log begins anew.
-    Drop,
+    Drop {
+        /// Before when the other may have forgotten what ended, if it says so.
+        forgot_before_ms: Option<u64>,
+    },
     /// It has fetched what the others have. Also of a sure one that missed a group's move.
     Fetched,
 }
@@ -79,6 +85,7 @@ pub(super) struct Desk {
     footing: Footing,
     log: u64,
     alive_ms: u64,
+    memory: Memory,
     followed: BTreeMap<ServerId, Followed>,
     /// What was found on disk, until it is known whether it counts.
     set_aside: Vec<Numbered>,
@@ -107,7 +114,7 @@ impl Desk {
         view: &mut Directory,
         now: Now,
     ) -> Self {
-        let retention_ms = milliseconds(retention);
+        let (ahead_max_ms, retention_ms) = (milliseconds(ahead_max), milliseconds(retention));
         let is_recent = |life: &Life| now.wall_ms.saturating_sub(life.alive_ms) <= retention_ms;
         let footing = match &found.life {
             Some(life) if is_recent(life) => Footing::Sure,
@@ -120,15 +127,21 @@ impl Desk {
             alive_ms: 0,
             followed: BTreeMap::new(),
         });
+        // One that was alive for the last time then cannot have forgotten more.
+        let memory = found.memory.unwrap_or(Memory {
+            forgot_before_ms: life.alive_ms.saturating_sub(retention_ms),
+            keeps_until_ms: 0,
+        });
         let mut desk = Self {
             server,
-            ahead_max_ms: milliseconds(ahead_max),
+            ahead_max_ms,
             retention_ms,
             replica: Replica::new(server, life.latest, life.head),
             office: Office::take_alone(VIEW_TERM, view, now.instant),
             footing,
             log: life.log,
             alive_ms: life.alive_ms,
+            memory,
             followed: life.followed,
             set_aside: found.records,
             holders: BTreeSet::new(),
@@ -391,9 +404,57 @@ impl Desk {
         self.office.catch_up(work.view, work.now.instant);
     }
 
-    /// Forgets what has been dead for long enough.
+    /// No end since then was forgotten here.
+    pub(super) fn forgot_before_ms(&self) -> u64 {
+        self.memory.forgot_before_ms
+    }
+
+    /// Whether a server that forgot so much knows better than this one, which is unsure: of what ended since this one was
+    /// alive, and that it still takes to be there. Of one that does not say it is assumed.
+    pub(super) fn is_outlived(&self, forgot_before_ms: Option<u64>) -> bool {
+        forgot_before_ms.is_none_or(|forgot_before_ms| forgot_before_ms > self.alive_ms)
+    }
+
+    /// Until when no end is forgotten here: what servers that come back later must hear of.
+    pub(super) fn keeps_until_ms(&self) -> u64 {
+        self.memory.keeps_until_ms
+    }
+
+    /// Whether it does that now. One that asks for longer than anybody may has a clock that is not to be believed.
+    pub(super) fn keeps_ends(&self, now_ms: u64) -> bool {
+        self.memory.keeps_until_ms > now_ms && self.may_keep_until(self.memory.keeps_until_ms, now_ms)
+    }
+
+    fn may_keep_until(&self, until_ms: u64, now_ms: u64) -> bool {
+        until_ms.saturating_sub(now_ms) <= self.retention_ms.saturating_add(self.ahead_max_ms)
+    }
+
+    /// Forgets no end for as long as they are kept.
+    pub(super) fn keep_ends(&mut self, now_ms: u64) {
+        self.keep_ends_until(now_ms.saturating_add(self.retention_ms), now_ms);
+    }
+
+    /// Another server does so: all do, so that they go on having the same.
+    pub(super) fn keep_ends_until(&mut self, until_ms: u64, now_ms: u64) {
+        let before_ms = self.memory.keeps_until_ms;
+        let is_longer = until_ms > before_ms || !self.may_keep_until(before_ms, now_ms);
+        if is_longer && self.may_keep_until(until_ms, now_ms) {
+            self.memory.keeps_until_ms = until_ms;
+        }
+    }
+
+    /// Forgets what has been dead for long enough, unless somebody may come back who must hear of it.
     pub(super) fn purge(&mut self, work: &mut Work<'_>) -> usize {
+        if self.footing == Footing::Unsure {
+            return 0;
+        }
+        if self.keeps_ends(work.now.wall_ms) {
+            self.replica.take_in_all();
+            self.mark_alive(work);
+            return 0;
+        }
         let purged = self.replica.purge(work.now.wall_ms, self.retention_ms);
+        self.memory.forgot_before_ms = self.replica.horizon_ms();
         for key in &purged.gone {
             rows::remove_record(work.rows, key);
         }
@@ -413,7 +474,7 @@ impl Desk {
     /// Others were asked.
     pub(super) fn resolve(&mut self, work: &mut Work<'_>, resolve: Resolve) {
         match resolve {
-            Resolve::Keep | Resolve::Drop if self.footing == Footing::Sure => return,
+            Resolve::Keep | Resolve::TakeUp | Resolve::Drop { .. } if self.footing == Footing::Sure => return,
             Resolve::Keep => {
                 tracing::info!(
                     records = self.set_aside.len(),
@@ -423,9 +484,19 @@ impl Desk {
                 // It may have fetched a part from a server that went.
                 self.replica.caught_up(work.view);
                 self.office.catch_up(work.view, work.now.instant);
+                self.keep_ends(work.now.wall_ms);
                 self.footing = Footing::Sure;
             }
-            Resolve::Drop => {
+            Resolve::TakeUp => {
+                tracing::info!(
+                    records = self.set_aside.len(),
+                    "AP groups: taken up what was on disk; another server was away as long"
+                );
+                self.take_up(work.view, work.now);
+                self.keep_ends(work.now.wall_ms);
+                self.put_life(work.rows);
+            }
+            Resolve::Drop { forgot_before_ms } => {
                 tracing::info!(
                     records = self.set_aside.len(),
                     "AP groups: this server was away for longer than ap.tombstone_retention, or is new; it begins anew"
@@ -433,6 +504,8 @@ impl Desk {
                 self.set_aside = Vec::new();
                 self.log = rand::random_range(1..=u64::MAX);
                 self.followed = BTreeMap::new();
+                let longest_ago_ms = work.now.wall_ms.saturating_sub(self.retention_ms);
+                self.memory.forgot_before_ms = forgot_before_ms.unwrap_or(longest_ago_ms);
                 work.rows.clear();
             }
             Resolve::Fetched => {
@@ -454,7 +527,7 @@ impl Desk {
             alive_ms: self.alive_ms,
             followed: self.followed.clone(),
         };
-        rows::put_life(rows, &life);
+        rows::put_life(rows, &life, self.memory);
     }
 
     /// What changed goes to disk, and to the judge.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rollcall_core::ap::{Key, Record, SessionSeed, Standing, THE_LOG, Value};
+use rollcall_core::ap::{Key, Record, Seq, SessionSeed, Stamp, Standing, THE_LOG, Value};
 use rollcall_core::directory::{
     Address, Command, Directory, Expected, GroupMode, GroupSettings, Labels, Limits, LoggedRequest, NodeKind,
     NodeState, Refusal, RegisterNode, Registration, Request, ServiceSettings,
@@ -13,7 +13,7 @@ use rollcall_core::ids::{RequestId, ServerId, ServiceKey, SessionId};
 use super::contract::Introduction;
 use super::desk::{Desk, Footing, Now, Resolve, Work};
 use super::inner::AtAGlance;
-use super::rows::{Found, Numbered};
+use super::rows::{Found, Life, Memory, Numbered};
 use crate::session::{TICK, Word};
 use crate::store::RowBatch;
 
@@ -410,8 +410,8 @@ fn after_a_restart_a_lapse_elsewhere_holds_until_a_heartbeat_comes() {
     other.claim();
     other.pass(TTL * 2);
     let found = Found {
-        life: None,
         records: holder.records().into_iter().map(stored).collect(),
+        ..Found::default()
     };
     let mut holder = Site::begin(1, found, holder.now);
     assert!(holder.lists());
@@ -430,7 +430,7 @@ fn after_a_restart_a_lapse_elsewhere_holds_until_a_heartbeat_comes() {
 }
 
 fn stored(record: Record) -> Numbered {
-    (record.into(), Some(rollcall_core::ap::Seq(1)))
+    (record.into(), Some(Seq(1)))
 }
 
 /// The holder was cut off and is back. It hears its client at its next heartbeat, so the successor waits for that.
@@ -467,8 +467,8 @@ fn a_restarted_server_grants_a_full_ttl_to_what_it_held() {
     before.register();
     before.pass(TTL - TICK * 2);
     let found = Found {
-        life: None,
         records: before.records().into_iter().map(stored).collect(),
+        ..Found::default()
     };
     let mut after = Site::begin(1, found, before.now);
     after.pass(TTL - TICK);
@@ -563,4 +563,84 @@ fn a_closed_session_is_not_found_by_a_heartbeat_or_a_claim() {
         client: String::new(),
     };
     assert!(site.work(|desk, work| desk.claim(work, vec![seed])).is_err());
+}
+
+/// A server that was alive until then, by its own clock.
+fn away_since(alive_ms: u64, memory: Option<Memory>, now: Now) -> Site {
+    let life = Life {
+        log: 9,
+        head: Seq(1),
+        latest: Stamp::default(),
+        alive_ms,
+        followed: Default::default(),
+    };
+    let found = Found {
+        life: Some(life),
+        memory,
+        records: Vec::new(),
+    };
+    Site::bare(2, found, now)
+}
+
+fn retention_ms() -> u64 {
+    RETENTION.as_millis() as u64
+}
+
+#[test]
+fn who_was_away_for_long_is_outlived_by_whoever_has_forgotten_since() {
+    let mut now = Site::new(1).now;
+    let alive_ms = now.wall_ms;
+    now.wall_ms += 2 * retention_ms();
+    let mut site = away_since(alive_ms, None, now);
+    assert_eq!(site.desk.footing(), Footing::Unsure);
+    assert!(!site.desk.is_outlived(Some(alive_ms)));
+    assert!(site.desk.is_outlived(Some(alive_ms + 1)));
+    assert!(site.desk.is_outlived(None), "an earlier program does not say");
+    let forgot_before_ms = alive_ms.saturating_sub(retention_ms());
+    site.work(Desk::purge);
+    assert_eq!(
+        site.desk.forgot_before_ms(),
+        forgot_before_ms,
+        "it has only been away"
+    );
+    site.work(|desk, work| desk.resolve(work, Resolve::Keep));
+    site.work(Desk::purge);
+    assert_eq!(site.desk.forgot_before_ms(), forgot_before_ms, "not yet");
+    let memory = Memory {
+        forgot_before_ms,
+        keeps_until_ms: site.desk.keeps_until_ms(),
+    };
+    let mut site = away_since(now.wall_ms, Some(memory), now);
+    assert_eq!(site.desk.footing(), Footing::Sure);
+    site.work(Desk::purge);
+    assert_eq!(
+        site.desk.forgot_before_ms(),
+        forgot_before_ms,
+        "nor in its next life"
+    );
+    site.now.wall_ms += retention_ms();
+    site.work(Desk::purge);
+    assert!(site.desk.forgot_before_ms() > alive_ms);
+}
+
+#[test]
+fn nobody_keeps_what_ended_for_longer_than_the_retention() {
+    let mut site = Site::new(1);
+    let now_ms = site.now.wall_ms;
+    let until_ms = now_ms + retention_ms();
+    site.desk.keep_ends_until(until_ms + 501, now_ms);
+    assert_eq!(
+        site.desk.keeps_until_ms(),
+        until_ms,
+        "that of a clock nobody believes"
+    );
+    site.desk.keep_ends_until(until_ms + 500, now_ms);
+    site.desk.keep_ends_until(until_ms, now_ms);
+    assert_eq!(site.desk.keeps_until_ms(), until_ms + 500);
+    assert!(site.desk.keeps_ends(until_ms + 499) && !site.desk.keeps_ends(until_ms + 500));
+    // Its own clock is set back, and counts anew.
+    let now_ms = now_ms - 10_000;
+    assert!(!site.desk.keeps_ends(now_ms));
+    site.desk.keep_ends(now_ms);
+    assert!(site.desk.keeps_ends(now_ms));
 }

@@ -88,9 +88,9 @@ async fn tell(inner: Arc<Inner>, gossip: Gossip) {
     let mut told = None;
     loop {
         synced.borrow_and_update();
-        let read = inner.read_synced(|desk| (desk.head(), ApNews::of(desk)));
-        if let Ok((head, news)) = read.await {
-            told = Some(head);
+        let read = inner.read_synced(|desk| (desk.footing(), desk.head(), ApNews::of(desk)));
+        if let Ok((footing, head, news)) = read.await {
+            told = Some((footing, head));
             let published = news.map_or(Ok(()), |news| gossip.publish(Topic::ApHead, &news));
             if let Err(error) = published {
                 tracing::debug!(%error, "news of AP groups not told");
@@ -98,7 +98,11 @@ async fn tell(inner: Arc<Inner>, gossip: Gossip) {
         }
         tokio::time::sleep(SPACING).await;
         let moved = async {
-            while told == Some(inner.desk.lock().head()) {
+            let stands = || {
+                let desk = inner.desk.lock();
+                (desk.footing(), desk.head())
+            };
+            while told == Some(stands()) {
                 if synced.changed().await.is_err() {
                     std::future::pending::<()>().await;
                 }

@@ -3,7 +3,7 @@
 use rollcall_core::ap::{Record, Seq};
 use serde::{Deserialize, Serialize};
 
-use super::desk::Desk;
+use super::desk::{Desk, Footing};
 use crate::gossip::NEWS_BYTES_MAX;
 
 const VERSION: u8 = 1;
@@ -24,10 +24,10 @@ pub(super) struct ApNews {
 }
 
 impl ApNews {
-    /// What there is to tell; nothing of a log that has not begun.
+    /// What there is to tell; nothing of a log that has not begun, or of which nobody knows yet whether it counts.
     pub(super) fn of(desk: &Desk) -> Option<Vec<u8>> {
         let (log, head) = (desk.log(), desk.replica.head());
-        if head.0 == 0 {
+        if head.0 == 0 || desk.footing() == Footing::Unsure {
             return None;
         }
         let carrying = CARRIED.iter().filter_map(|count| {

@@ -78,6 +78,7 @@ fn compare(desk: &Desk, asked: &ApCompareRequest) -> ApCompareResponse {
     let theirs = whole(asked.high, asked.low);
     let mut answer = ApCompareResponse {
         sure: desk.footing() == Footing::Sure,
+        forgot_before: Some(desk.forgot_before_ms()),
         ..ApCompareResponse::default()
     };
     if asked.buckets {
@@ -123,6 +124,10 @@ impl Ap for ApDoor {
     async fn pull(&self, request: Request<ApPullRequest>) -> Result<Response<ApPullResponse>, Status> {
         let asked = request.into_inner();
         self.check(&asked.cluster, asked.from, asked.to)?;
+        if !self.inner.is_sure() {
+            // Its numbers are there, and what they stand for is not: it would be held to be followed.
+            return Err(Status::unavailable("this server does not know yet what counts"));
+        }
         let (log, range, head) = self
             .inner
             .read_synced(|desk| {
@@ -145,6 +150,9 @@ impl Ap for ApDoor {
     ) -> Result<Response<ApCompareResponse>, Status> {
         let asked = request.into_inner();
         self.check(&asked.cluster, asked.from, asked.to)?;
+        let now_ms = self.inner.now().wall_ms;
+        // Before it is said what was forgotten: who asks counts on that.
+        self.inner.desk.lock().keep_ends_until(asked.keeps_until, now_ms);
         let mut answer = self.inner.read_synced(|desk| compare(desk, &asked)).await?;
         answer.sure &= !self.inner.misses_records();
         Ok(Response::new(answer))

@@ -91,8 +91,20 @@ struct Repairer {
     missed_at: Option<Instant>,
     /// Comparisons yet to come that need not wait: what happened while this server was away is elsewhere.
     early: u32,
-    /// What it had on disk has been given up for what others have.
-    began_anew: bool,
+    /// While unsure: whoever is asked is asked to forget no end, too.
+    asks_to_keep: bool,
+    /// What it had on disk has been taken up or given up, to be joined by what others have or replaced by it.
+    began: bool,
+}
+
+/// What another server is to one that is unsure.
+enum Learned {
+    /// It knew what counts. That is here now.
+    All,
+    /// It will know: ask again.
+    NotYet,
+    /// It does not know either.
+    Nothing,
 }
 
 /// Compares now and then, until `stop`.
@@ -104,7 +116,8 @@ pub(super) async fn run(inner: Arc<Inner>, stop: CancellationToken) {
         clueless: BTreeSet::new(),
         missed_at: None,
         early: EARLY_MAX,
-        began_anew: false,
+        asks_to_keep: false,
+        began: false,
     };
     loop {
         let sure = inner.is_sure();
@@ -188,17 +201,22 @@ impl Repairer {
         }
     }
 
-    /// A server that is new or was away for too long takes what a server has that knows better. If a majority does
-    /// not, nobody does: what it has counts.
+    /// A server that is new or was away for too long takes what a server has that is sure. If a majority is not, nor
+    /// knows better, nobody does: what it has counts.
     async fn ask_what_counts(&mut self) {
         let members = self.inner.consensus.members();
         if !members.iter().any(|member| member.server == self.inner.server) {
             return;
         }
+        let mut waits = false;
         for other in self.inner.others() {
             match self.take_from(&other).await {
-                Ok(true) => return,
-                Ok(false) => _ = self.clueless.insert(other.server),
+                Ok(Learned::All) => return,
+                Ok(Learned::NotYet) => {
+                    waits = true;
+                    self.clueless.remove(&other.server);
+                }
+                Ok(Learned::Nothing) => _ = self.clueless.insert(other.server),
                 Err(status) => {
                     tracing::debug!(
                         server = other.server.0,
@@ -210,27 +228,46 @@ impl Repairer {
         }
         self.clueless
             .retain(|server| members.iter().any(|member| member.server == *server));
-        if (self.clueless.len() + 1) * 2 > members.len() {
+        if !waits && (self.clueless.len() + 1) * 2 > members.len() {
             self.resolve(Resolve::Keep).await;
         }
     }
 
-    /// Whether the other knew better; all of it is here then.
+    /// Takes what the other has, if it is sure.
     ///
     /// # Errors
     /// It did not answer, or not all of it was taken, again and again.
-    async fn take_from(&mut self, other: &Other) -> Result<bool, Status> {
-        let asked = self.ask(other, None, 0).await?;
+    async fn take_from(&mut self, other: &Other) -> Result<Learned, Status> {
+        let (asks_to_keep, asked) = (self.asks_to_keep, self.ask(other, None, 0).await?);
+        let forgot_before_ms = asked.forgot_before;
+        let outlived = self.inner.desk.lock().is_outlived(forgot_before_ms);
         if !asked.sure {
-            return Ok(false);
+            // It was away as well, but went on when this one was gone already.
+            let knows_better = outlived && forgot_before_ms.is_some();
+            return Ok(if knows_better {
+                Learned::NotYet
+            } else {
+                Learned::Nothing
+            });
         }
         // Once: what was fetched since is not to be given up, and would not be fetched again.
-        self.began_anew = self.began_anew || self.resolve(Resolve::Drop).await;
+        if !self.began {
+            if !outlived && !asks_to_keep {
+                // What it has not forgotten until now it could forget before it is fetched.
+                self.inner.desk.lock().keep_ends(self.inner.now().wall_ms);
+                self.asks_to_keep = true;
+                return Ok(Learned::NotYet);
+            }
+            self.began = match outlived {
+                true => self.resolve(Resolve::Drop { forgot_before_ms }).await,
+                false => self.resolve(Resolve::TakeUp).await,
+            };
+        }
         for _ in 0..TAKE_ATTEMPTS_MAX {
             if self.compare(other, 1).await?.complete {
                 // What it writes from now on comes by its log.
                 self.resolve(Resolve::Fetched).await;
-                return Ok(true);
+                return Ok(Learned::All);
             }
             tokio::time::sleep(UNSURE_EVERY).await;
         }
@@ -316,6 +353,7 @@ impl Repairer {
             buckets: group.is_some(),
             high,
             low,
+            keeps_until: self.inner.desk.lock().keeps_until_ms(),
         };
         let mut client = self.inner.client(other)?;
         let bound = if group.is_some() {

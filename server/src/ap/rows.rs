@@ -33,6 +33,15 @@ pub(super) struct Life {
     pub(super) followed: BTreeMap<ServerId, Followed>,
 }
 
+/// What a server remembers of what has ended. Behind [`Life`] in its row. Earlier programs wrote none, and pass over it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Memory {
+    /// No tombstone since then was forgotten.
+    pub(super) forgot_before_ms: u64,
+    /// None is forgotten until then.
+    pub(super) keeps_until_ms: u64,
+}
+
 /// How far a server's log is followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Followed {
@@ -49,6 +58,7 @@ pub(super) type Numbered = (Arc<Record>, Option<Seq>);
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub(super) life: Option<Life>,
+    pub(super) memory: Option<Memory>,
     pub(super) records: Vec<Numbered>,
 }
 
@@ -61,7 +71,10 @@ impl Found {
         let mut found = Self::default();
         store.read_rows(|key, value| {
             match key {
-                LIFE_KEY => found.life = Some(life(value)?),
+                LIFE_KEY => {
+                    let (life, memory) = life(value)?;
+                    (found.life, found.memory) = (Some(life), memory);
+                }
                 [RECORD_PREFIX, ..] => found.records.push(record(key, value)?),
                 _ => return Err("no such kind of row is known".into()),
             }
@@ -71,14 +84,22 @@ impl Found {
     }
 }
 
-fn life(value: &[u8]) -> Result<Life, String> {
+fn life(value: &[u8]) -> Result<(Life, Option<Memory>), String> {
     let (version, body) = value.split_first().ok_or("it is empty")?;
     if *version != LIFE_VERSION {
         return Err(format!(
             "it is of version {version}, this program knows {LIFE_VERSION}"
         ));
     }
-    postcard::from_bytes(body).map_err(|error| error.to_string())
+    let read = || {
+        let (life, rest) = postcard::take_from_bytes(body)?;
+        let memory = match rest.is_empty() {
+            true => None,
+            false => Some(postcard::from_bytes(rest)?),
+        };
+        Ok((life, memory))
+    };
+    read().map_err(|error: postcard::Error| error.to_string())
 }
 
 fn record(key: &[u8], value: &[u8]) -> Result<Numbered, String> {
@@ -106,7 +127,52 @@ pub(super) fn remove_record(rows: &mut RowBatch, key: &Key) {
     rows.remove(row_key(key));
 }
 
-pub(super) fn put_life(rows: &mut RowBatch, life: &Life) {
-    let value = postcard::to_extend(life, vec![LIFE_VERSION]).expect("plain values always encode");
-    rows.put(LIFE_KEY.to_vec(), &[&value]);
+pub(super) fn put_life(rows: &mut RowBatch, life: &Life, memory: Memory) {
+    rows.put(LIFE_KEY.to_vec(), &[&life_row(life, memory)]);
+}
+
+fn life_row(life: &Life, memory: Memory) -> Vec<u8> {
+    postcard::to_extend(&(life, memory), vec![LIFE_VERSION]).expect("plain values always encode")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the program wrote it that knew of no memory.
+    const BEFORE: &[u8] = &[1, 7, 3, 232, 7, 2, 1, 208, 15, 1, 2, 9, 5];
+
+    fn example() -> Life {
+        let followed = Followed {
+            log: 9,
+            through: Seq(5),
+        };
+        Life {
+            log: 7,
+            head: Seq(3),
+            latest: Stamp {
+                millis: 1_000,
+                counter: 2,
+                server: ServerId(1),
+            },
+            alive_ms: 2_000,
+            followed: [(ServerId(2), followed)].into(),
+        }
+    }
+
+    #[test]
+    fn the_row_of_a_life_is_read_by_earlier_programs_and_theirs_is_read_here() {
+        assert_eq!(life(BEFORE), Ok((example(), None)));
+        let memory = Memory {
+            forgot_before_ms: 1,
+            keeps_until_ms: 300,
+        };
+        let row = life_row(&example(), memory);
+        assert_eq!(row, [BEFORE, &[1, 172, 2]].concat());
+        assert_eq!(life(&row), Ok((example(), Some(memory))));
+        assert_eq!(postcard::from_bytes(&row[1..]), Ok(example()), "as they read it");
+        for end in BEFORE.len() + 1..row.len() {
+            assert!(life(&row[..end]).is_err(), "it is cut short");
+        }
+    }
 }

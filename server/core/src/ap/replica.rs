@@ -337,6 +337,17 @@ impl Replica {
         purged
     }
 
+    /// Before which moment what was dead may be forgotten, by the last [`Self::purge`].
+    #[must_use]
+    pub fn horizon_ms(&self) -> u64 {
+        self.horizon_ms
+    }
+
+    /// Until it forgets again, what is dead is taken in however old it is.
+    pub fn take_in_all(&mut self) {
+        self.horizon_ms = 0;
+    }
+
     /// Sessions that lapsed and hold nothing any more, for others took their nodes over: their records, saying so. Forgotten
     /// they would be fetched back from servers that forget later, and who came back would begin at the first claim.
     fn spent(&self, is_old: impl Fn(&Record) -> bool) -> Vec<(Key, Value)> {
