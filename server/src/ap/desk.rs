@@ -115,7 +115,11 @@ impl Desk {
         now: Now,
     ) -> Self {
         let (ahead_max_ms, retention_ms) = (milliseconds(ahead_max), milliseconds(retention));
-        let is_recent = |life: &Life| now.wall_ms.saturating_sub(life.alive_ms) <= retention_ms;
+        // A clock that is behind its own past does not tell for how long it was away.
+        let is_recent = |life: &Life| {
+            now.wall_ms.saturating_sub(life.alive_ms) <= retention_ms
+                && life.alive_ms.saturating_sub(now.wall_ms) <= ahead_max_ms
+        };
         let footing = match &found.life {
             Some(life) if is_recent(life) => Footing::Sure,
             Some(_) | None => Footing::Unsure,

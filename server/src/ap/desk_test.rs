@@ -644,3 +644,16 @@ fn nobody_keeps_what_ended_for_longer_than_the_retention() {
     site.desk.keep_ends(now_ms);
     assert!(site.desk.keeps_ends(now_ms));
 }
+
+#[test]
+fn a_clock_that_is_behind_does_not_tell_for_how_long_a_server_was_away() {
+    let now = Site::new(1).now;
+    let away = |alive_ms| away_since(alive_ms, None, now).desk.footing();
+    assert_eq!(away(now.wall_ms - 1), Footing::Sure);
+    assert_eq!(
+        away(now.wall_ms + 500),
+        Footing::Sure,
+        "clocks are set now and then"
+    );
+    assert_eq!(away(now.wall_ms + 501), Footing::Unsure);
+}
