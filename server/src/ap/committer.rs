@@ -232,7 +232,7 @@ fn has_room(finishes: &[Finish], rows: &RowBatch) -> bool {
     finishes.len() < BATCH_JOBS_MAX && rows.size() < BATCH_BYTES_MAX
 }
 
-fn carry_out(desk: &mut Desk, work: &mut Work<'_>, job: Job) -> Option<Finish> {
+pub(super) fn carry_out(desk: &mut Desk, work: &mut Work<'_>, job: Job) -> Option<Finish> {
     let is_sure = desk.footing() == Footing::Sure;
     match job {
         Job::Write { deadline, done, .. } if deadline <= Instant::now() => {
@@ -244,6 +244,10 @@ fn carry_out(desk: &mut Desk, work: &mut Work<'_>, job: Job) -> Option<Finish> {
             None
         }
         Job::Claim { done, .. } if !is_sure => {
+            refuse(done, NOT_SURE);
+            None
+        }
+        Job::Adopt { done, .. } if !is_sure => {
             refuse(done, NOT_SURE);
             None
         }

@@ -358,8 +358,9 @@ async fn settle_moves(
     refused: &mut BTreeMap<GroupName, u64>,
 ) -> Option<Settled> {
     let recorded = recorded(inner);
-    // Asked first: what was applied by then is looked at below.
-    let loaded = inner.consensus.is_loaded();
+    // Asked first: what was applied by then is looked at below. What is taken over while nobody knows yet whether this server's
+    // records count would be dropped with them, or missed by them.
+    let loaded = inner.consensus.is_loaded() && inner.is_sure();
     let (raft, coming, gone) = {
         let raft = inner.consensus.directory().read();
         let view = inner.view.read();

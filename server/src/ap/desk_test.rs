@@ -10,10 +10,12 @@ use rollcall_core::directory::{
 use rollcall_core::guard::GuardSettings;
 use rollcall_core::ids::{RequestId, ServerId, ServiceKey, SessionId};
 
+use super::committer::{Job, carry_out};
 use super::contract::Introduction;
 use super::desk::{Desk, Footing, Now, Resolve, Work};
 use super::inner::AtAGlance;
 use super::rows::{Found, Life, Memory, Numbered};
+use crate::raft::ProposeError;
 use crate::session::{TICK, Word};
 use crate::store::RowBatch;
 
@@ -656,4 +658,28 @@ fn a_clock_that_is_behind_does_not_tell_for_how_long_a_server_was_away() {
         "clocks are set now and then"
     );
     assert_eq!(away(now.wall_ms + 501), Footing::Unsure);
+}
+
+/// What was dropped with all that it had on disk would stay in its memory, and count for others as being on its disk.
+#[test]
+fn a_server_that_is_unsure_takes_no_group_over() {
+    let mut other = Site::new(1);
+    other.claim();
+    other.register();
+    let mut site = Site::bare(2, Found::default(), other.now);
+    site.define(GuardSettings::off());
+    let (done, mut answer) = tokio::sync::oneshot::channel();
+    let adopt = Job::Adopt {
+        from: Box::new(other.view.clone()),
+        group: service().group,
+        stamp_ms: site.now.wall_ms,
+        done,
+    };
+    assert!(site.work(|desk, work| carry_out(desk, work, adopt)).is_none());
+    let refused = answer.try_recv().expect("it is answered at once");
+    assert!(
+        matches!(refused, Err(ProposeError::Unavailable { .. })),
+        "{refused:?}"
+    );
+    assert!(site.desk.replica.is_empty());
 }

@@ -18,7 +18,7 @@ use rollcall_proto::v1::{ApStandingRequest, ApStandingResponse, GroupMode as Wir
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::desk::milliseconds;
+use super::desk::{Footing, milliseconds};
 use super::handle::Ap;
 use super::inner::Inner;
 use super::members::Other;
@@ -404,6 +404,8 @@ fn standing(inner: &Inner, group: &GroupName) -> Standing {
     Standing {
         since: defined.moving.map(|moving| moving.since).unwrap_or_default(),
         prepared: begun.is_some_and(|moving| match moving.to {
+            // What it has may not count.
+            _ if desk.footing() == Footing::Unsure => false,
             GroupMode::Ap if planted(Mutant::UnfrozenMove) => true,
             GroupMode::Ap => sign == sign_of_listed(&defined) && nodes == defined.nodes,
             GroupMode::Cp => true,
