@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use rollcall_core::ap::Bucket;
 use rollcall_core::directory::{Command, Expected, GroupMode, GroupSettings};
 use rollcall_core::ids::{GroupName, ServerId};
+use rollcall_proto::v1::ApPushRequest;
+use rollcall_proto::v1::ap_server::Ap as _;
 use tokio::time::Instant;
 
-use super::Ap;
 use super::cluster_test::{Cluster, eventually, listed, register, request, service, soon, write};
+use super::{Ap, ApDoor};
 
 /// A clock that is ahead by more than is believed.
 const AHEAD_MS: i64 = 3_600_000;
@@ -226,5 +229,40 @@ async fn a_server_that_has_not_caught_up_takes_nothing_over() {
     let moved = cluster.ap(1).move_group(&group, GroupMode::Ap, soon()).await;
     moved.expect("it is moved");
     cluster.wait_listed(&["a"]).await;
+    cluster.stop().await;
+}
+
+/// It was cut off while the group came to gossip, and has not heard of that yet: it takes what others wrote of it since for
+/// remains, and forgets it at its next look.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_no_second_disk_for_a_group_that_it_does_not_know() {
+    let cluster = Cluster::start(2, |_| {}).await;
+    write(cluster.ap(2), register(None, "a")).await;
+    cluster.wait_listed(&["a"]).await;
+    let records = {
+        let desk = cluster.ap(2).inner.desk.lock();
+        let records = desk.replica.bucket(&Bucket::Service(service()));
+        records.iter().map(|record| record.encode()).collect::<Vec<_>>()
+    };
+    let push = || {
+        let inner = &cluster.ap(1).inner;
+        let pushed = ApPushRequest {
+            cluster: inner.consensus.peers().cluster().to_owned(),
+            from: 2,
+            to: 1,
+            records: records.clone(),
+        };
+        let door = ApDoor::new(inner.clone());
+        async move { door.push(tonic::Request::new(pushed)).await }
+    };
+    push().await.expect("the group is there");
+    move_to(cluster.ap(1), GroupMode::Cp).await;
+    let is_gone = || cluster.ap(1).view().read().group(&service().group).is_none();
+    eventually("the group is gone", is_gone).await;
+    let refused = push().await.expect_err("it would be forgotten");
+    assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
+    move_to(cluster.ap(1), GroupMode::Ap).await;
+    eventually("the group is there again", || !is_gone()).await;
+    push().await.expect("it is there");
     cluster.stop().await;
 }

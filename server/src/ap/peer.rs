@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rollcall_core::ap::{Bucket, Record, Seq};
+use rollcall_core::ap::{Bucket, Key, Record, Seq};
 use rollcall_proto::v1::ap_server::Ap;
 use rollcall_proto::v1::{
     ApCompareRequest, ApCompareResponse, ApDigest, ApFetchRequest, ApFetchResponse, ApPullRequest,
@@ -33,6 +33,15 @@ impl ApDoor {
 
     fn check(&self, cluster: &str, from: u64, to: u64) -> Result<(), Status> {
         self.inner.consensus.peers().check(cluster, from, to)
+    }
+
+    /// Whether these stay here. Those of a group that, as far as this server knows, does not live by records are forgotten.
+    fn keeps(&self, records: &[Record]) -> bool {
+        let view = self.inner.view.read();
+        records.iter().all(|record| match &record.key {
+            Key::Node(key) | Key::Override(key) => view.group(&key.service.group).is_some(),
+            Key::Session(_) => true,
+        })
     }
 }
 
@@ -186,6 +195,11 @@ impl Ap for ApDoor {
             return Err(Status::unavailable("this server takes no records now"));
         }
         let records = decode_all(&asked.records)?;
+        if !self.keeps(&records) {
+            return Err(Status::unavailable(
+                "this server does not know the group of a record",
+            ));
+        }
         let heard = hear(&self.inner, records, None, true).await?;
         match heard.refused {
             None => Ok(Response::new(ApPushResponse {})),
