@@ -1,6 +1,6 @@
 //! Watch streams: what the client asks goes to the hubs, what the hubs have goes to the client.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,11 +21,14 @@ use super::oversize;
 use super::shared_body::shared;
 use super::status::{DoorError, of_refusal, of_stream_end, of_subscribe, of_too_many_streams, status};
 use crate::watch::{
-    Division, Line, PairedHandle, Parts, StreamEnd, SubscribeError, Subscription, Target, left_behind,
+    Division, KnownSigns, Line, PairedHandle, Parts, StreamEnd, SubscribeError, Subscription, Target,
+    left_behind, shown_within,
 };
 
 /// Largest request of a watch stream: a subscription may bring many known signs.
 pub(super) const WATCH_REQUEST_BYTES_MAX: usize = 8 << 20;
+/// Most signs that one subscription may bring. The SDK brings 5,000; what a client holds beyond them is sent again.
+const KNOWN_MAX: usize = 10_000;
 /// How often a subscription that waits for AP groups to be there looks again.
 const AP_LOOK: Duration = Duration::from_millis(20);
 
@@ -255,15 +258,16 @@ impl Asking {
     /// that nobody who comes from there is told what was so before. If there is no other to be asked, what it has counts.
     async fn parts(&mut self, wish: &Wish, patience: Instant) -> Result<Parts, v1::Error> {
         loop {
-            let (parts, groups) = self.doors.parts(wish);
-            let shown = self.doors.check_shown(&wish.target, &groups);
+            let place = self.doors.place_of(wish);
+            let groups = &place.ap_groups;
+            let shown = self.doors.check_shown(&wish.target, groups);
             let over = Instant::now() >= patience;
             match shown {
-                Ok(()) if groups.is_empty() || self.doors.is_compared() => return Ok(parts),
+                Ok(()) if groups.is_empty() || self.doors.is_compared() => return Ok(wish.parts(&place)),
                 Ok(()) | Err(_) if !over => {}
                 shown => {
                     self.patience_ends.get_or_insert(Instant::now());
-                    return shown.map(|()| parts);
+                    return shown.map(|()| wish.parts(&place));
                 }
             }
             tokio::time::sleep(AP_LOOK).await;
@@ -304,12 +308,30 @@ struct Wish {
     after: Revision,
     ap_after: Revision,
     ap_epoch: u64,
-    known: Vec<(ServiceKey, Sign)>,
+    /// Of services that it covers.
+    known: KnownSigns,
     known_metadata: Arc<BTreeMap<ServiceKey, u64>>,
+}
+
+/// Where a wish is followed, as of one moment.
+struct WishPlace {
+    /// The replicated directory's.
+    revision: Revision,
+    /// What the client has seen of AP groups, if it was counted here.
+    ap_after: Revision,
+    /// The AP groups that the wish is about.
+    ap_groups: Arc<[GroupName]>,
+    /// Those of which the client holds services.
+    ap_known: BTreeSet<GroupName>,
 }
 
 impl Wish {
     fn from_wire(subscribe: v1::Subscribe) -> Result<Self, Refusal> {
+        bounded(
+            "known signs in one subscription",
+            subscribe.known.len(),
+            KNOWN_MAX,
+        )?;
         let target = convert::required("target", subscribe.target.and_then(|target| target.target))?;
         let target = match target {
             watch_target::Target::Service(key) => {
@@ -317,31 +339,87 @@ impl Wish {
             }
             watch_target::Target::GroupPrefix(prefix) => Target::Prefix(convert::prefix_from(&prefix)?),
         };
-        let mut known_metadata = BTreeMap::new();
-        let known = subscribe.known.iter().map(|known| {
+        let (mut signs, mut metadata) = (BTreeMap::new(), BTreeMap::new());
+        for known in &subscribe.known {
             let key = convert::service_key_from("known.key", known.key.as_ref())?;
             let sign = convert::required("known.sign", known.sign.as_ref())?;
-            if known.metadata_hash != 0 {
-                known_metadata.insert(key.clone(), known.metadata_hash);
+            if !target.covers(&key) {
+                continue;
             }
-            Ok((key, convert::sign_from(sign)))
-        });
-        let known = known.collect::<Result<_, Refusal>>()?;
+            if known.metadata_hash != 0 {
+                metadata.insert(key.clone(), known.metadata_hash);
+            }
+            signs.insert(key, convert::sign_from(sign));
+        }
         Ok(Self {
             id: subscribe.subscription,
             target,
             after: Revision(subscribe.after_revision),
             ap_after: Revision(subscribe.ap_after_revision),
             ap_epoch: subscribe.ap_epoch,
-            known,
-            known_metadata: Arc::new(known_metadata),
+            known: Arc::new(signs),
+            known_metadata: Arc::new(metadata),
         })
+    }
+
+    /// The groups of which the client holds services, each once.
+    fn known_groups(&self) -> impl Iterator<Item = &GroupName> {
+        let mut last = None;
+        self.known
+            .keys()
+            .map(|key| &key.group)
+            .filter(move |group| last.replace(*group) != Some(*group))
+    }
+
+    /// What each hub is asked. Without a lock: the client may hold much.
+    fn parts(&self, place: &WishPlace) -> Parts {
+        let division = match &self.target {
+            Target::Service(_) => None,
+            Target::Prefix(_) => Some(Division {
+                ap_groups: place.ap_groups.clone(),
+                at: place.revision,
+            }),
+        };
+        let cp = |known| Subscription {
+            id: self.id,
+            target: self.target.clone(),
+            after: self.after,
+            directory: Revision(0),
+            known,
+            known_metadata: self.known_metadata.clone(),
+            division: division.clone(),
+        };
+        let ap = |known| Subscription {
+            after: place.ap_after,
+            directory: place.revision,
+            ..cp(known)
+        };
+        match &self.target {
+            Target::Service(_) if place.ap_groups.is_empty() => Parts::Cp(cp(self.known.clone())),
+            Target::Service(_) => Parts::Ap(ap(self.known.clone())),
+            Target::Prefix(_) => {
+                let (known_cp, known_ap) = self.known_apart(&place.ap_known);
+                Parts::Both {
+                    cp: cp(known_cp),
+                    ap: ap(known_ap),
+                }
+            }
+        }
+    }
+
+    /// What the client holds of other groups, and of these.
+    fn known_apart(&self, ap: &BTreeSet<GroupName>) -> (KnownSigns, KnownSigns) {
+        if ap.is_empty() {
+            return (self.known.clone(), KnownSigns::default());
+        }
+        let known = self.known.iter().map(|(key, sign)| (key.clone(), *sign));
+        let (known_ap, known_cp) = known.partition(|(key, _)| ap.contains(&key.group));
+        (Arc::new(known_cp), Arc::new(known_ap))
     }
 }
 
 impl Doors {
-    /// At which hubs a wish is followed, and the AP groups among it.
-    fn parts(&self, wish: &Wish) -> (Parts, Arc<[GroupName]>) {
+    fn place_of(&self, wish: &Wish) -> WishPlace {
         let ap = self.reader.ap();
         let view_head = ap.view().read().revision();
         let ap_after = match wish.ap_epoch == ap.epoch() && wish.ap_after <= view_head {
@@ -353,45 +431,22 @@ impl Doors {
             let group = directory.group(group);
             group.is_some_and(|group| group.settings.mode == GroupMode::Ap)
         };
-        let (known_ap, known_cp) = wish.known.iter().cloned().partition(|(key, _)| is_ap(&key.group));
-        let groups: Arc<[GroupName]> = match &wish.target {
-            Target::Service(key) => is_ap(&key.group).then(|| key.group.clone()).into_iter().collect(),
+        let ap_groups = match &wish.target {
+            Target::Service(key) => Some(key.group.clone()).filter(is_ap).into_iter().collect(),
             Target::Prefix(prefix) => {
-                let within = directory.groups().filter(|group| group.name.is_within(prefix));
-                let groups = within.filter(|group| group.settings.mode == GroupMode::Ap);
+                let groups = directory
+                    .groups()
+                    .filter(|group| group.settings.mode == GroupMode::Ap && group.name.is_within(prefix));
                 groups.map(|group| group.name.clone()).collect()
             }
         };
-        let division = match &wish.target {
-            Target::Service(_) => None,
-            Target::Prefix(_) => Some(Division {
-                ap_groups: groups.clone(),
-                at: directory.revision(),
-            }),
-        };
-        let cp = |known| Subscription {
-            id: wish.id,
-            target: wish.target.clone(),
-            after: wish.after,
-            directory: Revision(0),
-            known,
-            known_metadata: wish.known_metadata.clone(),
-            division: division.clone(),
-        };
-        let ap = |known| Subscription {
-            after: ap_after,
-            directory: directory.revision(),
-            ..cp(known)
-        };
-        let parts = match &wish.target {
-            Target::Service(_) if groups.is_empty() => Parts::Cp(cp(known_cp)),
-            Target::Service(_) => Parts::Ap(ap(known_ap)),
-            Target::Prefix(_) => Parts::Both {
-                cp: cp(known_cp),
-                ap: ap(known_ap),
-            },
-        };
-        (parts, groups)
+        let ap_known = wish.known_groups().filter(|group| is_ap(group)).cloned();
+        WishPlace {
+            revision: directory.revision(),
+            ap_after,
+            ap_groups,
+            ap_known: ap_known.collect(),
+        }
     }
 
     /// Whether what this server has of AP groups was compared with another server's since it was started.
@@ -403,10 +458,11 @@ impl Doors {
     /// other group of the target is shown beside them: what it was before it moved is not what it is.
     fn check_shown(&self, target: &Target, groups: &[GroupName]) -> Result<(), v1::Error> {
         if let Target::Prefix(prefix) = target {
-            let raft = self.reader.consensus().directory().read();
-            let view = self.reader.ap().view().read();
-            if let Some(group) = left_behind(&raft, &view, prefix) {
-                return Err(not_handed_over(group));
+            // One after the other: apply waits for nobody who waits for the view.
+            let shown = shown_within(&self.reader.ap().view().read(), prefix);
+            let left = left_behind(&self.reader.consensus().directory().read(), shown);
+            if let Some(group) = left {
+                return Err(not_handed_over(&group));
             }
         }
         if groups.is_empty() {
@@ -425,5 +481,71 @@ impl Doors {
             None => self.reader.check_view_ready(),
             Some(group) => Err(not_taken_over(group)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(group: &str, service: &str) -> v1::KnownSign {
+        v1::KnownSign {
+            key: Some(v1::ServiceKey {
+                group: group.into(),
+                service: service.into(),
+            }),
+            sign: Some(v1::Sign { high: 1, low: 2 }),
+            metadata_hash: 3,
+        }
+    }
+
+    fn prefix(prefix: &str, known: Vec<v1::KnownSign>) -> v1::Subscribe {
+        let target = Some(watch_target::Target::GroupPrefix(prefix.into()));
+        v1::Subscribe {
+            subscription: 1,
+            target: Some(v1::WatchTarget { target }),
+            known,
+            ..v1::Subscribe::default()
+        }
+    }
+
+    #[test]
+    fn a_subscription_brings_so_many_signs() {
+        let signs = |count: usize| (0..count).map(|at| known("g", &at.to_string())).collect();
+        assert_eq!(
+            Wish::from_wire(prefix("", signs(KNOWN_MAX))).unwrap().known.len(),
+            KNOWN_MAX
+        );
+        let refused = Wish::from_wire(prefix("", signs(KNOWN_MAX + 1))).err().unwrap();
+        assert!(matches!(refused, Refusal::TooLarge { .. }), "{refused}");
+    }
+
+    #[test]
+    fn of_what_a_client_holds_each_hub_is_told_what_concerns_it() {
+        let held = vec![
+            known("a/x", "2"),
+            known("a/y", "1"),
+            known("a/x", "1"),
+            known("b", "1"),
+        ];
+        let wish = Wish::from_wire(prefix("a", held)).unwrap();
+        let groups: Vec<&str> = wish.known_groups().map(GroupName::as_str).collect();
+        assert_eq!(groups, ["a/x", "a/y"], "each once, and none that is not covered");
+        let place = WishPlace {
+            revision: Revision(7),
+            ap_after: Revision(0),
+            ap_groups: ["a/y".parse().unwrap()].into(),
+            ap_known: ["a/y".parse().unwrap()].into(),
+        };
+        let Parts::Both { cp, ap } = wish.parts(&place) else {
+            panic!("a prefix is followed at both");
+        };
+        let names = |one: &Subscription| {
+            let keys = one.known.keys();
+            keys.map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&cp), ["a/x/1", "a/x/2"]);
+        assert_eq!(names(&ap), ["a/y/1"]);
+        assert_eq!((cp.directory, ap.directory), (Revision(0), Revision(7)));
     }
 }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::convergence::Convergence;
 use self::pace::Pace;
-pub use self::subscription::{Division, SubscribeError, Subscription};
+pub use self::subscription::{Division, KnownSigns, SubscribeError, Subscription};
 use super::backlog::{Backlog, Bounds, Tally};
 use super::cache::{FrameCache, ViewCache};
 use super::fanout::LastMessage;

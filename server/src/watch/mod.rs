@@ -25,10 +25,10 @@ mod registration;
 mod shown;
 mod stream;
 
-pub use hub::{Convergence, Division, SubscribeError, Subscription, TooManyStreams, WatchHub};
+pub use hub::{Convergence, Division, KnownSigns, SubscribeError, Subscription, TooManyStreams, WatchHub};
 pub(crate) use line::Line;
 pub use metrics::{ModesMetrics, WatchMetrics};
 pub use pair::{PairedHandle, PairedStream, Parts, Watches};
 pub use registration::Target;
-pub(crate) use shown::left_behind;
+pub(crate) use shown::{left_behind, shown_within};
 pub use stream::{StreamEnd, StreamHandle, WatchStream};

@@ -17,7 +17,7 @@ use crate::config::{StormConfig, WatchConfig};
 use crate::grpc::convert;
 use crate::raft::SharedDirectory;
 use crate::storm::{StormDesk, StormMetrics};
-use crate::watch::{Division, WatchMetrics, left_behind};
+use crate::watch::{Division, KnownSigns, WatchMetrics, left_behind, shown_within};
 
 const EPOCH: u64 = 77;
 
@@ -241,7 +241,7 @@ fn service(id: u64, key: &ServiceKey) -> Subscription {
         target: Target::Service(key.clone()),
         after: Revision(0),
         directory: Revision(0),
-        known: Vec::new(),
+        known: KnownSigns::default(),
         known_metadata: Arc::default(),
         division: None,
     }
@@ -253,7 +253,7 @@ fn prefix(id: u64, prefix: &str) -> Parts {
         target: Target::Prefix(prefix.into()),
         after: Revision(0),
         directory: Revision(0),
-        known: Vec::new(),
+        known: KnownSigns::default(),
         known_metadata: Arc::default(),
         division: None,
     };
@@ -282,8 +282,8 @@ fn divided(parts: Parts, ap_groups: &[&str], at: Revision) -> Parts {
 
 /// The same, by a client that holds something already.
 fn knowing(parts: Parts, cp: &[(ServiceKey, Sign)], ap: &[(ServiceKey, Sign)]) -> Parts {
-    let with = |one, known: &[_]| Subscription {
-        known: known.to_vec(),
+    let with = |one, known: &[(ServiceKey, Sign)]| Subscription {
+        known: Arc::new(known.iter().cloned().collect()),
         ..one
     };
     match parts {
@@ -676,8 +676,7 @@ async fn a_group_that_has_moved_is_left_behind_until_the_view_follows() {
     let mut world = World::new(WatchConfig::default(), 100);
     world.put(Ap, &key("a", "other"), "n1");
     let left = |world: &World, prefix: &str| {
-        let (raft, view) = (world.raft.read(), world.view.read());
-        left_behind(&raft, &view, prefix).cloned()
+        left_behind(&world.raft.read(), shown_within(&world.view.read(), prefix))
     };
     assert_eq!(left(&world, ""), None);
     let since = world.move_group_at_cp("a", Cp);

@@ -151,15 +151,21 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// An AP group within a prefix that the view still shows, though it is a CP group by now: the view is about to follow.
-pub(crate) fn left_behind<'a>(raft: &Directory, view: &'a Directory, prefix: &str) -> Option<&'a GroupName> {
+/// The AP groups within a prefix that the view shows.
+pub(crate) fn shown_within(view: &Directory, prefix: &str) -> Vec<GroupName> {
+    let is_ap = |group: &&Arc<Group>| group.settings.mode == GroupMode::Ap;
+    let shown = view.groups().filter(is_ap);
+    let within = shown.filter(|group| group.name.is_within(prefix));
+    within.map(|group| group.name.clone()).collect()
+}
+
+/// One of these that is a CP group by now: the view is about to follow.
+pub(crate) fn left_behind(raft: &Directory, shown: Vec<GroupName>) -> Option<GroupName> {
     let is_cp = |name: &GroupName| {
         let group = raft.group(name);
         group.is_some_and(|group| group.settings.mode == GroupMode::Cp)
     };
-    let mut shown = view.groups().filter(|group| group.settings.mode == GroupMode::Ap);
-    let left = shown.find(|group| group.name.is_within(prefix) && is_cp(&group.name));
-    left.map(|group| &group.name)
+    shown.into_iter().find(is_cp)
 }
 
 /// How a group stands.

@@ -15,6 +15,9 @@ use crate::watch::registration::Target;
 use crate::watch::shown::Shown;
 use crate::watch::stream::Shared;
 
+/// The signs of services that a client holds. They may be many, and are handed around as they are.
+pub type KnownSigns = Arc<BTreeMap<ServiceKey, Sign>>;
+
 /// What a client wants to follow.
 #[derive(Clone, Debug)]
 pub struct Subscription {
@@ -27,7 +30,7 @@ pub struct Subscription {
     /// The revision of the replicated directory by which it was sent to this hub; 0: to be told to nobody.
     pub directory: Revision,
     /// What the client holds: equal signs are not sent again.
-    pub known: Vec<(ServiceKey, Sign)>,
+    pub known: KnownSigns,
     /// And of which services it holds metadata, by its hash: it is no part of the sign.
     pub known_metadata: Arc<BTreeMap<ServiceKey, u64>>,
     /// Of a prefix that is followed at both hubs; `None`: at one alone.
@@ -325,17 +328,12 @@ pub(super) fn current_state<'a>(
     shown: Shown<'a>,
 ) -> impl Iterator<Item = Item> + 'a {
     let revision = shown.revision();
-    let known: BTreeMap<&ServiceKey, Sign> = subscription
-        .known
-        .iter()
-        .map(|(key, sign)| (key, *sign))
-        .collect();
-    let gone = subscription
-        .known
-        .iter()
-        .filter(move |(key, _)| subscription.target.covers(key) && shown.follows(&key.group))
-        .filter(move |(key, _)| shown.service(key).is_none())
-        .map(move |(key, _)| Item::State {
+    let known = &subscription.known;
+    let gone = known
+        .keys()
+        .filter(move |key| subscription.target.covers(key) && shown.follows(&key.group))
+        .filter(move |key| shown.service(key).is_none())
+        .map(move |key| Item::State {
             key: key.clone(),
             service: None,
             revision,

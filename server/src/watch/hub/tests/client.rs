@@ -1,6 +1,7 @@
 //! A client that builds its picture from frames alone, and checks the guarantees as they come.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -11,7 +12,7 @@ use rollcall_proto::v1::{self, watch_frame::Frame};
 
 use super::world::Picture;
 use crate::grpc::convert;
-use crate::watch::{StreamHandle, Subscription, WatchStream};
+use crate::watch::{KnownSigns, StreamHandle, Subscription, WatchStream};
 
 /// One service, as a client holds it.
 #[derive(Clone, Default)]
@@ -204,10 +205,8 @@ impl Client {
             .collect()
     }
 
-    pub(super) fn known(&self) -> Vec<(ServiceKey, Sign)> {
-        self.services
-            .iter()
-            .map(|(key, held)| (key.clone(), held.sign))
-            .collect()
+    pub(super) fn known(&self) -> KnownSigns {
+        let held = self.services.iter();
+        Arc::new(held.map(|(key, held)| (key.clone(), held.sign)).collect())
     }
 }

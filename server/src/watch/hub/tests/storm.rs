@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use rollcall_core::directory::Sign;
 use rollcall_core::ids::{Revision, ServiceKey};
 use rollcall_core::storm::{Mode, Share};
 use tokio::sync::watch;
@@ -12,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::world::{World, follow, key};
 use crate::config::{StormConfig, WatchConfig};
 use crate::raft::AppliedHead;
-use crate::watch::{Subscription, Target};
+use crate::watch::{KnownSigns, Subscription, Target};
 /// One in ten thousand: whoever asks in a test has to wait.
 fn nobody() -> Mode {
     Mode::On {
@@ -41,7 +40,7 @@ async fn who_has_another_list_waits_its_turn_and_keeps_what_it_has() {
 
     // An equal sign costs nothing and is no question.
     let mut client = world.open();
-    let again = |id, known: &Vec<(ServiceKey, Sign)>, after| Subscription {
+    let again = |id, known: &KnownSigns, after| Subscription {
         after,
         known: known.clone(),
         ..follow(id, target.clone())

@@ -19,7 +19,7 @@ use crate::grpc::convert;
 use crate::raft::SharedDirectory;
 use crate::storm::{StormDesk, StormMetrics};
 use crate::watch::shown::Shown;
-use crate::watch::{Subscription, Target, WatchHub, WatchMetrics};
+use crate::watch::{KnownSigns, Subscription, Target, WatchHub, WatchMetrics};
 
 pub(super) struct World {
     pub(super) directory: Arc<SharedDirectory>,
@@ -284,7 +284,7 @@ pub(super) fn follow(id: u64, target: Target) -> Subscription {
         target,
         after: Revision(0),
         directory: Revision(0),
-        known: Vec::new(),
+        known: KnownSigns::default(),
         known_metadata: Arc::default(),
         division: None,
     }
