@@ -14,7 +14,7 @@ use rollcall_core::ap::{FarFuture, Record, SessionSeed};
 use rollcall_core::directory::{Command, Directory, LoggedRequest, Outcome};
 use rollcall_core::ids::{GroupName, ServerId};
 use rollcall_core::mutants::{Mutant, planted};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,8 @@ use crate::store::RowBatch;
 
 /// Jobs that may wait before a caller is told to come again.
 pub(super) const QUEUE_MAX: usize = 4_096;
+/// And so many bytes of requests: a slow disk must not fill the memory.
+pub(super) const QUEUE_BYTES_MAX: usize = 64 << 20;
 /// So many writes are carried out before those who read the view get their turn...
 const WRITES_AT_ONCE: usize = 16;
 /// ... or so many bytes of them.
@@ -61,6 +63,8 @@ pub(super) enum Job {
         /// Its records are to be told on.
         with_records: bool,
         deadline: Instant,
+        /// Its share of the bytes that may wait, also when nobody waits for its answer any more.
+        room: OwnedSemaphorePermit,
         done: Done<Wrote>,
     },
     /// A judgement of this server's.
@@ -255,6 +259,7 @@ pub(super) fn carry_out(desk: &mut Desk, work: &mut Work<'_>, job: Job) -> Optio
             request,
             by,
             with_records,
+            room,
             done,
             ..
         } => {
@@ -265,6 +270,7 @@ pub(super) fn carry_out(desk: &mut Desk, work: &mut Work<'_>, job: Job) -> Optio
                 outcome,
                 records: if with_records { records } else { Vec::new() },
             });
+            drop((request, room));
             Some(finish(done, wrote.map_err(ProposeError::from)))
         }
         Job::Say { word, done } => {

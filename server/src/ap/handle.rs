@@ -12,7 +12,7 @@ use rollcall_core::directory::{
 use rollcall_core::ids::{GroupName, ServerId, SessionId};
 use rollcall_core::mutants::{Mutant, planted};
 use rollcall_proto::v1::ap_server::ApServer;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -70,6 +70,8 @@ pub(crate) struct Remembered {
 #[derive(Clone)]
 pub struct Ap {
     pub(super) inner: Arc<Inner>,
+    /// Bytes of requests that may still come to wait for the committer.
+    room: Arc<Semaphore>,
 }
 
 impl Ap {
@@ -104,7 +106,8 @@ impl Ap {
             tokio::spawn(strays::run(inner.clone(), stop.clone())),
             tokio::spawn(upkeep::run(inner.clone(), stop)),
         ];
-        Ok((Self { inner }, tasks))
+        let room = Arc::new(Semaphore::new(committer::QUEUE_BYTES_MAX));
+        Ok((Self { inner, room }, tasks))
     }
 
     /// The gRPC service for the peer listener, and for no other.
@@ -195,12 +198,18 @@ impl Ap {
                 size_max: REQUEST_BYTES_MAX as u64,
             }));
         }
+        let permits = u32::try_from(size).unwrap_or(u32::MAX);
+        let room = self.room.clone().try_acquire_many_owned(permits);
+        let room = room.map_err(|_| ProposeError::Overloaded {
+            retry_after: OVERLOAD_PAUSE,
+        })?;
         let Wrote { outcome, records } = self
             .submit(deadline, |done| Job::Write {
                 request: Box::new(request),
                 by,
                 with_records: acks > 1,
                 deadline,
+                room,
                 done,
             })
             .await?;
@@ -512,5 +521,42 @@ impl Inner {
             metrics: options.metrics,
             clock_offset_ms: 0.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::super::cluster_test::{Cluster, eventually, register, soon, write};
+    use super::committer::QUEUE_BYTES_MAX;
+    use super::*;
+
+    #[tokio::test]
+    async fn writes_that_wait_are_bounded_in_bytes_and_give_their_room_back() {
+        let cluster = Cluster::start(1, |_| {}).await;
+        let ap = cluster.ap(1).clone();
+        let of_others = ap
+            .room
+            .clone()
+            .try_acquire_many_owned(QUEUE_BYTES_MAX as u32 - 16);
+        let of_others = of_others.expect("nobody else writes");
+        let refused = ap.write(register(None, "n0"), 1, soon()).await.unwrap_err();
+        assert!(matches!(refused, ProposeError::Overloaded { .. }), "{refused:?}");
+        drop(of_others);
+        write(&ap, register(None, "n1")).await;
+        {
+            let mut writing = pin!(ap.write(register(None, "n2"), 1, soon()));
+            assert!(futures_util::poll!(writing.as_mut()).is_pending());
+        }
+        let room = ap.room.available_permits();
+        assert!(room < QUEUE_BYTES_MAX, "it waits, though its caller has gone");
+        let late = ap.write(register(None, "n3"), 1, Instant::now()).await;
+        assert!(late.is_err(), "{late:?}");
+        eventually("all room is given back", || {
+            ap.room.available_permits() == QUEUE_BYTES_MAX
+        })
+        .await;
+        cluster.stop().await;
     }
 }
