@@ -98,7 +98,7 @@ pub(super) fn register(session: Option<SessionId>, id: &str) -> Request {
     })
 }
 
-fn deregister(id: &str) -> Request {
+pub(super) fn deregister(id: &str) -> Request {
     request(Command::Deregister {
         session: None,
         nodes: vec![DeregisterNode {

@@ -9,7 +9,7 @@ use rollcall_core::ap::{Record, SessionSeed, SessionValue};
 use rollcall_core::directory::{
     ChangeLogBounds, Command, Directory, GroupMode, Limits, LoggedRequest, Refusal, Request,
 };
-use rollcall_core::ids::{GroupName, ServerId, SessionId};
+use rollcall_core::ids::{GroupName, NodeId, NodeKey, ServerId, ServiceKey, SessionId};
 use rollcall_core::mutants::{Mutant, planted};
 use rollcall_proto::v1::ap_server::ApServer;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
@@ -38,6 +38,8 @@ use crate::store::StoreError;
 
 /// What an overloaded caller is told to wait.
 const OVERLOAD_PAUSE: Duration = Duration::from_millis(100);
+/// This part of the records that a server may have, besides those, may be sessions of nodes that come back to a full server.
+const RETURNING_SHARE: usize = 8;
 /// How long a write waits at most for a second disk.
 const SECOND_DISK_MAX: Duration = Duration::from_secs(1);
 /// This bit is set in the ids of sessions that live by records alone, and in no other.
@@ -177,19 +179,7 @@ impl Ap {
         acks: u32,
         deadline: Instant,
     ) -> Result<Acknowledged, ProposeError> {
-        let grows = match &request.command {
-            Command::Register { .. } | Command::SetOverride { .. } => true,
-            // What is not known here gets a tombstone, since it may be known elsewhere.
-            Command::Deregister { nodes, .. } => {
-                let desk = self.inner.desk.lock();
-                nodes.iter().any(|node| !desk.replica.knows(&node.key))
-            }
-            Command::ClearOverride { key } => !self.inner.desk.lock().replica.knows_override(key),
-            _ => false,
-        };
-        if grows {
-            self.check_room()?;
-        }
+        self.check_room_for(&request.command, by.as_ref())?;
         let (request, size) = LoggedRequest::of(request);
         if size > REQUEST_BYTES_MAX {
             return Err(ProposeError::Refused(Refusal::TooLarge {
@@ -263,18 +253,53 @@ impl Ap {
         Ok(id)
     }
 
-    /// Whether this server may keep more records. What ends something that is known here is always taken, and what others
-    /// tell.
+    /// Whether this server may keep more records.
     fn check_room(&self) -> Result<(), Refusal> {
-        let records_max = self.inner.config.records_max;
-        if self.inner.records() >= records_max as usize {
-            return Err(Refusal::QuotaExceeded {
-                subject: "a server".into(),
-                quota: records_max,
-                of: "records of AP groups (ap.records_max)".into(),
-            });
+        match self.inner.records() < self.inner.config.records_max as usize {
+            true => Ok(()),
+            false => Err(self.no_room()),
         }
-        Ok(())
+    }
+
+    fn no_room(&self) -> Refusal {
+        Refusal::QuotaExceeded {
+            subject: "a server".into(),
+            quota: self.inner.config.records_max,
+            of: "records of AP groups (ap.records_max)".into(),
+        }
+    }
+
+    /// Whether a command may be carried out with the records that there are. What is said of something that is known here, if
+    /// only by its end, is always taken, and what others tell: who was here before those who took all the room may come
+    /// back, and leave. While there is room this takes no lock.
+    fn check_room_for(&self, command: &Command, by: Option<&Introduction>) -> Result<(), Refusal> {
+        let (records, records_max) = (self.inner.records(), self.inner.config.records_max as usize);
+        if records < records_max {
+            return Ok(());
+        }
+        let desk = self.inner.desk.lock();
+        let knows = |service: &ServiceKey, node: &NodeId| {
+            let (service, node) = (service.clone(), node.clone());
+            desk.replica.knows(&NodeKey { service, node })
+        };
+        let grows = match command {
+            Command::Register { nodes, .. } => {
+                // Who comes back has another session, and there is room for so many of them.
+                let new = |by: &Introduction| desk.replica.session(by.session.id).is_none();
+                records >= records_max + records_max / RETURNING_SHARE && by.is_some_and(new)
+                    || nodes.iter().any(|node| !knows(&node.key, &node.registration.id))
+            }
+            Command::SetOverride { key, .. } | Command::ClearOverride { key } => {
+                !desk.replica.knows_override(key)
+            }
+            // What is not known here gets a tombstone, since it may be known elsewhere.
+            Command::Deregister { nodes, .. } => nodes.iter().any(|node| !desk.replica.knows(&node.key)),
+            _ => false,
+        };
+        match grows {
+            true => Err(self.no_room()),
+            false => Ok(()),
+        }
     }
 
     fn check_room_for_session(&self, client: &str) -> Result<(), Refusal> {
@@ -528,9 +553,52 @@ impl Inner {
 mod tests {
     use std::pin::pin;
 
-    use super::super::cluster_test::{Cluster, eventually, register, soon, write};
+    use super::super::cluster_test::{Cluster, deregister, eventually, register, soon, write};
     use super::committer::QUEUE_BYTES_MAX;
     use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_was_there_before_a_server_was_full_may_come_back_and_leave() {
+        let records_max = 10;
+        let cluster = Cluster::start(1, |config| config.ap.records_max = records_max).await;
+        let ap = cluster.ap(1).clone();
+        write(&ap, register(None, "old")).await;
+        for turn in 0.. {
+            let id = format!("stranger{turn}");
+            if let Err(refused) = ap.write(register(None, &id), 1, soon()).await {
+                assert!(
+                    matches!(&refused, ProposeError::Refused(Refusal::QuotaExceeded { .. })),
+                    "{refused:?}"
+                );
+                break;
+            }
+            write(&ap, deregister(&id)).await;
+            assert!(turn < records_max, "it never was full");
+        }
+        let full = ap.inner.records();
+        write(&ap, register(None, "old")).await;
+        write(&ap, deregister("old")).await;
+        write(&ap, register(None, "old")).await;
+        write(&ap, register(None, "stranger0")).await;
+        assert_eq!(ap.inner.records(), full);
+        // With a session of its own, which is one record more.
+        let by = |id| Introduction {
+            session: Arc::new(SessionSeed {
+                id: SessionId(id),
+                secret_digest: [7; 32],
+                ttl_ms: 60_000,
+                client: "test".into(),
+            }),
+            attends: true,
+        };
+        let mut back = Vec::new();
+        for id in 1..4 {
+            let request = register(Some(SessionId(id)), "old");
+            back.push(ap.write_by(Some(by(id)), request, 1, soon()).await.is_ok());
+        }
+        assert_eq!(back, [true, false, false], "an eighth of ten is one");
+        cluster.stop().await;
+    }
 
     #[tokio::test]
     async fn writes_that_wait_are_bounded_in_bytes_and_give_their_room_back() {

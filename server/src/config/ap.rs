@@ -21,7 +21,8 @@ pub struct ApConfig {
     #[serde(with = "duration")]
     pub clock_skew_max: Duration,
     /// Most records that this server keeps, those included that tell of an end. Beyond, new nodes, overrides and
-    /// sessions are refused here. A record takes some hundred bytes of memory, and of disk.
+    /// sessions are refused here; nodes that are known come and go, for which an eighth more may be sessions. A record
+    /// takes some hundred bytes of memory, and of disk.
     pub records_max: u32,
     /// How often this server compares its records with those of one other. Shorter repairs sooner what messages did
     /// not bring; each time costs a digest for every AP group.
