@@ -123,11 +123,23 @@ impl Connection {
                 Poll::Ready(Ok(0)) => break Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(bytes)) => sent += bytes,
                 Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
-                Poll::Pending => break Poll::Pending,
+                Poll::Pending => break self.stalled(cx),
             }
         };
         self.gathered.drain(..sent);
         result
+    }
+
+    /// A client that does not read may not be read from either, for want of room for what it would be answered: its time is
+    /// up all the same.
+    fn stalled<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if self.ends.as_mut().is_some_and(|timer| late(timer, cx)) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        if self.cut_comes.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Poll::Pending
     }
 }
 
@@ -234,6 +246,10 @@ impl Gate {
     }
 }
 
+fn late(timer: &mut Pin<Box<Sleep>>, cx: &mut Context<'_>) -> bool {
+    timer.as_mut().poll(cx).is_ready()
+}
+
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -244,7 +260,6 @@ impl AsyncRead for Connection {
         if let Poll::Ready(Err(error)) = self.poll_send(cx) {
             return Poll::Ready(Err(error));
         }
-        let late = |timer: &mut Pin<Box<Sleep>>, cx: &mut Context<'_>| timer.as_mut().poll(cx).is_ready();
         if self.greeting.as_mut().is_some_and(|(_, timer)| late(timer, cx))
             || self.ends.as_mut().is_some_and(|timer| late(timer, cx))
         {
@@ -293,7 +308,11 @@ impl AsyncWrite for Connection {
     ) -> Poll<io::Result<usize>> {
         let bytes: usize = bufs.iter().map(|buf| buf.len()).sum();
         if self.gathered.is_empty() && bytes < LARGE_WRITE {
-            return Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+            let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+            return match written.is_pending() {
+                true => self.stalled(cx),
+                false => written,
+            };
         }
         if self.gathered.len() >= GATHERED_MAX {
             ready!(self.poll_send(cx))?;
@@ -413,6 +432,25 @@ mod tests {
         connection.shutdown().await.unwrap();
         drop(connection);
         assert_eq!(reader.await.unwrap(), written);
+    }
+
+    #[tokio::test]
+    async fn a_visit_ends_also_for_who_does_not_read() {
+        for size in [LARGE_WRITE, 512] {
+            let (mut connection, _client) = pair(Some(SOON * 4)).await;
+            let part = vec![b'p'; size];
+            let from = tokio::time::Instant::now();
+            let writing = async { while connection.write_all(&part).await.is_ok() {} };
+            let ended = tokio::time::timeout(SOON * 100, writing).await;
+            assert!(ended.is_ok(), "writes of {size} bytes wait for ever");
+            assert!(from.elapsed() > SOON * 2, "after {:?}", from.elapsed());
+            let (mut connection, client) = pair(None).await;
+            connection.cut.cancel();
+            let writing = async { while connection.write_all(&part).await.is_ok() {} };
+            let ended = tokio::time::timeout(SOON * 100, writing).await;
+            assert!(ended.is_ok(), "also for who is cut off");
+            drop(client);
+        }
     }
 
     #[tokio::test]
