@@ -56,8 +56,10 @@ impl Attendance {
         let roll = self.shared.roll.lock();
         let mut empty = Vec::new();
         for (call, pending) in &mut self.pending {
-            // One that may have been applied must stay what it was; it is put right when it is answered.
-            if !pending.is_restore() || !pending.is_due(now) || pending.outcome_unknown {
+            // One that may have been applied must stay what it was, and is put right when it is answered. So must one
+            // of whose nodes an answer is on its way.
+            let settled = matches!(pending.purpose, Purpose::Restore(Step::Write | Step::Ask));
+            if !settled || !pending.is_due(now) || pending.outcome_unknown {
                 continue;
             }
             let Operation::Register(entries) = &mut pending.operation else {

@@ -5,7 +5,7 @@ use tonic::codec::{DecodeBuf, Decoder};
 use super::writes::Step;
 use super::*;
 use crate::key::NodeKey;
-use crate::node::{Expected, Removal};
+use crate::node::{Entry, Expected, Registration, Removal};
 
 /// Reads nothing.
 struct Silence;
@@ -128,5 +128,22 @@ async fn however_much_is_registered_again_the_stream_is_not_given_up() {
             gone += 1;
         }
         assert!(gone > before && gone - before <= 64, "{before} to {gone}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_asked_about_stays_in_its_order_until_the_answer_comes() {
+    let (mut attendance, _requests) = attached(384);
+    let service = crate::key::ServiceKey::new("g", "s");
+    let entry = |port| Entry::new(service.clone(), Registration::new("http", "h", port));
+    // Both were asked to go meanwhile: the roll has neither.
+    attendance.add_restore(vec![entry(1), entry(2)]);
+    for step in [Step::Asked, Step::Ask] {
+        for pending in attendance.pending.values_mut() {
+            pending.purpose = Purpose::Restore(step);
+        }
+        attendance.take_back_restores(Instant::now());
+        let nodes = attendance.pending.values().map(|one| one.operation.keys().len());
+        assert_eq!(nodes.sum::<usize>(), if step == Step::Asked { 2 } else { 0 });
     }
 }
