@@ -310,7 +310,7 @@ async fn what_a_server_does_not_name_as_ours_is_let_go_when_it_says_so_again() {
         )
     })
     .await;
-    let gone = [1, 2].map(|port| key().node(&format!("127.0.0.1:{port}")));
+    let gone = [1, 2].map(|port| key().node(format!("127.0.0.1:{port}")));
     assert!(
         matches!(&event, SessionEvent::NodesTaken { nodes } if *nodes == gone),
         "{event:?}"

@@ -58,7 +58,7 @@ fn attached(room: usize) -> (Attendance, mpsc::Receiver<v1::SessionRequest>) {
 
 fn ask(attendance: &mut Attendance, purpose: Purpose) {
     let removal = Removal {
-        key: NodeKey::new("g", "s", &format!("n{}", attendance.next_call)),
+        key: NodeKey::new("g", "s", format!("n{}", attendance.next_call)),
         expected: Expected::Any,
     };
     let operation = Operation::Deregister(vec![removal]);
