@@ -24,6 +24,7 @@ use super::read::Reader;
 use super::shared_body::SharedBytes;
 use super::upgraded::UpgradedStreams;
 use super::watch::WATCH_REQUEST_BYTES_MAX;
+use super::whole::Whole;
 use super::write::Writer;
 use crate::access::{RefusedList, Tokens};
 use crate::ap::Ap;
@@ -34,6 +35,9 @@ use crate::raft::Consensus;
 use crate::session::Holder;
 use crate::storm::StormDesk;
 use crate::watch::Watches;
+
+/// Largest request of those services that are not ours: a name or two.
+const QUESTION_BYTES_MAX: usize = 16 << 10;
 
 /// What the doors lead to.
 pub struct DoorsParts {
@@ -170,10 +174,9 @@ impl Doors {
         shutdown: CancellationToken,
     ) -> Result<(), tonic::transport::Error> {
         let limits = self.limits.clone();
-        let (decode, encode) = (
-            limits.request_bytes_max.saturating_mul(2),
-            limits.message_bytes_max,
-        );
+        let (decode, encode) = (limits.request_bytes_max, limits.message_bytes_max);
+        // On a stream, what is not much too large is refused alone, and the stream goes on.
+        let attend_decode = decode.saturating_mul(2);
         let (open, refused) = (
             self.metrics.connections.clone(),
             self.metrics.connections_refused.clone(),
@@ -186,42 +189,55 @@ impl Doors {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .build_v1()
-            .expect("the descriptors were compiled with this program");
+            .expect("the descriptors were compiled with this program")
+            .max_decoding_message_size(QUESTION_BYTES_MAX);
         let metrics = self.metrics.clone();
         let watch_decode = decode.max(WATCH_REQUEST_BYTES_MAX);
-        let routes = Routes::new(tonic_health::pb::health_server::HealthServer::new(
-            tonic_health::server::HealthService::from_health_reporter(health),
-        ))
-        .add_service(reflection)
-        .add_service(Oversize::new(
-            SharedBytes(
-                RegistryServer::new(self.clone())
-                    .max_decoding_message_size(decode)
-                    .max_encoding_message_size(encode),
-            ),
-            metrics.clone(),
-        ))
-        .add_service(Oversize::new(
-            SessionsServer::new(self.clone())
-                .max_decoding_message_size(decode)
-                .max_encoding_message_size(encode),
-            metrics.clone(),
-        ))
-        .add_service(Oversize::new(
-            SharedBytes(
-                WatchServer::new(self.clone())
-                    .max_decoding_message_size(watch_decode)
-                    .max_encoding_message_size(encode),
-            ),
-            metrics.clone(),
-        ))
-        .add_service(Oversize::new(
-            ClusterServer::new(self)
-                .max_decoding_message_size(decode)
-                .max_encoding_message_size(encode),
-            metrics,
-        ))
-        .prepare();
+        let health = tonic_health::server::HealthService::from_health_reporter(health);
+        let health = tonic_health::pb::health_server::HealthServer::new(health);
+        let routes = Routes::new(health.max_decoding_message_size(QUESTION_BYTES_MAX))
+            .add_service(reflection)
+            .add_service(Oversize::new(
+                Whole::new(
+                    SharedBytes(
+                        RegistryServer::new(self.clone())
+                            .max_decoding_message_size(decode)
+                            .max_encoding_message_size(encode),
+                    ),
+                    decode,
+                ),
+                metrics.clone(),
+            ))
+            .add_service(Oversize::new(
+                Whole::new(
+                    SessionsServer::new(self.clone())
+                        .max_decoding_message_size(attend_decode)
+                        .max_encoding_message_size(encode),
+                    decode,
+                ),
+                metrics.clone(),
+            ))
+            .add_service(Oversize::new(
+                Whole::new(
+                    SharedBytes(
+                        WatchServer::new(self.clone())
+                            .max_decoding_message_size(watch_decode)
+                            .max_encoding_message_size(encode),
+                    ),
+                    decode,
+                ),
+                metrics.clone(),
+            ))
+            .add_service(Oversize::new(
+                Whole::new(
+                    ClusterServer::new(self)
+                        .max_decoding_message_size(decode)
+                        .max_encoding_message_size(encode),
+                    decode,
+                ),
+                metrics,
+            ))
+            .prepare();
         let streams = UpgradedStreams::new(routes.clone(), &limits);
         let connections = streams.beside(gate, shutdown.clone());
         Server::builder()

@@ -26,6 +26,7 @@ mod storm;
 mod unattended;
 mod upgraded;
 mod watch;
+mod whole;
 mod write;
 
 pub use doors::{Doors, DoorsParts};

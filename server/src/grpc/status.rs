@@ -33,6 +33,9 @@ pub(crate) enum DoorError {
     /// Retry after a pause.
     #[error("{problem}")]
     Overloaded { problem: String, retry_after: Duration },
+    /// Ask again, faster.
+    #[error("the request did not come whole within {within:?}")]
+    Unfinished { within: Duration },
     /// Look at what it names, then ask again.
     #[error("{problem}")]
     NotMoved { problem: String },
@@ -117,6 +120,7 @@ impl From<DoorError> for v1::Error {
                 retry_after_ms: retry_ms(*retry_after),
                 ..error(ErrorCode::Overloaded, &door, "")
             },
+            DoorError::Unfinished { .. } => error(ErrorCode::Unavailable, &door, ""),
             DoorError::NotMoved { .. } => error(ErrorCode::NotMoved, &door, ""),
             DoorError::MixedModes { ap, .. } => error(ErrorCode::InvalidArgument, &door, ap),
             DoorError::Undecided { session } => error(ErrorCode::Unavailable, &door, session),
