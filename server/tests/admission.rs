@@ -869,6 +869,18 @@ async fn a_revoked_token_registers_nothing_more_on_a_stream_that_it_opened() {
     wait_for(ErrorCode::AdmissionRefused).await;
     write_tokens(&path, &[OPS]);
     wait_for(ErrorCode::Unauthenticated).await;
+    let open = Asked::Open(v1::OpenSession::default());
+    let attach = Asked::Attach(v1::AttachSession {
+        secret: vec![0; 16].into(),
+    });
+    for asked in [open, attach] {
+        match stream.ask(asked).await {
+            Answered::Error(error) => assert_eq!(error.code(), ErrorCode::Unauthenticated),
+            other => panic!("{other:?}"),
+        }
+    }
+    let close = Asked::Close(v1::CloseSession::default());
+    stream.write(close).await.expect("it may go");
     drop(fixture.folder);
 }
 

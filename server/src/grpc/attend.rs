@@ -475,7 +475,8 @@ impl Attendance {
         }))
     }
 
-    fn open(&self, open: v1::OpenSession) -> Result<Task, v1::Error> {
+    fn open(&mut self, open: v1::OpenSession) -> Result<Task, v1::Error> {
+        self.doors.look_again(&mut self.by)?;
         self.check_room()?;
         if let Some(Err(retry_after)) = self
             .by
@@ -498,6 +499,7 @@ impl Attendance {
     }
 
     fn attach(&mut self, session: u64, attach: &v1::AttachSession) -> Result<(Kind, Task), v1::Error> {
+        self.doors.look_again(&mut self.by)?;
         let session = convert::session_from(session).map_err(|e| of_refusal(&e))?;
         let secret = convert::secret_from(&attach.secret).map_err(|e| of_refusal(&e))?;
         if !self.attached.contains_key(&session) {
