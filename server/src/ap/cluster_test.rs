@@ -311,22 +311,26 @@ async fn who_was_heard_of_is_told_apart_from_who_may_be_on_the_way() {
 async fn a_late_answer_makes_nobody_younger() {
     let cluster = Cluster::start(2, |_| {}).await;
     eventually("they agree", || cluster.ap(1).has_agreed()).await;
-    // The other one answers nobody for a second, in which it is asked.
-    let other = cluster.ap(2).inner.clone();
-    let answering = tokio::task::spawn_blocking(move || {
+    let (inner, other) = (cluster.ap(1).inner.clone(), cluster.ap(2).inner.clone());
+    let looking = tokio::task::spawn_blocking(move || {
+        let wait_while = |goes_on: &dyn Fn() -> bool| {
+            let until = Instant::now() + PATIENCE;
+            while goes_on() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        // The other one answers nobody until it has been asked.
         let desk = other.desk.lock();
-        std::thread::sleep(Duration::from_secs(1));
+        let (before, asked) = (inner.agreed_at(), inner.metrics.comparisons.get());
+        wait_while(&|| inner.metrics.comparisons.get() == asked);
+        let released_at = std::time::Instant::now();
         drop(desk);
-        std::time::Instant::now()
+        wait_while(&|| inner.agreed_at() == before);
+        (before, inner.agreed_at(), released_at)
     });
-    let released_at = answering.await.expect("it sleeps well");
-    let inner = cluster.ap(1).inner.clone();
-    let before = inner.agreed_at();
-    eventually("they agree again", || inner.agreed_at() > before).await;
-    assert!(
-        inner.agreed_at() < Some(released_at),
-        "it was asked before it could answer"
-    );
+    let (before, agreed_at, released_at) = looking.await.expect("it looks");
+    assert!(agreed_at > before, "they agree again");
+    assert!(agreed_at < Some(released_at), "as of the question");
     cluster.stop().await;
 }
 

@@ -47,20 +47,22 @@ impl<'a> Shown<'a> {
                 .into_iter()
                 .collect(),
             Target::Prefix(_) => {
-                let mut hidden = self.hidden();
-                hidden.retain(|group| target.touches(group));
-                hidden
+                let hidden = self.all_hidden().filter(|group| target.touches(&group.name));
+                hidden.map(|group| group.name.clone()).collect()
             }
         }
     }
 
     /// All groups that it hides.
     pub(crate) fn hidden(&self) -> BTreeSet<GroupName> {
-        let hidden = self
-            .directory
+        self.all_hidden().map(|group| group.name.clone()).collect()
+    }
+
+    fn all_hidden(&self) -> impl Iterator<Item = &'a Arc<Group>> {
+        let mode = self.mode;
+        self.directory
             .groups()
-            .filter(|group| group.settings.mode != self.mode);
-        hidden.map(|group| group.name.clone()).collect()
+            .filter(move |group| group.settings.mode != mode)
     }
 
     /// Whether a service of this group is followed here, or would be if it existed. Those of groups that do not

@@ -133,6 +133,23 @@ impl WatchHub {
         }
     }
 
+    /// Ends a subscription of which the other half ended because a group moved, and says so in this half's own order:
+    /// whoever hears this half first must not take it to go on.
+    pub(crate) fn end_moved(&self, stream: &Arc<Shared>, subscription: u64) {
+        let mut state = self.inner.state.lock();
+        let mut backlog = stream.backlog.lock();
+        let Some(target) = backlog.subscriptions.remove(&subscription) else {
+            return;
+        };
+        backlog.push(Item::KeepCache(v1::KeepCache {
+            subscription,
+            retry_after_ms: 1,
+        }));
+        drop(backlog);
+        state.registrations.remove(&target, stream.id);
+        self.inner.metrics.subscriptions.dec();
+    }
+
     /// Gives a lagging stream the current state instead of what it missed.
     pub(crate) fn catch_up(&self, stream: &Arc<Shared>) {
         self.inner.at_head(|state, shown| {

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::client::Client;
 use super::world::{World, follow, key, small};
 use crate::config::{StormConfig, WatchConfig};
-use crate::watch::{Convergence, StreamEnd, Subscription, Target};
+use crate::watch::{Convergence, KnownSigns, StreamEnd, Subscription, Target};
 
 #[tokio::test]
 async fn nothing_begins_on_a_stream_that_has_ended() {
@@ -57,14 +57,18 @@ async fn who_asks_for_lists_and_reads_none_is_asked_to_read_first() {
     assert_eq!(client.handle.shared.backlog.lock().lists(), 1);
 }
 
-/// One who follows a service of so many nodes, whose list will wait for hours.
-async fn waiting_for_a_list(limits: WatchConfig, nodes: u16) -> (World, Client) {
-    let storm = StormConfig {
+/// Behind one list the next waits for hours.
+fn slow() -> StormConfig {
+    StormConfig {
         lists_bytes_per_second: 1,
         egress_bytes_per_second: 1,
         ..StormConfig::default()
-    };
-    let mut world = World::with_storm(limits, 100, &storm);
+    }
+}
+
+/// One who follows a service of so many nodes, whose list will wait for hours.
+async fn waiting_for_a_list(limits: WatchConfig, nodes: u16) -> (World, Client) {
+    let mut world = World::with_storm(limits, 100, &slow());
     let one = key("a", "one");
     for node in 0..nodes {
         world.put(&one, &format!("n{node}"), 1);
@@ -287,37 +291,29 @@ async fn large_services_wait_for_their_turn_and_a_reader_that_hoards_one_is_cut_
     assert_eq!(second.log, ["snapshot", "current", "bookmark"]);
 }
 
-/// They hold every list already, and are told the names alone.
+/// Who holds every list already is told the names alone.
 #[tokio::test]
-async fn many_names_wait_for_their_turn() {
-    let limits = WatchConfig {
-        response_bytes: 100,
-        large_bytes_max: 500,
-        ..WatchConfig::default()
-    };
-    let mut world = World::new(limits, 100);
+async fn many_names_wait_for_their_turn_like_a_list_and_few_do_not() {
+    let mut world = World::with_storm(small(), 100, &slow());
     for number in 0..40 {
         world.put(&key("a", &format!("service-{number}")), "n1", 1);
     }
-    let all = Target::Prefix("a".into());
-    let mut knowing = world.open();
-    knowing.follow(follow(1, all.clone()));
-    knowing.read_all();
-    let again = Subscription {
-        known: knowing.known(),
-        ..follow(1, all)
+    world.put(&key("c", "one"), "n1", 1);
+    drop(world.storm.list_turn(10_000).await);
+    let begins_at_once = |prefix: &str| {
+        let target = Target::Prefix(prefix.into());
+        let known = world.truth(&target).into_iter();
+        let mut client = world.open();
+        client.follow(Subscription {
+            known: KnownSigns::new(known.map(|(key, (sign, ..))| (key, sign)).collect()),
+            ..follow(1, target)
+        });
+        tokio::task::unconstrained(client.stream.next())
+            .now_or_never()
+            .is_some()
     };
-    let (mut first, mut second) = (world.open(), world.open());
-    first.services.clone_from(&knowing.services);
-    second.services.clone_from(&knowing.services);
-    drop(knowing);
-    first.follow(again.clone());
-    second.follow(again);
-    assert!(first.read());
-    assert!(!second.read(), "there is room for one at a time");
-    drop(first);
-    second.read_all();
-    assert_eq!(second.log, ["current"]);
+    assert!(begins_at_once("c"));
+    assert!(!begins_at_once("a"));
 }
 
 #[tokio::test]
