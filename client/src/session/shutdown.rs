@@ -25,8 +25,11 @@ pub async fn close_on_signal(session: Session, drain_for: Duration) -> Result<Si
     let signal = signals.next().await;
     if !drain_for.is_zero() {
         let draining = async {
-            if let Err(error) = session.drain_all().await {
-                tracing::warn!(%error, "draining was not announced of all nodes");
+            // However long the servers take: whoever sent the signal waits for the process.
+            match tokio::time::timeout(drain_for, session.drain_all()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "draining was not announced of all nodes"),
+                Err(_) => tracing::warn!("draining was not announced of all nodes in time"),
             }
             tokio::time::sleep(drain_for).await;
         };

@@ -478,6 +478,10 @@ async fn a_slow_reader_gets_the_state_instead_of_the_history() {
         panic!("the reader was slow")
     };
     assert_eq!((views.len(), views[0].revision), (1, 59));
+    assert!(
+        matches!(next(&mut slow).await, WatchEvent::Live { .. }),
+        "left out before"
+    );
     server.send(vec![delta(60, &["b"], &[], &["a", "b"])]).await;
     assert!(matches!(next(&mut slow).await, WatchEvent::Changed { view, .. } if view.revision == 60));
 }

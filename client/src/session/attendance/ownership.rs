@@ -15,7 +15,7 @@ use crate::config::ReadOptions;
 use crate::endpoint::Endpoint;
 use crate::error::Error;
 use crate::key::{NodeKey, RequestId};
-use crate::node::Expected;
+use crate::node::{Expected, NodeKind};
 use crate::session::event::SessionEvent;
 use crate::session::operation::Operation;
 
@@ -123,7 +123,7 @@ impl Attendance {
         }
     }
 
-    /// What is ours under another session, or nobody's, is taken over as it was seen; what is somebody else's is let go.
+    /// What is ours under another session is taken over as it was seen; what is somebody else's is let go.
     fn on_listed(&mut self, call: u64, nodes: Vec<Listed>) {
         let own = self.lease.as_ref().map(|lease| lease.session);
         let Some(pending) = self.pending.remove(&call) else {
@@ -139,9 +139,11 @@ impl Attendance {
                 Listed::Not { .. } => rest.push(entry.expected(Expected::Absent)),
                 // The server had not heard of it yet when it was to be registered there.
                 Listed::Under { session, .. } if Some(session) == own => {}
-                Listed::Under { session, revision } if session == 0 || self.lost.contains(&session) => {
+                Listed::Under { session, revision } if self.lost.contains(&session) => {
                     rest.push(entry.expected(Expected::Revision(revision)));
                 }
+                // It stands without a session, as it is to by its service's settings: nothing is to be said of it.
+                Listed::Under { session: 0, .. } if entry.registration.kind != Some(NodeKind::Ephemeral) => {}
                 Listed::Under { .. } => taken.push(entry.key()),
             }
         }

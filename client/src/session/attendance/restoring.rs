@@ -22,10 +22,10 @@ pub(super) const RESTORE_BATCH: usize = 100;
 impl Attendance {
     /// Registers again all that was registered.
     pub(super) fn restore(&mut self) {
-        self.registered_again = true;
         for mode in [v1::GroupMode::Ap, v1::GroupMode::Cp] {
             let entries = self.shared.roll.lock().entries(mode);
             for batch in entries.chunks(RESTORE_BATCH) {
+                self.registered_again = true;
                 self.shared.status.send_replace(SessionStatus::Restoring);
                 self.add_restore(batch.to_vec());
             }

@@ -63,6 +63,8 @@ impl Pending {
     /// Nobody waits for it, and it surely has not been applied.
     fn is_abandoned(&self) -> bool {
         match &self.purpose {
+            // What was to go is off the roll, and nobody else would take it out.
+            Purpose::Caller { .. } if matches!(self.operation, Operation::Deregister(_)) => false,
             Purpose::Caller { reply, .. } => {
                 reply.is_closed() && self.sent_at.is_none() && !self.outcome_unknown
             }
@@ -134,6 +136,10 @@ impl Attendance {
             {
                 // Not the sessions are at fault: one for AP groups alone cannot write to a CP group, say.
                 self.finish(call, Err(error));
+            }
+            Err(Error::SessionNotFound { .. }) if self.closing.is_some() && pending.is_restore() => {
+                self.pending.remove(&call);
+                self.end_restoring();
             }
             Err(error @ Error::SessionNotFound { .. }) if self.closing.is_some() => {
                 // Perhaps for this group alone. Whether the session is to be ended is asked of it itself.
