@@ -26,8 +26,6 @@ const CALLS_MAX: Duration = Duration::from_millis(50);
 /// Where full lists, and watch streams that begin, wait for their turn.
 pub(super) struct Gate {
     turns: Arc<Semaphore>,
-    /// Where those that have a permit wait for the budget.
-    list_line: Semaphore,
     /// Bytes of lists while the switch is off.
     unrationed: Mutex<Budget>,
     /// And while it is on.
@@ -79,11 +77,42 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// What a list takes of a budget, and gives back if it is given up before its moment: it would cost everybody behind it.
+struct Taken<'a> {
+    budget: &'a Mutex<Budget>,
+    bytes: u64,
+    at: Instant,
+    leaves: bool,
+}
+
+impl<'a> Taken<'a> {
+    fn new(budget: &'a Mutex<Budget>, bytes: u64, now: Instant) -> Self {
+        let at = budget.lock().take(bytes, now.into_std()).into();
+        Self {
+            budget,
+            bytes,
+            at,
+            leaves: false,
+        }
+    }
+
+    fn leaves(mut self) {
+        self.leaves = true;
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if !self.leaves {
+            self.budget.lock().give_back(self.bytes);
+        }
+    }
+}
+
 impl Gate {
     pub(super) fn new(rates: Rates) -> Self {
         Self {
             turns: Arc::new(Semaphore::new(LISTS_AT_ONCE)),
-            list_line: Semaphore::new(1),
             unrationed: Mutex::new(Budget::new(
                 rates.list_bytes.max(rates.rationed_list_bytes),
                 TOLERANCE,
@@ -112,27 +141,14 @@ impl Gate {
         let bytes = bytes as u64;
         let waiting = Waiting::new(&self.waiting, bytes);
         let permit = self.turns.clone().acquire_owned().await.ok();
-        {
-            let _first = self.list_line.acquire().await;
-            while let Some(at) = self.takes_or_waits(bytes) {
-                tokio::time::sleep_until(at).await;
-            }
+        let now = Instant::now();
+        let taken = Taken::new(self.budget(), bytes, now);
+        if taken.at > now && !planted(Mutant::StormUnrationed) {
+            tokio::time::sleep_until(taken.at).await;
         }
+        taken.leaves();
         drop(waiting);
         Turn { _permit: permit }
-    }
-
-    /// Takes so much of the budget, if its moment has come; else tells the moment, and takes nothing: whoever gives up
-    /// has cost nobody anything.
-    fn takes_or_waits(&self, bytes: u64) -> Option<Instant> {
-        let now = Instant::now();
-        let mut budget = self.budget().lock();
-        let at = budget.next(now.into_std()).into();
-        if at > now && !planted(Mutant::StormUnrationed) {
-            return Some(at);
-        }
-        budget.take(bytes, now.into_std());
-        None
     }
 
     /// A list has left as the answer to a call, whose caller was given a turn.
@@ -267,6 +283,23 @@ mod tests {
             "{:?}",
             began.elapsed()
         );
+    }
+
+    #[tokio::test]
+    async fn however_many_calls_leave_lists_have_their_turn() {
+        let gate = gate();
+        gate.set(Some(MS * 1_000), None);
+        let calls = async {
+            loop {
+                gate.note_call(200_000_000);
+                tokio::time::sleep(MS).await;
+            }
+        };
+        let passed = tokio::time::timeout(CALLS_MAX * 100, gate.list(1));
+        tokio::select! {
+            passed = passed => assert!(passed.is_ok(), "it waits for each call anew"),
+            () = calls => {}
+        }
     }
 
     #[tokio::test]

@@ -27,17 +27,15 @@ impl Budget {
 
     /// Takes an amount; it may leave at the moment returned, which is now or later.
     pub fn take(&mut self, amount: u64, now: Instant) -> Instant {
-        let at = self.next(now);
         let from = self.spent_until.map_or(now, |until| until.max(now));
         self.spent_until = Some(from + self.time_of(amount));
-        at
+        from.checked_sub(self.tolerance).map_or(now, |at| at.max(now))
     }
 
-    /// When what is taken next may leave.
-    #[must_use]
-    pub fn next(&self, now: Instant) -> Instant {
-        let from = self.spent_until.map_or(now, |until| until.max(now));
-        from.checked_sub(self.tolerance).map_or(now, |at| at.max(now))
+    /// Gives back an amount that was taken and does not leave. Whoever has taken since then keeps its moment.
+    pub fn give_back(&mut self, amount: u64) {
+        let time = self.time_of(amount);
+        self.spent_until = self.spent_until.and_then(|until| until.checked_sub(time));
     }
 
     /// Notes an amount that has left without asking: those who ask wait for it, but for no more than `at_most` of
