@@ -22,7 +22,7 @@ const TOGETHER_BYTES: usize = 32 << 10;
 const PARTS_MAX: usize = 64 << 10;
 /// ... and one more for so many bytes. An empty element of a list is two bytes, and 200 when it is decoded; but the smallest
 /// batch that somebody means, of labels with names of a letter, has fewer parts.
-const BYTES_A_PART: usize = 16;
+const BYTES_A_PART: usize = 8;
 /// A part takes two bytes at least, so less than this never has too many.
 const CROWDED_FROM: usize = 2 * PARTS_MAX;
 
@@ -106,8 +106,8 @@ fn check_parts(message: &[u8]) -> Result<(), Status> {
     )))
 }
 
-/// The parts of a message and those of its parts: lists are no deeper. All are counted together, since a decoder puts lists
-/// together that come in pieces.
+/// The parts of a message and those of its parts: long lists are no deeper, and what is deeper is gone again before anything
+/// is waited for. All are counted together, since a decoder puts lists together that come in pieces.
 fn parts_of(message: &[u8]) -> usize {
     parts(message).map(|part| 1 + parts(part).count()).sum()
 }

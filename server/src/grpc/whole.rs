@@ -2,18 +2,18 @@
 //! has come and calls the handler when its sender says that this was all; between the two lie as many seconds as a stranger
 //! likes, and what is decoded takes many times what was sent.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::Frame;
 use rollcall_proto::prefix::PREFIX_BYTES;
 use rollcall_proto::v1;
 use tokio::time::Sleep;
 use tonic::Status;
 use tonic::body::Body;
+use tonic::codegen::http::HeaderMap;
 use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
 
@@ -72,7 +72,10 @@ struct Gathered {
     body: Body,
     /// `None`: it has ended.
     late: Option<Late>,
-    came: VecDeque<Frame<Bytes>>,
+    /// All that has come, if it came in one piece; else `joined` has it.
+    came: Bytes,
+    joined: BytesMut,
+    trailers: Option<HeaderMap>,
     bytes: usize,
     bytes_max: usize,
 }
@@ -99,23 +102,53 @@ impl Gathered {
         Self {
             body,
             late: Some(Late { within, sleep: None }),
-            came: VecDeque::new(),
+            came: Bytes::new(),
+            joined: BytesMut::new(),
+            trailers: None,
             bytes: 0,
             bytes_max,
         }
     }
 
+    /// Pieces are joined: each for itself would hold the buffer in which it came.
     fn take_in(&mut self, frame: Frame<Bytes>) -> Result<(), Status> {
-        self.bytes += frame.data_ref().map_or(0, Bytes::len);
-        self.came.push_back(frame);
-        if self.bytes <= self.bytes_max {
-            return Ok(());
+        let piece = match frame.into_data() {
+            Ok(piece) => piece,
+            Err(other) => {
+                self.trailers = other.into_trailers().ok();
+                return Ok(());
+            }
+        };
+        self.bytes += piece.len();
+        if self.bytes > self.bytes_max {
+            self.forget();
+            let (bytes, limit) = (self.bytes - PREFIX_BYTES, self.bytes_max - PREFIX_BYTES);
+            return Err(Status::out_of_range(format!(
+                "Error, decoded message length too large: found at least {bytes} bytes, the limit is: {limit} bytes"
+            )));
         }
-        self.came.clear();
-        let (bytes, limit) = (self.bytes - PREFIX_BYTES, self.bytes_max - PREFIX_BYTES);
-        Err(Status::out_of_range(format!(
-            "Error, decoded message length too large: found at least {bytes} bytes, the limit is: {limit} bytes"
-        )))
+        if self.came.is_empty() && self.joined.is_empty() {
+            self.came = piece;
+        } else {
+            self.joined.extend_from_slice(&std::mem::take(&mut self.came));
+            self.joined.extend_from_slice(&piece);
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self) {
+        (self.came, self.joined, self.trailers) = (Bytes::new(), BytesMut::new(), None);
+    }
+
+    fn hand_on(&mut self) -> Option<Frame<Bytes>> {
+        let all = match self.joined.is_empty() {
+            true => std::mem::take(&mut self.came),
+            false => std::mem::take(&mut self.joined).freeze(),
+        };
+        match all.is_empty() {
+            false => Some(Frame::data(all)),
+            true => self.trailers.take().map(Frame::trailers),
+        }
     }
 }
 
@@ -143,13 +176,13 @@ impl http_body::Body for Gathered {
                 Poll::Ready(None) => this.late = None,
                 Poll::Pending => {
                     let refusal = ready!(late.poll(cx));
-                    this.came.clear();
+                    this.forget();
                     this.late = None;
                     return Poll::Ready(Some(Err(refusal)));
                 }
             }
         }
-        Poll::Ready(this.came.pop_front().map(Ok))
+        Poll::Ready(this.hand_on().map(Ok))
     }
 }
 
@@ -206,8 +239,11 @@ mod tests {
             assert!(next(&mut body).now_or_never().is_none());
         }
         drop(say);
-        assert_eq!(next(&mut body).await.unwrap().unwrap(), "to");
-        assert_eq!(next(&mut body).await.unwrap().unwrap(), "gether");
+        assert_eq!(
+            next(&mut body).await.unwrap().unwrap(),
+            "together",
+            "in one piece"
+        );
         assert!(next(&mut body).await.is_none());
     }
 
