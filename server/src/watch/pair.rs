@@ -245,7 +245,7 @@ impl PairedHandle {
 fn settle_moves(cp: (&WatchHub, &Arc<Shared>), ap: (&WatchHub, &Arc<Shared>)) {
     for ((_, from), (hub, other)) in [(cp, ap), (ap, cp)] {
         let moved = std::mem::take(&mut *from.moved.lock());
-        moved.into_iter().for_each(|id| hub.end_moved(other, id));
+        moved.into_iter().for_each(|keep| hub.end_moved(other, keep));
     }
 }
 

@@ -72,7 +72,7 @@ pub(crate) struct Shared {
     pub(crate) cut: CancellationToken,
     /// Subscriptions that ended here because their groups moved to the other hub, until the other half of the
     /// stream has heard of it.
-    pub(crate) moved: Mutex<Vec<u64>>,
+    pub(crate) moved: Mutex<Vec<v1::KeepCache>>,
     /// Until when its subscriptions begin in a row, while changes are coalesced.
     pub(crate) row_ends: Mutex<Option<Instant>>,
     /// How it is told of changes without being woken, if it can be.

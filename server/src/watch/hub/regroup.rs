@@ -96,11 +96,12 @@ impl Inner {
                 state.registrations.remove(&target, stream.id);
                 self.metrics.subscriptions.dec();
                 self.metrics.moved.inc();
-                backlog.push(Item::KeepCache(v1::KeepCache {
+                let keep = v1::KeepCache {
                     subscription,
                     retry_after_ms: u32::try_from(slot * SLOT_MS % MOVE_SPREAD_MS).unwrap_or_default() + 1,
-                }));
-                stream.moved.lock().push(subscription);
+                };
+                backlog.push(Item::KeepCache(keep));
+                stream.moved.lock().push(keep);
             }
             backlog.woken = true;
             drop(backlog);

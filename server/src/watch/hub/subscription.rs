@@ -135,16 +135,13 @@ impl WatchHub {
 
     /// Ends a subscription of which the other half ended because a group moved, and says so in this half's own order:
     /// whoever hears this half first must not take it to go on.
-    pub(crate) fn end_moved(&self, stream: &Arc<Shared>, subscription: u64) {
+    pub(crate) fn end_moved(&self, stream: &Arc<Shared>, keep: v1::KeepCache) {
         let mut state = self.inner.state.lock();
         let mut backlog = stream.backlog.lock();
-        let Some(target) = backlog.subscriptions.remove(&subscription) else {
+        let Some(target) = backlog.subscriptions.remove(&keep.subscription) else {
             return;
         };
-        backlog.push(Item::KeepCache(v1::KeepCache {
-            subscription,
-            retry_after_ms: 1,
-        }));
+        backlog.push(Item::KeepCache(keep));
         drop(backlog);
         state.registrations.remove(&target, stream.id);
         self.inner.metrics.subscriptions.dec();
