@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use foca::{Member, State, Timer};
 
-use super::{Event, MemberState, MemberView, Swim};
+use super::{Event, MemberState, MemberView, Standing, Swim};
 use crate::gossip::identity::Identity;
 
 /// A member that is down is forgotten after this long.
@@ -19,8 +19,8 @@ impl Swim {
             self.on_own_pause(now);
         }
         let judged = self.time.at(now);
-        if self.is_displaced() {
-            // It asks nobody and hears nobody, so it judges nobody either.
+        if matches!(self.standing, Standing::Displaced(_) | Standing::Renewing { .. }) {
+            // It asks nobody, so it judges nobody either.
             self.ask_for_epoch(now);
             return self.ask_rival(judged, now);
         }
