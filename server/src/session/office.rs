@@ -249,7 +249,7 @@ impl Office {
             self.grant_anew(directory, grant, now);
         } else {
             // With what ticks went on while it was not noticed.
-            self.sessions.stand_still(lease + TICK * 3);
+            self.sessions.stand_still(now, lease + TICK * 3);
         }
         long
     }

@@ -457,6 +457,31 @@ fn short_silences_of_the_quorum_keep_nobody_for_ever_and_shorten_nothing() {
     assert_eq!(run(&mut office, &log.directory, now, heard), [], "too early");
 }
 
+/// Silences that follow one another do not add up: when the last one is over, so is what they moved.
+#[test]
+fn silences_in_a_row_keep_nobody_for_longer_than_the_last_of_them() {
+    let log = Log::with_sessions(1);
+    let start = Instant::now();
+    let mut office = log.office(start);
+    let mut now = start;
+    for _ in 0..200 {
+        now += Duration::from_millis(250);
+        assert!(!lose_quorum(
+            &mut office,
+            &log,
+            &mut now,
+            Duration::from_millis(50)
+        ));
+    }
+    let lapsed = run(
+        &mut office,
+        &log.directory,
+        now,
+        TTL + GRANT.extra + SILENCE.0 * 2,
+    );
+    assert_eq!(lapsed.len(), 1);
+}
+
 #[test]
 fn after_a_long_silence_of_the_quorum_everybody_has_a_full_ttl() {
     let log = Log::with_sessions(1);

@@ -180,10 +180,8 @@ impl Directory {
     /// remembers, if the session itself is gone.
     #[must_use]
     pub fn has_lost_nodes(&self, id: SessionId) -> bool {
-        match self.session(id) {
-            Some(session) => session.lost_nodes,
-            None => self.departed.contains(id),
-        }
+        // One that ended here may have come back with a group that moved.
+        self.departed.contains(id) || self.session(id).is_some_and(|session| session.lost_nodes)
     }
 
     /// A session showed life: an expiry judged on what went before is void, and if it had lapsed it goes on.

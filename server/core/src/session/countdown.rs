@@ -94,8 +94,8 @@ impl<K: Clone + Ord + Hash> Countdown<K> {
     }
 
     /// Moves every deadline by so much: nobody could be heard for as long.
-    pub fn stand_still(&mut self, time: Duration) {
-        self.time.stand_still(time);
+    pub fn stand_still(&mut self, now: Instant, time: Duration) {
+        self.time.stand_still(now, time);
     }
 
     /// By how much late ticks moved every deadline so far.

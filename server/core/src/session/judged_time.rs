@@ -78,10 +78,12 @@ impl JudgedTime {
         self.ticked_at = self.ticked_at.max(now);
     }
 
-    /// Stands still for so long from the last tick on: every deadline moves by as much.
-    pub fn stand_still(&mut self, time: Duration) {
-        self.ticked_at += time;
-        self.shifted_total += time;
+    /// Stands still for so long from `now` on: every deadline moves by as much, or by what is missing if it stands still
+    /// already.
+    pub fn stand_still(&mut self, now: Instant, time: Duration) {
+        let until = now + time;
+        self.shifted_total += until.saturating_duration_since(self.ticked_at);
+        self.ticked_at = self.ticked_at.max(until);
     }
 
     /// The judged moment at `now`, as far as the last tick lets it go.
