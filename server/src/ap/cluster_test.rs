@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use rollcall_core::ap::{SessionSeed, Standing};
@@ -34,12 +35,12 @@ pub(super) struct Cluster {
     _folder: tempfile::TempDir,
 }
 
-/// A port that is free for TCP and UDP alike.
+/// A port that is free for TCP and UDP alike, and that the system gives to nobody while a server of a test is away.
 fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
-        let tcp = TcpListener::bind("127.0.0.1:0").expect("loopback has ports");
-        let port = tcp.local_addr().expect("it is bound").port();
-        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+        let port = 10_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 5_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && UdpSocket::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }

@@ -86,6 +86,8 @@ pub(super) struct Desk {
     log: u64,
     alive_ms: u64,
     memory: Memory,
+    /// What the server had forgotten for whose records this one dropped its own: true of this one when it has fetched them.
+    forgot_when_fetched_ms: Option<u64>,
     followed: BTreeMap<ServerId, Followed>,
     /// What was found on disk, until it is known whether it counts.
     set_aside: Vec<Numbered>,
@@ -146,6 +148,7 @@ impl Desk {
             log: life.log,
             alive_ms: life.alive_ms,
             memory,
+            forgot_when_fetched_ms: None,
             followed: life.followed,
             set_aside: found.records,
             holders: BTreeSet::new(),
@@ -419,6 +422,11 @@ impl Desk {
         forgot_before_ms.is_none_or(|forgot_before_ms| forgot_before_ms > self.alive_ms)
     }
 
+    /// Whether it was never alive on this disk: it has nothing to take up.
+    pub(super) fn has_no_past(&self) -> bool {
+        self.alive_ms == 0
+    }
+
     /// Until when no end is forgotten here: what servers that come back later must hear of.
     pub(super) fn keeps_until_ms(&self) -> u64 {
         self.memory.keeps_until_ms
@@ -458,7 +466,9 @@ impl Desk {
             return 0;
         }
         let purged = self.replica.purge(work.now.wall_ms, self.retention_ms);
-        self.memory.forgot_before_ms = self.replica.horizon_ms();
+        // What was forgotten does not come back with a longer retention.
+        let forgot_ms = self.memory.forgot_before_ms.min(work.now.wall_ms);
+        self.memory.forgot_before_ms = forgot_ms.max(self.replica.horizon_ms());
         for key in &purged.gone {
             rows::remove_record(work.rows, key);
         }
@@ -479,6 +489,14 @@ impl Desk {
     pub(super) fn resolve(&mut self, work: &mut Work<'_>, resolve: Resolve) {
         match resolve {
             Resolve::Keep | Resolve::TakeUp | Resolve::Drop { .. } if self.footing == Footing::Sure => return,
+            Resolve::Keep | Resolve::Fetched => {
+                if let Some(forgot_ms) = self.forgot_when_fetched_ms.take() {
+                    self.memory.forgot_before_ms = forgot_ms;
+                }
+            }
+            Resolve::TakeUp | Resolve::Drop { .. } => {}
+        }
+        match resolve {
             Resolve::Keep => {
                 tracing::info!(
                     records = self.set_aside.len(),
@@ -509,7 +527,7 @@ impl Desk {
                 self.log = rand::random_range(1..=u64::MAX);
                 self.followed = BTreeMap::new();
                 let longest_ago_ms = work.now.wall_ms.saturating_sub(self.retention_ms);
-                self.memory.forgot_before_ms = forgot_before_ms.unwrap_or(longest_ago_ms);
+                self.forgot_when_fetched_ms = Some(forgot_before_ms.unwrap_or(longest_ago_ms));
                 work.rows.clear();
             }
             Resolve::Fetched => {

@@ -625,6 +625,36 @@ fn who_was_away_for_long_is_outlived_by_whoever_has_forgotten_since() {
     assert!(site.desk.forgot_before_ms() > alive_ms);
 }
 
+/// Who waits for one that knows better must not wait for one that has dropped what it had.
+#[test]
+fn who_has_dropped_its_records_knows_no_better_before_it_has_fetched_others() {
+    let mut now = Site::new(1).now;
+    let alive_ms = now.wall_ms;
+    now.wall_ms += 2 * retention_ms();
+    let forgot_before_ms = Some(alive_ms + retention_ms());
+    let mut site = away_since(alive_ms, None, now);
+    let before_ms = site.desk.forgot_before_ms();
+    site.work(|desk, work| desk.resolve(work, Resolve::Drop { forgot_before_ms }));
+    assert_eq!(site.desk.forgot_before_ms(), before_ms);
+    site.work(|desk, work| desk.resolve(work, Resolve::Fetched));
+    assert_eq!(Some(site.desk.forgot_before_ms()), forgot_before_ms);
+    assert_eq!(site.desk.footing(), Footing::Sure);
+}
+
+/// The retention of its next life is longer, but what it forgot is gone.
+#[test]
+fn what_was_forgotten_stays_forgotten() {
+    let mut now = Site::new(1).now;
+    now.wall_ms += 10 * retention_ms();
+    let memory = Memory {
+        forgot_before_ms: now.wall_ms - 1,
+        keeps_until_ms: 0,
+    };
+    let mut site = away_since(now.wall_ms, Some(memory), now);
+    site.work(Desk::purge);
+    assert_eq!(site.desk.forgot_before_ms(), now.wall_ms - 1);
+}
+
 #[test]
 fn nobody_keeps_what_ended_for_longer_than_the_retention() {
     let mut site = Site::new(1);

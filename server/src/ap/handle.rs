@@ -240,7 +240,7 @@ impl Ap {
         client: String,
         deadline: Instant,
     ) -> Result<SessionId, ProposeError> {
-        self.check_room()?;
+        self.check_room_to_return()?;
         self.check_room_for_session(&client)?;
         let id = SessionId(rand::random::<u64>() | OWN_SESSION_BIT);
         let seed = SessionSeed {
@@ -253,9 +253,10 @@ impl Ap {
         Ok(id)
     }
 
-    /// Whether this server may keep more records.
-    fn check_room(&self) -> Result<(), Refusal> {
-        match self.inner.records() < self.inner.config.records_max as usize {
+    /// Whether this server may keep more records of sessions: also of those whose nodes are known here and come back.
+    fn check_room_to_return(&self) -> Result<(), Refusal> {
+        let records_max = self.inner.config.records_max as usize;
+        match self.inner.records() < records_max + records_max / RETURNING_SHARE {
             true => Ok(()),
             false => Err(self.no_room()),
         }

@@ -250,6 +250,7 @@ impl Repairer {
                 Learned::Nothing
             });
         }
+        let outlived = outlived || self.inner.desk.lock().has_no_past();
         // Once: what was fetched since is not to be given up, and would not be fetched again.
         if !self.began {
             if !outlived && !asks_to_keep {
