@@ -1,7 +1,7 @@
 //! Replication: one Raft group that carries the whole directory.
 //!
 //! [`Consensus`] is the handle; [`ReplicationOptions`] say how it is set up. The other files are one part of the
-//! work each: [`writes`] brings requests into the log, [`reads`] confirms answers, `state_machine` applies; `network` and `peer` are the two
+//! work each: `writes` brings requests into the log, `reads` confirms answers, `state_machine` applies; `network` and `peer` are the two
 //! ends of the lines between servers, `leader_desk` what is asked over them about sessions; `starting` and `membership` say who takes part,
 //! `vote_gate` and `upkeep` keep a server honest whose disk forgot something or whose folder is new, `checkpoint` compares states; `vacancy` sees
 //! that a leader's process has ended, `solitude` knows whether this server is the whole cluster.
