@@ -289,6 +289,8 @@ mod tests {
     async fn however_many_calls_leave_lists_have_their_turn() {
         let gate = gate();
         gate.set(Some(MS * 1_000), None);
+        // Before the list comes, too: it would leave at once.
+        gate.note_call(200_000_000);
         let calls = async {
             loop {
                 gate.note_call(200_000_000);
