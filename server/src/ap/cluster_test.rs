@@ -314,24 +314,31 @@ async fn a_late_answer_makes_nobody_younger() {
     eventually("they agree", || cluster.ap(1).has_agreed()).await;
     let (inner, other) = (cluster.ap(1).inner.clone(), cluster.ap(2).inner.clone());
     let looking = tokio::task::spawn_blocking(move || {
-        let wait_while = |goes_on: &dyn Fn() -> bool| {
-            let until = Instant::now() + PATIENCE;
+        let wait_while = |patience: Duration, goes_on: &dyn Fn() -> bool| {
+            let until = Instant::now() + patience;
             while goes_on() && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(1));
             }
         };
-        // The other one answers nobody until it has been asked.
-        let desk = other.desk.lock();
-        let (before, asked) = (inner.agreed_at(), inner.metrics.comparisons.get());
-        wait_while(&|| inner.metrics.comparisons.get() == asked);
-        let released_at = std::time::Instant::now();
-        drop(desk);
-        wait_while(&|| inner.agreed_at() == before);
-        (before, inner.agreed_at(), released_at)
+        // A second: whoever waits for the desk holds a thread of the runtime, and a question from before waits as well.
+        let as_of_the_question = || {
+            let desk = other.desk.lock();
+            let (before, asked) = (inner.agreed_at(), inner.metrics.comparisons.get());
+            wait_while(Duration::from_secs(1), &|| {
+                inner.metrics.comparisons.get() == asked
+            });
+            let released_at = std::time::Instant::now();
+            let is_held = inner.agreed_at() == before;
+            drop(desk);
+            wait_while(PATIENCE, &|| inner.agreed_at() == before);
+            let agreed_at = inner.agreed_at();
+            assert!(agreed_at > before, "they agree again");
+            is_held && agreed_at < Some(released_at)
+        };
+        // On a busy machine the next answer may be here before this one is looked at.
+        (0..20).any(|_| as_of_the_question())
     });
-    let (before, agreed_at, released_at) = looking.await.expect("it looks");
-    assert!(agreed_at > before, "they agree again");
-    assert!(agreed_at < Some(released_at), "as of the question");
+    assert!(looking.await.expect("it looks"), "as of the question");
     cluster.stop().await;
 }
 
