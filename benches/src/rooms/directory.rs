@@ -3,7 +3,8 @@
 use std::hint::black_box;
 
 use rollcall_core::directory::{
-    Command, DeregisterNode, Directory, Expected, ExpiryFence, NodeState, NodeView, Request, Sign, UpdateNode,
+    Command, DeregisterNode, Directory, Expected, ExpiryFence, LoggedRequest, NodeState, NodeView, Request,
+    Sign, UpdateNode,
 };
 use rollcall_core::ids::{RequestId, Term};
 
@@ -34,19 +35,21 @@ pub(super) fn cases() -> Vec<Case> {
     ]
 }
 
-/// Requests are made before, with their ids: what is measured is apply.
+/// Requests are made before, with their ids, as they come out of the log: what is measured is apply.
 fn apply_each(mut ground: Ground, commands: impl Iterator<Item = Command>) -> Box<dyn FnMut()> {
     let requests: Vec<_> = commands
         .enumerate()
-        .map(|(index, command)| Request {
-            id: RequestId((1 << 64) + index as u128),
-            command,
+        .map(|(index, command)| {
+            let id = RequestId((1 << 64) + index as u128);
+            LoggedRequest::of(Request { id, command }).0
         })
         .collect();
     let mut next = 0;
     Box::new(move || {
         let at = ground.position();
-        let applied = ground.directory.apply(at, &requests[next % requests.len()]);
+        let applied = ground
+            .directory
+            .apply_logged(at, &requests[next % requests.len()]);
         assert!(applied.result.is_ok(), "{:?}", applied.result);
         next += 1;
     })
@@ -189,7 +192,7 @@ fn request() -> Request {
 fn decode() -> Box<dyn FnMut()> {
     let bytes = request().encode();
     Box::new(move || {
-        black_box(Request::decode(black_box(&bytes))).expect("it was encoded");
+        black_box(LoggedRequest::decode(black_box(&bytes))).expect("it was encoded");
     })
 }
 
