@@ -1,18 +1,18 @@
 //! Which node to call.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::node::{Node, NodeState};
 use crate::view::ServiceView;
 
-/// How to choose among the nodes that qualify.
+/// How to choose among the nodes that qualify. A node of twice the weight is chosen twice as often, whichever it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
-    /// One after the other.
+    /// In turn, with the turns of a node spread evenly among those of the others (smooth weighted round robin).
     #[default]
     RoundRobin,
-    /// Any, equally likely.
+    /// Any.
     Random,
 }
 
@@ -25,13 +25,13 @@ pub struct Picked {
     pub panic: bool,
 }
 
-/// Chooses nodes from views. Nodes that are up qualify, unless disabled or of weight 0. When none is up, all
-/// nodes qualify that are not disabled and have a weight (panic mode): the registry may be wrong about all of
-/// them at once.
+/// Chooses nodes from views, each as often as its weight says. Nodes that are up qualify, unless disabled or of weight 0.
+/// When none is up, all nodes qualify that are not disabled and have a weight (panic mode): the registry may be wrong
+/// about all of them at once.
 #[derive(Debug, Default)]
 pub struct Picker {
     choice: Choice,
-    turn: AtomicUsize,
+    turn: AtomicU64,
 }
 
 impl Picker {
@@ -40,7 +40,7 @@ impl Picker {
     pub fn new(choice: Choice) -> Self {
         Self {
             choice,
-            turn: AtomicUsize::new(rand::random_range(0..1 << 16)),
+            turn: AtomicU64::new(rand::random_range(0..1 << 16)),
         }
     }
 
@@ -54,36 +54,76 @@ impl Picker {
     #[must_use]
     pub fn pick_from(&self, view: &ServiceView, filter: impl Fn(&Node) -> bool) -> Option<Picked> {
         let allowed = |node: &&Arc<Node>| !node.disabled && node.weight > 0 && filter(node);
-        let up = |node: &&Arc<Node>| node.state == NodeState::Up;
-        let up_count = view.nodes.iter().filter(allowed).filter(up).count();
-        if up_count > 0 {
-            let node = view
-                .nodes
-                .iter()
-                .filter(allowed)
-                .filter(up)
-                .nth(self.next(up_count))?;
-            return Some(Picked {
-                node: Arc::clone(node),
-                panic: false,
-            });
-        }
-        let count = view.nodes.iter().filter(allowed).count();
-        if count == 0 {
-            return None;
-        }
-        let node = view.nodes.iter().filter(allowed).nth(self.next(count))?;
-        Some(Picked {
+        let up = |node: &&Arc<Node>| node.state == NodeState::Up && allowed(node);
+        let picked = |node: &Arc<Node>, panic| Picked {
             node: Arc::clone(node),
-            panic: true,
+            panic,
+        };
+        let nodes = || view.nodes.iter();
+        self.choose(|| nodes().filter(up))
+            .map(|node| picked(node, false))
+            .or_else(|| {
+                self.choose(|| nodes().filter(allowed))
+                    .map(|node| picked(node, true))
+            })
+    }
+
+    /// All that qualify lie side by side, each as long as its weight: the one in which this turn's point falls.
+    fn choose<'a, I: Iterator<Item = &'a Arc<Node>>>(
+        &self,
+        qualified: impl Fn() -> I,
+    ) -> Option<&'a Arc<Node>> {
+        let mut point = self.point(&Weights::of(qualified())?);
+        qualified().find(|node| {
+            let weight = u64::from(node.weight);
+            let here = point < weight;
+            point = point.wrapping_sub(weight);
+            here
         })
     }
 
-    fn next(&self, count: usize) -> usize {
+    /// Below the sum of the weights.
+    fn point(&self, weights: &Weights) -> u64 {
         match self.choice {
-            Choice::RoundRobin => self.turn.fetch_add(1, Ordering::Relaxed) % count,
-            Choice::Random => rand::random_range(0..count),
+            Choice::Random => rand::random_range(0..weights.sum),
+            Choice::RoundRobin => weights.point_of(self.turn.fetch_add(1, Ordering::Relaxed)),
         }
+    }
+}
+
+/// 2^64 divided by the golden ratio.
+const GOLDEN_SECTION: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The weights of the nodes that qualify.
+struct Weights {
+    sum: u64,
+    /// That of each of them, where it is the same.
+    each: Option<u64>,
+}
+
+impl Weights {
+    /// `None`: nobody qualifies.
+    fn of<'a>(nodes: impl Iterator<Item = &'a Arc<Node>>) -> Option<Self> {
+        let mut weights = nodes.map(|node| u64::from(node.weight));
+        let first = weights.next()?;
+        let (sum, equal) = weights.fold((first, true), |(sum, equal), weight| {
+            (sum + weight, equal && weight == first)
+        });
+        Some(Self {
+            sum,
+            each: equal.then_some(first),
+        })
+    }
+
+    /// Where all weigh the same, one after the other. Otherwise turns go around all of them by the golden section, which
+    /// spreads points more evenly than any other step (Knuth, TAOCP 3, section 6.4): however long one counts, a node has had
+    /// its share of the turns, give or take a few.
+    fn point_of(&self, turn: u64) -> u64 {
+        if let Some(each) = self.each {
+            return turn % (self.sum / each) * each;
+        }
+        let around = u128::from(turn.wrapping_mul(GOLDEN_SECTION));
+        ((around * u128::from(self.sum)) >> 64) as u64
     }
 }
 
@@ -130,18 +170,60 @@ mod tests {
         use v1::NodeState::{Down, Draining, Suspect, Up};
         let view = view(&[
             ("a", Up, 100, false),
-            ("b", Up, 1, false),
+            ("b", Up, 50, false),
             ("disabled", Up, 100, true),
             ("down", Down, 100, false),
             ("draining", Draining, 100, false),
             ("suspect", Suspect, 100, false),
             ("zero", Up, 0, false),
         ]);
-        let expected = BTreeMap::from([(("a".into(), false), 150), (("b".into(), false), 150)]);
-        assert_eq!(picked(Choice::RoundRobin, &view), expected);
+        let a = ("a".to_owned(), false);
+        let in_turn = picked(Choice::RoundRobin, &view);
+        assert_eq!(in_turn.len(), 2);
+        assert!(in_turn[&a].abs_diff(200) < 5, "{in_turn:?}");
         let random = picked(Choice::Random, &view);
         assert_eq!(random.len(), 2);
-        assert!(random.values().all(|count| *count > 60), "{random:?}");
+        // Six standard deviations.
+        assert!(random[&a].abs_diff(200) < 50, "{random:?}");
+    }
+
+    /// Chosen at random they would be some twenty off.
+    #[test]
+    fn a_node_has_its_share_of_the_turns_however_long_one_counts() {
+        use v1::NodeState::Up;
+        let weights = [("a", 100), ("b", 100), ("canary", 10), ("c", 300), ("d", 7)];
+        let view = view(&weights.map(|(id, weight)| (id, Up, weight, false)));
+        let sum: u32 = weights.iter().map(|(_, weight)| weight).sum();
+        let picker = Picker::new(Choice::RoundRobin);
+        let mut counts = BTreeMap::new();
+        for turns in 1..=2_000 {
+            let picked = picker.pick(&view).unwrap().node.id.to_string();
+            *counts.entry(picked).or_insert(0) += 1;
+            for (id, weight) in weights {
+                let due = f64::from(turns * weight) / f64::from(sum);
+                let had = f64::from(counts.get(id).copied().unwrap_or(0));
+                assert!((had - due).abs() < 5.0, "{id} had {had} of {turns}, due {due}");
+            }
+        }
+    }
+
+    #[test]
+    fn nodes_of_one_weight_have_their_turns_one_after_the_other() {
+        use v1::NodeState::Up;
+        let view = view(&["a", "b", "c"].map(|id| (id, Up, 100, false)));
+        let picker = Picker::default();
+        let picked: Vec<_> = (0..6)
+            .map(|_| picker.pick(&view).unwrap().node.id.to_string())
+            .collect();
+        assert_eq!(picked.concat(), "abcabc");
+    }
+
+    #[test]
+    fn points_lie_below_the_sum_however_large() {
+        for sum in [1, 2, 3, 65_535, 65_535 * 10_000, u64::MAX] {
+            let weights = Weights { sum, each: None };
+            assert!((0..1_000).all(|turn| weights.point_of(u64::MAX - turn) < sum));
+        }
     }
 
     #[test]
