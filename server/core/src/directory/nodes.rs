@@ -358,7 +358,10 @@ impl Directory {
         if let Some(session) = session {
             self.require_session(session)?;
         }
-        self.require_revivable(session)?;
+        // Leaving is never guarded: one that lost nodes is not revived, but may take out what is held of it.
+        let living =
+            session.filter(|session| self.session(*session).is_some_and(|session| !session.lost_nodes));
+        self.require_revivable(living)?;
         check_distinct(nodes.iter().map(|node| (&node.key.service, &node.key.node)))?;
         let mut plan: Few<ServiceKey, Vec<NodeId>> = Few::default();
         let mut lost = Vec::new();
@@ -372,7 +375,7 @@ impl Directory {
             lost.extend(node.session().map(|owner| (owner, key)));
         }
         let mut draft = self.draft();
-        self.note_life(&mut draft, at, session);
+        self.note_life(&mut draft, at, living);
         for (owner, key) in lost {
             self.sessions.take_node(owner, &key.service, &key.node);
             self.end_if_spent(&mut draft, owner);

@@ -93,6 +93,12 @@ impl<K: Clone + Ord + Hash> Countdown<K> {
         self.time.resume(now);
     }
 
+    /// How long ago the last tick was.
+    #[must_use]
+    pub fn since_tick(&self, now: Instant) -> Duration {
+        self.time.since_tick(now)
+    }
+
     /// Moves every deadline by so much: nobody could be heard for as long.
     pub fn stand_still(&mut self, now: Instant, time: Duration) {
         self.time.stand_still(now, time);

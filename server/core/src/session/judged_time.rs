@@ -56,7 +56,7 @@ impl JudgedTime {
 
     /// Moves on to `now`, by at most one interval and the tolerance.
     pub fn tick(&mut self, now: Instant) -> Tick {
-        let elapsed = now.saturating_duration_since(self.ticked_at);
+        let elapsed = self.since_tick(now);
         let advance = elapsed.min(self.allowance());
         let shifted = elapsed - advance;
         self.ticked_at = self.ticked_at.max(now);
@@ -73,9 +73,15 @@ impl JudgedTime {
     /// Goes on at `now` after a time in which nothing was judged and no tick was meant to come: none of it is held to
     /// be a pause. Judged time moves on as by a tick.
     pub fn resume(&mut self, now: Instant) {
-        let elapsed = now.saturating_duration_since(self.ticked_at);
+        let elapsed = self.since_tick(now);
         self.judged += elapsed.min(self.allowance());
         self.ticked_at = self.ticked_at.max(now);
+    }
+
+    /// How long ago the last tick was.
+    #[must_use]
+    pub fn since_tick(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.ticked_at)
     }
 
     /// Stands still for so long from `now` on: every deadline moves by as much, or by what is missing if it stands still
