@@ -59,6 +59,13 @@ impl AuthoritySettings {
     }
 }
 
+/// In which term words were found, and behind how many silences of the quorum.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    term: Term,
+    silences: u64,
+}
+
 /// When an authority looks at the clock next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Look {
@@ -121,8 +128,8 @@ impl Authority {
             // Before the look: what is applied behind it ends a rest that begins with it.
             applied.mark_unchanged();
             let leading = leading_term(*leadership.borrow_and_update());
-            if let Some((term, words)) = self.tick(leading, now) {
-                tokio::spawn(self.clone().say_all(term, words));
+            if let Some((found, words)) = self.tick(leading, now) {
+                tokio::spawn(self.clone().say_all(found, words));
             }
         }
     }
@@ -137,7 +144,7 @@ impl Authority {
     }
 
     /// One look at the clock: takes or leaves office, takes in changes, finds what is to be said.
-    fn tick(&self, leading: Option<Term>, now: Instant) -> Option<(Term, Vec<Word>)> {
+    fn tick(&self, leading: Option<Term>, now: Instant) -> Option<(Found, Vec<Word>)> {
         let mut held = self.office.lock();
         let Some(term) = leading else {
             if let Some(left) = held.take() {
@@ -161,14 +168,13 @@ impl Authority {
         }
         let office = held.as_mut()?;
         if !self.consensus.hears_quorum() && !planted(Mutant::DeposedExpiry) {
-            office.deaf_since.get_or_insert(now);
+            office.fall_silent(now);
             return None;
         }
-        let shifted = office.tick(now);
-        if let Some(since) = office.deaf_since.take() {
+        if let Some(since) = office.deaf_since {
             let bounds = (self.settings.lease(), self.settings.election_timeout);
             let deaf_ms = milliseconds(now - since);
-            if office.hear_again(shifted, bounds, &directory, grant, now) {
+            if office.hear_again(bounds, &directory, grant, now) {
                 tracing::warn!(
                     deaf_ms,
                     "this leader had lost its quorum and could hear nobody; every session has a full ttl again"
@@ -179,28 +185,36 @@ impl Authority {
                     "this leader had lost its quorum for a moment; every session's deadline moves by more than that"
                 );
             }
-        } else if shifted >= PAUSE_WORTH_TELLING {
-            tracing::warn!(
-                late_ms = milliseconds(shifted),
-                "this server slept; every session's deadline moves by as much"
-            );
+        } else {
+            let shifted = office.tick(now);
+            if shifted >= PAUSE_WORTH_TELLING {
+                tracing::warn!(
+                    late_ms = milliseconds(shifted),
+                    "this server slept; every session's deadline moves by as much"
+                );
+            }
         }
         office.catch_up(&directory, now);
         let words = office.take_words(&directory, now);
         office.rest_if_idle(&directory);
-        (!words.is_empty()).then_some((term, words))
+        let found = Found {
+            term,
+            silences: office.silences,
+        };
+        (!words.is_empty()).then_some((found, words))
     }
 
     /// Says one tick's words, in their order: a guard that judges the first lapses is told how many follow.
-    async fn say_all(self, term: Term, words: Vec<Word>) {
+    async fn say_all(self, found: Found, words: Vec<Word>) {
         for word in words {
-            self.say(term, word).await;
+            self.say(found, word).await;
         }
     }
 
     /// Says something through the log, and takes note of what became of it.
-    async fn say(&self, term: Term, word: Word) {
-        if word.strikes_off() && !planted(Mutant::DeposedExpiry) && !self.is_heard(term).await {
+    async fn say(&self, found: Found, word: Word) {
+        let term = found.term;
+        if word.strikes_off() && !planted(Mutant::DeposedExpiry) && !self.is_heard(found).await {
             self.with_office(term, |office, directory| {
                 office.withdraw(&word, directory, Instant::now())
             });
@@ -213,10 +227,13 @@ impl Authority {
         });
     }
 
-    /// Whether a quorum still follows this term's leader, asked just now.
-    async fn is_heard(&self, term: Term) -> bool {
+    /// Whether a quorum still follows this term's leader, asked just now, and was not silent since the word was found: who
+    /// could not be heard meanwhile is not struck off when the answer comes at last.
+    async fn is_heard(&self, found: Found) -> bool {
         let deadline = tokio::time::Instant::now() + CONFIRM_DEADLINE;
-        self.consensus.confirm_leadership(deadline).await == Ok(term)
+        let confirmed = self.consensus.confirm_leadership(deadline).await;
+        let stands = |office: &Office| office.term == found.term && office.silences == found.silences;
+        confirmed == Ok(found.term) && self.office.lock().as_ref().is_some_and(stands)
     }
 
     /// Proposes until the log has decided or the term is over. Repeats are harmless: what moved is void, and

@@ -65,6 +65,8 @@ pub(crate) struct Office {
     idle_for: Idle,
     /// Since when no heartbeat could be recorded, for lack of a quorum.
     pub(super) deaf_since: Option<Instant>,
+    /// How often the quorum fell silent.
+    pub(super) silences: u64,
 }
 
 /// For how many looks in a row nothing has been left to judge, all of them at one revision.
@@ -134,6 +136,7 @@ impl Office {
                 revision: directory.revision(),
             },
             deaf_since: None,
+            silences: 0,
         };
         office.compare_services(directory, now);
         office
@@ -232,24 +235,34 @@ impl Office {
         self.sessions.tick(now).shifted
     }
 
-    /// The quorum is heard again. Nobody could be heard in the lease before that was noticed, nor while judged time stood
-    /// still since, `shifted` by the last tick. If that was less than `short`, deadlines move by it, and heartbeats that
-    /// were not answered are being sent again. After a longer silence clients may have gone to look for another
-    /// server, and everybody begins anew. Whether it was that long.
+    /// The quorum is not heard any more.
+    pub(super) fn fall_silent(&mut self, now: Instant) {
+        if self.deaf_since.is_none() {
+            self.deaf_since = Some(now);
+            self.silences += 1;
+        }
+    }
+
+    /// The quorum is heard again. Nobody could be heard in the lease before that was noticed, nor since the last tick. If
+    /// that was less than `short` ago, deadlines move by all of it, and heartbeats that were not answered are being sent
+    /// again. After a longer silence clients may have gone to look for another server, and everybody begins anew. Whether
+    /// it was that long.
     pub(super) fn hear_again(
         &mut self,
-        shifted: Duration,
         (lease, short): (Duration, Duration),
         directory: &Directory,
         grant: Spread,
         now: Instant,
     ) -> bool {
-        let long = shifted >= short;
+        self.deaf_since = None;
+        let long = !self.resting && self.sessions.since_tick(now) >= short;
+        if !long {
+            // Before the tick, for which nothing of the silence is left; and with what ticks went on while it was not noticed.
+            self.sessions.stand_still(now, lease + TICK * 3);
+        }
+        self.tick(now);
         if long {
             self.grant_anew(directory, grant, now);
-        } else {
-            // With what ticks went on while it was not noticed.
-            self.sessions.stand_still(now, lease + TICK * 3);
         }
         long
     }
@@ -519,7 +532,7 @@ impl Office {
     /// This word was not said: the quorum was not heard when it was found, so nobody could be.
     pub(super) fn withdraw(&mut self, word: &Word, directory: &Directory, now: Instant) {
         self.settle(word, directory, now);
-        self.deaf_since.get_or_insert(now);
+        self.fall_silent(now);
     }
 
     /// The log has decided, or never will. Of the sessions in it those that are there count down (anew, if

@@ -420,9 +420,28 @@ const SILENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 
 /// Time goes on for so long while the quorum is not heard, and is heard again. Whether all was granted anew.
 fn lose_quorum(office: &mut Office, log: &Log, now: &mut Instant, deaf: Duration) -> bool {
+    office.fall_silent(*now);
     *now += deaf;
-    let shifted = office.tick(*now);
-    office.hear_again(shifted, SILENCE, &log.directory, GRANT, *now)
+    office.hear_again(SILENCE, &log.directory, GRANT, *now)
+}
+
+/// What was left of a ttl when the quorum fell silent is left when it is heard again, however little that was.
+#[test]
+fn nobody_lapses_in_the_look_that_hears_the_quorum_again() {
+    let log = Log::with_sessions(1);
+    let mut now = Instant::now();
+    let mut office = log.office(now);
+    let left = TICK * 2;
+    assert_eq!(
+        run(&mut office, &log.directory, now, TTL + GRANT.extra - left),
+        []
+    );
+    now += TTL + GRANT.extra - left;
+    assert!(!lose_quorum(&mut office, &log, &mut now, TICK * 3));
+    assert_eq!(office.take_words(&log.directory, now), []);
+    assert_eq!(run(&mut office, &log.directory, now, SILENCE.0 + TICK * 2), []);
+    let later = now + SILENCE.0 + TICK * 2;
+    assert_eq!(run(&mut office, &log.directory, later, left + TICK * 3).len(), 1);
 }
 
 /// The quorum falls silent for a moment in each ttl. Deadlines move by it and by the lease before it, and no further.
