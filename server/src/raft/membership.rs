@@ -306,6 +306,8 @@ impl Inner {
 
     /// A leader that is to go hands over first: removed while it leads, it would lead on for a while without a vote.
     async fn leave(&self, deadline: Instant) -> Result<(), MembershipError> {
+        // Here, where it is known: the next leader would say it again and again, and have the lead for nothing.
+        self.check_remaining(&self.voters(), self.options.server.0)?;
         self.transfer(None, deadline).await?;
         loop {
             match self.order(Order::Remove(self.options.server.0), deadline).await {
