@@ -94,6 +94,8 @@ impl Doors {
             let reason = "the look at its watchers broke down".into();
             v1::Error::from(DoorError::NotReady { reason })
         };
+        // Before the wait for a turn: what is refused anyway is not kept meanwhile.
+        bounded("keys in one call", request.keys.len(), self.limits.batch_max).map_err(|e| of_refusal(&e))?;
         let turn = self.convergences.clone().acquire_owned().await;
         let turn = turn.map_err(|_| broken())?;
         let doors = self.clone();
@@ -107,7 +109,6 @@ impl Doors {
 
     fn converged(&self, request: &v1::ConvergenceRequest) -> Result<v1::ConvergenceResponse, v1::Error> {
         let refused = |refusal: Refusal| of_refusal(&refusal);
-        bounded("keys in one call", request.keys.len(), self.limits.batch_max).map_err(refused)?;
         let keys: Vec<ServiceKey> = request
             .keys
             .iter()
@@ -228,8 +229,10 @@ impl Asking {
 
     async fn subscribe(&mut self, subscribe: v1::Subscribe) -> Result<(), v1::Error> {
         self.doors.metrics.call("subscribe");
+        // Judged before the wait, which the client may make as long as it likes: a request may hold much more than a wish.
+        let wish = Wish::from_wire(subscribe).map_err(|e| of_refusal(&e));
         self.stream.has_been_read().await;
-        let wish = Wish::from_wire(subscribe).map_err(|e| of_refusal(&e))?;
+        let wish = wish?;
         self.doors.reader.check_ready()?;
         let after = wish.after;
         let patience = self.patience();
