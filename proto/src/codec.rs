@@ -83,10 +83,18 @@ impl<U: prost::Message + Default + 'static> Decoder for LeanDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        if message.remaining() >= CROWDED_FROM && has_list::<U>() {
-            check_parts(message.chunk())?;
+        if !has_list::<U>() {
+            return self.0.decode(message);
         }
-        self.0.decode(message)
+        // Nothing in it is long enough to be shared with the buffer, and one slice is read in three quarters of the steps.
+        let whole = message.chunk();
+        if whole.len() >= CROWDED_FROM {
+            check_parts(whole)?;
+        }
+        // As the library says it.
+        let decoded = U::decode(whole).map_err(|error| Status::internal(error.to_string()))?;
+        message.advance(message.remaining());
+        Ok(Some(decoded))
     }
 
     fn buffer_settings(&self) -> BufferSettings {
