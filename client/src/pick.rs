@@ -28,6 +28,8 @@ pub struct Picked {
 /// Chooses nodes from views, each as often as its weight says. Nodes that are up qualify, unless disabled or of weight 0.
 /// When none is up, all nodes qualify that are not disabled and have a weight (panic mode): the registry may be wrong
 /// about all of them at once.
+///
+/// One for each service: two that are called in turn would have half of the turns each, and by one picker always the same.
 #[derive(Debug, Default)]
 pub struct Picker {
     choice: Choice,

@@ -64,8 +64,7 @@ impl Consensus {
         if !inner.solitude.is_certain() {
             return None;
         }
-        let desk = inner.desk.get().and_then(Weak::upgrade)?;
-        desk.record_alone(inner.options.server, sessions)
+        inner.desk().ok()?.record_alone(inner.options.server, sessions)
     }
 
     /// When these sessions lapse, by the leader's word.
@@ -94,33 +93,26 @@ impl Consensus {
 }
 
 impl Inner {
+    fn desk(&self) -> Result<Arc<dyn LeaderDesk>, DeskError> {
+        let starting = || DeskError::NoLeader {
+            reason: "the leader is starting".into(),
+        };
+        self.desk.get().and_then(Weak::upgrade).ok_or_else(starting)
+    }
+
     pub(super) async fn record_renewals(
         &self,
         from: ServerId,
         sessions: Vec<SessionId>,
     ) -> Result<RenewalVerdict, DeskError> {
-        let desk = self
-            .desk
-            .get()
-            .and_then(Weak::upgrade)
-            .ok_or_else(|| DeskError::NoLeader {
-                reason: "the leader is starting".into(),
-            })?;
-        let verdict = desk.record_renewals(from, sessions).await;
+        let verdict = self.desk()?.record_renewals(from, sessions).await;
         verdict.map_err(|error| DeskError::NoLeader {
             reason: error.to_string(),
         })
     }
 
     pub(super) fn deadlines(&self, sessions: &[SessionId]) -> Result<Vec<SessionDeadline>, DeskError> {
-        let desk = self
-            .desk
-            .get()
-            .and_then(Weak::upgrade)
-            .ok_or_else(|| DeskError::NoLeader {
-                reason: "the leader is starting".into(),
-            })?;
-        Ok(desk.deadlines(sessions))
+        Ok(self.desk()?.deadlines(sessions))
     }
 
     /// One call to whoever leads.
