@@ -29,6 +29,8 @@ struct Bounds {
     revisions_to_merge: u64,
     services: u64,
     bytes: u64,
+    /// While changes are coalesced.
+    bytes_to_merge: u64,
 }
 
 impl Bounds {
@@ -39,6 +41,7 @@ impl Bounds {
             revisions_to_merge: REVISIONS_PER_MERGE.min(retained) as u64,
             services: (limits.backlog_frames / BACKLOG_SHARE) as u64,
             bytes: (limits.backlog_bytes.min(limits.retained_bytes) / BACKLOG_SHARE) as u64,
+            bytes_to_merge: (limits.retained_bytes / 2) as u64,
         }
     }
 }
@@ -75,7 +78,7 @@ impl Pace {
         passed: impl FnOnce() -> Passed,
     ) -> bool {
         let until = match coalescing {
-            Some(delay_max) => (revisions <= self.bounds.revisions_to_merge).then(|| now + delay_max),
+            Some(delay_max) => self.may_merge(revisions, passed()).then(|| now + delay_max),
             None => (self.rested_at > now && self.may_rest(revisions, passed())).then_some(self.rested_at),
         };
         match until {
@@ -108,14 +111,27 @@ impl Pace {
     }
 
     fn may_rest(&self, revisions: u64, passed: Passed) -> bool {
-        // The directory may be another one by now, with a log that begins anew.
-        let (Some(services), Some(bytes)) = (
-            passed.services.checked_sub(self.since.services),
-            passed.bytes.checked_sub(self.since.bytes),
-        ) else {
-            return false;
-        };
-        revisions <= self.bounds.revisions && services <= self.bounds.services && bytes <= self.bounds.bytes
+        self.waiting(passed).is_some_and(|waiting| {
+            revisions <= self.bounds.revisions
+                && waiting.services <= self.bounds.services
+                && waiting.bytes <= self.bounds.bytes
+        })
+    }
+
+    /// What falls out of the log of changes before it is merged is merged no more: everybody would begin with full lists.
+    fn may_merge(&self, revisions: u64, passed: Passed) -> bool {
+        let waiting = self.waiting(passed);
+        revisions <= self.bounds.revisions_to_merge
+            && waiting.is_some_and(|waiting| waiting.bytes <= self.bounds.bytes_to_merge)
+    }
+
+    /// What went through the log of changes since the last round. `None`: the directory is another one by now, with a log that
+    /// begins anew.
+    fn waiting(&self, passed: Passed) -> Option<Passed> {
+        Some(Passed {
+            services: passed.services.checked_sub(self.since.services)?,
+            bytes: passed.bytes.checked_sub(self.since.bytes)?,
+        })
     }
 }
 
@@ -249,19 +265,25 @@ mod tests {
         };
         let delay_max = Some(SOON);
         let (mut pace, now) = behind(0, &limits);
-        let never = || -> Passed { panic!("what passed does not matter") };
-        assert!(!pace.handle_change(now, 1, delay_max, never));
-        assert!(!pace.handle_change(now + SOON / 2, 50, delay_max, never));
+        assert!(!pace.handle_change(now, 1, delay_max, one_more));
+        assert!(!pace.handle_change(now + SOON / 2, 50, delay_max, one_more));
         assert_eq!(pace.leave_at(), Some(now + SOON));
-        assert!(pace.handle_change(now + SOON / 2, 51, delay_max, never));
+        assert!(pace.handle_change(now + SOON / 2, 51, delay_max, one_more));
         let everything = WatchConfig {
             retained_revisions: usize::MAX,
             ..limits
         };
         let (mut pace, now) = behind(0, &everything);
         let at_once = REVISIONS_PER_MERGE as u64;
-        assert!(!pace.handle_change(now, at_once, delay_max, never));
-        assert!(pace.handle_change(now, at_once + 1, delay_max, never));
+        assert!(!pace.handle_change(now, at_once, delay_max, one_more));
+        assert!(pace.handle_change(now, at_once + 1, delay_max, one_more));
+        // Half of the bytes that are retained.
+        assert!(!pace.handle_change(now, 1, delay_max, || passed(101, 10_000 + (16 << 20))));
+        assert!(pace.handle_change(now, 1, delay_max, || passed(101, 10_001 + (16 << 20))));
+        assert!(
+            pace.handle_change(now, 1, delay_max, || passed(1, 100)),
+            "another log"
+        );
         // Switched off, what waits leaves with the next change.
         assert!(pace.handle_change(now, 1, None, one_more));
     }
