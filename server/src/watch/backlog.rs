@@ -15,7 +15,7 @@ use rollcall_core::ids::{Revision, ServiceKey};
 use rollcall_proto::v1;
 use tokio::sync::Notify;
 
-use super::registration::Target;
+use super::registration::{Target, outermost};
 use super::shown::Shown;
 
 /// Most services named while lagging; beyond, every subscription starts from state again.
@@ -23,6 +23,9 @@ const OWED_MAX: usize = 4_096;
 /// While more services than this wait to be said or listed, nothing more is asked for by the stream's client: the least that
 /// is kept of one is some hundred bytes.
 const LISTED_MAX: usize = 16_384;
+/// So many nodes of a service whose state waits count for a service: a state that has been superseded since is kept by nobody
+/// else, and its index of nodes takes some forty bytes for each.
+const NODES_A_SERVICE: usize = 32;
 /// Places that an empty queue keeps. What a stream once had to be told is no measure of what it will be.
 const SPARE_MAX: usize = 16;
 
@@ -160,10 +163,13 @@ impl Item {
                 frames: 1,
                 ..Weight::default()
             },
-            Self::State { .. } => Weight {
-                listed: 1,
-                ..Weight::default()
-            },
+            Self::State { service, .. } => {
+                let nodes = service.as_ref().map_or(0, |service| service.nodes.len());
+                Weight {
+                    listed: 1 + nodes / NODES_A_SERVICE,
+                    ..Weight::default()
+                }
+            }
             Self::Started(started) => Weight {
                 controls: 1,
                 listed: started.listed.services.len(),
@@ -185,7 +191,7 @@ struct Weight {
     bytes: usize,
     /// Answers to subscriptions.
     controls: usize,
-    /// Services whose state is to be said, and names in lists.
+    /// Services whose state is to be said, more for large ones; and names in lists.
     listed: usize,
 }
 
@@ -282,6 +288,8 @@ pub(crate) struct Backlog {
     owes_all: bool,
     /// Waits for the next catch-up: said behind the states.
     withheld: Vec<Item>,
+    /// The newest revision of the replicated directory by which a subscription was sent here.
+    directory: Revision,
     offered: Place,
     /// The last change that concerned this stream.
     pub(crate) changed: Revision,
@@ -305,6 +313,7 @@ impl Backlog {
             owed_set: BTreeSet::new(),
             owes_all: false,
             withheld: Vec::new(),
+            directory: Revision(0),
             offered: Place::default(),
             changed: Revision(0),
             acked: Revision(0),
@@ -375,6 +384,9 @@ impl Backlog {
 
     /// Says something in its place behind all that waits.
     pub(crate) fn push(&mut self, item: Item) {
+        if let Item::Started(started) = &item {
+            self.directory = self.directory.max(started.directory);
+        }
         self.add(item.weight());
         self.queue.push_back(item);
     }
@@ -460,7 +472,7 @@ impl Backlog {
         let revision = shown.revision();
         let mut said = BTreeSet::new();
         let subscriptions = std::mem::take(&mut self.subscriptions);
-        for target in subscriptions.values() {
+        for target in outermost(subscriptions.values()) {
             for service in shown.services(target) {
                 if said.insert(&service.key) {
                     let (key, service) = (service.key.clone(), Some(service.clone()));
@@ -484,7 +496,10 @@ impl Backlog {
             };
             let kind = v1::StartKind::Current;
             let started = Started::with(listed, shown, *subscription, kind, target);
-            self.push(Item::Started(Box::new(started)));
+            self.push(Item::Started(Box::new(Started {
+                directory: self.directory,
+                ..started
+            })));
         }
         self.subscriptions = subscriptions;
     }
@@ -645,6 +660,16 @@ impl Backlog {
             _ => None,
         });
         lists.collect::<BTreeSet<_>>().len()
+    }
+
+    /// By which revisions those that start were sent here.
+    #[cfg(test)]
+    pub(crate) fn sent_by(&self) -> Vec<Revision> {
+        let started = self.queue.iter().filter_map(|item| match item {
+            Item::Started(started) => Some(started.directory),
+            _ => None,
+        });
+        started.collect()
     }
 
     #[cfg(test)]

@@ -39,6 +39,26 @@ impl Target {
     }
 }
 
+/// These without the prefixes that lie within others of them: who walks through all has each service twice at most, however
+/// often it is asked for.
+pub(crate) fn outermost<'a>(targets: impl Iterator<Item = &'a Target> + Clone) -> Vec<&'a Target> {
+    let prefix = |target: &'a Target| match target {
+        Target::Prefix(prefix) => Some(prefix.as_str()),
+        Target::Service(_) => None,
+    };
+    let prefixes: BTreeMap<&str, &Target> = targets
+        .clone()
+        .filter_map(|target| Some((prefix(target)?, target)))
+        .collect();
+    let is_within = |prefix: &str| {
+        let mut above = prefix.match_indices('/').map(|(at, _)| &prefix[..at]);
+        !prefix.is_empty() && (prefixes.contains_key("") || above.any(|above| prefixes.contains_key(above)))
+    };
+    let outer = prefixes.iter().filter(|(prefix, _)| !is_within(prefix));
+    let services = targets.filter(|target| prefix(target).is_none());
+    outer.map(|(_, target)| *target).chain(services).collect()
+}
+
 struct Follower {
     stream: Arc<Shared>,
     subscriptions: u32,
@@ -253,6 +273,23 @@ mod tests {
         let bounds = Bounds { frames: 1, bytes: 1 };
         let backlog = Backlog::new(bounds, Arc::default());
         Arc::new(Shared::new(id, String::new(), backlog, CancellationToken::new()))
+    }
+
+    #[test]
+    fn a_prefix_within_another_is_left_out_and_nothing_else() {
+        let prefix = |name: &str| Target::Prefix(name.into());
+        let one = Target::Service(ServiceKey {
+            group: "a/b".parse().unwrap(),
+            service: "one".parse().unwrap(),
+        });
+        let all = ["a", "a-b", "a/b", "a/b/c", "ab", "a", "x/y"].map(prefix);
+        let outer = outermost(all.iter().chain([&one]));
+        assert_eq!(
+            outer,
+            [&prefix("a"), &prefix("a-b"), &prefix("ab"), &prefix("x/y"), &one]
+        );
+        let everything = [prefix("a"), prefix(""), prefix("")];
+        assert_eq!(outermost(everything.iter()), [&prefix("")]);
     }
 
     /// Whoever comes and goes, and however often: each stream is met once, in the order of their ids, until its last

@@ -10,7 +10,7 @@ use rollcall_proto::v1;
 
 use super::{Inner, State, WatchHub};
 use crate::grpc::convert::metadata_hash;
-use crate::watch::backlog::{ChangeFrames, Item, Started};
+use crate::watch::backlog::{Backlog, ChangeFrames, Item, Started};
 use crate::watch::registration::Target;
 use crate::watch::shown::Shown;
 use crate::watch::stream::Shared;
@@ -82,13 +82,20 @@ pub enum SubscribeError {
 }
 
 /// Changes that a resuming subscription missed.
-struct Replay {
+pub(super) struct Replay {
     items: Vec<Item>,
     bytes: usize,
     through: Revision,
     /// Groups of the target of which the hub does not tell. They are the same in all those changes: one among which a group
     /// changed is not replayed.
     hidden: BTreeSet<GroupName>,
+}
+
+impl Replay {
+    /// Whether it would fit behind what waits for its stream.
+    pub(super) fn has_room(&self, backlog: &Backlog) -> bool {
+        backlog.has_room(self.items.len(), self.bytes)
+    }
 }
 
 impl WatchHub {
@@ -160,7 +167,7 @@ impl WatchHub {
 
 impl Inner {
     /// What a subscription missed, as far as it is retained. `None`: it must start from state.
-    fn replay(&self, subscription: &Subscription) -> Option<Replay> {
+    pub(super) fn replay(&self, subscription: &Subscription) -> Option<Replay> {
         if subscription.after == Revision(0) {
             return None;
         }
@@ -265,7 +272,7 @@ impl Inner {
         }
         let replay = replay
             .and_then(|replay| self.completed(replay, &subscription.target, shown))
-            .filter(|replay| backlog.has_room(replay.items.len(), replay.bytes));
+            .filter(|replay| replay.has_room(&backlog));
         let kind = if replay.is_some() {
             v1::StartKind::Resumed
         } else {

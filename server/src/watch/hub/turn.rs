@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use rollcall_core::ids::{GroupName, Revision};
+use rollcall_core::ids::GroupName;
 use tokio::time::Instant;
 
 use super::WatchHub;
 use super::subscription::{Subscription, current_state};
 use crate::storm::Turn;
 use crate::watch::backlog::Item;
+use crate::watch::registration::outermost;
 use crate::watch::stream::Shared;
 
 /// For this part of the time that changes wait for more, a stream that waited with them begins one subscription after the
@@ -26,7 +27,7 @@ impl WatchHub {
         }
         let groups = parts
             .iter()
-            .flat_map(|(hub, subscription)| hub.lists(subscription));
+            .flat_map(|(hub, subscription)| hub.lists(stream, subscription));
         let groups: BTreeSet<GroupName> = groups.collect();
         let cold = parts
             .iter()
@@ -35,12 +36,13 @@ impl WatchHub {
     }
 
     /// The groups of the full lists with which a subscription would begin.
-    fn lists(&self, subscription: &Subscription) -> BTreeSet<GroupName> {
-        let directory = self.inner.directory.read();
-        // Resumed from retained changes, it begins with those.
-        if subscription.after >= directory.changes().floor().max(Revision(1)) {
+    fn lists(&self, stream: &Shared, subscription: &Subscription) -> BTreeSet<GroupName> {
+        // Resumed from retained changes, it begins with those, if they are not too many.
+        let resumed = self.inner.replay(subscription);
+        if resumed.is_some_and(|replay| replay.has_room(&stream.backlog.lock())) {
             return BTreeSet::new();
         }
+        let directory = self.inner.directory.read();
         let lists = current_state(subscription, self.inner.shown(&directory));
         lists.filter_map(|item| list_of(&item).cloned()).collect()
     }
@@ -54,9 +56,9 @@ impl WatchHub {
         let groups: BTreeSet<GroupName> = {
             let directory = self.inner.directory.read();
             let backlog = stream.backlog.lock();
-            let targets = backlog.subscriptions.values();
+            let targets = outermost(backlog.subscriptions.values());
             let shown = self.inner.shown(&directory);
-            let services = targets.flat_map(|target| shown.services(target));
+            let services = targets.into_iter().flat_map(|target| shown.services(target));
             services.map(|service| service.key.group.clone()).collect()
         };
         storm.ask(&groups, &stream.consumer(), false)

@@ -68,6 +68,33 @@ async fn who_has_another_list_waits_its_turn_and_keeps_what_it_has() {
     assert!(!client.handle.must_wait(&again(4, &known, Revision(0))).await);
 }
 
+/// It would have lists instead.
+#[tokio::test]
+async fn who_resumes_behind_more_changes_than_fit_waits_its_turn() {
+    let limits = WatchConfig {
+        backlog_frames: 8,
+        ..WatchConfig::default()
+    };
+    let mut world = World::new(limits, 1_000);
+    let one = key("a", "one");
+    world.put(&one, "n1", 1);
+    let mut client = world.open();
+    client.follow(follow(1, Target::Service(one.clone())));
+    client.read_all();
+    let resumed = Subscription {
+        after: Revision(client.resume),
+        known: client.known(),
+        ..follow(1, Target::Service(one.clone()))
+    };
+    drop(client);
+    world.set_storm(nobody());
+    for (weight, waits) in [(2..6, false), (6..7, true)] {
+        weight.for_each(|weight| _ = world.put(&one, "n1", weight));
+        let client = world.open();
+        assert_eq!(client.handle.must_wait(&resumed).await, waits);
+    }
+}
+
 #[tokio::test]
 async fn changes_of_a_round_leave_as_one_for_each_service() {
     let mut world = World::new(WatchConfig::default(), 1_000);

@@ -57,6 +57,45 @@ async fn who_asks_for_lists_and_reads_none_is_asked_to_read_first() {
     assert_eq!(client.handle.shared.backlog.lock().lists(), 1);
 }
 
+/// Each state that waits is another one, which nobody else keeps.
+#[tokio::test]
+async fn who_asks_for_a_large_service_again_and_again_and_reads_nothing_is_asked_to_read_first() {
+    let mut world = World::new(WatchConfig::default(), 10_000);
+    let one = key("a", "one");
+    for node in 0..640 {
+        world.put(&one, &format!("n{node}"), 1);
+    }
+    let mut client = world.open();
+    let mut asked = 0;
+    while asked < 2_000 && client.handle.has_been_read().now_or_never().is_some() {
+        asked += 1;
+        world.put(&one, "n0", 1 + asked as u16);
+        client.follow(follow(asked, Target::Service(one.clone())));
+        client.handle.unsubscribe(asked);
+    }
+    assert!((500..1_000).contains(&asked), "{asked} states of 640 nodes wait");
+    client.read_all();
+    assert!(client.handle.has_been_read().now_or_never().is_some());
+}
+
+/// The client names it to the next server, which must not say of what it has not heard of that it is gone.
+#[tokio::test]
+async fn who_starts_anew_is_told_by_which_revision_it_was_sent_here() {
+    let mut world = World::new(WatchConfig::default(), 100);
+    let one = key("a", "one");
+    world.put(&one, "n1", 1);
+    let client = world.open();
+    client.follow(Subscription {
+        directory: Revision(9),
+        ..follow(1, Target::Service(one.clone()))
+    });
+    let shared = client.handle.shared.clone();
+    shared.backlog.lock().owe_all();
+    world.hub.catch_up(&shared);
+    let started = shared.backlog.lock().sent_by();
+    assert_eq!(started, [Revision(9)]);
+}
+
 /// Behind one list the next waits for hours.
 fn slow() -> StormConfig {
     StormConfig {
