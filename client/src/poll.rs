@@ -10,13 +10,17 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::backoff::jittered;
-use crate::config::ReadOptions;
-use crate::directory::{Queried, SIGNS_MAX, ServiceSign};
+use crate::config::{Freshness, ReadOptions};
+use crate::directory::{Answer, Queried, SIGNS_MAX, ServiceSign};
 use crate::error::Error;
 use crate::key::ServiceKey;
 use crate::registry::Registry;
 use crate::view::{Confirmed, Counted, Heard, ServiceView, Source};
 use crate::watch::{Cached, KEEP_CACHE_MAX, Merged, Published, ServiceWatch};
+
+/// Time until a sure answer that did not come is asked for again: a cluster without a quorum cannot give it, and all
+/// lists wait for it, at most for one attempt.
+const SURE_PAUSE: Duration = Duration::from_secs(5);
 
 /// How to poll.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +28,8 @@ use crate::watch::{Cached, KEEP_CACHE_MAX, Merged, Published, ServiceWatch};
 pub struct PollOptions {
     /// Time between two rounds, a tenth more or less at random. Default 5 s; at least 50 ms.
     pub interval: Duration,
-    /// How the reads are made. Default: local, which costs the cluster least.
+    /// How the reads are made. Default: local, which costs the cluster least. Only whether a group is gone of which a
+    /// server says that it does not know it is asked linearizably.
     pub read: ReadOptions,
 }
 
@@ -67,6 +72,17 @@ struct Slot {
     ask_at: Option<Instant>,
     /// The servers refuse its name: it spoils no question about others.
     refused: bool,
+}
+
+/// What a sign says of what is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    /// It is so.
+    Current,
+    /// There is another list.
+    Another,
+    /// It is not there, by the word of a server that may merely be behind.
+    Doubtful,
 }
 
 impl Registry {
@@ -150,8 +166,10 @@ fn is_about_a_name(error: &Error) -> bool {
 async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, options: PollOptions) {
     let mut alone = None;
     let mut round: usize = 0;
+    let mut sure_from = Instant::now();
     loop {
         round = round.wrapping_add(1);
+        let mut doubtful = Vec::new();
         // A server that does not answer for one list is not waited for once for each of the others.
         let mut answering = true;
         let mut refused = false;
@@ -161,20 +179,8 @@ async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, option
         while let Some(mut keys) = questions.pop() {
             match registry.signs(&keys, options.read).await {
                 Ok(answer) => {
-                    for sign in answer.value {
-                        let Some(slot) = slots.get_mut(&sign.key) else {
-                            continue;
-                        };
-                        slot.refused = false;
-                        slot.published.refuse(None);
-                        if !slot.compare(&sign, &answer.header) {
-                            let current =
-                                answering && slot.ask(&sign, registry, options, &mut answering).await;
-                            if !current {
-                                slot.hold();
-                            }
-                        }
-                    }
+                    let left = take_signs(&mut slots, answer, registry, options, &mut answering).await;
+                    doubtful.extend(left);
                 }
                 // Which says nothing of lists of the other mode.
                 Err(Error::TooStale { message }) => {
@@ -215,6 +221,17 @@ async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, option
                 }
             }
         }
+        if !doubtful.is_empty() && sure_from <= Instant::now() {
+            doubtful = ask_surely(&mut slots, doubtful, registry, options).await;
+            if !doubtful.is_empty() {
+                sure_from = Instant::now() + SURE_PAUSE;
+            }
+        }
+        for key in &doubtful {
+            if let Some(slot) = slots.get_mut(key) {
+                slot.hold();
+            }
+        }
         alone = refused.then(|| alone.map_or(0, |turn: usize| turn.wrapping_add(1)));
         // A turn while full lists are rationed is not slept through.
         let now = Instant::now();
@@ -223,6 +240,71 @@ async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, option
         let turn = turns.filter(|turn| *turn > now).min();
         tokio::time::sleep_until(turn.map_or(next, |turn| turn.min(next))).await;
     }
+}
+
+/// Takes in what a server says of these services, and asks for the lists that differ. Returns those that are in doubt.
+async fn take_signs(
+    slots: &mut BTreeMap<ServiceKey, Slot>,
+    answer: Answer<Vec<ServiceSign>>,
+    registry: &Registry,
+    options: PollOptions,
+    answering: &mut bool,
+) -> Vec<ServiceKey> {
+    let mut doubtful = Vec::new();
+    for sign in answer.value {
+        let Some(slot) = slots.get_mut(&sign.key) else {
+            continue;
+        };
+        slot.refused = false;
+        slot.published.refuse(None);
+        match slot.compare(&sign, &answer.header) {
+            Word::Current => {}
+            Word::Doubtful => doubtful.push(sign.key),
+            Word::Another => {
+                let current = *answering && slot.ask(&sign, registry, options, answering).await;
+                if !current {
+                    slot.hold();
+                }
+            }
+        }
+    }
+    doubtful
+}
+
+/// A list that was counted by one server is gone, or the server that was asked has yet to hear of its group. Both look
+/// the same to a local read, at every server and in every round; a leader knows. Returns what stays in doubt.
+async fn ask_surely(
+    slots: &mut BTreeMap<ServiceKey, Slot>,
+    mut keys: Vec<ServiceKey>,
+    registry: &Registry,
+    options: PollOptions,
+) -> Vec<ServiceKey> {
+    let config = registry.config();
+    let patience = options.read.timeout.unwrap_or(config.call_timeout);
+    let read = ReadOptions {
+        freshness: Freshness::Linearizable,
+        timeout: Some(patience.min(config.attempt_timeout)),
+        ..options.read
+    };
+    let mut doubtful = Vec::new();
+    let mut answering = true;
+    while !keys.is_empty() {
+        let rest = keys.split_off(keys.len().min(SIGNS_MAX));
+        match registry.signs(&keys, read).await {
+            Ok(answer) => {
+                let options = PollOptions { read, ..options };
+                doubtful.extend(take_signs(slots, answer, registry, options, &mut answering).await);
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no sure answer about services that may be gone");
+                doubtful.extend(keys);
+                doubtful.extend(rest);
+                break;
+            }
+        }
+        keys = rest;
+    }
+    doubtful
 }
 
 impl Slot {
@@ -236,7 +318,7 @@ impl Slot {
     }
 
     /// Whether what is held is what the sign says; then it is confirmed.
-    fn compare(&mut self, sign: &ServiceSign, header: &v1::ResponseHeader) -> bool {
+    fn compare(&mut self, sign: &ServiceSign, header: &v1::ResponseHeader) -> Word {
         let held = self.cached.view();
         let confirmed = Confirmed::Heard(Heard::now());
         let cluster = Arc::from(header.cluster.as_str());
@@ -253,24 +335,28 @@ impl Slot {
             let behind = held.counted().differs(counted)
                 && counted == Counted::Cluster
                 && header.read_mode() == v1::ReadMode::Local;
-            if !behind && self.cached.take_gone(revision, origin, confirmed) == Merged::UnconfirmedEmpty {
+            if behind {
+                return Word::Doubtful;
+            }
+            if self.cached.take_gone(revision, origin, confirmed) == Merged::UnconfirmedEmpty {
                 // Another cluster does not know it. What is held stays, but nobody says any more that it is so.
                 self.hold();
             }
             self.publish();
-            return true;
+            return Word::Current;
         }
         let same = held.exists
             && held.sign == sign.sign
             && held.metadata_hash() == sign.metadata_hash
             && held.source != Source::Nothing;
-        if same {
-            if self.cached.confirm(revision, origin, confirmed) == Merged::Confirmed {
-                self.cached.take_guard(sign.guard);
-            }
-            self.publish();
+        if !same {
+            return Word::Another;
         }
-        same
+        if self.cached.confirm(revision, origin, confirmed) == Merged::Confirmed {
+            self.cached.take_guard(sign.guard);
+        }
+        self.publish();
+        Word::Current
     }
 
     /// What a server has surely counted to that says this: never more, or its next list would be taken for an older
@@ -414,9 +500,15 @@ mod tests {
     #[test]
     fn a_group_that_came_later_is_not_held_against_the_clusters_count() {
         let mut slot = Slot::new(Cached::unknown(key()));
-        assert!(slot.compare(&sign(v1::GroupMode::Cp, None), &header()));
+        assert_eq!(
+            slot.compare(&sign(v1::GroupMode::Cp, None), &header()),
+            Word::Current
+        );
         for _ in 0..50 {
-            assert!(slot.compare(&sign(v1::GroupMode::Ap, None), &header()));
+            assert_eq!(
+                slot.compare(&sign(v1::GroupMode::Ap, None), &header()),
+                Word::Current
+            );
         }
         assert_eq!(slot.cached.take_full(list(1, 16, OWN)), Merged::Changed);
     }
@@ -425,7 +517,8 @@ mod tests {
     fn a_group_that_moved_is_not_held_against_the_clusters_count() {
         let mut slot = Slot::new(Cached::of(list(1, 8_000, Counted::Cluster)));
         for _ in 0..50 {
-            assert!(slot.compare(&sign(v1::GroupMode::Ap, Some(&list(1, 12, OWN))), &header()));
+            let said = sign(v1::GroupMode::Ap, Some(&list(1, 12, OWN)));
+            assert_eq!(slot.compare(&said, &header()), Word::Current);
         }
         assert_eq!(slot.cached.take_full(list(2, 16, OWN)), Merged::Changed);
     }
@@ -434,9 +527,35 @@ mod tests {
     fn what_went_may_come_back_in_the_next_revision() {
         let mut slot = Slot::new(Cached::of(list(1, 12, OWN)));
         for _ in 0..50 {
-            assert!(slot.compare(&sign(v1::GroupMode::Ap, None), &header()));
+            assert_eq!(
+                slot.compare(&sign(v1::GroupMode::Ap, None), &header()),
+                Word::Current
+            );
         }
         assert!(!slot.cached.view().exists);
         assert_eq!(slot.cached.take_full(list(1, 14, OWN)), Merged::Changed);
+    }
+    /// A server that merely has yet to hear of the group says the same, so its word alone ends nothing.
+    #[test]
+    fn a_group_that_is_gone_is_in_doubt_until_a_leader_says_so() {
+        let said = sign(v1::GroupMode::Cp, None);
+        let read = |mode: v1::ReadMode| v1::ResponseHeader {
+            read_mode: mode.into(),
+            ..header()
+        };
+        let mut slot = Slot::new(Cached::of(list(1, 12, OWN)));
+        for _ in 0..3 {
+            assert_eq!(slot.compare(&said, &read(v1::ReadMode::Local)), Word::Doubtful);
+            assert!(slot.cached.view().exists);
+        }
+        slot.hold();
+        assert_eq!(slot.cached.view().source, Source::Cache);
+        assert_eq!(
+            slot.compare(&said, &read(v1::ReadMode::Linearizable)),
+            Word::Current
+        );
+        let view = slot.cached.view();
+        assert_eq!((view.exists, view.source), (false, Source::Live));
+        assert_eq!(slot.compare(&said, &read(v1::ReadMode::Local)), Word::Current);
     }
 }

@@ -53,6 +53,12 @@ pub(crate) struct Shared {
     pub(crate) ap_script: Vec<v1::WatchFrame>,
     /// What queries are answered with.
     pub(crate) view: Option<v1::ServiceView>,
+    /// The group of what is asked for is in mode AP; once its service is gone, it is not known.
+    pub(crate) queried_in_ap: bool,
+    /// Nobody can answer linearizably.
+    pub(crate) no_quorum: bool,
+    /// Signs that were asked for linearizably: how often.
+    pub(crate) sure_signs: u64,
     /// Not 0: full lists are rationed, for whoever holds one.
     pub(crate) keep_cache_ms: u32,
     /// As before signs had a hash of metadata beside them.
@@ -362,8 +368,12 @@ impl Core {
         };
         let known = query.known_sign.is_some() && query.known_sign == view.sign;
         let unchanged = known && (cluster.older || query.known_metadata_hash == metadata_hash(&view));
+        let mut header = self.header(cluster.revision)?;
+        if cluster.queried_in_ap {
+            (header.mode, header.epoch) = (v1::GroupMode::Ap.into(), epoch_of(self.id));
+        }
         Some(v1::QueryResponse {
-            header: self.header(cluster.revision),
+            header: Some(header),
             unchanged,
             view: (!unchanged).then(|| view.encode_to_vec().into()),
             keep_cache_ms: cluster.keep_cache_ms,
@@ -760,7 +770,14 @@ impl v1::registry_server::Registry for Core {
         if request.get_ref().keys.iter().any(is_bad) {
             return Err(refused(v1::ErrorCode::InvalidName));
         }
-        let cluster = self.cluster.lock();
+        let read_mode = request.get_ref().read.unwrap_or_default().mode();
+        let mut cluster = self.cluster.lock();
+        if read_mode != v1::ReadMode::Local {
+            cluster.sure_signs += 1;
+            if cluster.no_quorum {
+                return Err(refused(v1::ErrorCode::Unavailable));
+            }
+        }
         let sign = |key: v1::ServiceKey| {
             let view = cluster
                 .view
@@ -772,15 +789,20 @@ impl v1::registry_server::Registry for Core {
                 revision: view.map_or(0, |view| view.revision),
                 guard: view.and_then(|view| view.guard),
                 key: Some(key),
-                mode: v1::GroupMode::Cp.into(),
+                mode: match cluster.queried_in_ap && view.is_some() {
+                    true => v1::GroupMode::Ap.into(),
+                    false => v1::GroupMode::Cp.into(),
+                },
                 metadata_hash: view.filter(|_| !cluster.older).map_or(0, metadata_hash),
             }
         };
         let signs = request.into_inner().keys.into_iter().map(sign).collect();
-        Ok(Response::new(v1::SignsResponse {
-            header: self.header(cluster.revision),
-            signs,
-        }))
+        let header = self.header(cluster.revision).map(|header| v1::ResponseHeader {
+            read_mode: read_mode.into(),
+            epoch: epoch_of(self.id),
+            ..header
+        });
+        Ok(Response::new(v1::SignsResponse { header, signs }))
     }
 }
 

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use crate::fake::{Cluster, Server, epoch_of, eventually};
-use crate::watch::{config, current, delta, frame, ids, key, next, snapshot, started, until, until_live};
-use rollcall_client::{Registry, Source, WatchEvent, WatchTarget, v1};
+use crate::watch::{
+    config, current, delta, frame, ids, key, next, nodes, sign, snapshot, started, until, until_live,
+};
+use rollcall_client::{PollOptions, Registry, Source, WatchEvent, WatchTarget, v1};
 use v1::GroupMode;
 use v1::watch_frame::Frame;
 
@@ -212,4 +214,37 @@ async fn a_server_that_stays_not_ready_for_a_subscription_is_left_for_another() 
     }
     let view = until(&mut watch, |view| view.source == Source::Live).await;
     assert_eq!(ids(&view), ["a"]);
+}
+
+#[tokio::test]
+async fn a_poll_hears_that_an_ap_group_is_gone_and_calls_its_service_live_no_longer() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    {
+        let mut cluster = cluster.lock();
+        (cluster.revision, cluster.queried_in_ap, cluster.no_quorum) = (12, true, true);
+        cluster.view = Some(v1::ServiceView {
+            key: Some((&key()).into()),
+            sign: sign(&["a"]),
+            revision: 12,
+            nodes: nodes(&["a"]),
+            ..v1::ServiceView::default()
+        });
+    }
+    let registry = Registry::connect(config(&[&server])).unwrap();
+    let options = PollOptions::every(Duration::from_millis(50));
+    let mut watch = registry.poll(&[key()], options).unwrap().pop().unwrap();
+    let view = until(&mut watch, |view| view.source == Source::Live).await;
+    assert_eq!((ids(&view), view.mode), (vec!["a"], GroupMode::Ap));
+    assert_eq!(cluster.lock().sure_signs, 0, "while nothing is in doubt");
+
+    // Nodes, service and group leave within a round. Nobody is sure of it: what is held stays, and nobody vouches for it.
+    cluster.lock().view = None;
+    let view = until(&mut watch, |view| view.source != Source::Live).await;
+    assert_eq!((view.exists, view.source), (true, Source::Cache));
+    assert!(cluster.lock().sure_signs > 0);
+
+    cluster.lock().no_quorum = false;
+    let view = until(&mut watch, |view| view.source == Source::Live).await;
+    assert!(!view.exists && view.nodes.is_empty());
 }

@@ -18,7 +18,7 @@ pub(crate) fn config(servers: &[&Server]) -> RegistryConfig {
     RegistryConfig::new(servers.iter().map(|server| server.address.to_string()))
 }
 
-fn nodes(ids: &[&str]) -> Vec<v1::Node> {
+pub(crate) fn nodes(ids: &[&str]) -> Vec<v1::Node> {
     ids.iter()
         .map(|id| v1::Node {
             id: (*id).into(),
