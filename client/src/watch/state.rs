@@ -46,6 +46,13 @@ impl Slot {
         }
     }
 
+    /// What is held is live only if it goes on. Not shown yet.
+    fn hold_unless(&mut self, goes_on: bool) {
+        if !goes_on {
+            self.cached.on_interrupted();
+        }
+    }
+
     fn publish(&self) {
         self.published.show(self.cached.view());
     }
@@ -183,19 +190,54 @@ impl State {
                 self.slots = slots;
             }
         }
+        // Others want the rest, and may be waiting for their turn.
+        self.on_unfollowed(target);
     }
 
-    /// Whether a subscription follows it, by its name or by a group's.
+    /// Whether a subscription wants it, by its name or by a group's.
     fn is_wanted(&self, key: &ServiceKey) -> bool {
-        let by_name = WatchTarget::Service(key.clone());
-        self.subscriptions.contains_key(&by_name) || self.groups().any(|target| target.covers(key))
+        self.subscriptions_of(key).next().is_some()
     }
 
-    /// The groups that are followed. They are few where services are many.
-    fn groups(&self) -> impl Iterator<Item = &WatchTarget> {
+    /// Those that want it. Groups are few where services are many.
+    fn subscriptions_of<'a>(&'a self, key: &'a ServiceKey) -> impl Iterator<Item = &'a Subscription> + 'a {
+        let by_name = self.subscriptions.get(&WatchTarget::Service(key.clone()));
         // Behind all single services, in the order of targets.
-        let from = WatchTarget::group("");
-        self.subscriptions.range(from..).map(|(target, _)| target)
+        let groups = self.subscriptions.range(WatchTarget::group("")..);
+        let of_groups = groups.filter(|(target, _)| target.covers(key));
+        by_name
+            .into_iter()
+            .chain(of_groups.map(|(_, subscription)| subscription))
+    }
+
+    /// Whether somebody wants it (`None`: nobody), and it is asked for on this stream. If not, its frames are late ones
+    /// of a subscription that was given up, and no further ones follow: they make nothing live.
+    fn is_asked_for(&self, key: &ServiceKey) -> Option<bool> {
+        let mut subscriptions = self.subscriptions_of(key).peekable();
+        subscriptions.peek()?;
+        Some(subscriptions.any(|one| one.number > 0))
+    }
+
+    /// No frames come for a target at the moment: what only it kept current is held, and no longer said to be live.
+    fn on_unfollowed(&mut self, target: &WatchTarget) {
+        let mut slots = std::mem::take(&mut self.slots);
+        let hold = |key: &ServiceKey, slot: &mut Slot| {
+            if !self.subscriptions_of(key).any(Subscription::live) && slot.cached.on_interrupted() {
+                slot.publish();
+            }
+        };
+        match target {
+            WatchTarget::Service(key) => {
+                if let Some(slot) = slots.get_mut(key) {
+                    hold(key, slot);
+                }
+            }
+            WatchTarget::Group(_) => {
+                let covered = slots.iter_mut().filter(|(key, _)| target.covers(key));
+                covered.for_each(|(key, slot)| hold(key, slot));
+            }
+        }
+        self.slots = slots;
     }
 
     /// The disk snapshot is to say what is held now.

@@ -243,9 +243,9 @@ impl State {
         let confirmed = self.confirmed();
         let origin = (Arc::clone(&self.cluster), self.counted);
         let view = ServiceView::from_wire(view, snapshot.revision, origin, confirmed);
-        if !self.is_wanted(&view.key) {
+        let Some(asked_for) = self.is_asked_for(&view.key) else {
             return Todo::default();
-        }
+        };
         self.on_word_of(&view.key);
         let (key, revision) = (view.key.clone(), snapshot.revision);
         let slot = self.slot(&key);
@@ -255,6 +255,7 @@ impl State {
             view.cluster = Arc::clone(&slot.cached.view().cluster);
         }
         let merged = slot.cached.take_full(view);
+        slot.hold_unless(asked_for);
         match merged {
             Merged::Changed | Merged::Confirmed => {
                 slot.awaits_full = false;
@@ -281,9 +282,9 @@ impl State {
 
     fn on_delta(&mut self, delta: v1::ServiceDelta) -> Todo {
         let key: ServiceKey = delta.key.clone().unwrap_or_default().into();
-        if !self.is_wanted(&key) {
+        let Some(asked_for) = self.is_asked_for(&key) else {
             return Todo::default();
-        }
+        };
         let (revision, whole) = (delta.revision, delta.parts_after == 0);
         let (cluster, counted, confirmed) = (Arc::clone(&self.cluster), self.counted, self.confirmed());
         self.on_word_of(&key);
@@ -295,7 +296,9 @@ impl State {
         let removed: Vec<_> = delta.removed.iter().map(RemovedNode::from).collect();
         let lists = delta.created || delta.settings.is_some() || !put.is_empty() || !removed.is_empty();
         let before = slot.cached.view().guard;
-        match slot.cached.take_delta(delta, (&cluster, counted), confirmed) {
+        let merged = slot.cached.take_delta(delta, (&cluster, counted), confirmed);
+        slot.hold_unless(asked_for);
+        match merged {
             Merged::Changed => {
                 slot.publish();
                 let view = Arc::clone(slot.cached.view());
@@ -319,15 +322,16 @@ impl State {
 
     fn on_gone(&mut self, gone: v1::ServiceGone) -> Todo {
         let key: ServiceKey = gone.key.unwrap_or_default().into();
-        if !self.is_wanted(&key) {
+        let Some(asked_for) = self.is_asked_for(&key) else {
             return Todo::default();
-        }
+        };
         let (cluster, counted, confirmed) = (Arc::clone(&self.cluster), self.counted, self.confirmed());
         self.on_word_of(&key);
         let slot = self.slot(&key);
         let merged = slot
             .cached
             .take_gone(gone.revision, (&cluster, counted), confirmed);
+        slot.hold_unless(asked_for);
         if matches!(merged, Merged::Changed | Merged::Confirmed) {
             slot.awaits_full = false;
         }
@@ -419,21 +423,6 @@ impl State {
         Todo::default()
     }
 
-    /// No frames come for a target at the moment: what only it kept current is held, and no longer said to be live.
-    fn on_unfollowed(&mut self, target: &WatchTarget) {
-        let live: Vec<&WatchTarget> = self
-            .subscriptions
-            .iter()
-            .filter(|(_, one)| one.live())
-            .map(|(target, _)| target)
-            .collect();
-        for (key, slot) in self.slots.iter_mut().filter(|(key, _)| target.covers(key)) {
-            if !live.iter().any(|target| target.covers(key)) && slot.cached.on_interrupted() {
-                slot.publish();
-            }
-        }
-    }
-
     fn on_rejected(&mut self, rejected: v1::Rejected) -> Todo {
         let found = self
             .subscriptions
@@ -517,15 +506,14 @@ impl State {
         slot.asked_anew_at = Some(now);
         slot.awaits_full = true;
         self.forget_positions(key);
-        let subscriptions = self
-            .subscriptions
-            .iter_mut()
-            .filter(|(target, _)| target.covers(key));
-        let numbers: Vec<u64> = subscriptions
-            .map(|(_, one)| std::mem::take(&mut one.number))
-            .collect();
-        self.dropped
-            .extend(numbers.into_iter().filter(|number| *number > 0));
+        let mut unfollowed = Vec::new();
+        for (target, subscription) in &mut self.subscriptions {
+            if target.covers(key) && subscription.number > 0 {
+                self.dropped.push(std::mem::take(&mut subscription.number));
+                unfollowed.push(target.clone());
+            }
+        }
+        unfollowed.iter().for_each(|target| self.on_unfollowed(target));
         Todo::default()
     }
 
@@ -535,6 +523,7 @@ impl State {
             subscription.ask_at = Some(Instant::now() + RESYNC_SPACING);
             self.dropped.push(std::mem::take(&mut subscription.number));
         }
+        self.on_unfollowed(target);
         Todo::default()
     }
 

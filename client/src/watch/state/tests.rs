@@ -396,6 +396,82 @@ fn what_is_refused_when_it_is_asked_for_anew_is_not_live_any_more() {
     assert_eq!(scene.state.slot(&key()).cached.view().source, Source::Cache);
 }
 
+fn put_off(subscription: u64) -> Frame {
+    Frame::KeepCache(v1::KeepCache {
+        subscription,
+        retry_after_ms: 600_000,
+    })
+}
+
+/// What a view says is no younger for what is heard of others.
+fn grows_old(scene: &mut Scene, of: &ServiceKey) {
+    let source = |scene: &mut Scene| scene.state.slot(of).cached.view().source;
+    assert_eq!(source(scene), Source::Cache);
+    let other = ServiceKey::new("jobs", "other");
+    scene.state.want(&WatchTarget::Service(other.clone()));
+    let deadline = Instant::now() + std::time::Duration::from_secs(20);
+    let mut revision = 100;
+    while scene.state.slot(of).cached.view().age() < Some(std::time::Duration::from_millis(20)) {
+        assert!(Instant::now() < deadline, "its age is renewed by others");
+        revision += 1;
+        scene.hear([change(&other, revision, true, &["x"], &["x"])]);
+        std::thread::yield_now();
+    }
+    assert_eq!(source(scene), Source::Cache);
+}
+
+/// One is put off, and the other one goes, which alone kept the service current.
+#[test]
+fn what_a_dropped_watch_kept_current_is_not_live_while_the_others_wait_for_their_turn() {
+    let (group, service) = (WatchTarget::group("jobs"), WatchTarget::Service(key()));
+    for (kept, waits) in [(&group, &service), (&service, &group)] {
+        let mut scene = Scene::following(kept);
+        let number = scene.asked_now();
+        scene.hear([list(&["a"], 5), started(number, 5, &[key()])]);
+        scene.state.want(waits);
+        let number = scene.asked_now();
+        scene.hear([put_off(number)]);
+        assert_eq!(scene.state.slot(&key()).cached.view().source, Source::Live);
+        scene.state.unwant(kept);
+        grows_old(&mut scene, &key());
+        // What was on its way when the subscription was given up is the last that comes.
+        scene.hear([change(&key(), 90, false, &["b"], &["a", "b"])]);
+        assert_eq!(ids(scene.state.slot(&key()).cached.view()), "a,b");
+        grows_old(&mut scene, &key());
+    }
+}
+
+#[test]
+fn while_a_list_is_asked_for_anew_nothing_of_the_subscription_is_live() {
+    let mut scene = Scene::following(&WatchTarget::group("jobs"));
+    let quiet = ServiceKey::new("jobs", "quiet");
+    let number = scene.asked_now();
+    let both = [key(), quiet.clone()];
+    scene.hear([
+        list(&["a"], 5),
+        change(&quiet, 5, true, &["q"], &["q"]),
+        started(number, 5, &both),
+    ]);
+    // A gap, and no answer as yet.
+    scene.hear([change(&key(), 9, false, &["c"], &["a", "b", "c"])]);
+    assert_eq!(scene.state.slot(&key()).cached.view().source, Source::Cache);
+    grows_old(&mut scene, &quiet);
+    let mut said = scene.say_now();
+    said.retain(|request| matches!(request, Request::Subscribe(one) if one.after_revision == 0));
+    let Some(Request::Subscribe(again)) = said.pop() else {
+        panic!("it is asked for")
+    };
+    scene.hear([list(&["a", "b", "c"], 9), started(again.subscription, 9, &both)]);
+    for key in &both {
+        assert_eq!(scene.state.slot(key).cached.view().source, Source::Live);
+    }
+
+    // A list that should have come and did not.
+    let missing = ServiceKey::new("jobs", "missing");
+    scene.hear([started(again.subscription, 200, &[key(), quiet.clone(), missing])]);
+    grows_old(&mut scene, &quiet);
+}
+
 #[test]
 fn watchers_do_not_wake_for_a_mere_confirmation() {
     let mut scene = Scene::following(&WatchTarget::Service(key()));
