@@ -97,7 +97,8 @@ pub enum WatchEvent {
         /// What happened.
         reason: Arc<str>,
     },
-    /// The server refuses the subscription. If that may pass, it is tried again.
+    /// The server refuses the subscription. If that may pass, it is tried again. Or no server that is there lets us have
+    /// a stream (an unknown token): they are asked again, and this is said once.
     Rejected {
         /// Why.
         error: Arc<Error>,

@@ -122,6 +122,8 @@ pub(super) struct State {
     ap_mark: Mark,
     /// Frames since the last point where a resume is safe end with these services' changes of one revision.
     tail: Option<Tail>,
+    /// Why no server lets us have a stream, since the last one.
+    refused: Option<Arc<Error>>,
     pub(super) closed: bool,
 }
 
@@ -152,6 +154,7 @@ impl State {
             cp_mark: Mark::default(),
             ap_mark: Mark::default(),
             tail: None,
+            refused: None,
             closed: false,
         }
     }
@@ -189,6 +192,10 @@ impl State {
                 slots.retain(|key, _| !target.covers(key) || self.is_wanted(key));
                 self.slots = slots;
             }
+        }
+        if self.subscriptions.is_empty() {
+            // Nobody asks any more, so it is not known to last.
+            self.refused = None;
         }
         // Others want the rest, and may be waiting for their turn.
         self.on_unfollowed(target);
@@ -309,16 +316,18 @@ impl State {
         let lagged = events.len() > self.events_max;
         let events = if lagged { VecDeque::new() } else { events };
         wake.notify_one();
-        self.queues.insert(
-            number,
-            Queue {
-                target: target.clone(),
-                events,
-                lagged,
-                standing: None,
-                wake: Arc::clone(&wake),
-            },
-        );
+        let mut queue = Queue {
+            target: target.clone(),
+            events,
+            lagged,
+            standing: None,
+            wake: Arc::clone(&wake),
+        };
+        if let Some(error) = &self.refused {
+            let error = Arc::clone(error);
+            queue.push(WatchEvent::Rejected { error }, self.events_max);
+        }
+        self.queues.insert(number, queue);
         (number, wake)
     }
 
@@ -451,10 +460,22 @@ impl State {
             .min()
     }
 
-    /// No server lets us have a stream, and asking again would not help.
+    /// A server lets us have a stream.
+    pub(super) fn on_opened(&mut self) {
+        self.refused = None;
+    }
+
+    /// No server lets us have a stream, and asking again would not help. It is asked again all the same, in every round;
+    /// queues are told once.
     pub(super) fn on_refused(&mut self, error: &Arc<Error>) {
         for slot in self.slots.values() {
             slot.published.refuse(Some(error));
+        }
+        let kind = std::mem::discriminant::<Error>;
+        let told = self.refused.replace(Arc::clone(error));
+        if told.is_none_or(|told| kind(&told) != kind(error)) {
+            let error = Arc::clone(error);
+            self.tell_target(None, WatchEvent::Rejected { error });
         }
     }
 

@@ -37,8 +37,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
     let mut refused = Backoff::new(pause_min, shared.config.put_aside_max);
     let mut preferred = Vec::new();
     let mut tried = 0;
-    // So many servers in a row do not know our token, or it does not do.
-    let mut denied = 0;
+    let mut round = Round::default();
     // A server of this round was there and refused: those are not pressed.
     let mut pressing: Option<Duration> = None;
     while shared.wait_until_wanted().await {
@@ -46,7 +45,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
         tried += 1;
         match Stream::open(&shared, Arc::clone(&endpoint)).await {
             Ok(mut stream) => {
-                denied = 0;
+                round.on_opened();
+                shared.state.lock().on_opened();
                 endpoint.answered();
                 let opened_at = Instant::now();
                 let left = stream.run(&shared).await;
@@ -57,6 +57,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                     unreachable.reset();
                     refused.reset();
                     tried = 0;
+                    round = Round::default();
                 }
                 drop(stream);
                 shared.state.lock().on_interrupted(&left.reason);
@@ -81,10 +82,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             Err(no) => {
                 endpoint.failed();
                 tracing::debug!(server = %endpoint.address, reason = no.reason, "no watch stream");
-                denied = if no.denied.is_some() { denied + 1 } else { 0 };
-                if let Some(error) = no.denied.filter(|_| denied >= shared.endpoints.len()) {
-                    shared.state.lock().on_refused(&Arc::new(error));
-                }
+                round.on_no_stream(no.denied, no.refused);
                 pressing = no
                     .refused
                     .map(|hint| pressing.unwrap_or_default().max(hint))
@@ -93,6 +91,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
         }
         // Every server gets its turn at once, then there is a growing pause.
         if tried > 0 && tried % shared.endpoints.len() == 0 {
+            if let Some(error) = round.end() {
+                shared.state.lock().on_refused(&Arc::new(error));
+            }
             let wait = match pressing.take() {
                 Some(hint) => refused.next_delay().max(hint),
                 None => unreachable.next_delay_spread(),
@@ -107,6 +108,33 @@ async fn pause_until(shared: &Shared, moment: Instant) {
     tokio::select! {
         () = tokio::time::sleep_until(moment) => {}
         () = shared.wait_until_closed() => {}
+    }
+}
+
+/// What the servers of one round said of us.
+#[derive(Debug, Default)]
+struct Round {
+    /// One does not know our token, or it does not do.
+    denied: Option<Error>,
+    /// One that was there said otherwise.
+    otherwise: bool,
+}
+
+impl Round {
+    fn on_opened(&mut self) {
+        self.otherwise = true;
+    }
+
+    fn on_no_stream(&mut self, denied: Option<Error>, refused: Option<Duration>) {
+        self.otherwise |= refused.is_some() && denied.is_none();
+        self.denied = denied.or(self.denied.take());
+    }
+
+    /// Each had its turn: why none lets us have a stream, if all that were there agree. One that is down, or not ready,
+    /// says neither.
+    fn end(&mut self) -> Option<Error> {
+        let round = std::mem::take(self);
+        round.denied.filter(|_| !round.otherwise)
     }
 }
 
@@ -311,5 +339,49 @@ impl Stream {
             shared.dirty.notify_one();
         }
         Ok(advice)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(code: v1::ErrorCode) -> NoStream {
+        let error = v1::Error {
+            code: code.into(),
+            ..v1::Error::default()
+        };
+        let details = error.encode_to_vec().into();
+        NoStream::refused(&tonic::Status::with_details(tonic::Code::Unknown, "no", details))
+    }
+
+    #[test]
+    fn a_token_is_unknown_if_all_that_are_there_say_so_whatever_is_down() {
+        use v1::ErrorCode as C;
+        let said = |answers: Vec<NoStream>| {
+            let mut round = Round::default();
+            for no in answers {
+                round.on_no_stream(no.denied, no.refused);
+            }
+            round.end().is_some()
+        };
+        let stranger = || refused(C::Unauthenticated);
+        let down = || NoStream::refused(&tonic::Status::unavailable("tcp connect error"));
+        assert!(said(vec![stranger(), down(), stranger()]));
+        assert!(said(vec![stranger(), NoStream::unanswered("late"), down()]));
+        assert!(said(vec![refused(C::NotReady), refused(C::NotPermitted)]));
+        assert!(!said(vec![stranger(), refused(C::Overloaded), stranger()]));
+        assert!(!said(vec![down(), down()]));
+    }
+
+    #[test]
+    fn who_has_let_us_in_knows_our_token_for_the_round() {
+        let mut round = Round::default();
+        round.on_opened();
+        let no = refused(v1::ErrorCode::Unauthenticated);
+        round.on_no_stream(no.denied.clone(), no.refused);
+        assert!(round.end().is_none());
+        round.on_no_stream(no.denied, no.refused);
+        assert!(round.end().is_some(), "the next one is another");
     }
 }

@@ -66,6 +66,8 @@ pub(crate) struct Shared {
     pub(crate) queries: u64,
     /// Watch streams are refused.
     pub(crate) knows_no_token: bool,
+    /// How often.
+    pub(crate) denials: u64,
     /// Those that came on streams, by server and stream.
     pub(crate) discovered: Vec<(u64, u64, v1::DiscoverRequest)>,
     /// How often a server was asked for a stream of queries.
@@ -924,7 +926,12 @@ impl v1::watch_server::Watch for Core {
         &self,
         request: Request<Streaming<v1::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        if self.cluster.lock().knows_no_token {
+        let denied = {
+            let mut cluster = self.cluster.lock();
+            cluster.denials += u64::from(cluster.knows_no_token);
+            cluster.knows_no_token
+        };
+        if denied {
             return Err(refused(v1::ErrorCode::Unauthenticated));
         }
         let mut requests = request.into_inner();

@@ -758,9 +758,21 @@ async fn discovery_tells_of_a_token_that_no_server_knows() {
         &Server::start(2, &cluster).await,
     ];
     cluster.lock().knows_no_token = true;
-    let registry = Registry::connect(config(&servers)).unwrap();
+    // One is down, and says nothing of the token.
+    let mut config = config(&servers);
+    config.servers.push("127.0.0.1:1".into());
+    let registry = Registry::connect(config).unwrap();
+    let group = WatchTarget::group("prod");
+    let mut early = registry.watch(group.clone()).await.unwrap();
     let error = registry.discover(&key()).await.unwrap_err();
     assert!(matches!(error, Error::Unauthenticated { .. }), "{error}");
+    // A group's watch has no service to say it of; who comes later is told as well. Once each.
+    let unknown = |event| matches!(event, WatchEvent::Rejected { error } if matches!(*error, Error::Unauthenticated { .. }));
+    assert!(unknown(next(&mut early).await));
+    let mut late = registry.watch(group).await.unwrap();
+    assert!(unknown(next(&mut late).await));
+    let before = cluster.lock().denials;
+    eventually("further rounds", || cluster.lock().denials >= before + 6).await;
     // The servers learn of it.
     {
         let mut cluster = cluster.lock();
@@ -768,6 +780,10 @@ async fn discovery_tells_of_a_token_that_no_server_knows() {
         cluster.script = current(&["a"], 5);
     }
     eventually_found(&registry).await;
+    for mut watch in [early, late] {
+        let event = next(&mut watch).await;
+        assert!(matches!(event, WatchEvent::Snapshot { .. }), "{event:?}");
+    }
 }
 
 async fn eventually_found(registry: &Registry) {
