@@ -186,8 +186,8 @@ impl ServiceWatch {
     ///
     /// # Errors
     /// What the servers say when they refuse it for good: an unknown token, a name that is none. It is asked for again all
-    /// the same, since they may be told otherwise. [`Error::Closed`]: nothing keeps it
-    /// current any more.
+    /// the same, now and then, since they may be told otherwise (a name that is none: on the next stream).
+    /// [`Error::Closed`]: nothing keeps it current any more.
     pub async fn live(&mut self) -> Result<Arc<ServiceView>, Error> {
         loop {
             let view = Arc::clone(&self.shown.view.borrow_and_update());

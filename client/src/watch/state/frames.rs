@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::subscription::{Part, Subscription};
 use super::{State, Tail, Todo};
+use crate::backoff::jittered;
 use crate::error::Error;
 use crate::key::ServiceKey;
 use crate::view::{Confirmed, Counted, ServiceView, Source, said};
@@ -21,6 +22,9 @@ use crate::watch::target::WatchTarget;
 pub(super) const RESYNC_SPACING: Duration = Duration::from_secs(1);
 /// A server that so often in a row is not ready for a subscription is left for another.
 const REFUSALS_MAX: u32 = 3;
+/// A refusal that may be lifted only by an operator is asked about again so late: often enough that nobody need start
+/// the client anew, and seldom enough to cost a server nothing.
+pub(super) const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
 impl State {
     /// A message begins: all its frames are of this cluster, if it is named, and count like this.
@@ -435,10 +439,17 @@ impl State {
         let wire = rejected.error.unwrap_or_default();
         let error = Error::from_wire(wire.clone(), None);
         tracing::warn!(%target, %error, "subscription refused");
-        if error.is_transient() {
+        let pause = if error.is_transient() {
+            Some(Duration::from_secs(1))
+        } else {
+            // No name becomes one.
+            let is_about_a_name = matches!(error, Error::InvalidName { .. } | Error::InvalidArgument { .. });
+            (!is_about_a_name).then(|| jittered(REFUSED_PAUSE))
+        };
+        if let Some(pause) = pause {
             let asked = Duration::from_millis(wire.retry_after_ms.into());
             subscription.number = 0;
-            subscription.ask_at = Some(Instant::now() + asked.max(Duration::from_secs(1)));
+            subscription.ask_at = Some(Instant::now() + asked.max(pause));
         }
         subscription.stop();
         let unready = wire.code() == v1::ErrorCode::NotReady;

@@ -473,6 +473,32 @@ fn while_a_list_is_asked_for_anew_nothing_of_the_subscription_is_live() {
 }
 
 #[test]
+fn what_an_operator_may_permit_is_asked_for_again_and_what_is_no_name_is_not() {
+    let asked_again = |code: v1::ErrorCode| {
+        let mut scene = Scene::following(&WatchTarget::Service(key()));
+        let error = v1::Error {
+            code: code.into(),
+            ..v1::Error::default()
+        };
+        let rejected = v1::Rejected {
+            subscription: scene.asked_now(),
+            error: Some(error),
+        };
+        scene.hear([Frame::Rejected(rejected)]);
+        let told = scene.state.slot(&key()).published.subscribe();
+        assert!(told.refusal.borrow().is_some(), "whoever waits is told");
+        assert!(scene.say(super::frames::REFUSED_PAUSE / 2).is_empty());
+        assert_eq!(
+            scene.state.ask_at().is_some(),
+            code == v1::ErrorCode::NotPermitted
+        );
+        scene.say(super::frames::REFUSED_PAUSE * 2)
+    };
+    assert_eq!(asked_again(v1::ErrorCode::NotPermitted).len(), 1);
+    assert!(asked_again(v1::ErrorCode::InvalidName).is_empty());
+}
+
+#[test]
 fn watchers_do_not_wake_for_a_mere_confirmation() {
     let mut scene = Scene::following(&WatchTarget::Service(key()));
     let number = scene.asked_now();
