@@ -24,8 +24,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prost::Message;
@@ -43,10 +42,17 @@ const CRC_BYTES: usize = 4;
 /// Larger files are no snapshots of ours.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 
-/// The folder of the snapshots.
+/// How names of temporary files begin and end.
+const TEMPORARY: (&str, &str) = ("rollcall-", ".tmp");
+/// A temporary file as old as this is of a writer that died.
+const LEFT_BEHIND_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// The folder of the snapshots. Processes may share it, on other machines too.
 #[derive(Clone, Debug)]
 pub(crate) struct SnapshotFolder {
     folder: PathBuf,
+    /// What writers left that died is taken away.
+    swept: Arc<Once>,
 }
 
 /// Why a file was not used.
@@ -72,7 +78,10 @@ pub(crate) enum Damage {
 
 impl SnapshotFolder {
     pub(crate) fn new(folder: PathBuf) -> Self {
-        Self { folder }
+        Self {
+            folder,
+            swept: Arc::new(Once::new()),
+        }
     }
 
     /// What was last written of the service, if it is sound. Blocks.
@@ -89,17 +98,20 @@ impl SnapshotFolder {
 
     /// Replaces what was written. Blocks.
     pub(crate) fn store(&self, view: &ServiceView) -> io::Result<()> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let bytes = encode(view, SystemTime::now());
         fs::create_dir_all(&self.folder)?;
-        let unique = format!(
-            "{}.{}.tmp",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
-        let temporary = self.folder.join(unique);
-        let written = fs::File::create(&temporary).and_then(|mut file| {
-            file.write_all(&bytes)?;
+        self.swept.call_once(|| sweep(&self.folder));
+        // Neither ids of processes nor names of machines tell the writers of a shared volume apart.
+        let (begin, end) = TEMPORARY;
+        let temporary = format!("{begin}{:032x}{end}", rand::random::<u128>());
+        self.store_by_way_of(&temporary, view)
+    }
+
+    fn store_by_way_of(&self, temporary: &str, view: &ServiceView) -> io::Result<()> {
+        let bytes = encode(view, SystemTime::now());
+        let temporary = self.folder.join(temporary);
+        // One that is there is another's, to be neither written to nor removed.
+        let mut file = fs::File::create_new(&temporary)?;
+        let written = file.write_all(&bytes).and_then(|()| {
             // Without this a crash of the machine could leave the new name with no content.
             file.sync_data()?;
             fs::rename(&temporary, self.path(&view.key))
@@ -131,6 +143,25 @@ impl SnapshotFolder {
         };
         let name: String = format!("{key}").chars().map(safe).collect();
         self.folder.join(format!("{name}.roll"))
+    }
+}
+
+/// Nobody comes back to temporary files, since each has a name of its own. What cannot be removed stays.
+fn sweep(folder: &Path) {
+    let (begin, end) = TEMPORARY;
+    let left_behind = |entry: &fs::DirEntry| {
+        let name = entry.file_name();
+        let modified = entry.metadata().and_then(|metadata| metadata.modified());
+        let age = modified.map(|at| at.elapsed().unwrap_or_default());
+        name.to_str()
+            .is_some_and(|name| name.starts_with(begin) && name.ends_with(end))
+            && age.is_ok_and(|age| age >= LEFT_BEHIND_AFTER)
+    };
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries.filter(left_behind) {
+        if let Err(error) = fs::remove_file(entry.path()) {
+            tracing::debug!(file = %entry.path().display(), %error, "a temporary file stays");
+        }
     }
 }
 
@@ -294,6 +325,47 @@ mod tests {
         snapshots.remove(&view.key).unwrap();
         snapshots.remove(&view.key).unwrap();
         assert!(snapshots.load(&view.key).is_none());
+    }
+
+    /// Two containers with one volume may both be process 1.
+    #[test]
+    fn a_writer_leaves_anothers_temporary_file_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let others = folder.path().join("1.0.tmp");
+        fs::write(&others, "half a list").unwrap();
+        let view = view();
+        let [one, other] = [(); 2].map(|()| SnapshotFolder::new(folder.path().into()));
+        let refused = one.store_by_way_of("1.0.tmp", &view).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&others).unwrap(), b"half a list");
+        // In turn, with names of their own.
+        for revision in 1..=20 {
+            let view = ServiceView {
+                as_of: 100 + revision,
+                ..view.clone()
+            };
+            one.store(&view).unwrap();
+            other.store(&view).unwrap();
+            assert_eq!(other.load(&view.key).unwrap().as_of, 100 + revision);
+        }
+        assert_eq!(fs::read(&others).unwrap(), b"half a list");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_a_writer_left_that_died_long_ago_is_taken_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let [old, new, foreign] =
+            ["rollcall-1.tmp", "rollcall-2.tmp", "old.tmp"].map(|name| folder.path().join(name));
+        let long_ago = SystemTime::now() - 2 * LEFT_BEHIND_AFTER;
+        for (path, modified) in [(&old, long_ago), (&new, SystemTime::now()), (&foreign, long_ago)] {
+            fs::File::create(path).unwrap().set_modified(modified).unwrap();
+        }
+        SnapshotFolder::new(folder.path().into()).store(&view()).unwrap();
+        assert_eq!(
+            [&old, &new, &foreign].map(|path| path.exists()),
+            [false, true, true]
+        );
     }
 
     #[test]
