@@ -81,6 +81,14 @@ async fn a_list_is_put_shown_kept_and_taken_away_and_the_refused_are_listed() {
         stranger.contains("RC-401") && !stranger.contains("stranger"),
         "{stranger}"
     );
+    // Of one service and of a prefix: none of them waits for what will not come.
+    for target in ["prod/feed", "prod/"] {
+        let stranger = rollcall.fails(&format!("watch {target} --token stranger --timeout 60s"), 1);
+        assert!(
+            stranger.contains("RC-401") && !stranger.contains("stranger"),
+            "{stranger}"
+        );
+    }
     let shown = rollcall
         .command("group list --token s3cret --help")
         .output()
