@@ -149,7 +149,8 @@ impl Roll {
 
     /// Those that were printed and are not among these were deleted in changes that were left out.
     fn gone_unseen(&mut self, there: &[Arc<ServiceView>]) -> Vec<Event> {
-        let there: BTreeSet<&ServiceKey> = there.iter().map(|view| &view.key).collect();
+        let there = there.iter().filter(|view| view.exists);
+        let there: BTreeSet<&ServiceKey> = there.map(|view| &view.key).collect();
         let printed: Vec<ServiceKey> = self.0.keys().cloned().collect();
         let gone = printed.into_iter().filter(|key| !there.contains(key));
         gone.filter_map(|key| Some(gone_unseen(&key, self.forget(&key)?)))
@@ -272,7 +273,8 @@ impl Reader {
                 return Ok(Next::End);
             }
         }
-        for view in views {
+        // One that was asked for by name is told of also while it does not exist.
+        for view in views.iter().filter(|view| view.exists) {
             self.snapshot(view, true)?;
         }
         Ok(Next::Go)
@@ -620,6 +622,34 @@ mod tests {
         assert_eq!(removed.collect::<Vec<_>>(), [("b", "unknown"), ("c", "unknown")]);
         assert!(lines(gone, false, false).ends_with("- c unknown"), "{gone:?}");
         assert_eq!(roll.gone_unseen(&[]).len(), 1, "the other one was still there");
+    }
+
+    #[test]
+    fn a_single_service_that_was_deleted_while_the_reader_was_slow_is_gone_and_counts() {
+        let printing = crate::flags::Printing {
+            output: crate::flags::Form::Json,
+            no_headers: false,
+        };
+        let mut reader = Reader {
+            printer: Printer::new(&printing),
+            roll: Roll::default(),
+            changes_left: Some(2),
+            live: true,
+            last_reason: None,
+        };
+        let mut view = ServiceView::given(wire::ServiceView {
+            key: Some((&key()).into()),
+            ..wire::ServiceView::default()
+        });
+        reader.roll.replace(&key(), vec![node("a", 1)]);
+        view.exists = false;
+        let gone = [Arc::new(view)];
+        assert_eq!(reader.lagged(&gone).unwrap(), Next::Go);
+        assert_eq!(reader.changes_left, Some(1));
+        assert!(reader.roll.0.is_empty(), "{:?}", reader.roll);
+        // Nothing of it was printed since: no news.
+        assert_eq!(reader.lagged(&gone).unwrap(), Next::Go);
+        assert_eq!((reader.changes_left, reader.roll.0.len()), (Some(1), 0));
     }
 
     #[test]
