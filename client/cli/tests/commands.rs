@@ -486,6 +486,37 @@ async fn a_keeper_that_cannot_say_goodbye_does_not_say_that_nothing_was_changed(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sessions_are_ended_whether_or_not_anybody_reads_of_it() {
+    let (cluster, rollcall) = cluster(1).await;
+    let registry = rollcall_client::connect(cluster.addresses()).unwrap();
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        let options = rollcall_client::SessionOptions::default();
+        kept.push(registry.open_session(options).await.unwrap());
+    }
+    let listed = rollcall.json("session list")["sessions"].clone();
+    let ids: Vec<String> = listed
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|session| session["session"].to_string())
+        .collect();
+    assert_eq!(ids.len(), 3, "{listed}");
+    // Opened anew, they have other ids.
+    let words = format!("session end {} --yes -o json", ids.join(" "));
+    let mut ending = rollcall.command(&words).spawn().unwrap();
+    drop(ending.stdout.take());
+    assert_eq!(ending.wait().unwrap().code(), Some(0));
+    let left = rollcall.json("session list")["sessions"].clone();
+    let left = left.as_array().unwrap().iter();
+    let left: Vec<String> = left.map(|session| session["session"].to_string()).collect();
+    assert!(
+        ids.iter().all(|ended| !left.contains(ended)),
+        "of {ids:?} there are {left:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watch_whose_words_nobody_reads_goes_on() {
     let (_cluster, rollcall) = cluster(1).await;
     rollcall.ok("group put prod --auto-create");

@@ -89,6 +89,8 @@ async fn end_sessions(context: &Context, end: &EndSessions) -> Result<(), Failur
         &format!("End {what}? The nodes leave; a living client registers again."),
         end.yes,
     )?;
+    // Who stops reading ends no fewer of them.
+    let mut printed = Ok(());
     for (index, session) in end.sessions.iter().enumerate() {
         let written = context
             .servers
@@ -101,9 +103,10 @@ async fn end_sessions(context: &Context, end: &EndSessions) -> Result<(), Failur
                 ended => failure.after(format!("after {ended} sessions were ended")),
             })?;
         let written = Written::from(written);
-        context
-            .printer
-            .done(&written, || format!("session {session} ended {}", written.text()))?;
+        if printed.is_ok() {
+            let sentence = || format!("session {session} ended {}", written.text());
+            printed = context.printer.done(&written, sentence);
+        }
     }
-    Ok(())
+    printed
 }
