@@ -281,21 +281,21 @@ impl Session {
             .await
     }
 
-    /// Says so of all nodes of the session, in calls of up to 1,000 nodes. One that is not ours any more holds up no
-    /// other.
+    /// Says so of all nodes of the session, in calls of up to 1,000 nodes: of those in groups of mode ap first, and of the
+    /// others whatever came of that. One that is not ours any more holds up no other.
     ///
     /// # Errors
     /// Those of [`Self::update_all`]; [`Error::NodeNotFound`] and [`Error::NotOwner`] of single nodes are none here.
     pub async fn drain_all(&self) -> Result<(), Error> {
-        let mut calls: Vec<Vec<NodeKey>> = {
-            let roll = self.inner.shared.roll.lock();
-            let modes = [GroupMode::Ap, GroupMode::Cp].map(|mode| roll.keys_in(mode));
-            modes
-                .iter()
-                .flat_map(|nodes| nodes.chunks(DRAIN_BATCH))
-                .map(Vec::from)
-                .collect()
-        };
+        // Groups of mode ap first: they need no quorum.
+        let ap = self.drain_in(GroupMode::Ap).await;
+        let cp = self.drain_in(GroupMode::Cp).await;
+        ap.and(cp)
+    }
+
+    async fn drain_in(&self, mode: GroupMode) -> Result<(), Error> {
+        let nodes = self.inner.shared.roll.lock().keys_in(mode);
+        let mut calls: Vec<Vec<NodeKey>> = nodes.chunks(DRAIN_BATCH).map(Vec::from).collect();
         let mut outcome = Ok(());
         while let Some(mut nodes) = calls.pop() {
             let drain = |key: &NodeKey| NodeUpdate::new(key.clone()).state(NodeState::Draining);

@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     pub(crate) held: BTreeMap<String, u64>,
     /// When a node was last written.
     pub(crate) modified: BTreeMap<String, u64>,
+    /// Writes to groups of mode CP find no quorum.
+    pub(crate) no_quorum: bool,
     /// Groups are of this mode.
     pub(crate) mode: v1::GroupMode,
     /// Whoever attaches is told of no nodes: the server has not heard of them yet.
@@ -466,6 +468,9 @@ impl Core {
             return Some(error(v1::ErrorCode::InvalidArgument));
         }
         let mode = modes.first().copied().unwrap_or_default();
+        if cluster.no_quorum && modes.contains(&i32::from(cluster.mode)) {
+            return Some(error(v1::ErrorCode::Unavailable));
+        }
         let written = |cluster: &mut Shared, change: &dyn Fn(&mut Shared)| {
             let id = options.clone().unwrap_or_default().request_id.to_vec();
             let repeated = cluster.applied.contains_key(&id);

@@ -341,6 +341,30 @@ async fn all_nodes_that_are_ours_are_told_to_be_draining() {
     }
 }
 
+/// Groups of mode AP need none.
+#[tokio::test]
+async fn without_a_quorum_those_that_need_none_are_told_to_be_draining() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let mut config = RegistryConfig::new([server.address.to_string()]);
+    config.call_timeout = Duration::from_secs(1);
+    let session = open(&Registry::connect(config).unwrap(), Duration::from_secs(10)).await;
+    let gossiped = ServiceKey::new("ap/edge", "cache");
+    session.register(&gossiped, node(50)).await.unwrap();
+    session.register(&key(), node(1)).await.unwrap();
+    cluster.lock().no_quorum = true;
+    let error = session.drain_all().await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    let states = |cluster: &Cluster| {
+        let nodes = &cluster.lock().sessions[&1].nodes;
+        let state = |node: &v1::RegisterNode| node.registration.as_ref().unwrap().state();
+        ["127.0.0.1:50", "127.0.0.1:1"].map(|node| state(&nodes[node]))
+    };
+    let [ap, cp] = states(&cluster);
+    assert_eq!(ap, v1::NodeState::Draining);
+    assert_ne!(cp, v1::NodeState::Draining);
+}
+
 #[tokio::test]
 async fn deadlines_are_kept_whatever_is_in_flight() {
     let cluster = Cluster::default();
