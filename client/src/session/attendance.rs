@@ -9,6 +9,7 @@ mod heartbeat;
 mod joining;
 mod leaving;
 mod ownership;
+mod parting;
 mod restoring;
 #[cfg(test)]
 mod tests;
@@ -156,6 +157,8 @@ pub(super) struct Attendance {
     registered_again: bool,
     last_error: Option<Error>,
     ended: bool,
+    #[cfg(test)]
+    groups_gathered: std::cell::Cell<usize>,
 }
 
 impl Attendance {
@@ -195,6 +198,8 @@ impl Attendance {
             registered_again: false,
             last_error: None,
             ended: false,
+            #[cfg(test)]
+            groups_gathered: std::cell::Cell::default(),
         }
     }
 
@@ -260,7 +265,8 @@ impl Attendance {
             }
         };
         let attached = matches!(self.link, Link::Up(_));
-        let restoring = self.restoring_groups();
+        let callers_wait = |pending: &Pending| !pending.is_restore() && pending.not_before.is_some();
+        let restoring = self.restoring_groups_if(|pending| attached && callers_wait(pending));
         let writes = self.pending.values().flat_map(|pending| {
             let deadline = match &pending.purpose {
                 Purpose::Caller { deadline, .. } => Some(*deadline),
@@ -279,6 +285,7 @@ impl Attendance {
             .chain(self.datagrams_try_at())
             .chain(self.silent_at().filter(|_| attached))
             .chain(closing)
+            .chain(self.leave_behind_wakes_at())
             .chain(opening)
             .fold(idle, Instant::min)
     }
@@ -303,6 +310,7 @@ impl Attendance {
         {
             return self.end_closing(None);
         }
+        self.leave_behind_at(now);
         match &mut self.link {
             Link::Down { retry_at } if *retry_at <= now => self.join(),
             Link::Down { .. } | Link::Joining { .. } => {}

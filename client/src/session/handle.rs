@@ -210,8 +210,7 @@ impl Session {
     /// Registers a node, or replaces what it says of itself. From then on it is registered again after a loss.
     ///
     /// A static or persistent node belongs to no session, also if it was registered here: it stays when this one is
-    /// closed or lost. Say its kind in the registration ([`Registration::kind`]) even where the service's default says
-    /// so, or it is taken for a node that somebody else took over.
+    /// closed or lost.
     ///
     /// # Errors
     /// Those of [`Self::register_all`].
@@ -318,12 +317,13 @@ impl Session {
     }
 
     /// Ends the session: its nodes leave in one revision, static and persistent ones stay. Writes under way are answered
-    /// first.
+    /// first. If it was lost, what it had may still be listed: that is taken over by a new one, which is closed.
     ///
     /// # Errors
     /// [`Error::OutcomeUnknown`] or a transient one, if no server confirmed it within
-    /// [`RegistryConfig::call_timeout`]: then the nodes leave when the ttl has passed. [`Error::Closed`]: it was
-    /// closed before.
+    /// [`RegistryConfig::call_timeout`]: then the nodes leave when the ttl has passed. After a loss also what refused
+    /// nodes that were still listed: the session is closed, and they may stay for as long as a removal guard holds
+    /// them. [`Error::Closed`]: it was closed before.
     pub async fn close(self) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
         let deadline = Instant::now() + self.inner.config.call_timeout;

@@ -43,7 +43,7 @@ impl Operation {
     /// It was asked for. What is to go is not registered again from now on, whatever the answer.
     pub(super) fn on_asked(&self, roll: &mut Roll) {
         if let Self::Deregister(removals) = self {
-            removals.iter().for_each(|removal| roll.strike(&removal.key));
+            removals.iter().for_each(|removal| roll.dismiss(&removal.key));
         }
     }
 
@@ -53,6 +53,13 @@ impl Operation {
             Self::Register(entries) => entries.iter().for_each(|entry| roll.enter(entry, written)),
             Self::Deregister(removals) => removals.iter().for_each(|removal| roll.strike(&removal.key)),
             Self::Update(updates) => updates.iter().for_each(|update| roll.update(update, written)),
+        }
+    }
+
+    /// It was refused, or nobody knows.
+    pub(super) fn on_given_up(&self, roll: &mut Roll) {
+        if let Self::Deregister(removals) = self {
+            removals.iter().for_each(|removal| roll.forget(&removal.key));
         }
     }
 

@@ -11,6 +11,12 @@ use crate::registry::Written;
 #[derive(Debug, Default)]
 pub(super) struct Roll {
     nodes: BTreeMap<NodeKey, Registered>,
+    /// Asked to go, and not known to be gone: under a lost session they may still be listed.
+    leaving: BTreeMap<NodeKey, Registered>,
+    /// How often a node was taken off.
+    strikes: u64,
+    #[cfg(test)]
+    pub(super) lookups: std::cell::Cell<usize>,
 }
 
 #[derive(Debug)]
@@ -39,6 +45,7 @@ impl Roll {
             revision: written.revision,
             mode: written.mode,
         };
+        self.leaving.remove(&entry.key());
         self.nodes.insert(entry.key(), registered);
     }
 
@@ -50,11 +57,57 @@ impl Roll {
         }
     }
 
+    /// It is gone, or somebody else's.
     pub(super) fn strike(&mut self, key: &NodeKey) {
-        self.nodes.remove(key);
+        self.leaving.remove(key);
+        self.strikes += u64::from(self.nodes.remove(key).is_some());
+    }
+
+    /// It is to go. What no session owns goes by its caller's word alone.
+    pub(super) fn dismiss(&mut self, key: &NodeKey) {
+        let Some(registered) = self.nodes.remove(key) else {
+            return;
+        };
+        self.strikes += 1;
+        if !registered.is_unowned_by_nature() {
+            self.leaving.insert(key.clone(), registered);
+        }
+    }
+
+    pub(super) fn dismiss_all(&mut self) {
+        let nodes = std::mem::take(&mut self.nodes).into_iter();
+        self.strikes += nodes.len() as u64;
+        self.leaving
+            .extend(nodes.filter(|(_, registered)| !registered.is_unowned_by_nature()));
+    }
+
+    /// Nobody sees to it any more that it goes.
+    pub(super) fn forget(&mut self, key: &NodeKey) {
+        self.leaving.remove(key);
+    }
+
+    /// Of one mode, what was asked to go and is not known to be gone.
+    pub(super) fn leaving(&self, mode: GroupMode) -> Vec<Entry> {
+        self.leaving
+            .iter()
+            .filter(|(_, registered)| registered.mode == mode)
+            .map(|(key, registered)| registered.entry(key, Expected::Absent))
+            .collect()
+    }
+
+    /// What was asked to go is gone.
+    pub(super) fn has_left(&self) -> bool {
+        self.leaving.is_empty()
+    }
+
+    /// While it is the same, all are named that were named before.
+    pub(super) fn strikes(&self) -> u64 {
+        self.strikes
     }
 
     pub(super) fn names(&self, key: &NodeKey) -> bool {
+        #[cfg(test)]
+        self.lookups.set(self.lookups.get() + 1);
         self.nodes.contains_key(key)
     }
 
@@ -200,6 +253,30 @@ mod tests {
         let ports = |mode| roll.entries(mode).iter().map(Entry::key).collect::<Vec<_>>();
         assert_eq!(ports(GroupMode::Ap), vec![entry(1).key()]);
         assert_eq!(ports(GroupMode::Cp), vec![entry(2).key()]);
+    }
+
+    #[test]
+    fn what_is_asked_to_go_is_remembered_until_it_is_gone() {
+        let mut roll = Roll::default();
+        let leaving = |roll: &Roll, mode| roll.leaving(mode).iter().map(Entry::key).collect::<Vec<_>>();
+        roll.enter(&entry(1), &written(5, GroupMode::Ap));
+        roll.enter(&entry(2), &written(5, GroupMode::Cp));
+        let static_node = Registration::new("http", "h", 3).kind(NodeKind::Static);
+        let static_entry = Entry::new(ServiceKey::new("g", "s"), static_node);
+        roll.enter(&static_entry, &written(5, GroupMode::Cp));
+        roll.dismiss(&entry(1).key());
+        assert_eq!((roll.len(), roll.strikes()), (2, 1));
+        assert_eq!(leaving(&roll, GroupMode::Ap), [entry(1).key()]);
+        roll.dismiss_all();
+        assert_eq!((roll.len(), roll.strikes()), (0, 3));
+        assert_eq!(
+            leaving(&roll, GroupMode::Cp),
+            [entry(2).key()],
+            "a static one stays"
+        );
+        roll.enter(&entry(1), &written(6, GroupMode::Ap));
+        roll.strike(&entry(2).key());
+        assert!(roll.has_left());
     }
 
     #[test]

@@ -34,10 +34,20 @@ pub(crate) struct Shared {
     pub(crate) modified: BTreeMap<String, u64>,
     /// Writes to groups of mode CP find no quorum.
     pub(crate) no_quorum: bool,
+    /// Nodes that were registered, each time.
+    pub(crate) registered: Vec<String>,
+    /// No more nodes are taken in: the disk is full.
+    pub(crate) disk_full: bool,
+    /// Sessions are not opened for the moment.
+    pub(crate) opens_nothing: bool,
+    /// Sessions that are to be closed are not found.
+    pub(crate) closes_nothing: bool,
     /// Groups are of this mode.
     pub(crate) mode: v1::GroupMode,
     /// Whoever attaches is told of no nodes: the server has not heard of them yet.
     pub(crate) names_nothing: bool,
+    /// It is not said how nodes are listed.
+    pub(crate) explains_nothing: bool,
     /// Asked how nodes are listed: so often.
     pub(crate) explained: u64,
     /// Sessions opened in one of these modes are not found when they register.
@@ -113,6 +123,7 @@ impl Shared {
         for node in &register.nodes {
             let id = node.registration.clone().unwrap().id;
             self.held.remove(&id);
+            self.registered.push(id.clone());
             for other in self.sessions.values_mut() {
                 other.nodes.remove(&id);
             }
@@ -494,6 +505,7 @@ impl Core {
             }))
         };
         match request.request? {
+            R::Open(_) if cluster.opens_nothing => Some(error(v1::ErrorCode::Unavailable)),
             R::Open(open) => {
                 cluster.last_session += 1;
                 let id = cluster.last_session;
@@ -553,6 +565,7 @@ impl Core {
                 }
                 Some(A::Renewed(renewed))
             }
+            R::Register(_) if cluster.disk_full => Some(error(v1::ErrorCode::DiskFull)),
             R::Register(register) => {
                 let repeated = cluster
                     .applied
@@ -561,6 +574,14 @@ impl Core {
                     return Some(error(code));
                 }
                 written(&mut cluster, &|cluster| cluster.register(session, &register))
+            }
+            R::Deregister(deregister)
+                if deregister.nodes.iter().any(|node| {
+                    let owner = cluster.owner(&node.key.clone().unwrap_or_default().node);
+                    owner.is_some_and(|owner| owner != session)
+                }) =>
+            {
+                Some(error(v1::ErrorCode::NotOwner))
             }
             R::Deregister(deregister) => written(&mut cluster, &|cluster| {
                 let nodes = &mut cluster.sessions.get_mut(&session).unwrap().nodes;
@@ -583,6 +604,7 @@ impl Core {
                     node.registration.as_mut().unwrap().state = update.state;
                 }
             }),
+            R::Close(_) if cluster.closes_nothing => Some(error(v1::ErrorCode::SessionNotFound)),
             R::Close(_) => written(&mut cluster, &|cluster| {
                 cluster.sessions.remove(&session);
             }),
@@ -701,6 +723,9 @@ impl v1::registry_server::Registry for Core {
     ) -> Result<Response<v1::ExplainResponse>, Status> {
         let mut cluster = self.cluster.lock();
         cluster.explained += 1;
+        if cluster.explains_nothing {
+            return Err(Status::unavailable("no quorum"));
+        }
         let id = request.into_inner().key.unwrap_or_default().node;
         let node = cluster.owner(&id).map(|session| v1::Node {
             session,

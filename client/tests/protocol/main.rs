@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod fake;
+mod leaving;
 mod modes;
 mod queries;
 mod session;

@@ -8,26 +8,29 @@ use rollcall_client::{
     SessionEvents, SessionOptions, SessionStatus, WriteOptions, v1,
 };
 
-fn key() -> ServiceKey {
+pub(crate) fn key() -> ServiceKey {
     ServiceKey::new("prod/feed", "ranker")
 }
 
-fn node(port: u16) -> Registration {
+pub(crate) fn node(port: u16) -> Registration {
     Registration::new("http", "127.0.0.1", port)
 }
 
-fn registry(servers: &[&Server]) -> Registry {
+pub(crate) fn registry(servers: &[&Server]) -> Registry {
     Registry::connect(RegistryConfig::new(
         servers.iter().map(|server| server.address.to_string()),
     ))
     .unwrap()
 }
 
-async fn open(registry: &Registry, ttl: Duration) -> Session {
+pub(crate) async fn open(registry: &Registry, ttl: Duration) -> Session {
     registry.open_session(SessionOptions::ttl(ttl)).await.unwrap()
 }
 
-async fn wait_for(events: &mut SessionEvents, wanted: impl Fn(&SessionEvent) -> bool) -> SessionEvent {
+pub(crate) async fn wait_for(
+    events: &mut SessionEvents,
+    wanted: impl Fn(&SessionEvent) -> bool,
+) -> SessionEvent {
     let found = async {
         loop {
             let event = events.next().await.expect("the session lives");

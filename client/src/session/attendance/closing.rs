@@ -1,4 +1,5 @@
-//! The end: the last word, once all writes are answered.
+//! The end: the last word, once all writes are answered. If the session was lost, what it had may still be listed: then
+//! another one takes that over, and is closed in its place.
 
 use std::time::Duration;
 
@@ -13,6 +14,9 @@ use crate::error::Error;
 use crate::key::RequestId;
 use crate::registry::{Written, wire_options};
 
+/// So many sessions may be lost before the end is given up.
+const SESSIONS_LOST_MAX: u32 = 3;
+
 pub(super) struct Closing {
     pub(super) reply: Option<oneshot::Sender<Result<(), Error>>>,
     pub(super) deadline: Instant,
@@ -20,16 +24,25 @@ pub(super) struct Closing {
     /// Said on the present stream, and when.
     pub(super) call: Option<(u64, Instant)>,
     pub(super) asked: bool,
+    /// From then on nothing is taken over any more: a part of the time is kept for the last word.
+    pub(super) last_word_at: Instant,
+    /// Why some of what lost sessions had may stay listed.
+    pub(super) left_behind: Option<Error>,
+    sessions_lost: u32,
 }
 
 impl Attendance {
     pub(super) fn on_close(&mut self, reply: Option<oneshot::Sender<Result<(), Error>>>, deadline: Instant) {
+        let left = deadline.saturating_duration_since(Instant::now());
         self.closing = Some(Closing {
             reply,
             deadline,
             request_id: RequestId::random(),
             call: None,
             asked: false,
+            last_word_at: deadline.checked_sub(left / 4).unwrap_or(deadline),
+            left_behind: None,
+            sessions_lost: 0,
         });
         self.commands.close();
         while let Ok(command) = self.commands.try_recv() {
@@ -40,20 +53,40 @@ impl Attendance {
                 Command::Close { reply, .. } => _ = reply.send(Err(closed)),
             }
         }
-        if self.lease.is_none() {
+        let mut roll = self.shared.roll.lock();
+        roll.dismiss_all();
+        let has_left = roll.has_left();
+        drop(roll);
+        if self.lease.is_none() && has_left {
             // Lost, and not open again: there is nothing to close.
             self.end_closing(Some(Ok(())));
         }
     }
 
-    /// Says the last word, once all writes are answered.
+    /// What was to be ended has ended. What it had may still be listed: a removal guard holds it, say.
+    pub(super) fn lose_while_closing(&mut self) {
+        let Some(closing) = &mut self.closing else { return };
+        closing.request_id = RequestId::random();
+        // It is asked about anew.
+        closing.left_behind = None;
+        closing.sessions_lost += 1;
+        let given_up = closing.sessions_lost > SESSIONS_LOST_MAX;
+        if self.shared.roll.lock().has_left() {
+            self.end_closing(Some(Ok(())));
+        } else if given_up {
+            let message = "the sessions that were to take over what was listed were lost".into();
+            self.end_closing(Some(Err(Error::Unavailable { message })));
+        }
+    }
+
+    /// Says the last word, once all writes are answered and all is taken over that is to go.
     pub(super) fn send_close(&mut self) {
         let call = self.next_call;
-        let callers = self.callers();
+        let waits = !self.pending.is_empty();
         let (Link::Up(_), Some(lease), Some(closing)) = (&self.link, &self.lease, &mut self.closing) else {
             return;
         };
-        if closing.call.is_some() || callers > 0 {
+        if closing.call.is_some() || waits {
             return;
         }
         closing.call = Some((call, Instant::now()));
@@ -74,7 +107,14 @@ impl Attendance {
 
     pub(super) fn on_close_answer(&mut self, answer: Result<Written, Error>) {
         match answer {
-            Ok(_) | Err(Error::SessionNotFound { .. }) => self.end_closing(Some(Ok(()))),
+            Ok(_) => {
+                let left_behind = self
+                    .closing
+                    .as_mut()
+                    .and_then(|closing| closing.left_behind.take());
+                self.end_closing(Some(left_behind.map_or(Ok(()), Err)));
+            }
+            Err(Error::SessionNotFound { .. }) => self.lose(),
             Err(Error::SessionForeign { .. }) => self.detach("the server does not hold the session"),
             Err(error) if error.is_transient() => {
                 // Another server may do it: the deadline bounds this.

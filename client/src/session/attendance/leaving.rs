@@ -101,9 +101,6 @@ impl Attendance {
             pending.outcome_unknown &= pending.operation.may_outlive_session();
             pending.not_before = None;
         }
-        if self.closing.is_some() {
-            // What was to be ended has ended.
-            self.end_closing(Some(Ok(())));
-        }
+        self.lose_while_closing();
     }
 }

@@ -15,7 +15,7 @@ use crate::config::ReadOptions;
 use crate::endpoint::Endpoint;
 use crate::error::Error;
 use crate::key::{NodeKey, RequestId};
-use crate::node::{Expected, NodeKind};
+use crate::node::{Entry, Expected, NodeKind};
 use crate::session::event::SessionEvent;
 use crate::session::operation::Operation;
 
@@ -36,7 +36,7 @@ pub(super) struct Told {
 }
 
 /// How a node is listed.
-enum Listed {
+pub(super) enum Listed {
     Not {
         /// The server answers for all others: who is not listed there is listed nowhere.
         surely: bool,
@@ -47,6 +47,9 @@ enum Listed {
         revision: u64,
     },
 }
+
+/// A node that was asked about, and the answer.
+type Asked = (Entry, Listed);
 
 /// Whether a refusal says that a node is not as it was thought to be.
 fn is_contest(error: &Error) -> bool {
@@ -97,7 +100,8 @@ impl Attendance {
         self.questions.clear();
         self.pending.retain(|_, pending| !pending.contested);
         for pending in self.pending.values_mut().filter(|one| one.is_restore()) {
-            pending.purpose = Purpose::Restore(Step::Write);
+            let step = if pending.parting { Step::Ask } else { Step::Write };
+            pending.purpose = Purpose::Restore(step);
         }
     }
 
@@ -124,7 +128,7 @@ impl Attendance {
     }
 
     /// What is ours under another session is taken over as it was seen; what is somebody else's is let go.
-    fn on_listed(&mut self, call: u64, nodes: Vec<Listed>) {
+    pub(super) fn on_listed(&mut self, call: u64, nodes: Vec<Listed>) {
         let own = self.lease.as_ref().map(|lease| lease.session);
         let Some(pending) = self.pending.remove(&call) else {
             return;
@@ -132,8 +136,10 @@ impl Attendance {
         let Operation::Register(entries) = pending.operation else {
             return;
         };
+        let listed = entries.into_iter().zip(nodes);
+        let (wanted, leaving) = self.part_wanted(listed);
         let (mut taken, mut rest) = (Vec::new(), Vec::new());
-        for (entry, listed) in entries.into_iter().zip(nodes) {
+        for (entry, listed) in wanted {
             match listed {
                 Listed::Not { surely: true } if pending.contested => taken.push(entry.key()),
                 Listed::Not { .. } => rest.push(entry.expected(Expected::Absent)),
@@ -148,6 +154,7 @@ impl Attendance {
             }
         }
         self.let_go(taken);
+        self.on_leaving_listed(leaving, pending.doubts);
         if rest.is_empty() {
             return self.end_restoring();
         }
@@ -157,9 +164,16 @@ impl Attendance {
             request_id: RequestId::random(),
             purpose: Purpose::Restore(Step::Write),
             contested: false,
+            parting: false,
             ..pending
         };
         self.pending.insert(call, again);
+    }
+
+    /// What the roll names, and what was asked to go.
+    fn part_wanted(&self, listed: impl Iterator<Item = (Entry, Listed)>) -> (Vec<Asked>, Vec<Asked>) {
+        let roll = self.shared.roll.lock();
+        listed.partition(|(entry, _)| roll.names(&entry.key()))
     }
 
     fn let_go(&mut self, mut nodes: Vec<NodeKey>) {

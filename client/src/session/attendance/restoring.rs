@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rollcall_proto::v1;
-use tokio::time::Instant;
 
 use super::joining::OUTGOING_SPARE;
 use super::writes::{Pending, Purpose, Step};
@@ -20,7 +19,7 @@ use crate::session::operation::Operation;
 pub(super) const RESTORE_BATCH: usize = 100;
 
 impl Attendance {
-    /// Registers again all that was registered.
+    /// Registers again all that was registered, and parts with what was asked to go meanwhile.
     pub(super) fn restore(&mut self) {
         for mode in [v1::GroupMode::Ap, v1::GroupMode::Cp] {
             let entries = self.shared.roll.lock().entries(mode);
@@ -29,6 +28,8 @@ impl Attendance {
                 self.shared.status.send_replace(SessionStatus::Restoring);
                 self.add_restore(batch.to_vec());
             }
+            let leaving = self.shared.roll.lock().leaving(mode);
+            self.part_with(leaving);
         }
     }
 
@@ -51,39 +52,47 @@ impl Attendance {
         }
     }
 
-    /// What was asked to go since then is not registered again.
-    pub(super) fn take_back_restores(&mut self, now: Instant) {
+    /// What was asked to go since then is not registered again, but parted with.
+    pub(super) fn take_back_restores(&mut self) {
+        let closing = self.closing.is_some();
         let roll = self.shared.roll.lock();
-        let mut empty = Vec::new();
+        let (mut struck, mut empty) = (Vec::new(), Vec::new());
         for (call, pending) in &mut self.pending {
-            // One that may have been applied must stay what it was, and is put right when it is answered. So must one
-            // of whose nodes an answer is on its way.
-            let settled = matches!(pending.purpose, Purpose::Restore(Step::Write | Step::Ask));
-            if !settled || !pending.is_due(now) || pending.outcome_unknown {
+            if !pending.may_be_taken_back(closing) || pending.looked_through_at == Some(roll.strikes()) {
                 continue;
             }
             let Operation::Register(entries) = &mut pending.operation else {
                 continue;
             };
-            let before = entries.len();
-            entries.retain(|entry| roll.names(&entry.key()));
-            if entries.len() < before {
-                pending.request_id = RequestId::random();
+            pending.looked_through_at = Some(roll.strikes());
+            let left_out: Vec<Entry> = entries
+                .extract_if(.., |entry| !roll.names(&entry.key()))
+                .collect();
+            if left_out.is_empty() {
+                continue;
             }
+            pending.request_id = RequestId::random();
             if entries.is_empty() {
                 empty.push(*call);
             }
+            struck.push(left_out);
         }
         drop(roll);
-        for call in empty {
-            self.pending.remove(&call);
+        for call in &empty {
+            self.pending.remove(call);
+        }
+        for entries in struck {
+            self.part_with(entries);
+        }
+        if !empty.is_empty() {
             self.end_restoring();
         }
     }
 
     /// These were asked to go while they were registered again. Whatever is asked of them next comes behind this.
     pub(super) fn take_out_again(&mut self, nodes: Vec<NodeKey>) {
-        if nodes.is_empty() {
+        if nodes.is_empty() || self.closing.is_some() {
+            // They go with the session.
             return;
         }
         let removals = nodes.into_iter().map(Removal::from).collect();
@@ -103,9 +112,20 @@ impl Attendance {
     }
 
     /// Groups of which nodes are being registered again.
-    pub(super) fn restoring_groups(&self) -> BTreeSet<&str> {
+    fn restoring_groups(&self) -> BTreeSet<&str> {
+        #[cfg(test)]
+        self.groups_gathered.set(self.groups_gathered.get() + 1);
         let restores = self.pending.values().filter(|pending| pending.is_restore());
         restores.flat_map(|pending| pending.operation.groups()).collect()
+    }
+
+    /// The same, where it is asked for: gathering them takes a look at all that is registered again.
+    pub(super) fn restoring_groups_if(&self, asked: impl Fn(&Pending) -> bool) -> BTreeSet<&str> {
+        if self.pending.values().any(asked) {
+            self.restoring_groups()
+        } else {
+            BTreeSet::new()
+        }
     }
 
     pub(super) fn is_restoring(&self) -> bool {
@@ -114,25 +134,50 @@ impl Attendance {
 
     pub(super) fn on_restored(&mut self, operation: Operation, answer: Result<Written, Error>) {
         self.registered_again = true;
-        if let (Err(error), Operation::Register(mut entries)) = (answer, operation) {
-            if entries.len() > 1 {
-                // One of them is refused: find it.
-                let rest = entries.split_off(entries.len() / 2);
-                self.add_restore(entries);
-                self.add_restore(rest);
-                return;
+        if let Err(error) = answer {
+            match operation {
+                Operation::Register(entries) => self.on_restore_refused(entries, error),
+                Operation::Deregister(removals) => self.on_taking_out_refused(removals),
+                Operation::Update(_) => {}
             }
-            let Some(node) = entries.first().map(Entry::key) else {
-                return;
-            };
-            tracing::warn!(%node, %error, "a node could not be registered again");
-            self.shared.roll.lock().strike(&node);
-            self.tell(SessionEvent::NodeRefused {
-                node,
-                error: Arc::new(error),
-            });
         }
         self.end_restoring();
+    }
+
+    fn on_restore_refused(&mut self, mut entries: Vec<Entry>, error: Error) {
+        if entries.len() > 1 {
+            // One of them is refused: find it.
+            let rest = entries.split_off(entries.len() / 2);
+            self.add_restore(entries);
+            self.add_restore(rest);
+            return;
+        }
+        let Some(node) = entries.first().map(Entry::key) else {
+            return;
+        };
+        if !self.shared.roll.lock().names(&node) {
+            return self.part_with(entries);
+        }
+        tracing::warn!(%node, %error, "a node could not be registered again");
+        self.shared.roll.lock().strike(&node);
+        self.tell(SessionEvent::NodeRefused {
+            node,
+            error: Arc::new(error),
+        });
+    }
+
+    fn on_taking_out_refused(&mut self, mut removals: Vec<Removal>) {
+        let node = |removal: Removal| removal.key;
+        if removals.len() > 1 {
+            // One of them is refused: find it.
+            let rest = removals.split_off(removals.len() / 2);
+            self.take_out_again(removals.into_iter().map(node).collect());
+            self.take_out_again(rest.into_iter().map(node).collect());
+        } else {
+            removals
+                .iter()
+                .for_each(|removal| self.shared.roll.lock().forget(&removal.key));
+        }
     }
 
     /// One call less is under way that registers again. The last one ends it.
@@ -147,7 +192,7 @@ impl Attendance {
                 server: up.endpoint.address.clone(),
             });
         }
-        if std::mem::take(&mut self.registered_again) {
+        if std::mem::take(&mut self.registered_again) && self.closing.is_none() {
             self.tell(SessionEvent::Reregistered { nodes });
         }
     }

@@ -2,6 +2,7 @@
 
 use tonic::codec::{DecodeBuf, Decoder};
 
+use super::ownership::Listed;
 use super::writes::Step;
 use super::*;
 use crate::key::NodeKey;
@@ -142,8 +143,73 @@ async fn what_is_asked_about_stays_in_its_order_until_the_answer_comes() {
         for pending in attendance.pending.values_mut() {
             pending.purpose = Purpose::Restore(step);
         }
-        attendance.take_back_restores(Instant::now());
+        attendance.take_back_restores();
         let nodes = attendance.pending.values().map(|one| one.operation.keys().len());
         assert_eq!(nodes.sum::<usize>(), if step == Step::Asked { 2 } else { 0 });
     }
+}
+
+fn entry(port: u16) -> Entry {
+    let service = crate::key::ServiceKey::new("g", "s");
+    Entry::new(service, Registration::new("http", "h", port))
+}
+
+fn written() -> Written {
+    Written {
+        revision: 1,
+        repeated: false,
+        changed: true,
+        server: 1,
+        mode: v1::GroupMode::Cp,
+        epoch: 0,
+        acks: 0,
+    }
+}
+
+/// It was asked to go while it was asked whose it is, and it was there after all.
+#[tokio::test]
+async fn what_is_ours_and_was_asked_to_go_is_taken_out() {
+    let (mut attendance, _requests) = attached(384);
+    let call = attendance.next_call;
+    attendance.add_restore(vec![entry(1), entry(2)]);
+    attendance.shared.roll.lock().enter(&entry(2), &written());
+    let own = || Listed::Under {
+        session: 1,
+        revision: 9,
+    };
+    attendance.on_listed(call, vec![own(), own()]);
+    let operations: Vec<_> = attendance.pending.values().map(|one| &one.operation).collect();
+    assert!(
+        matches!(operations[..], [Operation::Deregister(out)] if out[0].key == entry(1).key() && out.len() == 1),
+        "{operations:?}"
+    );
+}
+
+/// The room of a stream takes 64 of them at once.
+#[tokio::test]
+async fn registering_much_again_looks_at_each_node_a_few_times() {
+    const NODES: u16 = 30_000;
+    let (mut attendance, mut requests) = attached(384);
+    for port in 0..NODES {
+        attendance.shared.roll.lock().enter(&entry(port), &written());
+    }
+    attendance.lost.push_back(7);
+    attendance.restore();
+    attendance.shared.roll.lock().lookups.set(0);
+    while attendance.is_restoring() {
+        attendance.send_pending(Instant::now());
+        let mut calls = Vec::new();
+        while let Ok(request) = requests.try_recv() {
+            calls.push(request.call);
+        }
+        assert!(!calls.is_empty() && calls.len() <= 64, "{}", calls.len());
+        for call in calls {
+            attendance.on_answer(call, Ok(written()));
+            attendance.wake_at();
+            attendance.send_pending(Instant::now());
+        }
+    }
+    let lookups = attendance.shared.roll.lock().lookups.get();
+    assert!(lookups <= 3 * usize::from(NODES), "{lookups}");
+    assert_eq!(attendance.groups_gathered.get(), 0, "nobody's write waits");
 }

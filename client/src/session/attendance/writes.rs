@@ -40,6 +40,10 @@ pub(super) struct Pending {
     pub(super) doubts: u32,
     /// The server does not name its nodes as ours: it is not to be sent before it was asked whose they are.
     pub(super) contested: bool,
+    /// Its nodes were asked to go: it takes over what is listed under a lost session, so that it can be taken out.
+    pub(super) parting: bool,
+    /// How often a node had been struck off the roll when its nodes were last looked up there.
+    pub(super) looked_through_at: Option<u64>,
 }
 
 impl Pending {
@@ -50,6 +54,15 @@ impl Pending {
     /// Not on its way, and not asked to wait.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         self.sent_at.is_none() && self.not_before.is_none_or(|at| at <= now)
+    }
+
+    /// Its nodes are still to be looked up on the roll. A call that may have been applied must stay what it was, and is
+    /// put right when it is answered; unless the session closes, and with it goes what it has. One of whose nodes an
+    /// answer is on its way stays too.
+    pub(super) fn may_be_taken_back(&self, closing: bool) -> bool {
+        let settled = matches!(self.purpose, Purpose::Restore(Step::Write | Step::Ask));
+        let unapplied = self.sent_at.is_none() && (closing || !self.outcome_unknown);
+        settled && unapplied && !self.parting
     }
 
     /// While nodes of a group are being registered again, other writes to it wait; and no write overtakes an earlier
@@ -115,6 +128,11 @@ pub(super) enum Step {
     Asked,
 }
 
+/// A refusal that may not be one a little later, or under another session.
+fn may_be_waited_for(error: &Error) -> bool {
+    error.is_transient() || matches!(error, Error::SessionNotFound { .. })
+}
+
 impl Attendance {
     pub(super) fn on_answer(&mut self, call: u64, answer: Result<Written, Error>) {
         if self
@@ -130,16 +148,15 @@ impl Attendance {
         let young = self.lease.as_ref().is_some_and(Lease::is_young);
         match answer {
             Ok(written) => self.finish(call, Ok(written)),
+            Err(error) if self.closing.is_some() && pending.is_restore() && may_be_waited_for(&error) => {
+                self.refuse_while_closing(call, error);
+            }
             Err(error @ Error::SessionNotFound { .. })
                 if pending.sessions_refused >= SESSIONS_REFUSED_MAX
                     || (pending.is_restore() && young && self.restores_refused >= SESSIONS_REFUSED_MAX) =>
             {
                 // Not the sessions are at fault: one for AP groups alone cannot write to a CP group, say.
                 self.finish(call, Err(error));
-            }
-            Err(Error::SessionNotFound { .. }) if self.closing.is_some() && pending.is_restore() => {
-                self.pending.remove(&call);
-                self.end_restoring();
             }
             Err(error @ Error::SessionNotFound { .. }) if self.closing.is_some() => {
                 // Perhaps for this group alone. Whether the session is to be ended is asked of it itself.
@@ -225,15 +242,10 @@ impl Attendance {
             behind,
             doubts: 0,
             contested: false,
+            parting: false,
+            looked_through_at: None,
         };
         self.pending.insert(call, pending);
-    }
-
-    pub(super) fn callers(&self) -> usize {
-        self.pending
-            .values()
-            .filter(|pending| matches!(pending.purpose, Purpose::Caller { .. }))
-            .count()
     }
 
     pub(super) fn send_pending(&mut self, now: Instant) {
@@ -241,8 +253,9 @@ impl Attendance {
             return;
         };
         let session = lease.session;
-        self.take_back_restores(now);
-        let restoring = self.restoring_groups();
+        self.take_back_restores();
+        let callers_due = |pending: &Pending| !pending.is_restore() && pending.is_due(now);
+        let restoring = self.restoring_groups_if(callers_due);
         let due: Vec<u64> = self
             .pending
             .iter()
@@ -343,17 +356,9 @@ impl Attendance {
         let Some(pending) = self.pending.remove(&call) else {
             return;
         };
-        if let Ok(written) = &answer {
-            let mut roll = self.shared.roll.lock();
-            let mut out = match pending.operation {
-                Operation::Register(_) if pending.is_restore() => pending.operation.keys(),
-                Operation::Register(_) | Operation::Deregister(_) | Operation::Update(_) => Vec::new(),
-            };
-            out.retain(|node| !roll.names(node));
-            pending.operation.on_applied(written, &mut roll);
-            out.iter().for_each(|node| roll.strike(node));
-            drop(roll);
-            self.take_out_again(out);
+        match &answer {
+            Ok(written) => self.on_applied(&pending, written),
+            Err(_) => self.on_not_applied(&pending),
         }
         self.quiet_since = Instant::now();
         match pending.purpose {
@@ -363,7 +368,33 @@ impl Attendance {
                 // A caller that went away wants no answer.
                 let _ = reply.send(answer);
             }
+            Purpose::Restore(_) if pending.parting => self.on_parted(pending.operation, answer),
             Purpose::Restore(_) => self.on_restored(pending.operation, answer),
+        }
+    }
+
+    fn on_applied(&mut self, pending: &Pending, written: &Written) {
+        let mut roll = self.shared.roll.lock();
+        let mut out = match pending.operation {
+            Operation::Register(_) if pending.is_restore() => pending.operation.keys(),
+            Operation::Register(_) | Operation::Deregister(_) | Operation::Update(_) => Vec::new(),
+        };
+        out.retain(|node| !roll.names(node));
+        pending.operation.on_applied(written, &mut roll);
+        out.iter().for_each(|node| roll.dismiss(node));
+        if self.closing.is_some() {
+            roll.dismiss_all();
+        }
+        drop(roll);
+        self.take_out_again(out);
+    }
+
+    /// Whoever asked for nodes to go knows that they may stay; while some are registered again it is seen to.
+    fn on_not_applied(&mut self, pending: &Pending) {
+        let seen_to = self.lease.is_none() || self.closing.is_some() || self.is_restoring();
+        if !pending.is_restore() && !seen_to {
+            let mut roll = self.shared.roll.lock();
+            pending.operation.on_given_up(&mut roll);
         }
     }
 }
