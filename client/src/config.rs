@@ -42,7 +42,7 @@ pub struct RegistryConfig {
     /// work and memory for the servers. A server or a proxy that does not know how gets the streams by HTTP/2 on one
     /// shared connection, as all do with `false`. Default `true`.
     pub own_connections: bool,
-    /// Largest message accepted from a server. Default 16 MiB.
+    /// Largest message accepted from a server. Default 32 MiB, as the servers'.
     pub message_bytes_max: usize,
     /// Writes of one session that wait for their answers; further ones wait for room until their deadline.
     /// Default 256.
@@ -84,7 +84,7 @@ impl RegistryConfig {
             keepalive_interval: Duration::from_secs(2),
             keepalive_timeout: Duration::from_secs(2),
             own_connections: true,
-            message_bytes_max: 16 << 20,
+            message_bytes_max: 32 << 20,
             writes_in_flight_max: 256,
             watch_events_max: 1024,
             subscriptions_max: 4000,
@@ -198,7 +198,8 @@ pub struct WriteOptions {
     pub acks: u32,
 }
 
-/// How fresh an answer must be.
+/// How fresh an answer must be. Groups of mode ap are always read as [`Self::Local`], and without `max_age` unless you
+/// ask for `Local`: look at the answer's header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Freshness {
     /// It reflects every write acknowledged before the call: a quorum confirmed the leader after it came.

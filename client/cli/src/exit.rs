@@ -15,8 +15,8 @@ Exit codes:
   1  failed for another reason (a limit, an admission rule, a token, an unsupported call, servers that differ)
   2  usage: arguments or names that can never work
   3  not found: group, service, node or session
-  4  unreachable, no quorum, not ready, overloaded or too stale; nothing was changed, try again later
-  5  conflict: revision mismatch, exists already, not empty, another owner, membership change under way
+  4  unreachable, no quorum, not ready, overloaded, disk full or too stale; nothing was changed, try again later
+  5  conflict: revision mismatch, exists already, not empty, another owner, membership change under way, group not moved
   6  timeout, or the outcome of a write is unknown: look before you repeat it
 
 Environment: ROLLCALL_ADDR (servers), ROLLCALL_TOKEN, ROLLCALL_ENVIRONMENT (as the options of these names), NO_COLOR,

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgMatches, Args, ValueEnum};
 use rollcall_client::{Expected, Freshness, NodeKind, NodeState, ReadOptions, Token};
 use rollcall_proto::v1 as wire;
 
+use crate::exit::Failure;
 use crate::names;
 
 /// How to reach the servers.
@@ -72,7 +73,7 @@ pub(crate) struct Reading {
     #[arg(long, value_name = "MODE", default_value = "linearizable")]
     pub(crate) read: ReadMode,
 
-    /// Refuse an answer that may be older than this (with --read local; the other modes are never older)
+    /// Refuse an answer that may be older than this; needs --read local
     #[arg(long, value_name = "TIME", value_parser = names::positive_duration)]
     pub(crate) max_age: Option<Duration>,
 }
@@ -114,6 +115,20 @@ impl Mode {
 }
 
 impl Reading {
+    /// Whichever command it was: an age that would be left aside is refused.
+    pub(crate) fn check(matches: &ArgMatches) -> Result<(), Failure> {
+        let mut command = Some(matches);
+        while let Some(given) = command {
+            let mode = given.try_get_one::<ReadMode>("read").ok().flatten();
+            let age = given.try_get_one::<Duration>("max_age").ok().flatten();
+            if age.is_some() && mode != Some(&ReadMode::Local) {
+                return Err(Failure::usage("--max-age needs --read local"));
+            }
+            command = given.subcommand().map(|(_, deeper)| deeper);
+        }
+        Ok(())
+    }
+
     /// As the client wants it.
     pub(crate) fn options(&self) -> ReadOptions {
         let freshness = match self.read {

@@ -20,12 +20,17 @@ mod units;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 use crate::command::Arguments;
+use crate::flags::Reading;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let given = Arguments::command().get_matches();
+    let arguments = Arguments::from_arg_matches(&given).unwrap_or_else(|error| error.exit());
+    if let Err(failure) = Reading::check(&given) {
+        return failure.tell();
+    }
     log_if_asked();
     let done = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

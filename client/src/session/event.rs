@@ -8,7 +8,9 @@ use tokio::sync::broadcast;
 use crate::error::Error;
 use crate::key::NodeKey;
 
-/// Something that happened to a session. Nothing needs to be done about any of these: the session handles them.
+/// Something that happened to a session. The session handles all but two of these: after [`Self::NodeRefused`] and
+/// [`Self::NodesTaken`] the nodes named are **not** registered any more. Register them again once the reason is gone, or
+/// end the process.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SessionEvent {

@@ -15,7 +15,8 @@ pub enum Signal {
 }
 
 /// Waits for SIGTERM or SIGINT; then lets the session's nodes drain for so long, closes the session, which
-/// deregisters them, and returns. A second signal ends the draining.
+/// deregisters them, and returns. A second signal ends the draining. Takes up to twice `drain_for` and
+/// [`crate::RegistryConfig::call_timeout`]: give the process a longer grace period.
 ///
 /// # Errors
 /// Those of [`Session::close`]; the signal has come then, and the nodes leave when the ttl has passed.

@@ -49,7 +49,7 @@ pub(crate) struct ServiceFlags {
     /// Kind of nodes whose registration names none
     #[arg(long)]
     default_kind: Option<Kind>,
-    /// Most nodes; 0: the server's default
+    /// Most nodes; 0: 5,000
     #[arg(long, value_name = "COUNT")]
     nodes_max: Option<u32>,
     /// Removal guard: how much may lapse away in a window, such as 30% (at least one node may)

@@ -48,7 +48,7 @@ pub(crate) struct PutGroup {
     /// Registrations create services that are missing; --auto-create=false takes it back
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     auto_create: Option<bool>,
-    /// Most services; 0: the server's default
+    /// Most services; 0: 10,000
     #[arg(long, value_name = "COUNT")]
     services_max: Option<u32>,
     #[command(flatten)]

@@ -41,8 +41,8 @@ pub(crate) struct ShowGuard {
 /// Arguments of `service guard confirm`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Fenced by what was shown: if the guard lets go and holds others in between, nothing is removed. Providers of held nodes
-that are alive after all register again by themselves.")]
+All nodes that are held at that moment leave, those included that joined the same hold after you looked. Providers of
+held nodes that are alive after all register again by themselves.")]
 pub(crate) struct ConfirmGuard {
     /// group/service
     service: ServiceKey,
@@ -52,7 +52,7 @@ pub(crate) struct ConfirmGuard {
     /// Who
     #[arg(long, env = "USER", default_value = "")]
     author: String,
-    /// Only what is held since this revision; if left out, what is held now
+    /// Refuse unless the hold is still the one of which `guard show` says "held since" this; left out: whatever is held now
     #[arg(long, value_name = "REVISION")]
     since: Option<u64>,
     /// Do not ask
