@@ -22,7 +22,7 @@ esac
 
 report=(--report benches)
 case " $* " in
-    *" --only"* | *" quick "* | *"=quick "* | *" --report"*) report=() ;;
+    *" --only"* | *" quick "* | *"=quick "* | *" --report"* | *" --rollcalld"*) report=() ;;
 esac
 exec "$target/tools/rollcall-compare" compare --peers "$target/peers" --data "$target/bench-data" \
     "${measured[@]}" "${report[@]}" "$@"
