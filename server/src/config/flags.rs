@@ -22,8 +22,8 @@ pub struct Flags {
     #[cfg(feature = "mutants")]
     #[arg(long)]
     pub mutants: bool,
-    /// Runs one server by itself, for development: a data folder of its own, the group `default` with
-    /// auto_create on.
+    /// Runs one server by itself, for development: in ./rollcall-data unless --data says otherwise; the group `default`
+    /// has auto_create on.
     #[arg(long, env = "ROLLCALL_DEV")]
     pub dev: bool,
     /// The configuration file (TOML).
@@ -76,7 +76,7 @@ pub struct Flags {
         conflicts_with = "member"
     )]
     pub members: Option<String>,
-    /// One founding server; repeat it for each.
+    /// One founding server; repeat it for each. Not together with --members or ROLLCALL_MEMBERS.
     #[arg(long, value_name = "ID=PEER,CLIENT[,HTTP]")]
     pub member: Vec<MemberConfig>,
     /// Starts empty and waits to be added to a running cluster.

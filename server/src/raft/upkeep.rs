@@ -247,8 +247,9 @@ async fn compare(weak: Weak<Inner>) {
                 tracing::error!(
                     index,
                     leader,
-                    "RC-110: this server's state differs from the leader's and is no longer served; remove this \
-                     server from the membership, delete its data folder and add it again as a learner"
+                    "RC-110: this server's state differs from the leader's and is no longer served; keep a \
+                     copy of its data folder, and replace it by a server with a new id (docs/operations.md, Replace a \
+                     server)"
                 );
                 note_divergence(&inner, index).await;
                 return;

@@ -62,7 +62,8 @@ pub enum StoreError {
     /// The log cannot be read whole; the server must be rebuilt from its peers.
     #[error(
         "RC-104: the log in {} is damaged: {problem}; nothing was changed. If other servers of the cluster are well, \
-         remove this server from the membership, delete its data folder and add it again as a learner",
+         keep a copy of this server's data folder, and replace it by a server with a new id (docs/operations.md, Replace \
+         a server)",
         path.display()
     )]
     LogDamaged {
@@ -84,7 +85,8 @@ pub enum StoreError {
     /// Snapshot and log leave a gap between them.
     #[error(
         "RC-106: {}: the log begins behind index {purged}, but the newest snapshot ends at {snapshot}; entries between \
-         are gone. Remove this server from the membership, delete its data folder and add it again as a learner",
+         are gone. Keep a copy of this server's data folder, and replace it by a server with a new id \
+         (docs/operations.md, Replace a server)",
         path.display()
     )]
     Gap {
@@ -106,7 +108,8 @@ pub enum StoreError {
     /// The records of AP groups cannot be read whole.
     #[error(
         "RC-302: the records of AP groups in {} are damaged: {problem}; nothing was changed. If other servers of the \
-         cluster are well, remove this server from the membership, delete its data folder and add it again as a learner",
+         cluster are well, keep a copy of this server's data folder, and replace it by a server with a new id \
+         (docs/operations.md, Replace a server)",
         path.display()
     )]
     RecordsDamaged {

@@ -196,7 +196,7 @@ async fn damage_in_the_middle_is_refused_with_the_folder_and_the_remedy() {
         std::fs::write(&path, &damaged).unwrap();
         let error = open(folder.path()).err().expect("damage is refused").to_string();
         assert!(
-            error.contains("RC-104") && error.contains("log") && error.contains("learner"),
+            error.contains("RC-104") && error.contains("log") && error.contains("new id"),
             "{error}"
         );
     }
@@ -341,6 +341,10 @@ async fn a_full_disk_met_by_rocksdb_itself_ends_the_store_once_there_is_room() {
     let data = disk.0.path().join("data");
     let (log, outcome) = write_through_a_full_disk(&disk, &data, 0, 1 << 20).await;
     assert!(outcome.is_err());
-    assert!(log.shared.fault().is_some_and(|fault| fault.contains("RC-111")));
+    assert!(
+        log.shared
+            .fault()
+            .is_some_and(|fault| fault.starts_with("RC-111"))
+    );
     log.close().await;
 }

@@ -230,8 +230,8 @@ fn remedy(log_reaches_back: bool) -> &'static str {
     match log_reaches_back {
         true => "the log still holds every entry, so delete this file and start again",
         false => {
-            "if other servers of the cluster are well, remove this server from the membership, delete its data folder \
-             and add it again as a learner"
+            "if other servers of the cluster are well, keep a copy of this server's data folder, and replace it by a \
+             server with a new id (docs/operations.md, Replace a server)"
         }
     }
 }
@@ -412,7 +412,7 @@ mod tests {
             fs::write(&path, damaged).unwrap();
             let error = SnapshotStore::open(folder.path(), false).unwrap_err().to_string();
             assert!(
-                error.contains("RC-105") && error.contains("2-10.snap") && error.contains("learner"),
+                error.contains("RC-105") && error.contains("2-10.snap") && error.contains("new id"),
                 "{error}"
             );
         }

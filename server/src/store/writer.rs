@@ -265,8 +265,12 @@ impl Writer {
     /// The group is as durable as it was to be, or the store is at its end.
     fn finish_group(&mut self, group: Vec<Op>, result: io::Result<()>) {
         if let Err(error) = &result {
-            self.shared
-                .set_fault(format!("RC-107: the log cannot be written: {error}"));
+            // A disk that was full and has room again is sound, and its error says what to do.
+            let said = error.to_string();
+            self.shared.set_fault(match said.starts_with("RC-111") {
+                true => said,
+                false => format!("RC-107: the log cannot be written: {said}"),
+            });
         }
         if result.is_ok() {
             self.mark_vote(&group);
