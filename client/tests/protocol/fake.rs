@@ -32,7 +32,7 @@ pub(crate) struct Shared {
     pub(crate) held: BTreeMap<String, u64>,
     /// When a node was last written.
     pub(crate) modified: BTreeMap<String, u64>,
-    /// Writes to groups of mode CP find no quorum.
+    /// Writes to groups of mode CP find no quorum, and nobody can answer linearizably.
     pub(crate) no_quorum: bool,
     /// Nodes that were registered, each time.
     pub(crate) registered: Vec<String>,
@@ -67,8 +67,6 @@ pub(crate) struct Shared {
     pub(crate) view: Option<v1::ServiceView>,
     /// The group of what is asked for is in mode AP; once its service is gone, it is not known.
     pub(crate) queried_in_ap: bool,
-    /// Nobody can answer linearizably.
-    pub(crate) no_quorum: bool,
     /// Signs that were asked for linearizably: how often.
     pub(crate) sure_signs: u64,
     /// Not 0: full lists are rationed, for whoever holds one.
