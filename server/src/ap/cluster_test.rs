@@ -727,3 +727,87 @@ async fn of_servers_that_were_all_away_for_long_those_count_that_went_on_for_lon
     cluster.wait_listed(&["late"]).await;
     cluster.stop().await;
 }
+
+/// As a door asks before it reads: whether a server shows something else.
+fn shows_other_than(ap: &Ap, all: &[&str]) -> bool {
+    let is_there = ap.view().read().group(&service().group).is_some();
+    is_there && ap.is_loaded() && listed(ap) != all
+}
+
+/// Two that were away would drop what they have for the third, of which they get nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_dropped_for_a_server_that_goes_before_all_it_has_is_fetched() {
+    let retention = Duration::from_secs(2);
+    let mut cluster = Cluster::start(3, |config| config.ap.tombstone_retention = retention).await;
+    for id in ["gone", "stays"] {
+        write(cluster.ap(1), register(None, id)).await;
+    }
+    cluster.wait_listed(&["gone", "stays"]).await;
+    cluster.end(1).await;
+    cluster.end(2).await;
+    write(cluster.ap(3), deregister("gone")).await;
+    let third = cluster.ap(3).clone();
+    eventually("it is forgotten", || third.status().records == 1).await;
+    third.inner.mute.fetch.store(true, Ordering::Release);
+    for id in [1, 2] {
+        cluster.begin(id).await;
+    }
+    for id in [1, 2] {
+        let ap = cluster.ap(id);
+        eventually("it has tried again and again", || {
+            assert!(
+                ![1, 2]
+                    .into_iter()
+                    .any(|id| shows_other_than(cluster.ap(id), &["stays"]))
+            );
+            ap.inner.metrics.comparisons.get() >= 5
+        })
+        .await;
+    }
+    cluster.end(3).await;
+    cluster.wait_ready().await;
+    cluster.wait_listed(&["gone", "stays"]).await;
+    cluster.stop().await;
+}
+
+/// One of two that went early hears that the third knows better, and then nothing from it for a while.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_said_that_it_knows_better_is_waited_for_though_it_does_not_answer() {
+    let retention = Duration::from_secs(2);
+    let mut cluster = Cluster::start(3, |config| config.ap.tombstone_retention = retention).await;
+    write(cluster.ap(1), register(None, "gone")).await;
+    cluster.wait_listed(&["gone"]).await;
+    cluster.end(1).await;
+    cluster.end(3).await;
+    write(cluster.ap(2), deregister("gone")).await;
+    write(cluster.ap(2), register(None, "late")).await;
+    let second = cluster.ap(2).clone();
+    eventually("it is forgotten", || second.status().records == 1).await;
+    drop(second);
+    cluster.end(2).await;
+    tokio::time::sleep(retention + Duration::from_millis(500)).await;
+
+    let mute = |ap: &Ap, muted| ap.inner.mute.compare.store(muted, Ordering::Release);
+    cluster.begin(2).await;
+    cluster.begin(1).await;
+    // Else the second would be sure at once.
+    mute(cluster.ap(1), true);
+    let answered_at = |cluster: &Cluster, server| cluster.ap(1).inner.origins.answered_at(ServerId(server));
+    eventually("it has heard of it", || answered_at(&cluster, 2).is_some()).await;
+    mute(cluster.ap(2), true);
+    cluster.begin(3).await;
+    for _ in 0..5 {
+        let before = answered_at(&cluster, 3);
+        eventually("it has asked the other", || {
+            assert!(!shows_other_than(cluster.ap(1), &["late"]));
+            answered_at(&cluster, 3) > before
+        })
+        .await;
+    }
+    for id in [1, 2] {
+        mute(cluster.ap(id), false);
+    }
+    cluster.wait_ready().await;
+    cluster.wait_listed(&["late"]).await;
+    cluster.stop().await;
+}

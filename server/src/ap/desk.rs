@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rollcall_core::ap::{
-    FarFuture, Key, Record, Replica, Seq, SessionSeed, SessionValue, Stamp, Standing, Stored, THE_LOG,
-    VIEW_TERM, Value,
+    Bucket, FarFuture, Key, Record, Replica, Seq, SessionSeed, SessionValue, Stamp, Standing, Stored,
+    THE_LOG, VIEW_TERM, Value,
 };
-use rollcall_core::directory::{Command, Directory, LoggedRequest, Outcome, Refusal, Request};
+use rollcall_core::directory::{Command, Directory, Limits, LoggedRequest, Outcome, Refusal, Request};
 use rollcall_core::ids::{GroupName, RequestId, ServerId, SessionId};
 use rollcall_core::session::Spread;
 
@@ -35,20 +35,20 @@ pub(super) enum Footing {
     Sure,
 }
 
-/// How an unsure server becomes sure.
+/// How an unsure server becomes sure. Until then what it had stays on its disk, whatever it has fetched besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Resolve {
     /// Nobody knows better: what it had counts.
     Keep,
-    /// Another is sure, and has forgotten no end since this one was alive: what both had counts, once the rest of it is
+    /// Another is sure, and has forgotten no end since this one was alive: what both had counts. All of the other's is
     /// fetched.
     TakeUp,
-    /// Somebody knows better: what it had is dropped, and its log begins anew.
+    /// Somebody knows better, and all that he has is fetched: what this one had is dropped, and its log begins anew.
     Drop {
         /// Before when the other may have forgotten what ended, if it says so.
         forgot_before_ms: Option<u64>,
     },
-    /// It has fetched what the others have. Also of a sure one that missed a group's move.
+    /// Not of an unsure one: it missed a group's move, and has fetched what the others have.
     Fetched,
 }
 
@@ -86,11 +86,15 @@ pub(super) struct Desk {
     log: u64,
     alive_ms: u64,
     memory: Memory,
-    /// What the server had forgotten for whose records this one dropped its own: true of this one when it has fetched them.
-    forgot_when_fetched_ms: Option<u64>,
     followed: BTreeMap<ServerId, Followed>,
     /// What was found on disk, until it is known whether it counts.
-    set_aside: Vec<Numbered>,
+    set_aside: BTreeMap<Key, Numbered>,
+    /// The same, for servers that miss a group of it.
+    offered: Option<Replica>,
+    /// What an unsure server has fetched from others. It is on disk as well, but in place of nothing that was set aside.
+    fetched: Replica,
+    /// Since when.
+    fetching_since_ms: Option<u64>,
     /// Every server that held a session in this life or the last.
     holders: BTreeSet<ServerId>,
     /// Sessions held here that were heard in this life of the server.
@@ -148,9 +152,11 @@ impl Desk {
             log: life.log,
             alive_ms: life.alive_ms,
             memory,
-            forgot_when_fetched_ms: None,
             followed: life.followed,
-            set_aside: found.records,
+            set_aside: BTreeMap::new(),
+            offered: None,
+            fetched: nothing_of(server),
+            fetching_since_ms: None,
             holders: BTreeSet::new(),
             heard: BTreeSet::new(),
             taken_over: BTreeMap::new(),
@@ -159,20 +165,28 @@ impl Desk {
             batch: 0,
             groups_version: 0,
         };
-        if footing == Footing::Sure {
-            desk.take_up(view, now);
+        match footing {
+            Footing::Sure => desk.take_up(found.records.into_iter(), view, now),
+            Footing::Unsure => {
+                let records = found.records.into_iter();
+                desk.set_aside = records.map(|found| (found.0.key.clone(), found)).collect();
+            }
         }
         desk
     }
 
-    fn take_up(&mut self, view: &mut Directory, now: Now) {
-        for (record, seq) in std::mem::take(&mut self.set_aside) {
+    fn take_up(&mut self, records: impl Iterator<Item = Numbered>, view: &mut Directory, now: Now) {
+        for (record, seq) in records {
             if let Value::Session(session) = &record.value {
                 self.note_holder(session, now.instant);
             }
             self.replica.load(record, seq);
         }
         self.replica.impose_all(view);
+        self.judge_own(view, now);
+    }
+
+    fn judge_own(&mut self, view: &Directory, now: Now) {
         self.office.catch_up(view, now.instant);
         let grant = Spread {
             extra: Duration::ZERO,
@@ -181,6 +195,33 @@ impl Desk {
         for session in self.replica.sessions_held_by(self.server) {
             self.office.take_on(session, view, grant, now.instant);
         }
+    }
+
+    /// The records that it has, or has gathered until now while it is unsure.
+    pub(super) fn gathered(&self) -> &Replica {
+        match self.footing {
+            Footing::Sure => &self.replica,
+            Footing::Unsure => &self.fetched,
+        }
+    }
+
+    /// What other servers may have of it. What an unsure one has may not count, nor what it has fetched until now: that is
+    /// for nobody. But what it had of a group may be all that there is, if the others missed that group's move: whoever
+    /// does asks for it by name.
+    pub(super) fn told(&mut self, by_name: bool) -> Option<&Replica> {
+        match self.footing {
+            Footing::Sure => return Some(&self.replica),
+            Footing::Unsure if !by_name => return None,
+            Footing::Unsure => {}
+        }
+        let (server, set_aside) = (self.server, &self.set_aside);
+        Some(self.offered.get_or_insert_with(|| {
+            let mut offered = nothing_of(server);
+            for (record, seq) in set_aside.values() {
+                offered.load(record.clone(), *seq);
+            }
+            offered
+        }))
     }
 
     pub(super) fn footing(&self) -> Footing {
@@ -319,6 +360,9 @@ impl Desk {
         records: Vec<Record>,
         followed: Option<(ServerId, Followed)>,
     ) -> Heard {
+        if self.footing == Footing::Unsure {
+            return self.gather(work, records);
+        }
         let counted = self.counted_here(&records);
         let merged = self
             .replica
@@ -340,6 +384,58 @@ impl Desk {
             new,
             refused: merged.refused,
         }
+    }
+
+    /// While nobody knows whether what was set aside counts, nothing takes its place, nor is it shown with anything.
+    fn gather(&mut self, work: &mut Work<'_>, records: Vec<Record>) -> Heard {
+        let mut nowhere = Directory::new(Limits::default());
+        let merged = self
+            .fetched
+            .merge(&mut nowhere, work.now.wall_ms, self.ahead_max_ms, records);
+        for stored in &merged.stored {
+            if !self.set_aside.contains_key(&stored.record.key) {
+                rows::put_record(work.rows, stored);
+            }
+        }
+        Heard {
+            new: merged.stored.len(),
+            refused: merged.refused,
+        }
+    }
+
+    /// From a server that has forgotten so much something is about to be fetched, or was. Whether what was fetched since
+    /// the first time counts: of what ended since then, and is forgotten there, nobody tells. If not it begins again, as if
+    /// this server had been started anew.
+    pub(super) fn goes_on_fetching(&mut self, forgot_before_ms: Option<u64>, now_ms: u64) -> bool {
+        let forgot_ms = forgot_before_ms.unwrap_or(now_ms.saturating_sub(self.retention_ms));
+        let goes_on = self
+            .fetching_since_ms
+            .is_none_or(|since_ms| since_ms >= forgot_ms);
+        if !goes_on {
+            for record in self.take_fetched() {
+                let key = record.key.clone();
+                self.set_aside.entry(key).or_insert((record, None));
+            }
+            self.offered = None;
+            self.fetching_since_ms = None;
+        }
+        self.fetching_since_ms.get_or_insert(now_ms);
+        goes_on
+    }
+
+    fn take_fetched(&mut self) -> Vec<Arc<Record>> {
+        let fetched = std::mem::replace(&mut self.fetched, nothing_of(self.server));
+        let mut records = Vec::with_capacity(fetched.len());
+        for (group, _) in fetched.group_digests() {
+            for (bucket, _) in fetched.bucket_digests(&group) {
+                let mut found = fetched.bucket(&bucket);
+                // Those stand in buckets of their own.
+                let is_service = matches!(bucket, Bucket::Service(_));
+                found.retain(|record| !is_service || !matches!(record.key, Key::Session(_)));
+                records.extend(found);
+            }
+        }
+        records
     }
 
     /// Sessions that others found lapsed while this server heard them within their ttl.
@@ -422,9 +518,11 @@ impl Desk {
         forgot_before_ms.is_none_or(|forgot_before_ms| forgot_before_ms > self.alive_ms)
     }
 
-    /// Whether it was never alive on this disk: it has nothing to take up.
-    pub(super) fn has_no_past(&self) -> bool {
-        self.alive_ms == 0
+    /// Whether one that is sure knows better. It does than one that was never alive on this disk, and has nothing to take
+    /// up; and than one whose last sign of life lies ahead, which does not tell when that was.
+    pub(super) fn is_outlived_by_sure(&self, forgot_before_ms: Option<u64>, now_ms: u64) -> bool {
+        let is_ahead = self.alive_ms.saturating_sub(now_ms) > self.ahead_max_ms;
+        self.alive_ms == 0 || is_ahead || self.is_outlived(forgot_before_ms)
     }
 
     /// Until when no end is forgotten here: what servers that come back later must hear of.
@@ -487,57 +585,85 @@ impl Desk {
 
     /// Others were asked.
     pub(super) fn resolve(&mut self, work: &mut Work<'_>, resolve: Resolve) {
-        match resolve {
-            Resolve::Keep | Resolve::TakeUp | Resolve::Drop { .. } if self.footing == Footing::Sure => return,
-            Resolve::Keep | Resolve::Fetched => {
-                if let Some(forgot_ms) = self.forgot_when_fetched_ms.take() {
-                    self.memory.forgot_before_ms = forgot_ms;
-                }
-            }
-            Resolve::TakeUp | Resolve::Drop { .. } => {}
+        let is_for = match resolve {
+            Resolve::Keep | Resolve::TakeUp | Resolve::Drop { .. } => Footing::Unsure,
+            Resolve::Fetched => Footing::Sure,
+        };
+        if self.footing != is_for {
+            return;
         }
+        let (had, fetched) = (self.set_aside.len(), self.fetched.len());
         match resolve {
-            Resolve::Keep => {
+            Resolve::Keep | Resolve::TakeUp => {
                 tracing::info!(
-                    records = self.set_aside.len(),
-                    "AP groups: taken up what was on disk"
+                    had,
+                    fetched,
+                    "AP groups: taken up what was on disk; nobody knows better"
                 );
-                self.take_up(work.view, work.now);
-                // It may have fetched a part from a server that went.
-                self.replica.caught_up(work.view);
-                self.office.catch_up(work.view, work.now.instant);
+                self.take_up_both(work);
                 self.keep_ends(work.now.wall_ms);
-                self.footing = Footing::Sure;
-            }
-            Resolve::TakeUp => {
-                tracing::info!(
-                    records = self.set_aside.len(),
-                    "AP groups: taken up what was on disk; another server was away as long"
-                );
-                self.take_up(work.view, work.now);
-                self.keep_ends(work.now.wall_ms);
-                self.put_life(work.rows);
             }
             Resolve::Drop { forgot_before_ms } => {
                 tracing::info!(
-                    records = self.set_aside.len(),
+                    had,
+                    fetched,
                     "AP groups: this server was away for longer than ap.tombstone_retention, or is new; it begins anew"
                 );
-                self.set_aside = Vec::new();
+                self.take_up_fetched(work);
                 self.log = rand::random_range(1..=u64::MAX);
                 self.followed = BTreeMap::new();
                 let longest_ago_ms = work.now.wall_ms.saturating_sub(self.retention_ms);
-                self.forgot_when_fetched_ms = Some(forgot_before_ms.unwrap_or(longest_ago_ms));
-                work.rows.clear();
+                self.memory.forgot_before_ms = forgot_before_ms.unwrap_or(longest_ago_ms);
             }
             Resolve::Fetched => {
                 tracing::info!(records = self.replica.len(), "AP groups: fetched from the others");
-                self.replica.caught_up(work.view);
-                self.office.catch_up(work.view, work.now.instant);
-                self.footing = Footing::Sure;
             }
         }
+        self.offered = None;
+        self.footing = Footing::Sure;
+        // What came in pieces, perhaps a part from a server that went.
+        self.replica.caught_up(work.view);
+        self.office.catch_up(work.view, work.now.instant);
         self.mark_alive(work);
+    }
+
+    /// What was set aside, and what was fetched, which is on disk as far as it takes no place of that.
+    fn take_up_both(&mut self, work: &mut Work<'_>) {
+        let had = std::mem::take(&mut self.set_aside);
+        let fetched = self.take_fetched().into_iter();
+        let fetched = fetched.map(Arc::unwrap_or_clone).collect();
+        self.take_up(had.values().cloned(), work.view, work.now);
+        // All of it was credible when it came.
+        let merged = self.replica.merge(work.view, work.now.wall_ms, u64::MAX, fetched);
+        for stored in &merged.stored {
+            if had.contains_key(&stored.record.key) {
+                rows::put_record(work.rows, stored);
+            }
+            if let Value::Session(session) = &stored.record.value {
+                self.note_holder(session, work.now.instant);
+                if let Key::Session(id) = stored.record.key
+                    && session.holder != self.server
+                {
+                    self.office.give_up(id);
+                }
+            }
+        }
+        self.judge_own(work.view, work.now);
+    }
+
+    /// What was fetched, in place of what was set aside.
+    fn take_up_fetched(&mut self, work: &mut Work<'_>) {
+        let fetched = self.take_fetched().into_iter();
+        self.take_up(fetched.map(|record| (record, None)), work.view, work.now);
+        for (key, (record, seq)) in std::mem::take(&mut self.set_aside) {
+            match self.replica.stored(&key) {
+                None => rows::remove_record(work.rows, &key),
+                Some(stored) if seq.is_some() || stored.record != record => {
+                    rows::put_record(work.rows, &stored);
+                }
+                Some(_) => {}
+            }
+        }
     }
 
     /// To be asked at the end of a batch: what must be known in the next life.
@@ -661,6 +787,10 @@ const FULL_TTL: Spread = Spread {
     extra: Duration::ZERO,
     over: Duration::ZERO,
 };
+
+fn nothing_of(server: ServerId) -> Replica {
+    Replica::new(server, Stamp::default(), Seq(0))
+}
 
 fn seed(id: SessionId, session: &SessionValue) -> SessionSeed {
     SessionSeed {

@@ -14,7 +14,7 @@ use super::committer::{Job, carry_out};
 use super::contract::Introduction;
 use super::desk::{Desk, Footing, Now, Resolve, Work};
 use super::inner::AtAGlance;
-use super::rows::{Found, Life, Memory, Numbered};
+use super::rows::{self, Found, Life, Memory, Numbered};
 use crate::raft::ProposeError;
 use crate::session::{TICK, Word};
 use crate::store::RowBatch;
@@ -29,6 +29,7 @@ struct Site {
     view: Directory,
     now: Now,
     synced: bool,
+    rows: RowBatch,
 }
 
 fn service() -> ServiceKey {
@@ -70,6 +71,7 @@ impl Site {
             view,
             now,
             synced: false,
+            rows: RowBatch::default(),
         }
     }
 
@@ -102,6 +104,7 @@ impl Site {
             },
         );
         self.synced = rows.sync;
+        self.rows = rows;
         done
     }
 
@@ -239,9 +242,11 @@ fn a_server_that_is_unsure_judges_nothing_and_its_guards_count_all_that_it_fetch
     anew.define(GuardSettings::default());
     anew.hear(&other);
     anew.pass(TTL * 3);
-    assert_eq!(anew.standing(), (ServerId(2), 1, Standing::Held));
+    assert!(anew.desk.replica.is_empty());
 
-    anew.work(|desk, work| desk.resolve(work, Resolve::Fetched));
+    let forgot_before_ms = None;
+    anew.work(|desk, work| desk.resolve(work, Resolve::Drop { forgot_before_ms }));
+    assert_eq!(anew.standing(), (ServerId(2), 1, Standing::Held));
     let revision = anew.view.revision();
     anew.pass(TTL * 3);
     let guard = |site: &Site| {
@@ -625,20 +630,118 @@ fn who_was_away_for_long_is_outlived_by_whoever_has_forgotten_since() {
     assert!(site.desk.forgot_before_ms() > alive_ms);
 }
 
-/// Who waits for one that knows better must not wait for one that has dropped what it had.
+/// A server that was away for long, with a session and its node on its disk. And another that had them, too.
+fn away_with_records() -> (Site, Site) {
+    let (mut before, mut other) = (Site::new(2), Site::new(1));
+    before.claim();
+    before.register();
+    other.hear(&before);
+    let life = Life {
+        log: 9,
+        head: Seq(2),
+        latest: Stamp::default(),
+        alive_ms: before.now.wall_ms,
+        followed: Default::default(),
+    };
+    let found = Found {
+        life: Some(life),
+        memory: None,
+        records: before.records().into_iter().map(stored).collect(),
+    };
+    other.now.wall_ms += 2 * retention_ms();
+    let mut away = Site::bare(2, found, other.now);
+    away.define(GuardSettings::off());
+    assert_eq!(away.desk.footing(), Footing::Unsure);
+    (away, other)
+}
+
+/// The one that knows better may be gone before all of it is here, and this one be started anew meanwhile.
 #[test]
-fn who_has_dropped_its_records_knows_no_better_before_it_has_fetched_others() {
-    let mut now = Site::new(1).now;
-    let alive_ms = now.wall_ms;
-    now.wall_ms += 2 * retention_ms();
-    let forgot_before_ms = Some(alive_ms + retention_ms());
-    let mut site = away_since(alive_ms, None, now);
+fn what_an_unsure_server_had_stays_until_all_that_another_has_is_here() {
+    let (mut site, mut other) = away_with_records();
     let before_ms = site.desk.forgot_before_ms();
-    site.work(|desk, work| desk.resolve(work, Resolve::Drop { forgot_before_ms }));
-    assert_eq!(site.desk.forgot_before_ms(), before_ms);
-    site.work(|desk, work| desk.resolve(work, Resolve::Fetched));
-    assert_eq!(Some(site.desk.forgot_before_ms()), forgot_before_ms);
+    other.pass(TTL);
+    other.claim();
+    site.hear(&other);
+    assert!(site.rows.is_empty(), "on disk it takes the place of nothing");
+    assert_eq!(site.desk.gathered().len(), 2);
+    assert!(!site.lists());
+    site.work(|desk, work| desk.resolve(work, Resolve::Keep));
     assert_eq!(site.desk.footing(), Footing::Sure);
+    assert!(site.lists());
+    assert_eq!(site.standing(), (ServerId(1), 2, Standing::Held));
+    let session = site.desk.replica.stored(&Key::Session(SESSION));
+    let mut expected = RowBatch::default();
+    rows::put_record(&mut expected, &session.expect("it is known"));
+    site.desk.put_life(&mut expected);
+    assert_eq!(site.rows, expected, "what was fetched in place of what it had");
+    assert_eq!(site.desk.forgot_before_ms(), before_ms);
+
+    let (mut site, other) = away_with_records();
+    let (log, forgot_before_ms) = (site.desk.log(), Some(site.now.wall_ms - 1));
+    site.work(|desk, work| desk.resolve(work, Resolve::Drop { forgot_before_ms }));
+    assert_eq!(site.desk.footing(), Footing::Sure);
+    assert!(!site.lists() && site.desk.replica.is_empty());
+    let keys = other.records().into_iter().map(|record| record.key);
+    let mut expected = RowBatch::default();
+    for key in keys.collect::<std::collections::BTreeSet<_>>() {
+        rows::remove_record(&mut expected, &key);
+    }
+    site.desk.put_life(&mut expected);
+    assert_eq!(site.rows, expected);
+    assert_ne!(site.desk.log(), log);
+    assert_eq!(Some(site.desk.forgot_before_ms()), forgot_before_ms);
+}
+
+/// It was cut off while it fetched, and what it has fetched may have ended and been forgotten.
+#[test]
+fn what_was_fetched_before_others_forgot_does_not_count() {
+    let (mut site, other) = away_with_records();
+    let began_ms = site.now.wall_ms;
+    assert!(
+        site.desk
+            .goes_on_fetching(Some(began_ms - retention_ms()), began_ms)
+    );
+    site.hear(&other);
+    site.now.wall_ms += 2 * retention_ms();
+    assert!(site.desk.goes_on_fetching(Some(began_ms), site.now.wall_ms));
+    assert_eq!(site.desk.gathered().len(), 2);
+    let forgot_before_ms = Some(began_ms + 1);
+    assert!(!site.desk.goes_on_fetching(forgot_before_ms, site.now.wall_ms));
+    assert!(site.desk.gathered().is_empty());
+    assert!(site.desk.goes_on_fetching(forgot_before_ms, site.now.wall_ms));
+    site.work(|desk, work| desk.resolve(work, Resolve::Drop { forgot_before_ms }));
+    assert!(!site.lists() && site.desk.replica.is_empty());
+}
+
+/// Others may have missed a group, and ask for what it had of it.
+#[test]
+fn an_unsure_server_tells_what_it_had_where_it_is_asked_for_by_name() {
+    let (mut site, other) = away_with_records();
+    site.hear(&other);
+    assert!(site.desk.told(false).is_none());
+    let group = service().group;
+    let told = site.desk.told(true).expect("it is asked by name");
+    let theirs = other.desk.replica.bucket_digests(group.as_str());
+    assert_eq!(told.bucket_digests(group.as_str()), theirs);
+    assert_eq!(told.bucket(&theirs[0].0).len(), 2, "with the session");
+}
+
+#[test]
+fn a_sign_of_life_that_lies_ahead_is_outlived_by_whoever_is_sure() {
+    let now = Site::new(1).now;
+    let outlived = |ahead_ms| {
+        let site = away_since(now.wall_ms + ahead_ms, None, now);
+        site.desk
+            .is_outlived_by_sure(Some(now.wall_ms - 1_000), now.wall_ms)
+    };
+    assert!(outlived(2 * retention_ms()) && outlived(501));
+    assert!(!outlived(500), "clocks are set now and then");
+    assert!(
+        away_since(0, None, now)
+            .desk
+            .is_outlived_by_sure(Some(0), now.wall_ms)
+    );
 }
 
 /// The retention of its next life is longer, but what it forgot is gone.

@@ -412,7 +412,7 @@ fn standing(inner: &Inner, group: &GroupName) -> Standing {
         }),
         nodes,
         sign,
-        records: digest_of_group(&desk, group.as_str()),
+        records: digest_of_group(&desk.replica, group.as_str()),
         mode: defined.settings.mode,
         coordinates: inner.coordinated.contains(group),
     }

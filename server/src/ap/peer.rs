@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rollcall_core::ap::{Bucket, Key, Record, Seq};
+use rollcall_core::ap::{Bucket, Key, Record, Replica, Seq};
 use rollcall_proto::v1::ap_server::Ap;
 use rollcall_proto::v1::{
     ApCompareRequest, ApCompareResponse, ApDigest, ApFetchRequest, ApFetchResponse, ApPullRequest,
@@ -52,8 +52,8 @@ pub(super) fn digest_of_all(digests: &[(String, u128)]) -> u128 {
 }
 
 /// One digest of a group, which is that of its buckets; 0 if it has none.
-pub(super) fn digest_of_group(desk: &Desk, group: &str) -> u128 {
-    let digests = desk.replica.group_digests();
+pub(super) fn digest_of_group(replica: &Replica, group: &str) -> u128 {
+    let digests = replica.group_digests();
     let found = digests.iter().find(|(name, _)| name == group);
     found.map_or(0, |(_, digest)| *digest)
 }
@@ -83,24 +83,27 @@ pub(super) fn decode_bucket(bytes: &[u8]) -> Result<Bucket, Status> {
     postcard::from_bytes(bytes).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
-fn compare(desk: &Desk, asked: &ApCompareRequest) -> ApCompareResponse {
+fn compare(desk: &mut Desk, asked: &ApCompareRequest) -> ApCompareResponse {
     let theirs = whole(asked.high, asked.low);
     let mut answer = ApCompareResponse {
         sure: desk.footing() == Footing::Sure,
         forgot_before: Some(desk.forgot_before_ms()),
         ..ApCompareResponse::default()
     };
+    let Some(told) = desk.told(asked.buckets) else {
+        return answer;
+    };
     if asked.buckets {
-        answer.same = digest_of_group(desk, &asked.group) == theirs;
+        answer.same = digest_of_group(told, &asked.group) == theirs;
         if !answer.same {
-            let buckets = desk.replica.bucket_digests(&asked.group);
+            let buckets = told.bucket_digests(&asked.group);
             let digests = buckets.iter();
             answer.digests = digests
                 .map(|(bucket, digest)| wire_digest(encode_bucket(bucket), *digest))
                 .collect();
         }
     } else {
-        let groups = desk.replica.group_digests();
+        let groups = told.group_digests();
         answer.same = digest_of_all(&groups) == theirs;
         if !answer.same {
             let digests = groups.into_iter();
@@ -159,6 +162,8 @@ impl Ap for ApDoor {
     ) -> Result<Response<ApCompareResponse>, Status> {
         let asked = request.into_inner();
         self.check(&asked.cluster, asked.from, asked.to)?;
+        #[cfg(test)]
+        self.inner.mute.check(&self.inner.mute.compare)?;
         let now_ms = self.inner.now().wall_ms;
         // Before it is said what was forgotten: who asks counts on that.
         self.inner.desk.lock().keep_ends_until(asked.keeps_until, now_ms);
@@ -170,11 +175,11 @@ impl Ap for ApDoor {
     async fn fetch(&self, request: Request<ApFetchRequest>) -> Result<Response<ApFetchResponse>, Status> {
         let asked = request.into_inner();
         self.check(&asked.cluster, asked.from, asked.to)?;
+        #[cfg(test)]
+        self.inner.mute.check(&self.inner.mute.fetch)?;
         let bucket = decode_bucket(&asked.bucket)?;
-        let records = self
-            .inner
-            .read_synced(|desk| desk.replica.bucket(&bucket))
-            .await?;
+        let told = |desk: &mut Desk| desk.told(true).map(|told| told.bucket(&bucket));
+        let records = self.inner.read_synced(told).await?.unwrap_or_default();
         let skip = usize::try_from(asked.skip).unwrap_or(usize::MAX);
         Ok(Response::new(piece(&records, skip)))
     }

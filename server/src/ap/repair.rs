@@ -34,6 +34,8 @@ const EARLY_MAX: u32 = 20;
 const FIRST_ANSWER_MAX: Duration = Duration::from_secs(3);
 /// After so many comparisons that did not bring all that another server has, the next one is asked.
 const TAKE_ATTEMPTS_MAX: u32 = 50;
+/// So long an unsure server waits for one that knows better, and is there, but does not say so again.
+const BETTER_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// What a comparison found.
 struct Compared {
@@ -91,10 +93,8 @@ struct Repairer {
     missed_at: Option<Instant>,
     /// Comparisons yet to come that need not wait: what happened while this server was away is elsewhere.
     early: u32,
-    /// While unsure: whoever is asked is asked to forget no end, too.
-    asks_to_keep: bool,
-    /// What it had on disk has been taken up or given up, to be joined by what others have or replaced by it.
-    began: bool,
+    /// While unsure: servers that know better, and when they last said so.
+    betters: BTreeMap<ServerId, Instant>,
 }
 
 /// What another server is to one that is unsure.
@@ -116,8 +116,7 @@ pub(super) async fn run(inner: Arc<Inner>, stop: CancellationToken) {
         clueless: BTreeSet::new(),
         missed_at: None,
         early: EARLY_MAX,
-        asks_to_keep: false,
-        began: false,
+        betters: BTreeMap::new(),
     };
     loop {
         let sure = inner.is_sure();
@@ -157,7 +156,7 @@ impl Repairer {
         self.early = self.early.saturating_sub(1);
         for other in self.inner.others_here() {
             let asked_at = Instant::now();
-            match self.compare(&other, patience).await {
+            match self.compare_and_ask_for_missed(&other, patience).await {
                 Ok(compared) => {
                     let known = compared.sure || self.is_known_to_nobody(other.server);
                     if compared.complete && known {
@@ -176,8 +175,20 @@ impl Repairer {
         }
     }
 
+    /// What was missed may be on the disks of servers that do not know yet whether it counts: they tell what they are asked
+    /// for by name. Nobody is ahead of them in that, since whoever missed it has forgotten nothing of it.
+    async fn compare_and_ask_for_missed(&mut self, other: &Other, patience: u8) -> Result<Compared, Status> {
+        let mut compared = self.compare(other, patience).await?;
+        if !compared.sure {
+            for group in self.inner.missed() {
+                compared.complete &= self.compare_group(other, group.as_str(), 1).await?;
+            }
+        }
+        Ok(compared)
+    }
+
     /// Whether nobody has what this server missed: all that are there, with this one a majority, were asked and miss it
-    /// as well. A group that moved is on the disks of a majority, so there is nothing of it.
+    /// as well, or have told what they had of it. A group that moved is on the disks of a majority, so there is nothing of it.
     fn is_known_to_nobody(&mut self, asked: ServerId) -> bool {
         let missed_at = *self.inner.missed_at.lock();
         if std::mem::replace(&mut self.missed_at, missed_at) != missed_at {
@@ -216,8 +227,12 @@ impl Repairer {
                     waits = true;
                     self.clueless.remove(&other.server);
                 }
-                Ok(Learned::Nothing) => _ = self.clueless.insert(other.server),
+                Ok(Learned::Nothing) => {
+                    self.betters.remove(&other.server);
+                    self.clueless.insert(other.server);
+                }
                 Err(status) => {
+                    waits |= self.is_waited_for(other.server);
                     tracing::debug!(
                         server = other.server.0,
                         reason = status.message(),
@@ -233,63 +248,88 @@ impl Repairer {
         }
     }
 
-    /// Takes what the other has, if it is sure.
+    /// Whether it knows better, and is there, though it did not answer now.
+    fn is_waited_for(&self, server: ServerId) -> bool {
+        let now = Instant::now();
+        let said_at = self.betters.get(&server);
+        said_at.is_some_and(|at| now - *at < BETTER_WAIT_MAX) && self.inner.gone_since(server, now).is_none()
+    }
+
+    /// Takes what the other has, if it is sure. What this one had is on its disk until all of it is here.
     ///
     /// # Errors
     /// It did not answer, or not all of it was taken, again and again.
     async fn take_from(&mut self, other: &Other) -> Result<Learned, Status> {
-        let (asks_to_keep, asked) = (self.asks_to_keep, self.ask(other, None, 0).await?);
-        let forgot_before_ms = asked.forgot_before;
-        let outlived = self.inner.desk.lock().is_outlived(forgot_before_ms);
+        let asks_to_keep = self.inner.desk.lock().keeps_ends(self.inner.now().wall_ms);
+        let asked = self.ask(other, None, 0).await?;
         if !asked.sure {
             // It was away as well, but went on when this one was gone already.
-            let knows_better = outlived && forgot_before_ms.is_some();
-            return Ok(if knows_better {
-                Learned::NotYet
-            } else {
-                Learned::Nothing
-            });
-        }
-        let outlived = outlived || self.inner.desk.lock().has_no_past();
-        // Once: what was fetched since is not to be given up, and would not be fetched again.
-        if !self.began {
-            if !outlived && !asks_to_keep {
-                // What it has not forgotten until now it could forget before it is fetched.
-                self.inner.desk.lock().keep_ends(self.inner.now().wall_ms);
-                self.asks_to_keep = true;
+            let outlived = self.inner.desk.lock().is_outlived(asked.forgot_before);
+            if outlived && asked.forgot_before.is_some() {
+                self.betters.insert(other.server, Instant::now());
                 return Ok(Learned::NotYet);
             }
-            self.began = match outlived {
-                true => self.resolve(Resolve::Drop { forgot_before_ms }).await,
-                false => self.resolve(Resolve::TakeUp).await,
-            };
+            return Ok(Learned::Nothing);
         }
+        self.clueless.remove(&other.server);
+        if self.is_outlived_by(&asked) {
+            self.betters.insert(other.server, Instant::now());
+        } else if !asks_to_keep {
+            // What it has not forgotten until now it could forget before it is fetched.
+            self.inner.desk.lock().keep_ends(self.inner.now().wall_ms);
+            return Ok(Learned::NotYet);
+        }
+        self.goes_on_fetching(&asked);
         for _ in 0..TAKE_ATTEMPTS_MAX {
             if self.compare(other, 1).await?.complete {
-                // What it writes from now on comes by its log.
-                self.resolve(Resolve::Fetched).await;
-                return Ok(Learned::All);
+                // Asked behind it: what it has not forgotten by now is here. What it writes from now on comes by its log.
+                let asked = self.ask(other, None, 0).await?;
+                if !asked.sure {
+                    return Err(Status::aborted("it missed a group meanwhile"));
+                }
+                if self.goes_on_fetching(&asked) {
+                    let forgot_before_ms = asked.forgot_before;
+                    let resolve = match self.is_outlived_by(&asked) {
+                        true => Resolve::Drop { forgot_before_ms },
+                        false => Resolve::TakeUp,
+                    };
+                    self.resolve(resolve).await;
+                    return Ok(Learned::All);
+                }
             }
             tokio::time::sleep(UNSURE_EVERY).await;
         }
         // It may hold what is not credible: its own clock is wrong, and the others have not taken that either.
+        self.betters.remove(&other.server);
         Err(Status::aborted("it has records that are not taken"))
     }
 
-    /// Whether it was carried out.
-    async fn resolve(&self, resolve: Resolve) -> bool {
+    /// Whether a sure server knows better than this one.
+    fn is_outlived_by(&self, asked: &ApCompareResponse) -> bool {
+        let now_ms = self.inner.now().wall_ms;
+        let desk = self.inner.desk.lock();
+        desk.is_outlived_by_sure(asked.forgot_before, now_ms)
+    }
+
+    /// Whether what was fetched until now counts.
+    fn goes_on_fetching(&self, asked: &ApCompareResponse) -> bool {
+        let now_ms = self.inner.now().wall_ms;
+        let mut desk = self.inner.desk.lock();
+        desk.goes_on_fetching(asked.forgot_before, now_ms)
+    }
+
+    async fn resolve(&self, resolve: Resolve) {
         let resolved = self.inner.perform(|done| Job::Resolve { resolve, done }).await;
-        if let Err(error) = &resolved {
+        if let Err(error) = resolved {
             tracing::debug!(%error, ?resolve, "not resolved");
         }
-        resolved.is_ok()
     }
 
     /// Compares everything with one other server and fetches what differs and is not likely to come by itself.
     async fn compare(&mut self, other: &Other, patience: u8) -> Result<Compared, Status> {
         self.inner.metrics.comparisons.inc();
         self.differed = std::mem::take(&mut self.differing);
-        let ours = self.inner.desk.lock().replica.group_digests();
+        let ours = self.inner.desk.lock().gathered().group_digests();
         let answer = self.ask(other, None, digest_of_all(&ours)).await?;
         let ours: BTreeMap<String, u128> = ours.into_iter().collect();
         let mut complete = true;
@@ -312,7 +352,8 @@ impl Repairer {
     async fn compare_group(&mut self, other: &Other, group: &str, patience: u8) -> Result<bool, Status> {
         let (digest, ours) = {
             let desk = self.inner.desk.lock();
-            (digest_of_group(&desk, group), desk.replica.bucket_digests(group))
+            let ours = desk.gathered();
+            (digest_of_group(ours, group), ours.bucket_digests(group))
         };
         let ours: BTreeMap<Bucket, u128> = ours.into_iter().collect();
         let mut complete = true;

@@ -9,14 +9,11 @@ use std::io;
 use super::engine::{Batch, Engine};
 use crate::ground::Family;
 
-/// Longest key of a row, in bytes.
-const KEY_BYTES_MAX: usize = 1 << 10;
 const CRC_BYTES: usize = 4;
 
 /// Changes of rows that are written together, or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RowBatch {
-    clear: bool,
     changes: Vec<Change>,
     bytes: usize,
     /// The answer is to wait for the disk.
@@ -36,13 +33,6 @@ enum Change {
 }
 
 impl RowBatch {
-    /// Every row that is there goes, and what was put into this batch so far.
-    pub(crate) fn clear(&mut self) {
-        self.clear = true;
-        self.changes.clear();
-        self.bytes = 0;
-    }
-
     /// Writes a row, in place of an earlier one with its key. Its value is these parts, one behind the other.
     pub(crate) fn put(&mut self, key: Vec<u8>, value: &[&[u8]]) {
         let size = value.iter().map(|part| part.len()).sum::<usize>();
@@ -62,7 +52,7 @@ impl RowBatch {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        !self.clear && self.changes.is_empty()
+        self.changes.is_empty()
     }
 
     /// About how many bytes are to be written.
@@ -85,9 +75,6 @@ fn checksum(key: &[u8], value: &[u8]) -> u32 {
 }
 
 pub(super) fn put_into(rows: &RowBatch, batch: &mut Batch<'_>) {
-    if rows.clear {
-        batch.remove_range(Family::Rows, &[], &[0xff; KEY_BYTES_MAX]);
-    }
     for change in &rows.changes {
         match change {
             Change::Remove { key } => batch.remove(Family::Rows, key),
@@ -161,7 +148,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn rows_are_there_after_a_restart_and_go_when_removed_or_cleared() {
+    async fn rows_are_there_after_a_restart_and_go_when_removed() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path());
         store
@@ -175,11 +162,6 @@ mod tests {
 
         let store = open(folder.path());
         assert_eq!(rows(&store).unwrap(), expected(&[("b", "3"), ("c", "")]));
-        let mut anew = put(&[("c", "0")]);
-        anew.clear();
-        anew.put(b"d".to_vec(), &[b"4"]);
-        store.write_rows(anew).await.unwrap();
-        assert_eq!(rows(&store).unwrap(), expected(&[("d", "4")]));
         store.close().await;
     }
 
