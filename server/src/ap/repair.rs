@@ -158,8 +158,8 @@ impl Repairer {
             let asked_at = Instant::now();
             match self.compare_and_ask_for_missed(&other, patience).await {
                 Ok(compared) => {
-                    let known = compared.sure || self.is_known_to_nobody(other.server);
-                    if compared.complete && known {
+                    // One that gave a part only may be the one that has the rest.
+                    if compared.complete && (compared.sure || self.is_known_to_nobody(other.server)) {
                         self.early = 0;
                         if self.inner.misses_records() {
                             self.resolve(Resolve::Fetched).await;
