@@ -4,7 +4,7 @@
 //!   each on a host of its own ([`crate::net`]).
 //! - [`Process`]: any child process, its signals and its end. [`panics_in`]: what logs tell of panics.
 //! - [`Timeline`]: what happened when, for people and as JSON.
-//! - [`eventually`]: waiting for a condition, with a bound.
+//! - [`eventually`]: waiting for a condition, with a bound. [`one_clean_of`]: what a machine that stalls may spoil.
 //! - [`attending`]: a provider that does only what it is told; [`crowd`]: many of them, who live and die at once.
 //! - [`reading`]: what one particular server holds; [`watching`]: what it tells its watchers.
 //! - [`Disk`], [`WallClock`], [`ControlGroup`]: a disk that fills up, hangs, loses power; a clock that can be set; less
@@ -43,4 +43,4 @@ pub use process::Process;
 pub(crate) use server::status_of;
 pub use server::{CLIENT_PORT, Endpoints, HTTP_PORT, PEER_PORT, Server};
 pub use timeline::{Event, Timeline};
-pub use wait::{NotInTime, WAIT_MAX, eventually};
+pub use wait::{NotInTime, WAIT_MAX, eventually, one_clean_of};

@@ -51,9 +51,49 @@ where
     }
 }
 
+/// Attempts something anew until it goes cleanly once, at most so many times: for what is promised of a machine that goes
+/// on, while this one may stand still at any moment. An attempt's `Err` says what such a moment can have done; what it
+/// cannot have done ends the test in the attempt itself.
+///
+/// # Panics
+/// None of the attempts was clean.
+pub async fn one_clean_of<T>(attempts: u32, mut attempt: impl AsyncFnMut() -> Result<T, String>) -> T {
+    let mut spoiled = Vec::new();
+    for _ in 0..attempts {
+        match attempt().await {
+            Ok(clean) => return clean,
+            Err(why) => {
+                eprintln!("once more: {why}");
+                spoiled.push(why);
+            }
+        }
+    }
+    panic!("none of {attempts} attempts was clean: {spoiled:#?}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_first_clean_attempt_is_the_last() {
+        let mut attempts = 0;
+        let clean = one_clean_of(3, async || {
+            attempts += 1;
+            if attempts == 2 {
+                Ok("clean")
+            } else {
+                Err("spoiled".into())
+            }
+        });
+        assert_eq!((clean.await, attempts), ("clean", 2));
+    }
+
+    #[tokio::test]
+    #[should_panic = "none of 3 attempts was clean"]
+    async fn what_is_never_clean_fails() {
+        one_clean_of(3, async || Err::<(), _>("spoiled".into())).await;
+    }
 
     #[tokio::test]
     async fn a_condition_that_never_holds_is_named() {
