@@ -150,7 +150,7 @@ async fn when_its_server_is_mute_it_attaches_to_another_within_the_ttl() {
         &Server::start(1, &cluster).await,
         &Server::start(2, &cluster).await,
     ];
-    let ttl = Duration::from_secs(3);
+    let ttl = Duration::from_secs(12);
     let session = open(&registry(&servers), ttl).await;
     let mut events = session.events();
     let first = attached_to(&session, &servers);
@@ -375,7 +375,13 @@ async fn deadlines_are_kept_whatever_is_in_flight() {
     let mut config = RegistryConfig::new([server.address.to_string()]);
     config.writes_in_flight_max = 1;
     config.call_timeout = Duration::from_millis(500);
-    let session = open(&Registry::connect(config).unwrap(), Duration::from_secs(60)).await;
+    let mut options = SessionOptions::ttl(Duration::from_secs(60));
+    options.timeout = Some(Duration::from_secs(20));
+    let session = Registry::connect(config)
+        .unwrap()
+        .open_session(options)
+        .await
+        .unwrap();
     server.mute(true);
     let write = |port, timeout| {
         let session = session.clone();
@@ -711,7 +717,7 @@ async fn a_write_that_a_server_leaves_unanswered_goes_to_another() {
         &Server::start(2, &cluster).await,
     ];
     let mut config = RegistryConfig::new(servers.iter().map(|server| server.address.to_string()));
-    config.attempt_timeout = Duration::from_millis(300);
+    (config.attempt_timeout, config.call_timeout) = (Duration::from_secs(2), Duration::from_secs(20));
     let registry = Registry::connect(config).unwrap();
     let session = open(&registry, Duration::from_secs(60)).await;
     servers[attached_to(&session, &servers)].swallow(true);
@@ -794,6 +800,8 @@ async fn unary_writes_are_repeated_under_the_same_id_at_another_server() {
         &Server::start(2, &cluster).await,
     ];
     let mut config = RegistryConfig::new(servers.iter().map(|server| server.address.to_string()));
+    config.call_timeout = Duration::from_secs(20);
+    let patient = Registry::connect(config.clone()).unwrap();
     config.attempt_timeout = Duration::from_millis(200);
     let registry = Registry::connect(config).unwrap();
     servers[0].mute(true);
@@ -808,7 +816,7 @@ async fn unary_writes_are_repeated_under_the_same_id_at_another_server() {
     };
     cluster.lock().requests.clear();
     cluster.lock().refuse = vec![unknown];
-    registry.end_session(9, WriteOptions::default()).await.unwrap();
+    patient.end_session(9, WriteOptions::default()).await.unwrap();
     let requests = cluster.lock().requests.clone();
     assert!(requests.len() == 2 && requests[0] == requests[1], "{requests:?}");
 }
