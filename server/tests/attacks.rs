@@ -28,7 +28,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tonic::{Code, Streaming};
 
-const TTL: Duration = Duration::from_secs(3);
+/// Much longer than this machine stands still when it is busy, which may lapse sessions rightly.
+const TTL: Duration = Duration::from_secs(6);
 const SESSIONS: usize = 20;
 
 /// The leader stays awake, records nothing for lack of a quorum, and must not hold that silence against its
