@@ -25,9 +25,9 @@ const TTL: Duration = Duration::from_secs(4);
 /// Longer than the ttl, so that whoever judged wrongly would have struck off by then.
 const CUT: Duration = Duration::from_secs(7);
 /// From a cut to another leader's first answer: election timeouts are 0.5 to 1 s, and a vote may be split.
-const NEW_LEADER_MAX: Duration = Duration::from_secs(5);
+const NEW_LEADER_MAX: Duration = WAIT_MAX;
 /// From the end of a fault to equal state on all servers.
-const HEAL_MAX: Duration = Duration::from_secs(10);
+const HEAL_MAX: Duration = WAIT_MAX;
 
 const SESSIONS: usize = 30;
 const NODES_EACH: u16 = 5;
