@@ -296,7 +296,7 @@ async fn what_is_written_at_any_server_is_soon_at_all() {
     let entry = Entry::new(service(), node("twice"));
     // As often as a machine that is busy has the other one late.
     let twice = eventually("on two disks", SOON, || async {
-        let written = sessions[0].register_all(vec![entry.clone()], options.clone());
+        let written = sessions[0].register_all(vec![entry.clone()], options);
         (written.await.unwrap().acks == 2).then_some(())
     });
     twice.await.unwrap();
