@@ -5,7 +5,7 @@ use std::time::Duration;
 use rollcall_core::ids::{LogIndex, LogPosition, Term};
 use tokio::time::Instant;
 
-use super::servers_test::{Server, leader_of, put_group, soon, start, start_on, write};
+use super::servers_test::{Server, put_group, soon, start, start_on, steady_leader_of, write};
 use super::{Freshness, ProposeError, ReadError, ReplicationOptions};
 use crate::store::divergence;
 
@@ -18,7 +18,7 @@ async fn a_replica_that_differs_stops_serving() {
     for number in 0..10 {
         write(servers[0], number).await;
     }
-    let leader = leader_of(&all).await;
+    let leader = steady_leader_of(&all).await;
     let odd = servers[(leader + 1) % 3];
     let rogue = LogPosition {
         term: Term(1),

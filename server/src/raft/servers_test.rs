@@ -143,20 +143,22 @@ pub(super) async fn write(server: &Consensus, number: u64) {
 
 /// Which of them leads; the others know it.
 pub(super) async fn leader_of(servers: &[Server]) -> usize {
-    let mut known = servers[0].consensus.leadership();
-    let known = tokio::time::timeout_at(soon(), known.wait_for(|now| now.leader.is_some()));
-    let leader = known.await.unwrap().unwrap().leader;
-    for server in servers {
-        let mut known = server.consensus.leadership();
-        let same = known.wait_for(|now| now.leader == leader);
-        tokio::time::timeout_at(soon(), same).await.unwrap().unwrap();
-    }
-    leader.unwrap().0 as usize - 1
+    let known = |server: &Server| server.consensus.leadership().borrow().leader;
+    let agreed = async {
+        loop {
+            // All of them at once: whom the first named may have been voted out before the last was asked.
+            match known(&servers[0]) {
+                Some(leader) if servers.iter().all(|server| known(server) == Some(leader)) => return leader,
+                _ => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    tokio::time::timeout_at(soon(), agreed).await.unwrap().0 as usize - 1
 }
 
 /// Which of them leads, and will: nobody seeks election any more because a time has passed.
 pub(super) async fn steady_leader_of(servers: &[Server]) -> usize {
-    let leader = leader_of(servers).await;
+    leader_of(servers).await;
     for server in servers {
         // Who came late among the founders catches up first, and is then let stand.
         let mut standing = server.consensus.inner.gate.watch_standing();
@@ -164,5 +166,6 @@ pub(super) async fn steady_leader_of(servers: &[Server]) -> usize {
         tokio::time::timeout_at(soon(), whole).await.unwrap().unwrap();
         server.consensus.inner.raft.runtime_config().elect(false);
     }
-    leader
+    // Another may have been elected meanwhile.
+    leader_of(servers).await
 }

@@ -225,19 +225,24 @@ mod tests {
     #[tokio::test]
     async fn lists_keep_to_the_budget_while_the_switch_is_on_and_for_a_round_after_it() {
         let gate = gate();
-        let off = passing(&gate, 30).await;
-        gate.set(Some(MS * 1_000), None);
+        // Longer than this takes on a machine that is busy, which may delay some of the lists, too.
+        let round = MS * 4_000;
+        let mut off = Duration::MAX;
+        for _ in 0..3 {
+            off = off.min(passing(&gate, 30).await);
+        }
+        gate.set(Some(round), None);
         // The first leaves at once.
         let on = passing(&gate, 31).await;
         assert!(
             on >= MS * 300 - TOLERANCE * 2 && on > off,
             "{on:?}, and {off:?} before"
         );
-        gate.set(None, Some(MS * 1_000));
+        gate.set(None, Some(round));
         let after = passing(&gate, 30).await;
         assert!(after >= MS * 300 - TOLERANCE * 2, "{after:?}");
         assert!(gate.rations());
-        tokio::time::sleep(MS * 1_000).await;
+        tokio::time::sleep(round).await;
         assert!(!gate.rations());
         assert_eq!(gate.waiting(), 0);
     }

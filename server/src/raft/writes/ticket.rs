@@ -137,7 +137,6 @@ impl Reply {
 
 #[cfg(test)]
 mod tests {
-    use std::pin::pin;
 
     use tokio::sync::Semaphore;
 
@@ -204,14 +203,23 @@ mod tests {
         for server in &servers {
             write(&server.consensus, 9).await;
         }
+        let mut number = 100;
         for at in [leader, (leader + 1) % 3] {
             let consensus = &servers[at].consensus;
             let room = || consensus.inner.room.available_permits();
             let mut applied = consensus.applied_head();
-            let before = applied.borrow_and_update().revision;
-            let mut proposed = pin!(consensus.propose(put_group(at as u64), soon()));
-            assert!(futures_util::poll!(proposed.as_mut()).is_pending());
-            assert!(room() < WAITING_BYTES_MAX, "it is under way");
+            let (before, proposed) = loop {
+                let before = applied.borrow_and_update().revision;
+                number += 1;
+                assert!(number < 120, "no write takes room while it is under way");
+                let mut proposed = Box::pin(consensus.propose(put_group(number), soon()));
+                assert!(futures_util::poll!(proposed.as_mut()).is_pending());
+                // Where this thread stood still, it may be answered by now.
+                if room() < WAITING_BYTES_MAX {
+                    break (before, proposed);
+                }
+                proposed.await.unwrap();
+            };
             let written = applied.wait_for(|head| head.revision > before);
             tokio::time::timeout_at(soon(), written).await.unwrap().unwrap();
             // A follower may hear of the write before it hears of the answer.
