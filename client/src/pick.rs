@@ -57,31 +57,25 @@ impl Picker {
     pub fn pick_from(&self, view: &ServiceView, filter: impl Fn(&Node) -> bool) -> Option<Picked> {
         let allowed = |node: &&Arc<Node>| !node.disabled && node.weight > 0 && filter(node);
         let up = |node: &&Arc<Node>| node.state == NodeState::Up && allowed(node);
-        let picked = |node: &Arc<Node>, panic| Picked {
-            node: Arc::clone(node),
-            panic,
-        };
         let nodes = || view.nodes.iter();
-        self.choose(|| nodes().filter(up))
-            .map(|node| picked(node, false))
-            .or_else(|| {
-                self.choose(|| nodes().filter(allowed))
-                    .map(|node| picked(node, true))
-            })
-    }
-
-    /// All that qualify lie side by side, each as long as its weight: the one in which this turn's point falls.
-    fn choose<'a, I: Iterator<Item = &'a Arc<Node>>>(
-        &self,
-        qualified: impl Fn() -> I,
-    ) -> Option<&'a Arc<Node>> {
-        let mut point = self.point(&Weights::of(qualified())?);
-        qualified().find(|node| {
+        let (weights, panic) = match Weights::of(nodes().filter(up)) {
+            Some(weights) => (weights, false),
+            None => (Weights::of(nodes().filter(allowed))?, true),
+        };
+        // They lie side by side, each as long as its weight: the one in which this turn's point falls. If fewer pass the filter
+        // by now, the last of them.
+        let mut point = self.point(&weights);
+        let mut chosen = None;
+        for node in nodes().filter(|node| if panic { allowed(node) } else { up(node) }) {
+            chosen = Some(node);
             let weight = u64::from(node.weight);
-            let here = point < weight;
-            point = point.wrapping_sub(weight);
-            here
-        })
+            if point < weight {
+                break;
+            }
+            point -= weight;
+        }
+        let node = Arc::clone(chosen?);
+        Some(Picked { node, panic })
     }
 
     /// Below the sum of the weights.
@@ -239,6 +233,27 @@ mod tests {
         ]);
         let expected = BTreeMap::from([(("a".into(), true), 150), (("b".into(), true), 150)]);
         assert_eq!(picked(Choice::RoundRobin, &view), expected);
+    }
+
+    /// It may look at what others change.
+    #[test]
+    fn a_filter_that_changes_its_mind_does_not_make_panic() {
+        use v1::NodeState::{Down, Up};
+        let view = view(&[
+            ("a", Up, 1, false),
+            ("b", Up, 1_000, false),
+            ("c", Down, 100, false),
+        ]);
+        let picker = Picker::new(Choice::Random);
+        for _ in 0..100 {
+            let asked = std::cell::Cell::new(0);
+            let filter = |node: &Node| {
+                asked.set(asked.get() + 1);
+                asked.get() <= 2 || node.id.as_ref() == "a"
+            };
+            let picked = picker.pick_from(&view, filter).unwrap();
+            assert!(!picked.panic && picked.node.id.as_ref() == "a");
+        }
     }
 
     #[test]

@@ -468,6 +468,9 @@ impl State {
     /// No server lets us have a stream, and asking again would not help. It is asked again all the same, in every round;
     /// queues are told once.
     pub(super) fn on_refused(&mut self, error: &Arc<Error>) {
+        if self.subscriptions.is_empty() {
+            return;
+        }
         for slot in self.slots.values() {
             slot.published.refuse(Some(error));
         }

@@ -1,5 +1,6 @@
 //! The task behind a handle's watches: one stream at one server at a time.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,9 +41,17 @@ pub(super) async fn run(shared: Arc<Shared>) {
     let mut round = Round::default();
     // A server of this round was there and refused: those are not pressed.
     let mut pressing: Option<Duration> = None;
-    while shared.wait_until_wanted().await {
+    loop {
+        if !shared.is_wanted() {
+            // What was said to others, perhaps long ago, is no answer to those who come next.
+            (tried, round, pressing) = (0, Round::default(), None);
+        }
+        if !shared.wait_until_wanted().await {
+            return;
+        }
         let endpoint = shared.endpoints.pick_preferred(&std::mem::take(&mut preferred));
         tried += 1;
+        round.on_asked(&endpoint.address);
         match Stream::open(&shared, Arc::clone(&endpoint)).await {
             Ok(mut stream) => {
                 round.on_opened();
@@ -91,7 +100,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         }
         // Every server gets its turn at once, then there is a growing pause.
         if tried > 0 && tried % shared.endpoints.len() == 0 {
-            if let Some(error) = round.end() {
+            if let Some(error) = round.end(shared.endpoints.len()) {
                 shared.state.lock().on_refused(&Arc::new(error));
             }
             let wait = match pressing.take() {
@@ -114,6 +123,7 @@ async fn pause_until(shared: &Shared, moment: Instant) {
 /// What the servers of one round said of us.
 #[derive(Debug, Default)]
 struct Round {
+    asked: BTreeSet<String>,
     /// One does not know our token, or it does not do.
     denied: Option<Error>,
     /// One that was there said otherwise.
@@ -121,6 +131,10 @@ struct Round {
 }
 
 impl Round {
+    fn on_asked(&mut self, server: &str) {
+        self.asked.insert(server.to_owned());
+    }
+
     fn on_opened(&mut self) {
         self.otherwise = true;
     }
@@ -130,9 +144,12 @@ impl Round {
         self.denied = denied.or(self.denied.take());
     }
 
-    /// Each had its turn: why none lets us have a stream, if all that were there agree. One that is down, or not ready,
-    /// says neither.
-    fn end(&mut self) -> Option<Error> {
+    /// Once all of so many servers had their turn: why none lets us have a stream, if all that were there agree. One that is
+    /// down, or not ready, says neither; one that is put aside is still to be asked.
+    fn end(&mut self, servers: usize) -> Option<Error> {
+        if self.asked.len() < servers {
+            return None;
+        }
         let round = std::mem::take(self);
         round.denied.filter(|_| !round.otherwise)
     }
@@ -259,7 +276,8 @@ impl Stream {
             let wake_at = [
                 move_at.as_ref().map(|(at, _)| *at),
                 silence_max.map(|silence| last_heard + silence),
-                shared.state.lock().ask_at(),
+                // Nothing more is asked while a word waits for room.
+                shared.state.lock().ask_at().filter(|_| unsent.is_none()),
             ];
             let idle = Instant::now() + Duration::from_secs(60);
             let wake_at = wake_at.into_iter().flatten().fold(idle, Instant::min);
@@ -360,10 +378,14 @@ mod tests {
         use v1::ErrorCode as C;
         let said = |answers: Vec<NoStream>| {
             let mut round = Round::default();
-            for no in answers {
+            let servers = answers.len();
+            for (server, no) in answers.into_iter().enumerate() {
+                round.on_asked(&format!("{server}:1"));
                 round.on_no_stream(no.denied, no.refused);
             }
-            round.end().is_some()
+            round.on_asked("0:1");
+            assert!(round.end(servers + 1).is_none(), "one is still to be asked");
+            round.end(servers).is_some()
         };
         let stranger = || refused(C::Unauthenticated);
         let down = || NoStream::refused(&tonic::Status::unavailable("tcp connect error"));
@@ -380,8 +402,8 @@ mod tests {
         round.on_opened();
         let no = refused(v1::ErrorCode::Unauthenticated);
         round.on_no_stream(no.denied.clone(), no.refused);
-        assert!(round.end().is_none());
+        assert!(round.end(0).is_none());
         round.on_no_stream(no.denied, no.refused);
-        assert!(round.end().is_some(), "the next one is another");
+        assert!(round.end(0).is_some(), "the next one is another");
     }
 }

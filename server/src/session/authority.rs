@@ -216,7 +216,7 @@ impl Authority {
         let term = found.term;
         if word.strikes_off() && !planted(Mutant::DeposedExpiry) && !self.is_heard(found).await {
             self.with_office(term, |office, directory| {
-                office.withdraw(&word, directory, Instant::now())
+                office.withdraw(&word, found.silences, directory, Instant::now())
             });
             return;
         }

@@ -259,12 +259,22 @@ impl Office {
         if !long {
             // Before the tick, for which nothing of the silence is left; and with what ticks went on while it was not noticed.
             self.sessions.stand_still(now, lease + TICK * 3);
+            self.restart_overdue(directory, now);
         }
         self.tick(now);
         if long {
             self.grant_anew(directory, grant, now);
         }
         long
+    }
+
+    /// Who was due before the silence, and waited to be told of: they begin anew, like those of whom a word was withdrawn.
+    fn restart_overdue(&mut self, directory: &Directory, now: Instant) {
+        for id in self.sessions.take_lapsed(now, usize::MAX) {
+            if let Some(session) = directory.session(id).filter(|session| session.lapsed.is_none()) {
+                self.sessions.start(id, ttl(session.ttl_ms), now);
+            }
+        }
     }
 
     /// Whoever counts down gets what a new leader would grant.
@@ -529,10 +539,13 @@ impl Office {
         (!enough.is_empty()).then_some(Word::HeldEnough(enough))
     }
 
-    /// This word was not said: the quorum was not heard when it was found, so nobody could be.
-    pub(super) fn withdraw(&mut self, word: &Word, directory: &Directory, now: Instant) {
+    /// This word was not said: the quorum was not heard when it was found, behind so many silences, so nobody could be.
+    pub(super) fn withdraw(&mut self, word: &Word, silences: u64, directory: &Directory, now: Instant) {
         self.settle(word, directory, now);
-        self.fall_silent(now);
+        // If it was heard again since, that silence is over.
+        if silences == self.silences {
+            self.fall_silent(now);
+        }
     }
 
     /// The log has decided, or never will. Of the sessions in it those that are there count down (anew, if

@@ -235,10 +235,43 @@ fn lapses_found_without_a_quorum_are_withdrawn() {
     let fences = run(&mut office, &log.directory, start, TTL * 2);
     assert_eq!(fences.len(), 1);
     let now = start + TTL * 2;
-    office.withdraw(&lapsed(&fences), &log.directory, now);
+    office.withdraw(&lapsed(&fences), 0, &log.directory, now);
     assert_eq!(office.deaf_since, Some(now));
     let verdict = office.renew(HERE, &[SessionId(1)], &log.directory, now);
     assert_eq!(verdict, RenewalVerdict::default());
+}
+
+/// It is over, and the quorum has just been heard.
+#[test]
+fn a_word_from_before_a_silence_that_is_over_begins_none() {
+    let log = Log::with_sessions(1);
+    let start = Instant::now();
+    let mut office = log.office(start);
+    let fences = run(&mut office, &log.directory, start, TTL * 2);
+    let mut now = start + TTL * 2;
+    lose_quorum(&mut office, &log, &mut now, TICK * 3);
+    office.withdraw(&lapsed(&fences), 0, &log.directory, now);
+    assert_eq!((office.deaf_since, office.silences), (None, 1));
+    assert!(office.is_counting(SessionId(1)));
+}
+
+/// There was no room for a word about it.
+#[test]
+fn who_was_overdue_before_a_silence_begins_anew() {
+    let log = Log::with_sessions(1);
+    let start = Instant::now();
+    let mut office = log.office(start);
+    let mut now = start;
+    while now < start + TTL * 2 {
+        now += TICK;
+        office.tick(now);
+    }
+    assert!(!lose_quorum(&mut office, &log, &mut now, TICK * 3));
+    assert_eq!(run(&mut office, &log.directory, now, TTL - TICK), []);
+    assert_eq!(
+        run(&mut office, &log.directory, now + TTL - TICK, SILENCE.0 * 2).len(),
+        1
+    );
 }
 
 #[test]

@@ -128,22 +128,23 @@ impl PairedHandle {
 
     /// As [`StreamHandle::must_wait`]: one turn for the full lists of both modes.
     pub async fn must_wait(&self, parts: &Parts) -> bool {
+        // First: with what it would begin is judged at the moment at which it begins.
+        match parts {
+            Parts::Cp(_) => self.cp.next_round().await,
+            Parts::Ap(_) => self.ap.next_round().await,
+            Parts::Both { .. } => _ = tokio::join!(self.cp.next_round(), self.ap.next_round()),
+        }
         let (cp, ap) = (&self.cp.hub, &self.ap.hub);
         let retry_after: Option<Duration> = match parts {
             Parts::Cp(one) => cp.must_wait(&self.cp.shared, &[(cp, one)]),
             Parts::Ap(one) => cp.must_wait(&self.cp.shared, &[(ap, one)]),
             Parts::Both { cp: one, ap: other } => cp.must_wait(&self.cp.shared, &[(cp, one), (ap, other)]),
         };
-        if let Some(retry_after) = retry_after {
-            self.cp.keep_cache(parts.id(), retry_after);
-            return true;
-        }
-        match parts {
-            Parts::Cp(_) => self.cp.next_round().await,
-            Parts::Ap(_) => self.ap.next_round().await,
-            Parts::Both { .. } => _ = tokio::join!(self.cp.next_round(), self.ap.next_round()),
-        }
-        false
+        let Some(retry_after) = retry_after else {
+            return false;
+        };
+        self.cp.keep_cache(parts.id(), retry_after);
+        true
     }
 
     /// Waits until the client has read most of the lists it asked for: what it asks for meanwhile waits unread. Of the

@@ -142,9 +142,10 @@ impl StreamHandle {
     /// full lists. If so, the client has been told when to ask again. If not, [`Self::subscribe`] is next; while
     /// changes are coalesced this returns at the moment they leave, which is soon.
     pub async fn must_wait(&self, subscription: &Subscription) -> bool {
+        // First: with what it would begin is judged at the moment at which it begins.
+        self.next_round().await;
         let part = [(&self.hub, subscription)];
         let Some(retry_after) = self.hub.must_wait(&self.shared, &part) else {
-            self.next_round().await;
             return false;
         };
         self.keep_cache(subscription.id, retry_after);
