@@ -56,7 +56,7 @@ impl Operation {
         }
     }
 
-    /// It was refused, or nobody knows.
+    /// It was refused for good.
     pub(super) fn on_given_up(&self, roll: &mut Roll) {
         if let Self::Deregister(removals) = self {
             removals.iter().for_each(|removal| roll.forget(&removal.key));

@@ -105,6 +105,23 @@ async fn what_is_asked_to_go_while_it_waits_to_be_registered_again_goes_from_the
     );
 }
 
+/// Nobody had decided about it.
+#[tokio::test]
+async fn what_was_asked_to_go_in_vain_while_cut_off_goes_once_the_loss_is_known() {
+    let cluster = Cluster::default();
+    let (server, session, mut events) = provider_with(&cluster, Duration::from_millis(500)).await;
+    server.mute(true);
+    server.break_streams();
+    session.deregister(&id(1)).await.unwrap_err();
+    lose(&cluster);
+    server.mute(false);
+    wait_for(&mut events, |event| {
+        matches!(event, SessionEvent::Reregistered { .. })
+    })
+    .await;
+    eventually("it is taken out", || cluster.lock().owner(&id(1).node).is_none()).await;
+}
+
 #[tokio::test]
 async fn what_is_asked_to_go_before_the_loss_is_known_goes_from_the_lost_session() {
     let cluster = Cluster::default();

@@ -72,7 +72,10 @@ impl Attendance {
         }
         for node in entries.iter().map(Entry::key) {
             tracing::warn!(%node, %error, "a node that was asked to go may stay listed");
-            self.shared.roll.lock().forget(&node);
+            if self.closing.is_none() {
+                // Else another session would ask about it anew, if this one is lost before it is closed.
+                self.shared.roll.lock().forget(&node);
+            }
         }
         self.note_left_behind(error);
     }
@@ -84,7 +87,11 @@ impl Attendance {
             return;
         };
         pending.sent_at = None;
-        if pending.parting || !matches!(pending.operation, Operation::Register(_)) {
+        if pending.parting && matches!(error, Error::SessionNotFound { .. }) {
+            // One for AP groups alone, say.
+            self.full_wanted = true;
+            self.lose();
+        } else if pending.parting || !matches!(pending.operation, Operation::Register(_)) {
             self.leave_behind(call, error);
         } else {
             // It is looked through, and parted with.

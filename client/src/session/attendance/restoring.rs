@@ -133,7 +133,7 @@ impl Attendance {
     }
 
     pub(super) fn on_restored(&mut self, operation: Operation, answer: Result<Written, Error>) {
-        self.registered_again = true;
+        self.registered_again |= matches!(operation, Operation::Register(_));
         if let Err(error) = answer {
             match operation {
                 Operation::Register(entries) => self.on_restore_refused(entries, error),

@@ -358,7 +358,7 @@ impl Attendance {
         };
         match &answer {
             Ok(written) => self.on_applied(&pending, written),
-            Err(_) => self.on_not_applied(&pending),
+            Err(error) => self.on_not_applied(&pending, error),
         }
         self.quiet_since = Instant::now();
         match pending.purpose {
@@ -389,10 +389,13 @@ impl Attendance {
         self.take_out_again(out);
     }
 
-    /// Whoever asked for nodes to go knows that they may stay; while some are registered again it is seen to.
-    fn on_not_applied(&mut self, pending: &Pending) {
+    /// Whoever asked for nodes to go knows that they may stay; while some are registered again it is seen to. So it is of
+    /// those of which nobody has decided, if the session turns out to be lost.
+    fn on_not_applied(&mut self, pending: &Pending, error: &Error) {
         let seen_to = self.lease.is_none() || self.closing.is_some() || self.is_restoring();
-        if !pending.is_restore() && !seen_to {
+        let undecided = may_be_waited_for(error)
+            || matches!(error, Error::OutcomeUnknown { .. } | Error::DiskFull { .. });
+        if !pending.is_restore() && !seen_to && !undecided {
             let mut roll = self.shared.roll.lock();
             pending.operation.on_given_up(&mut roll);
         }
