@@ -297,7 +297,7 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
                 );
                 known.extend(missed.iter().map(ToString::to_string));
                 // Before they are in the view, so that nobody reads them empty.
-                inner.note_missed(missed);
+                inner.note_missed();
             }
             let commands = differences(&raft, &view, &touched);
             (commands, !touched.groups.is_empty(), raft.revision())

@@ -89,8 +89,6 @@ pub(super) struct Desk {
     followed: BTreeMap<ServerId, Followed>,
     /// What was found on disk, until it is known whether it counts.
     set_aside: BTreeMap<Key, Numbered>,
-    /// The same, for servers that miss a group of it.
-    offered: Option<Replica>,
     /// What an unsure server has fetched from others. It is on disk as well, but in place of nothing that was set aside.
     fetched: Replica,
     /// Since when.
@@ -154,7 +152,6 @@ impl Desk {
             memory,
             followed: life.followed,
             set_aside: BTreeMap::new(),
-            offered: None,
             fetched: nothing_of(server),
             fetching_since_ms: None,
             holders: BTreeSet::new(),
@@ -205,23 +202,13 @@ impl Desk {
         }
     }
 
-    /// What other servers may have of it. What an unsure one has may not count, nor what it has fetched until now: that is
-    /// for nobody. But what it had of a group may be all that there is, if the others missed that group's move: whoever
-    /// does asks for it by name.
-    pub(super) fn told(&mut self, by_name: bool) -> Option<&Replica> {
+    /// What other servers may have of it. What an unsure one had may not count, nor what it has fetched until now: that is for
+    /// nobody.
+    pub(super) fn told(&self) -> Option<&Replica> {
         match self.footing {
-            Footing::Sure => return Some(&self.replica),
-            Footing::Unsure if !by_name => return None,
-            Footing::Unsure => {}
+            Footing::Sure => Some(&self.replica),
+            Footing::Unsure => None,
         }
-        let (server, set_aside) = (self.server, &self.set_aside);
-        Some(self.offered.get_or_insert_with(|| {
-            let mut offered = nothing_of(server);
-            for (record, seq) in set_aside.values() {
-                offered.load(record.clone(), *seq);
-            }
-            offered
-        }))
     }
 
     pub(super) fn footing(&self) -> Footing {
@@ -416,7 +403,6 @@ impl Desk {
                 let key = record.key.clone();
                 self.set_aside.entry(key).or_insert((record, None));
             }
-            self.offered = None;
             self.fetching_since_ms = None;
         }
         self.fetching_since_ms.get_or_insert(now_ms);
@@ -518,11 +504,9 @@ impl Desk {
         forgot_before_ms.is_none_or(|forgot_before_ms| forgot_before_ms > self.alive_ms)
     }
 
-    /// Whether one that is sure knows better. It does than one that was never alive on this disk, and has nothing to take
-    /// up; and than one whose last sign of life lies ahead, which does not tell when that was.
-    pub(super) fn is_outlived_by_sure(&self, forgot_before_ms: Option<u64>, now_ms: u64) -> bool {
-        let is_ahead = self.alive_ms.saturating_sub(now_ms) > self.ahead_max_ms;
-        self.alive_ms == 0 || is_ahead || self.is_outlived(forgot_before_ms)
+    /// Whether one that is sure knows better. It does than one that was never alive on this disk, and has nothing to take up.
+    pub(super) fn is_outlived_by_sure(&self, forgot_before_ms: Option<u64>) -> bool {
+        self.alive_ms == 0 || self.is_outlived(forgot_before_ms)
     }
 
     /// Until when no end is forgotten here: what servers that come back later must hear of.
@@ -619,7 +603,6 @@ impl Desk {
                 tracing::info!(records = self.replica.len(), "AP groups: fetched from the others");
             }
         }
-        self.offered = None;
         self.footing = Footing::Sure;
         // What came in pieces, perhaps a part from a server that went.
         self.replica.caught_up(work.view);

@@ -714,34 +714,12 @@ fn what_was_fetched_before_others_forgot_does_not_count() {
     assert!(!site.lists() && site.desk.replica.is_empty());
 }
 
-/// Others may have missed a group, and ask for what it had of it.
+/// It may not count, nor may what it has fetched until now.
 #[test]
-fn an_unsure_server_tells_what_it_had_where_it_is_asked_for_by_name() {
+fn an_unsure_server_tells_nobody_what_it_has() {
     let (mut site, other) = away_with_records();
     site.hear(&other);
-    assert!(site.desk.told(false).is_none());
-    let group = service().group;
-    let told = site.desk.told(true).expect("it is asked by name");
-    let theirs = other.desk.replica.bucket_digests(group.as_str());
-    assert_eq!(told.bucket_digests(group.as_str()), theirs);
-    assert_eq!(told.bucket(&theirs[0].0).len(), 2, "with the session");
-}
-
-#[test]
-fn a_sign_of_life_that_lies_ahead_is_outlived_by_whoever_is_sure() {
-    let now = Site::new(1).now;
-    let outlived = |ahead_ms| {
-        let site = away_since(now.wall_ms + ahead_ms, None, now);
-        site.desk
-            .is_outlived_by_sure(Some(now.wall_ms - 1_000), now.wall_ms)
-    };
-    assert!(outlived(2 * retention_ms()) && outlived(501));
-    assert!(!outlived(500), "clocks are set now and then");
-    assert!(
-        away_since(0, None, now)
-            .desk
-            .is_outlived_by_sure(Some(0), now.wall_ms)
-    );
+    assert!(site.desk.told().is_none() && other.desk.told().is_some());
 }
 
 /// The retention of its next life is longer, but what it forgot is gone.

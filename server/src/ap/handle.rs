@@ -543,7 +543,6 @@ impl Inner {
             untold: Notify::new(),
             agreed_at: parking_lot::Mutex::default(),
             missed_at: parking_lot::Mutex::default(),
-            missed: parking_lot::Mutex::default(),
             coordinated: Coordinated::default(),
             metrics: options.metrics,
             clock_offset_ms: 0.into(),

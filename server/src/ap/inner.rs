@@ -57,8 +57,6 @@ pub(super) struct Inner {
     /// When this server learned of a group that moved to gossip without it. Until it has fetched what another server
     /// has, or has tried for [`MISSED_MAX`], it shows nothing.
     pub(super) missed_at: Mutex<Option<Instant>>,
-    /// The groups that it missed then, and before as long as that lasted.
-    pub(super) missed: Mutex<BTreeSet<GroupName>>,
     pub(super) coordinated: Coordinated,
     pub(super) metrics: ApMetrics,
     pub(super) clock_offset_ms: AtomicI64,
@@ -140,13 +138,9 @@ impl Now {
 const MISSED_MAX: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl Inner {
-    /// Groups are here that moved while this server was away: their records are elsewhere.
-    pub(super) fn note_missed(&self, groups: impl IntoIterator<Item = GroupName>) {
-        {
-            let mut missed_at = self.missed_at.lock();
-            *missed_at = Some(Instant::now());
-            self.missed.lock().extend(groups);
-        }
+    /// A group is here that moved while this server was away: its records are elsewhere.
+    pub(super) fn note_missed(&self) {
+        *self.missed_at.lock() = Some(Instant::now());
         self.returned.notify_one();
     }
 
@@ -155,13 +149,7 @@ impl Inner {
         let mut missed_at = self.missed_at.lock();
         if missed_at.is_some_and(|at| at <= asked_at) {
             *missed_at = None;
-            self.missed.lock().clear();
         }
-    }
-
-    /// Which groups it misses.
-    pub(super) fn missed(&self) -> BTreeSet<GroupName> {
-        self.missed.lock().clone()
     }
 
     /// Whether records that it missed are still elsewhere.
@@ -242,10 +230,10 @@ impl Inner {
     ///
     /// # Errors
     /// It did not get there in time.
-    pub(super) async fn read_synced<T>(&self, read: impl FnOnce(&mut Desk) -> T) -> Result<T, tonic::Status> {
+    pub(super) async fn read_synced<T>(&self, read: impl FnOnce(&Desk) -> T) -> Result<T, tonic::Status> {
         let (found, batch) = {
-            let mut desk = self.desk.lock();
-            (read(&mut desk), desk.batch)
+            let desk = self.desk.lock();
+            (read(&desk), desk.batch)
         };
         let mut synced = self.synced.subscribe();
         let waited = tokio::time::timeout(SYNC_WAIT, synced.wait_for(|synced| *synced >= batch)).await;

@@ -83,14 +83,14 @@ pub(super) fn decode_bucket(bytes: &[u8]) -> Result<Bucket, Status> {
     postcard::from_bytes(bytes).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
-fn compare(desk: &mut Desk, asked: &ApCompareRequest) -> ApCompareResponse {
+fn compare(desk: &Desk, asked: &ApCompareRequest) -> ApCompareResponse {
     let theirs = whole(asked.high, asked.low);
     let mut answer = ApCompareResponse {
         sure: desk.footing() == Footing::Sure,
         forgot_before: Some(desk.forgot_before_ms()),
         ..ApCompareResponse::default()
     };
-    let Some(told) = desk.told(asked.buckets) else {
+    let Some(told) = desk.told() else {
         return answer;
     };
     if asked.buckets {
@@ -178,7 +178,7 @@ impl Ap for ApDoor {
         #[cfg(test)]
         self.inner.mute.check(&self.inner.mute.fetch)?;
         let bucket = decode_bucket(&asked.bucket)?;
-        let told = |desk: &mut Desk| desk.told(true).map(|told| told.bucket(&bucket));
+        let told = |desk: &Desk| desk.told().map(|told| told.bucket(&bucket));
         let records = self.inner.read_synced(told).await?.unwrap_or_default();
         let skip = usize::try_from(asked.skip).unwrap_or(usize::MAX);
         Ok(Response::new(piece(&records, skip)))

@@ -156,7 +156,7 @@ impl Repairer {
         self.early = self.early.saturating_sub(1);
         for other in self.inner.others_here() {
             let asked_at = Instant::now();
-            match self.compare_and_ask_for_missed(&other, patience).await {
+            match self.compare(&other, patience).await {
                 Ok(compared) => {
                     // One that gave a part only may be the one that has the rest.
                     if compared.complete && (compared.sure || self.is_known_to_nobody(other.server)) {
@@ -175,20 +175,8 @@ impl Repairer {
         }
     }
 
-    /// What was missed may be on the disks of servers that do not know yet whether it counts: they tell what they are asked
-    /// for by name. Nobody is ahead of them in that, since whoever missed it has forgotten nothing of it.
-    async fn compare_and_ask_for_missed(&mut self, other: &Other, patience: u8) -> Result<Compared, Status> {
-        let mut compared = self.compare(other, patience).await?;
-        if !compared.sure {
-            for group in self.inner.missed() {
-                compared.complete &= self.compare_group(other, group.as_str(), 1).await?;
-            }
-        }
-        Ok(compared)
-    }
-
     /// Whether nobody has what this server missed: all that are there, with this one a majority, were asked and miss it
-    /// as well, or have told what they had of it. A group that moved is on the disks of a majority, so there is nothing of it.
+    /// as well. A group that moved is on the disks of a majority, so there is nothing of it.
     fn is_known_to_nobody(&mut self, asked: ServerId) -> bool {
         let missed_at = *self.inner.missed_at.lock();
         if std::mem::replace(&mut self.missed_at, missed_at) != missed_at {
@@ -306,9 +294,7 @@ impl Repairer {
 
     /// Whether a sure server knows better than this one.
     fn is_outlived_by(&self, asked: &ApCompareResponse) -> bool {
-        let now_ms = self.inner.now().wall_ms;
-        let desk = self.inner.desk.lock();
-        desk.is_outlived_by_sure(asked.forgot_before, now_ms)
+        self.inner.desk.lock().is_outlived_by_sure(asked.forgot_before)
     }
 
     /// Whether what was fetched until now counts.
