@@ -328,8 +328,9 @@ async fn a_drain_waits_until_the_watchers_of_all_servers_have_seen_it() {
     );
 
     // One that takes nothing in is waited for, and named.
+    // For less than it takes a server to give a connection up.
     watches[1].pause();
-    let late = rollcall.run("node drain prod/feed/10.0.0.1:82 --wait --timeout 5s -o json");
+    let late = rollcall.run("node drain prod/feed/10.0.0.1:82 --wait --timeout 2s -o json");
     watches[1].resume();
     assert_eq!(late.code, Some(6), "{late:?}");
     assert!(late.stderr.contains("2 of 3 watchers"), "{late:?}");
@@ -431,7 +432,7 @@ async fn a_drain_in_an_ap_group_waits_for_all_servers() {
     let late = rollcall.run("node drain edge/feed/10.0.0.1:80 --wait --timeout 20s");
     assert_eq!(late.code, Some(0), "nothing has changed since: {late:?}");
     rollcall.ok("node update edge/feed/10.0.0.1:80 --state up");
-    let late = rollcall.run("node drain edge/feed/10.0.0.1:80 --wait --timeout 5s");
+    let late = rollcall.run("node drain edge/feed/10.0.0.1:80 --wait --timeout 2s");
     assert_eq!(late.code, Some(6), "{late:?}");
     watcher.resume();
     rollcall.ok("node drain edge/feed/10.0.0.1:80 --wait --timeout 20s");
