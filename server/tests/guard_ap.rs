@@ -11,7 +11,7 @@ use rollcall_client::{Expected, ReadOptions, ServiceKey, Watch, WatchEvent, Watc
 use rollcall_jepsen::lab::crowd::Crowd;
 use rollcall_jepsen::lab::reading::local_view;
 use rollcall_jepsen::lab::{WAIT_MAX, eventually, one_clean_of};
-use support::{Stage, cluster, registry};
+use support::{Stage, cluster, keep_alive, registry};
 
 const EDGE: &str = "edge";
 
@@ -171,10 +171,11 @@ async fn three_of_ten_die_and_are_removed_in_time_at_another_server() {
     .await;
 }
 
-/// A machine that is busy elsewhere may delay the removal, or have one of the living missed; the servers may not.
+/// A machine that is busy elsewhere may delay the removal, or the heartbeats of the living.
 async fn three_of_ten_die(addresses: &[String], service: &str) -> Result<(), String> {
     let ttl = Duration::from_secs(5);
     let bound = ttl + Duration::from_secs(1);
+    let began = Instant::now();
     let mut living = Crowd::register(&addresses[0], ttl, (EDGE, service, "living"), 7)
         .await
         .unwrap();
@@ -208,7 +209,11 @@ async fn three_of_ten_die(addresses: &[String], service: &str) -> Result<(), Str
         let took = beat.elapsed();
         println!("3 of 10 died: removed {took:?} after their last heartbeat, ttl {ttl:?}, at another server");
         if !all_dying {
-            return Err("a living one was removed".into());
+            // Whether it was in time is known to whoever keeps it alive, and soon finds it gone.
+            let judged = tokio::time::timeout(WAIT_MAX, std::future::pending::<()>());
+            judged
+                .await
+                .expect("a living one was removed, and its session goes on");
         }
         assert!(took >= ttl, "removed {took:?} after a heartbeat");
         if took > bound {
@@ -218,12 +223,6 @@ async fn three_of_ten_die(addresses: &[String], service: &str) -> Result<(), Str
     };
     tokio::select! {
         died = dies => died,
-        () = beat_while_all_live(&mut living, ttl) => Err("a living session was struck off".into()),
-    }
-}
-
-async fn beat_while_all_live(living: &mut Crowd, ttl: Duration) {
-    while living.renew().await.unwrap() == 0 {
-        tokio::time::sleep(ttl / 6).await;
+        late = keep_alive(&mut living, ttl, began) => Err(late),
     }
 }

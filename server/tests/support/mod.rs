@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rollcall_client::v1::GroupSettings;
 use rollcall_client::{
     Effect, Entry, Expected, Registration, Registry, RegistryConfig, ServiceKey, Session, SessionOptions,
     WriteOptions,
 };
+use rollcall_jepsen::lab::crowd::Crowd;
 use rollcall_jepsen::lab::reading::local_view;
 use rollcall_jepsen::lab::watching::{Mirror, Told, Watching};
 use rollcall_jepsen::lab::{Cluster, ClusterOptions, WAIT_MAX, eventually};
@@ -26,6 +27,28 @@ pub(crate) mod alone;
 pub(crate) const GROUP: &str = "test";
 /// Most nodes of one writer: four of them stay below a service's bound.
 const NODES_EACH_MAX: u16 = 1_200;
+
+/// Keeps a crowd alive that began to be heard then. Ends when one of it was struck off: its heartbeats were late.
+///
+/// # Panics
+/// It was struck off though they were in time.
+pub(crate) async fn keep_alive(crowd: &mut Crowd, ttl: Duration, began: Instant) -> String {
+    let (mut asked_at, mut longest) = (began, Duration::ZERO);
+    loop {
+        let asks_at = Instant::now();
+        let struck_off = crowd.renew().await.unwrap();
+        longest = longest.max(asked_at.elapsed());
+        asked_at = asks_at;
+        if struck_off > 0 {
+            assert!(
+                longest >= ttl,
+                "{struck_off} were struck off, never silent for more than {longest:?}"
+            );
+            return format!("no heartbeat for {longest:?}");
+        }
+        tokio::time::sleep(ttl / 6).await;
+    }
+}
 
 /// How many clusters one test program runs at a time: the tests mostly wait, but elections want a processor.
 static ROOM: Semaphore = Semaphore::const_new(2);
