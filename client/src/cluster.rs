@@ -110,12 +110,13 @@ impl Registry {
     );
 
     membership_order!(
-        /// Takes a server out of the cluster.
+        /// Takes a server out of the cluster. What it has of AP groups is fetched before; `lost`: if it does not answer, what
+        /// only it has acknowledged there is given up.
         ///
         /// # Errors
-        /// Those of [`Self::add_learner`].
+        /// Those of [`Self::add_learner`]; [`Error::Membership`], too, if something would be lost.
         remove,
-        RemoveRequest { server: u64 }
+        RemoveRequest { server: u64, lost: bool }
     );
 
     membership_order!(

@@ -449,19 +449,19 @@ async fn membership_grows_from_one_to_three_and_shrinks_to_one() {
     // The leader itself goes first.
     let old = leader(&servers).await;
     let id = ServerId(servers[old].id);
-    servers[old].consensus().remove(id, soon()).await.unwrap();
+    servers[old].consensus().remove(id, false, soon()).await.unwrap();
     let mut gone = servers.remove(old);
     let new = leader(&servers).await;
     gone.kill().await;
     write(&servers[new], register("two")).await;
     let other = ServerId(servers[1 - new].id);
-    servers[new].consensus().remove(other, soon()).await.unwrap();
+    servers[new].consensus().remove(other, false, soon()).await.unwrap();
     servers[1 - new].kill().await;
     write(&servers[new], register("one")).await;
     assert_eq!(servers[new].consensus().members().len(), 1);
     assert_eq!(node_count(&servers[new]), 63);
     let own = ServerId(servers[new].id);
-    assert!(servers[new].consensus().remove(own, soon()).await.is_err());
+    assert!(servers[new].consensus().remove(own, false, soon()).await.is_err());
     end(servers).await;
 }
 

@@ -372,7 +372,7 @@ impl Cluster {
     /// # Errors
     /// The cluster refuses for half a minute, or does not answer.
     pub async fn remove(&mut self, id: u64) -> anyhow::Result<()> {
-        self.operator().remove(id).await
+        self.operator().remove(id, false).await
     }
 
     /// Whoever orders changes of the members.

@@ -67,14 +67,14 @@ impl Operator {
         .await
     }
 
-    /// Takes server `id` out of the cluster. Its process goes on; stop it then.
+    /// Takes server `id` out of the cluster. Its process goes on; stop it then. `lost`: it does not answer any more.
     ///
     /// # Errors
     /// The cluster refuses for as long as `MEMBERSHIP_MAX`, or does not answer.
-    pub async fn remove(&self, id: u64) -> anyhow::Result<()> {
+    pub async fn remove(&self, id: u64, lost: bool) -> anyhow::Result<()> {
         let done = |members: &[Member]| members.iter().all(|member| member.server != id);
         self.change(&format!("removing server {id}"), done, |mut client| async move {
-            client.remove(RemoveRequest { server: id }).await.map(drop)
+            client.remove(RemoveRequest { server: id, lost }).await.map(drop)
         })
         .await
     }

@@ -53,7 +53,8 @@ impl Replacement {
         self.step = match std::mem::replace(&mut self.step, Step::Begin) {
             Step::Begin => {
                 let old = self.old;
-                Step::Removing(tokio::spawn(async move { operator.remove(old).await }))
+                let lost = !ground.cluster.server(old).is_running();
+                Step::Removing(tokio::spawn(async move { operator.remove(old, lost).await }))
             }
             Step::Removing(call) => match finished(call).await? {
                 Call::Open(call) => Step::Removing(call),

@@ -154,7 +154,8 @@ fn promote(ground: &mut Ground<'_>, id: u64) -> JoinHandle<anyhow::Result<()>> {
 
 fn remove(ground: &mut Ground<'_>, id: u64) -> JoinHandle<anyhow::Result<()>> {
     let operator = ground.cluster.operator();
-    tokio::spawn(async move { operator.remove(id).await })
+    let lost = !ground.cluster.server(id).is_running();
+    tokio::spawn(async move { operator.remove(id, lost).await })
 }
 
 #[tonic::async_trait]

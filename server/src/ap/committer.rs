@@ -255,6 +255,14 @@ pub(super) fn carry_out(desk: &mut Desk, work: &mut Work<'_>, job: Job) -> Optio
             refuse(done, NOT_SURE);
             None
         }
+        Job::Write { done, .. } if desk.is_retired() => {
+            refuse(done, RETIRED);
+            None
+        }
+        Job::Claim { done, .. } if desk.is_retired() => {
+            refuse(done, RETIRED);
+            None
+        }
         Job::Write {
             request,
             by,
@@ -334,6 +342,7 @@ pub(super) fn carry_out(desk: &mut Desk, work: &mut Work<'_>, job: Job) -> Optio
 }
 
 const NOT_SURE: &str = "this server does not know yet what the others have";
+const RETIRED: &str = "this server is being removed from the cluster";
 
 fn refuse<T>(done: Done<T>, reason: &str) {
     let reason = reason.to_owned();

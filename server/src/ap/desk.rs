@@ -15,6 +15,7 @@ use rollcall_core::ids::{GroupName, RequestId, ServerId, SessionId};
 use rollcall_core::session::Spread;
 
 use super::contract::Introduction;
+use super::retirement::FORGOTTEN_AFTER;
 use super::rows::{self, Followed, Found, Life, Memory, Numbered};
 use crate::raft::RenewalVerdict;
 use crate::session::{Office, Word};
@@ -103,6 +104,8 @@ pub(super) struct Desk {
     unclaimed_since: Option<Instant>,
     /// Sessions held elsewhere that were heard here: to be claimed.
     claims: BTreeSet<SessionId>,
+    /// Since when this server is about to be removed from the cluster.
+    retired_at: Option<Instant>,
     /// The batch of writes under way, or the last one.
     pub(super) batch: u64,
     /// Grows when the view's groups may have changed.
@@ -159,6 +162,7 @@ impl Desk {
             taken_over: BTreeMap::new(),
             unclaimed_since: None,
             claims: BTreeSet::new(),
+            retired_at: None,
             batch: 0,
             groups_version: 0,
         };
@@ -213,6 +217,26 @@ impl Desk {
 
     pub(super) fn footing(&self) -> Footing {
         self.footing
+    }
+
+    /// From now on nothing is acknowledged: it could be on this server alone when that is removed.
+    pub(super) fn retire(&mut self, now: Instant) {
+        self.retired_at = Some(now);
+    }
+
+    /// It is not removed after all.
+    pub(super) fn stay(&mut self) {
+        self.retired_at = None;
+    }
+
+    /// Another server says that this one is a member.
+    pub(super) fn stay_if_forgotten(&mut self, now: Instant) {
+        self.retired_at
+            .take_if(|retired_at| now.saturating_duration_since(*retired_at) >= FORGOTTEN_AFTER);
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired_at.is_some()
     }
 
     /// The name of this server's log.

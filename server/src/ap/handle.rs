@@ -31,7 +31,7 @@ use super::{definitions, exchange, judge, repair, upkeep};
 use crate::config::ApConfig;
 use crate::gossip::Gossip;
 use crate::raft::{
-    AppliedHead, Consensus, MESSAGE_BYTES_MAX, ProposeError, REQUEST_BYTES_MAX, RenewalVerdict,
+    AppliedHead, Consensus, Heir, MESSAGE_BYTES_MAX, ProposeError, REQUEST_BYTES_MAX, RenewalVerdict,
     SessionDeadline, SharedDirectory,
 };
 use crate::store::StoreError;
@@ -98,6 +98,8 @@ impl Ap {
         })?;
         let (jobs, queue) = mpsc::channel(committer::QUEUE_MAX);
         let inner = Arc::new(Inner::new(options, found, jobs));
+        let heir: Arc<dyn Heir> = inner.clone();
+        inner.consensus.set_heir(&heir);
         let tasks = vec![
             tokio::spawn(committer::run(inner.clone(), queue, stop.clone())),
             tokio::spawn(definitions::follow(inner.clone(), stop.clone())),

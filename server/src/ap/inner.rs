@@ -69,6 +69,7 @@ pub(super) struct Inner {
 #[derive(Default)]
 pub(super) struct Mute {
     pub(super) compare: AtomicBool,
+    pub(super) pull: AtomicBool,
     pub(super) fetch: AtomicBool,
 }
 

@@ -7,7 +7,7 @@
 //! `definitions` brings groups and services from the replicated directory. `exchange` follows the others' logs, by
 //! `news` and by pulls, `repair` compares and fetches, `peer` is the other end of both. `judge` says who lapsed.
 //! `members` and `origins` are what is known of the other servers; `upkeep` forgets what is old. `mover` takes groups
-//! from one mode to the other, and `strays` takes back what lost its mover.
+//! from one mode to the other, and `strays` takes back what lost its mover. `retirement` is for servers that are removed.
 
 mod committer;
 mod company;
@@ -25,6 +25,7 @@ mod news;
 mod origins;
 mod peer;
 mod repair;
+mod retirement;
 mod rows;
 mod strays;
 mod upkeep;
@@ -46,3 +47,5 @@ mod desk_test;
 mod disk_test;
 #[cfg(test)]
 mod moves_test;
+#[cfg(test)]
+mod retirement_test;

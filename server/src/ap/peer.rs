@@ -1,13 +1,15 @@
 //! The peer listener's service for records of AP groups. What it tells is on this server's disk.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use rollcall_core::ap::{Bucket, Key, Record, Replica, Seq};
 use rollcall_proto::v1::ap_server::Ap;
 use rollcall_proto::v1::{
     ApCompareRequest, ApCompareResponse, ApDigest, ApFetchRequest, ApFetchResponse, ApPullRequest,
-    ApPullResponse, ApPushRequest, ApPushResponse, ApStandingRequest, ApStandingResponse,
+    ApPullResponse, ApPushRequest, ApPushResponse, ApRetireRequest, ApRetireResponse, ApStandingRequest,
+    ApStandingResponse,
 };
 use tonic::{Request, Response, Status};
 use xxhash_rust::xxh3::xxh3_128;
@@ -136,6 +138,8 @@ impl Ap for ApDoor {
     async fn pull(&self, request: Request<ApPullRequest>) -> Result<Response<ApPullResponse>, Status> {
         let asked = request.into_inner();
         self.check(&asked.cluster, asked.from, asked.to)?;
+        #[cfg(test)]
+        self.inner.mute.check(&self.inner.mute.pull)?;
         if !self.inner.is_sure() {
             // Its numbers are there, and what they stand for is not: it would be held to be followed.
             return Err(Status::unavailable("this server does not know yet what counts"));
@@ -169,6 +173,8 @@ impl Ap for ApDoor {
         self.inner.desk.lock().keep_ends_until(asked.keeps_until, now_ms);
         let mut answer = self.inner.read_synced(|desk| compare(desk, &asked)).await?;
         answer.sure &= !self.inner.misses_records();
+        let members = self.inner.consensus.members();
+        answer.member = members.iter().any(|member| member.server.0 == asked.from);
         Ok(Response::new(answer))
     }
 
@@ -193,10 +199,22 @@ impl Ap for ApDoor {
         Ok(Response::new(mover::answer(&self.inner, &asked).await?))
     }
 
+    async fn retire(&self, request: Request<ApRetireRequest>) -> Result<Response<ApRetireResponse>, Status> {
+        let asked = request.into_inner();
+        self.check(&asked.cluster, asked.from, asked.to)?;
+        let mut desk = self.inner.desk.lock();
+        match asked.stays {
+            true => desk.stay(),
+            false => desk.retire(Instant::now()),
+        }
+        Ok(Response::new(ApRetireResponse {}))
+    }
+
     async fn push(&self, request: Request<ApPushRequest>) -> Result<Response<ApPushResponse>, Status> {
         let asked = request.into_inner();
         self.check(&asked.cluster, asked.from, asked.to)?;
-        if !self.inner.is_sure() || self.inner.consensus.disk_is_full() {
+        let is_retired = self.inner.desk.lock().is_retired();
+        if is_retired || !self.inner.is_sure() || self.inner.consensus.disk_is_full() {
             return Err(Status::unavailable("this server takes no records now"));
         }
         let records = decode_all(&asked.records)?;

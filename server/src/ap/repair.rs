@@ -107,17 +107,36 @@ enum Learned {
     Nothing,
 }
 
+/// Fetches what another server has that is told no more writes, until all of it is here and on disk.
+///
+/// # Errors
+/// It was not `until` then.
+pub(super) async fn take_all(
+    inner: Arc<Inner>,
+    other: &Other,
+    until: tokio::time::Instant,
+) -> Result<(), Status> {
+    let mut repairer = Repairer::new(inner.clone());
+    loop {
+        let missing = match repairer.compare(other, 1).await {
+            Ok(compared) if compared.complete && compared.sure => break,
+            Ok(compared) if compared.complete => {
+                Status::unavailable("it does not know yet which of its records count")
+            }
+            Ok(_) => Status::aborted("it has records that were not taken"),
+            Err(status) => status,
+        };
+        if tokio::time::Instant::now() >= until {
+            return Err(missing);
+        }
+        tokio::time::sleep(UNSURE_EVERY).await;
+    }
+    hear(&inner, Vec::new(), None, true).await.map(drop)
+}
+
 /// Compares now and then, until `stop`.
 pub(super) async fn run(inner: Arc<Inner>, stop: CancellationToken) {
-    let mut repairer = Repairer {
-        inner: inner.clone(),
-        differing: BTreeMap::new(),
-        differed: BTreeMap::new(),
-        clueless: BTreeSet::new(),
-        missed_at: None,
-        early: EARLY_MAX,
-        betters: BTreeMap::new(),
-    };
+    let mut repairer = Repairer::new(inner.clone());
     loop {
         let sure = inner.is_sure();
         let (pause, patience) = if sure && !inner.misses_records() && repairer.early == 0 {
@@ -151,6 +170,18 @@ fn jittered(interval: Duration) -> Duration {
 }
 
 impl Repairer {
+    fn new(inner: Arc<Inner>) -> Self {
+        Self {
+            inner,
+            differing: BTreeMap::new(),
+            differed: BTreeMap::new(),
+            clueless: BTreeSet::new(),
+            missed_at: None,
+            early: EARLY_MAX,
+            betters: BTreeMap::new(),
+        }
+    }
+
     /// Compares with one of the others: the first that answers.
     async fn repair(&mut self, patience: u8) {
         self.early = self.early.saturating_sub(1);
@@ -390,7 +421,11 @@ impl Repairer {
             FIRST_ANSWER_MAX
         };
         let answer = within(bound, client.compare(request)).await?;
-        self.inner.origins.note_answer(other.server, Instant::now());
+        let now = Instant::now();
+        self.inner.origins.note_answer(other.server, now);
+        if answer.member {
+            self.inner.desk.lock().stay_if_forgotten(now);
+        }
         Ok(answer)
     }
 
@@ -436,7 +471,7 @@ impl Repairer {
     }
 }
 
-async fn within<T>(
+pub(super) async fn within<T>(
     bound: Duration,
     call: impl Future<Output = Result<tonic::Response<T>, Status>>,
 ) -> Result<T, Status> {

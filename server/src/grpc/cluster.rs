@@ -157,8 +157,9 @@ impl Cluster for Doors {
         request: Request<v1::RemoveRequest>,
     ) -> Result<Response<v1::MembershipResponse>, Status> {
         self.check_operator("remove", &request)?;
-        let server = ServerId(request.into_inner().server);
-        let result = self.reader.consensus().remove(server, deadline()).await;
+        let v1::RemoveRequest { server, lost } = request.into_inner();
+        let removing = self.reader.consensus().remove(ServerId(server), lost, deadline());
+        let result = removing.await;
         self.answer("remove", self.changed(result))
     }
 

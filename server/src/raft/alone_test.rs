@@ -165,7 +165,7 @@ async fn who_has_let_others_in_asks_from_then_on() {
     }
     // It cannot know whether somebody it let in leads others, until it begins anew.
     for id in [3, 2] {
-        let leaving = first.remove(ServerId(id), soon());
+        let leaving = first.remove(ServerId(id), false, soon());
         meanwhile(&benches, session, leaving).await.unwrap();
         benches.remove(&id);
         benches[&1]
@@ -199,7 +199,7 @@ async fn who_is_left_alone_asks_until_that_is_committed() {
     drop(servers.remove(0).kill());
     for id in others {
         all_ask(&benches, session).await;
-        let leaving = last.consensus.remove(ServerId(id), soon());
+        let leaving = last.consensus.remove(ServerId(id), false, soon());
         meanwhile(&benches, session, leaving).await.unwrap();
         benches.remove(&id);
     }

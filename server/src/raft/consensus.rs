@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Raft;
 use super::checkpoint::Checkpoints;
-use super::contract::{AppliedHead, LeaderDesk, Leadership, MemberInfo, RaftStatus, SharedDirectory};
+use super::contract::{AppliedHead, Heir, LeaderDesk, Leadership, MemberInfo, RaftStatus, SharedDirectory};
 use super::network::{MESSAGE_BYTES_MAX, Peers};
 use super::options::ReplicationOptions;
 use super::peer::PeerDoor;
@@ -57,6 +57,8 @@ pub(super) struct Inner {
     pub(super) peers: Arc<Peers>,
     /// Who holds this handle itself: it is kept elsewhere, or neither would ever be given back.
     pub(super) desk: OnceLock<Weak<dyn LeaderDesk>>,
+    /// The same.
+    pub(super) heir: OnceLock<Weak<dyn Heir>>,
     pub(super) stop: CancellationToken,
     /// Raft's own task has ended.
     pub(super) ended: CancellationToken,

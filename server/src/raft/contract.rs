@@ -1,10 +1,12 @@
 //! What the other shells meet of replication: questions, answers and refusals.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rollcall_core::directory::{Directory, Refusal};
 use rollcall_core::ids::{LogIndex, LogPosition, Revision, ServerId, SessionId, Term};
+use tokio::time::Instant;
 
 use super::types::PeerAddresses;
 
@@ -186,6 +188,25 @@ pub enum DeskError {
         /// For people.
         reason: String,
     },
+}
+
+/// Takes over, at the leader, what a server that is to be removed has acknowledged outside the log.
+#[tonic::async_trait]
+pub trait Heir: Send + Sync + 'static {
+    /// From now on that server acknowledges nothing that is not in the log, and what it did is on this server's disk. `lost`:
+    /// if it does not answer, so be it.
+    ///
+    /// # Errors
+    /// It must not be removed: something would be lost. It stays as it was.
+    async fn inherit(
+        self: Arc<Self>,
+        server: ServerId,
+        lost: bool,
+        deadline: Instant,
+    ) -> Result<(), MembershipError>;
+
+    /// It is not removed after all.
+    async fn let_stay(self: Arc<Self>, server: ServerId);
 }
 
 /// What the peer listener hands to the session authority when this server leads.

@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use openraft::ChangeMembers;
@@ -15,7 +16,7 @@ use rollcall_proto::v1::{Error, ErrorCode, MembershipOrder, ProbeResponse};
 use tokio::time::Instant;
 
 use super::consensus::{Consensus, Inner};
-use super::contract::{DeskError, MembershipError};
+use super::contract::{DeskError, Heir, MembershipError};
 use super::types::{PeerAddresses, TypeConfig};
 use super::upkeep;
 
@@ -33,7 +34,7 @@ type Raftly = Result<ClientWriteResponse<TypeConfig>, RaftError<TypeConfig, Clie
 pub(super) enum Order {
     AddLearner(u64, PeerAddresses),
     Promote(u64),
-    Remove(u64),
+    Remove { server: u64, lost: bool },
     Transfer(Option<u64>),
 }
 
@@ -48,7 +49,10 @@ impl Order {
                 wire.http_address.clone_from(&addresses.http_address);
             }
             Self::Promote(server) => wire.promote = *server,
-            Self::Remove(server) => wire.remove = *server,
+            Self::Remove { server, lost } => {
+                wire.remove = *server;
+                wire.lost = *lost;
+            }
             Self::Transfer(to) => {
                 wire.transfer = true;
                 wire.transfer_to = to.unwrap_or_default();
@@ -65,7 +69,10 @@ impl Order {
         }
         match (wire.add_learner, wire.promote, wire.remove) {
             (0, 0, 0) => None,
-            (0, 0, server) => Some(Self::Remove(server)),
+            (0, 0, server) => Some(Self::Remove {
+                server,
+                lost: wire.lost,
+            }),
             (0, server, _) => Some(Self::Promote(server)),
             (server, _, _) => Some(Self::AddLearner(
                 server,
@@ -115,12 +122,27 @@ impl Consensus {
         self.inner.order(Order::Promote(server.0), deadline).await
     }
 
-    /// Removes a member; the leader hands over first.
+    /// Removes a member, once the leader has what that acknowledged outside the log ([`Heir`]); the leader hands over first.
+    /// `lost`: it is not waited for if it does not answer, and what only it had is given up.
     ///
     /// # Errors
     /// See [`MembershipError`].
-    pub async fn remove(&self, server: ServerId, deadline: Instant) -> Result<(), MembershipError> {
-        self.inner.order(Order::Remove(server.0), deadline).await
+    pub async fn remove(
+        &self,
+        server: ServerId,
+        lost: bool,
+        deadline: Instant,
+    ) -> Result<(), MembershipError> {
+        let server = server.0;
+        self.inner.order(Order::Remove { server, lost }, deadline).await
+    }
+
+    /// Names who takes over what servers that are removed have outside the log, as long as the caller keeps it. To be called
+    /// once, before the peers are served.
+    pub fn set_heir(&self, heir: &Arc<dyn Heir>) {
+        if self.inner.heir.set(Arc::downgrade(heir)).is_err() {
+            tracing::warn!("an heir was set before; the first stays");
+        }
     }
 
     /// Hands leadership to a voter that answers and may stand for election; `None`: of those heard from lately, the one
@@ -173,10 +195,10 @@ impl Inner {
         match order {
             Order::AddLearner(server, addresses) => self.add_learner(server, addresses, deadline).await,
             Order::Promote(server) => self.promote(server, deadline).await,
-            Order::Remove(server) if server == self.options.server.0 && self.voters().len() > 1 => {
-                Box::pin(self.leave(deadline)).await
+            Order::Remove { server, lost } if server == self.options.server.0 && self.voters().len() > 1 => {
+                Box::pin(self.leave(lost, deadline)).await
             }
-            Order::Remove(server) => self.remove(server, deadline).await,
+            Order::Remove { server, lost } => self.remove(server, lost, deadline).await,
             Order::Transfer(to) => self.transfer(to, deadline).await,
         }
     }
@@ -305,12 +327,13 @@ impl Inner {
     }
 
     /// A leader that is to go hands over first: removed while it leads, it would lead on for a while without a vote.
-    async fn leave(&self, deadline: Instant) -> Result<(), MembershipError> {
+    async fn leave(&self, lost: bool, deadline: Instant) -> Result<(), MembershipError> {
+        let server = self.options.server.0;
         // Here, where it is known: the next leader would say it again and again, and have the lead for nothing.
-        self.check_remaining(&self.voters(), self.options.server.0)?;
+        self.check_remaining(&self.voters(), server)?;
         self.transfer(None, deadline).await?;
         loop {
-            match self.order(Order::Remove(self.options.server.0), deadline).await {
+            match self.order(Order::Remove { server, lost }, deadline).await {
                 // A new leader knows of it a moment later, and changes nothing until it has committed an entry.
                 Err(MembershipError::InProgress { .. } | MembershipError::Unavailable { .. })
                     if Instant::now() < deadline =>
@@ -322,7 +345,7 @@ impl Inner {
         }
     }
 
-    async fn remove(&self, server: u64, deadline: Instant) -> Result<(), MembershipError> {
+    async fn remove(&self, server: u64, lost: bool, deadline: Instant) -> Result<(), MembershipError> {
         let voters = self.voters();
         if !self.nodes().contains_key(&server) {
             return Err(invalid(format!("server {server} is not a member")));
@@ -340,7 +363,17 @@ impl Inner {
             true => ChangeMembers::RemoveVoters(only),
             false => ChangeMembers::RemoveNodes(only),
         };
-        changed(deadline, self.change_to_its_end(change, false)).await
+        let heir = self.heir.get().and_then(Weak::upgrade);
+        if let Some(heir) = heir.clone() {
+            heir.inherit(ServerId(server), lost, deadline).await?;
+        }
+        let removed = changed(deadline, self.change_to_its_end(change, false)).await;
+        match (&removed, heir) {
+            // Whoever is removed after all, a while later, must not have gone on.
+            (Ok(()) | Err(MembershipError::Unknown { .. }), _) | (Err(_), None) => {}
+            (Err(_), Some(heir)) => heir.let_stay(ServerId(server)).await,
+        }
+        removed
     }
 
     /// Whoever remains must be able to decide: a change that they cannot commit is never undone, and no other can be made.
@@ -483,13 +516,13 @@ impl Inner {
 
 fn check(order: &Order) -> Result<(), MembershipError> {
     match order {
-        Order::AddLearner(0, _) | Order::Promote(0) | Order::Remove(0) => {
+        Order::AddLearner(0, _) | Order::Promote(0) | Order::Remove { server: 0, .. } => {
             Err(invalid("the server id is 0, it must be at least 1"))
         }
         Order::AddLearner(_, addresses) if addresses.peer_address.is_empty() => {
             Err(invalid("the peer address is empty"))
         }
-        Order::AddLearner(..) | Order::Promote(_) | Order::Remove(_) | Order::Transfer(_) => Ok(()),
+        Order::AddLearner(..) | Order::Promote(_) | Order::Remove { .. } | Order::Transfer(_) => Ok(()),
     }
 }
 
@@ -558,7 +591,14 @@ mod tests {
         let orders = [
             Order::AddLearner(4, addresses),
             Order::Promote(4),
-            Order::Remove(4),
+            Order::Remove {
+                server: 4,
+                lost: false,
+            },
+            Order::Remove {
+                server: 4,
+                lost: true,
+            },
             Order::Transfer(None),
             Order::Transfer(Some(2)),
         ];

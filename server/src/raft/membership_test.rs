@@ -141,13 +141,13 @@ async fn a_server_without_which_nothing_could_be_decided_is_not_removed() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     for leaving in [leading, alive] {
-        let refused = leader.remove(id(leaving), soon()).await;
+        let refused = leader.remove(id(leaving), false, soon()).await;
         let refused = refused.expect_err("the other one is alone").to_string();
         assert!(refused.contains("nothing could be decided"), "{refused}");
         assert!(leader.leadership().borrow().leading, "it leads on");
     }
     write(&leader, 2).await;
-    leader.remove(id(dead), soon()).await.unwrap();
+    leader.remove(id(dead), false, soon()).await.unwrap();
     write(&leader, 3).await;
     servers.into_iter().map(Server::kill).for_each(drop);
 }
@@ -184,7 +184,7 @@ async fn a_leader_that_is_removed_has_handed_over() {
     let leading = steady_leader_of(&servers).await;
     let leader = &servers[leading].consensus;
     let own = ServerId(leading as u64 + 1);
-    leader.remove(own, soon()).await.unwrap();
+    leader.remove(own, false, soon()).await.unwrap();
     let now = *leader.leadership().borrow();
     assert!(now.leader.is_some_and(|leader| leader != own), "{now:?}");
     let other = &servers[(leading + 1) % 3].consensus;

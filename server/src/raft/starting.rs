@@ -202,6 +202,7 @@ impl Consensus {
             gate,
             peers,
             desk: OnceLock::new(),
+            heir: OnceLock::new(),
             stop,
             ended,
             loaded: AtomicBool::new(false),

@@ -82,6 +82,9 @@ pub(crate) struct RemoveMember {
     /// Its number (what it was started with as --id)
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     server: u64,
+    /// It does not answer, and will not again: give up what it alone has acknowledged in AP groups
+    #[arg(long)]
+    lost: bool,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
@@ -287,7 +290,7 @@ async fn remove_member(context: &Context, remove: &RemoveMember) -> Result<(), F
     let members = context
         .servers
         .registry()
-        .remove(remove.server, plain())
+        .remove(remove.server, remove.lost, plain())
         .await
         .map_err(look_first)?;
     let body = OrderBody::from(members);

@@ -1,0 +1,123 @@
+//! Servers that are removed, on whole servers in this process that are told of each other's records by comparisons alone, and
+//! compare only when they were just started.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rollcall_core::ids::ServerId;
+use tokio::time::Instant;
+
+use super::cluster_test::{Cluster, eventually, listed, register, soon, write};
+use crate::raft::{MembershipError, ProposeError};
+
+/// Three servers of which the third has acknowledged what nobody else has heard.
+async fn with_a_secret() -> Cluster {
+    let cluster = Cluster::start(3, |config| {
+        config.gossip.enabled = false;
+        config.ap.repair_interval = Duration::from_secs(3_600);
+    })
+    .await;
+    for id in [1, 2, 3] {
+        let ap = cluster.ap(id);
+        let agrees = || {
+            ap.inner.returned.notify_one();
+            ap.has_agreed()
+        };
+        eventually("it has agreed", agrees).await;
+        ap.inner.mute.pull.store(true, Ordering::Release);
+    }
+    write(cluster.ap(3), register(None, "secret")).await;
+    for id in [1, 2] {
+        assert!(listed(cluster.ap(id)).is_empty());
+    }
+    cluster
+}
+
+async fn remove(cluster: &Cluster, lost: bool, patience: Duration) -> Result<(), MembershipError> {
+    let first = cluster.running().next().expect("one runs");
+    let deadline = Instant::now() + patience;
+    loop {
+        match first.consensus().remove(ServerId(3), lost, deadline).await {
+            // There was no leader for a moment.
+            Err(MembershipError::Unavailable { .. }) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            decided => return decided,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_acknowledged_alone_is_elsewhere_before_it_is_removed() {
+    let cluster = with_a_secret().await;
+    remove(&cluster, false, Duration::from_secs(30))
+        .await
+        .expect("it is removed");
+    let knows = |id| listed(cluster.ap(id)) == ["secret"];
+    assert!(knows(1) || knows(2), "whoever leads has it");
+    let refused = cluster.ap(3).write(register(None, "late"), 1, soon()).await;
+    assert!(
+        matches!(refused, Err(ProposeError::Unavailable { .. })),
+        "nobody would hear of it: {refused:?}"
+    );
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_which_not_all_is_fetched_stays_and_goes_on() {
+    let cluster = with_a_secret().await;
+    cluster.ap(3).inner.mute.fetch.store(true, Ordering::Release);
+    let refused = remove(&cluster, false, Duration::from_secs(5)).await;
+    let Err(MembershipError::Invalid { reason }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(
+        reason.contains("could be fetched") && reason.contains("--lost"),
+        "{reason}"
+    );
+    let first = cluster.running().next().expect("one runs");
+    assert_eq!(first.consensus().members().len(), 3);
+    let ap = cluster.ap(3);
+    eventually("it goes on", || !ap.inner.desk.lock().is_retired()).await;
+    write(ap, register(None, "late")).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_does_not_answer_is_removed_by_somebody_who_says_that_it_is_lost() {
+    let mut cluster = with_a_secret().await;
+    cluster.end(3).await;
+    let refused = remove(&cluster, false, Duration::from_secs(30)).await;
+    let Err(MembershipError::Invalid { reason }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(
+        reason.contains("does not answer") && reason.contains("--lost"),
+        "{reason}"
+    );
+    remove(&cluster, true, Duration::from_secs(30))
+        .await
+        .expect("it is removed");
+    cluster.stop().await;
+}
+
+/// Whoever was to remove it has gone meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_removal_is_forgotten_goes_on() {
+    let cluster = with_a_secret().await;
+    let long_ago = std::time::Instant::now().checked_sub(Duration::from_secs(59));
+    let inner = &cluster.ap(3).inner;
+    inner
+        .desk
+        .lock()
+        .retire(long_ago.expect("the machine runs for longer"));
+    let refused = cluster.ap(3).write(register(None, "late"), 1, soon()).await;
+    assert!(refused.is_err(), "{refused:?}");
+    let goes_on = || {
+        inner.returned.notify_one();
+        !inner.desk.lock().is_retired()
+    };
+    eventually("it goes on", goes_on).await;
+    write(cluster.ap(3), register(None, "late")).await;
+    cluster.stop().await;
+}
