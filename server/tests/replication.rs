@@ -455,7 +455,11 @@ async fn membership_grows_from_one_to_three_and_shrinks_to_one() {
     gone.kill().await;
     write(&servers[new], register("two")).await;
     let other = ServerId(servers[1 - new].id);
-    servers[new].consensus().remove(other, false, soon()).await.unwrap();
+    servers[new]
+        .consensus()
+        .remove(other, false, soon())
+        .await
+        .unwrap();
     servers[1 - new].kill().await;
     write(&servers[new], register("one")).await;
     assert_eq!(servers[new].consensus().members().len(), 1);

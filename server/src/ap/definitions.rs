@@ -224,7 +224,7 @@ fn missed(raft: &Directory, view: &Directory, touched: &Touched, known: &BTreeSe
 }
 
 /// Groups of which there are records, and that do not live by records.
-fn to_forget(raft: &Directory, view: &Directory, recorded: &[String]) -> Vec<GroupName> {
+fn to_forget(raft: &Directory, view: &Directory, recorded: &BTreeSet<String>) -> Vec<GroupName> {
     let gone = recorded.iter().filter_map(|name| {
         let name: GroupName = name.parse().ok()?;
         let lives = raft.group(&name).is_none_or(|group| is_ap(group));
@@ -271,7 +271,7 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
     let mut seen: Option<Revision> = None;
     let mut undone = false;
     let mut settled_at = None;
-    let mut known: BTreeSet<String> = recorded(&inner).into_iter().collect();
+    let mut known = recorded(&inner);
     let mut refused = BTreeMap::new();
     loop {
         // Asked first: what was applied by then is followed below.
@@ -297,8 +297,9 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
                 );
                 known.extend(missed.iter().map(ToString::to_string));
                 // Before they are in the view, so that nobody reads them empty.
-                inner.note_missed();
+                inner.note_missed(raft.revision());
             }
+            inner.followed.store(raft.revision().0, Ordering::Release);
             let commands = differences(&raft, &view, &touched);
             (commands, !touched.groups.is_empty(), raft.revision())
         };
@@ -345,9 +346,8 @@ enum Settled {
 }
 
 /// Groups of which there are records.
-fn recorded(inner: &Inner) -> Vec<String> {
-    let digests = inner.desk.lock().replica.group_digests();
-    digests.into_iter().map(|(name, _)| name).collect()
+fn recorded(inner: &Inner) -> BTreeSet<String> {
+    inner.desk.lock().recorded_groups()
 }
 
 /// Takes over groups that come, and forgets those that went. `refused`: moves of which an operator was told, by their

@@ -206,6 +206,19 @@ impl Desk {
         }
     }
 
+    /// Groups of which there are records, or were when an unsure server was started.
+    pub(super) fn recorded_groups(&self) -> BTreeSet<String> {
+        let group_of = |key: &Key| match key {
+            Key::Node(key) | Key::Override(key) => Some(key.service.group.to_string()),
+            Key::Session(_) => None,
+        };
+        let digests = self.replica.group_digests().into_iter();
+        let recorded = digests.map(|(name, _)| name);
+        recorded
+            .chain(self.set_aside.keys().filter_map(group_of))
+            .collect()
+    }
+
     /// What other servers may have of it. What an unsure one had may not count, nor what it has fetched until now: that is for
     /// nobody.
     pub(super) fn told(&self) -> Option<&Replica> {

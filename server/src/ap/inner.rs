@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Mutex, RwLock};
 use rollcall_core::directory::Directory;
-use rollcall_core::ids::{GroupName, ServerId};
+use rollcall_core::ids::{GroupName, Revision, ServerId};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::committer::Job;
@@ -54,14 +54,25 @@ pub(super) struct Inner {
     pub(super) untold: Notify,
     /// See [`Self::agreed_at`].
     pub(super) agreed_at: Mutex<Option<Instant>>,
-    /// When this server learned of a group that moved to gossip without it. Until it has fetched what another server
-    /// has, or has tried for [`MISSED_MAX`], it shows nothing.
-    pub(super) missed_at: Mutex<Option<Instant>>,
+    /// A group that moved to gossip without this server. Until it has fetched what another server has, or has tried for
+    /// [`MISSED_MAX`], it shows nothing.
+    pub(super) missed: Mutex<Option<Missed>>,
+    /// The revision of the replicated directory up to which it knows what it missed.
+    pub(super) followed: AtomicU64,
     pub(super) coordinated: Coordinated,
     pub(super) metrics: ApMetrics,
     pub(super) clock_offset_ms: AtomicI64,
     #[cfg(test)]
     pub(super) mute: Mute,
+}
+
+/// That a group moved without this server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Missed {
+    /// When it learned of that.
+    pub(super) at: Instant,
+    /// By which revision of the replicated directory. Whoever has not come so far may have missed it as well, and not know.
+    revision: Revision,
 }
 
 /// Questions of other servers that are refused.
@@ -136,31 +147,42 @@ impl Now {
 }
 
 /// How long a server tries to get what it missed before it shows what it has; how old that is, it does not say.
-const MISSED_MAX: std::time::Duration = std::time::Duration::from_secs(10);
+pub(super) const MISSED_MAX: Duration = Duration::from_secs(10);
 
 impl Inner {
     /// A group is here that moved while this server was away: its records are elsewhere.
-    pub(super) fn note_missed(&self) {
-        *self.missed_at.lock() = Some(Instant::now());
+    pub(super) fn note_missed(&self, revision: Revision) {
+        let at = Instant::now();
+        *self.missed.lock() = Some(Missed { at, revision });
         self.returned.notify_one();
     }
 
     /// All that another server had when it was asked, at the earliest then, is here.
     pub(super) fn note_fetched(&self, asked_at: Instant) {
-        let mut missed_at = self.missed_at.lock();
-        if missed_at.is_some_and(|at| at <= asked_at) {
-            *missed_at = None;
+        let mut missed = self.missed.lock();
+        if missed.is_some_and(|missed| missed.at <= asked_at) {
+            *missed = None;
         }
+    }
+
+    /// Whether a server that knows of moves so far knows of those that this one missed.
+    pub(super) fn is_told_of(&self, followed: Option<u64>) -> bool {
+        let missed = *self.missed.lock();
+        let (Some(missed), Some(followed)) = (missed, followed) else {
+            return true;
+        };
+        followed >= missed.revision.0
     }
 
     /// Whether records that it missed are still elsewhere.
     pub(super) fn misses_records(&self) -> bool {
-        self.missed_at.lock().is_some() && self.consensus.members().len() > 1
+        self.missed.lock().is_some() && self.consensus.members().len() > 1
     }
 
     /// Whether it still waits for them, and shows nothing.
     pub(super) fn waits_for_missed(&self) -> bool {
-        let waits = self.missed_at.lock().is_some_and(|at| at.elapsed() < MISSED_MAX);
+        let missed = *self.missed.lock();
+        let waits = missed.is_some_and(|missed| missed.at.elapsed() < MISSED_MAX);
         waits && self.misses_records()
     }
 

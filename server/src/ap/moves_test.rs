@@ -95,6 +95,46 @@ async fn a_server_that_missed_a_move_shows_nothing_of_the_group_until_it_has_all
     cluster.stop().await;
 }
 
+/// The third went on alone while the others moved the group and were off for so long that it knows better than they do, but of
+/// that group: it was the only one to be asked, and they dropped the group with all else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_stays_whose_move_was_missed_by_the_only_server_that_went_on() {
+    let retention = Duration::from_secs(12);
+    let mut cluster = Cluster::start(3, |config| config.ap.tombstone_retention = retention).await;
+    for id in ["a", "b"] {
+        write(cluster.ap(1), register(None, id)).await;
+    }
+    cluster.wait_listed(&["a", "b"]).await;
+    move_to(cluster.ap(1), GroupMode::Cp).await;
+    for server in cluster.running() {
+        let is_forgotten = || server.ap().status().records == 0;
+        eventually("the records are forgotten", is_forgotten).await;
+    }
+    cluster.end(3).await;
+    move_to(cluster.ap(1), GroupMode::Ap).await;
+    for id in [1, 2] {
+        let shows = || listed(cluster.ap(id)) == ["a", "b"];
+        eventually("it has moved", shows).await;
+        cluster.end(id).await;
+    }
+    let ended_at = Instant::now();
+    cluster.begin(3).await;
+    let third = cluster.ap(3);
+    eventually("it goes on alone", || third.inner.is_sure()).await;
+    let now_ms = || third.inner.now().wall_ms;
+    let began_ms = now_ms();
+    let forgets = || {
+        let desk = third.inner.desk.lock();
+        desk.forgot_before_ms() > began_ms && ended_at.elapsed() > retention
+    };
+    eventually("it has outlived the others", forgets).await;
+    for id in [1, 2] {
+        cluster.begin(id).await;
+    }
+    cluster.wait_listed(&["a", "b"]).await;
+    cluster.stop().await;
+}
+
 async fn wait_nothing_missed(cluster: &Cluster) {
     for server in cluster.running() {
         let view = server.ap().view();

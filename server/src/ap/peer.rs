@@ -1,6 +1,7 @@
 //! The peer listener's service for records of AP groups. What it tells is on this server's disk.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -171,8 +172,12 @@ impl Ap for ApDoor {
         let now_ms = self.inner.now().wall_ms;
         // Before it is said what was forgotten: who asks counts on that.
         self.inner.desk.lock().keep_ends_until(asked.keeps_until, now_ms);
+        // And this before it is said what was missed, as far as that is known.
+        let followed = self.inner.followed.load(Ordering::Acquire);
         let mut answer = self.inner.read_synced(|desk| compare(desk, &asked)).await?;
-        answer.sure &= !self.inner.misses_records();
+        answer.followed = Some(followed);
+        answer.misses = self.inner.misses_records();
+        answer.sure &= !answer.misses;
         let members = self.inner.consensus.members();
         answer.member = members.iter().any(|member| member.server.0 == asked.from);
         Ok(Response::new(answer))

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rollcall_core::ap::{Bucket, FarFuture, Record};
@@ -14,7 +15,7 @@ use tonic::Status;
 use super::committer::Job;
 use super::desk::{Resolve, milliseconds};
 use super::exchange::{CALL_MAX, decode_all, hear};
-use super::inner::Inner;
+use super::inner::{Inner, MISSED_MAX, Missed};
 use super::members::Other;
 use super::peer::{decode_bucket, digest_of_all, digest_of_group, encode_bucket, halves, whole};
 
@@ -45,6 +46,10 @@ struct Compared {
     complete: bool,
     /// The other server knows what it should.
     sure: bool,
+    /// It missed a group's move.
+    misses: bool,
+    /// How far it knows of moves, if it says so.
+    followed: Option<u64>,
 }
 
 /// How a bucket differed.
@@ -90,11 +95,16 @@ struct Repairer {
     /// While unsure, or while it misses records: servers that do not know better.
     clueless: BTreeSet<ServerId>,
     /// What they were asked about was missed then.
-    missed_at: Option<Instant>,
+    missed: Option<Missed>,
     /// Comparisons yet to come that need not wait: what happened while this server was away is elsewhere.
     early: u32,
     /// While unsure: servers that know better, and when they last said so.
     betters: BTreeMap<ServerId, Instant>,
+    /// While unsure: servers that miss a group's move, and since when they say so.
+    missing: BTreeMap<ServerId, Instant>,
+    /// While unsure: how far this server knew of moves when it first asked. Its records may be of groups of which whoever knows
+    /// less has never heard.
+    since: Option<u64>,
 }
 
 /// What another server is to one that is unsure.
@@ -176,9 +186,11 @@ impl Repairer {
             differing: BTreeMap::new(),
             differed: BTreeMap::new(),
             clueless: BTreeSet::new(),
-            missed_at: None,
+            missed: None,
             early: EARLY_MAX,
             betters: BTreeMap::new(),
+            missing: BTreeMap::new(),
+            since: None,
         }
     }
 
@@ -189,8 +201,11 @@ impl Repairer {
             let asked_at = Instant::now();
             match self.compare(&other, patience).await {
                 Ok(compared) => {
-                    // One that gave a part only may be the one that has the rest.
-                    if compared.complete && (compared.sure || self.is_known_to_nobody(other.server)) {
+                    // One that gave a part only may be the one that has the rest, one that does not know yet whether its
+                    // records count may have it all, and one that has not heard of the move may have missed it as well.
+                    let counts = compared.complete && self.inner.is_told_of(compared.followed);
+                    let says = compared.sure || compared.misses && self.is_known_to_nobody(other.server);
+                    if counts && says {
                         self.early = 0;
                         if self.inner.misses_records() {
                             self.resolve(Resolve::Fetched).await;
@@ -209,8 +224,8 @@ impl Repairer {
     /// Whether nobody has what this server missed: all that are there, with this one a majority, were asked and miss it
     /// as well. A group that moved is on the disks of a majority, so there is nothing of it.
     fn is_known_to_nobody(&mut self, asked: ServerId) -> bool {
-        let missed_at = *self.inner.missed_at.lock();
-        if std::mem::replace(&mut self.missed_at, missed_at) != missed_at {
+        let missed = *self.inner.missed.lock();
+        if std::mem::replace(&mut self.missed, missed) != missed {
             self.clueless.clear();
         }
         self.clueless.insert(asked);
@@ -235,9 +250,13 @@ impl Repairer {
     /// knows better, nobody does: what it has counts.
     async fn ask_what_counts(&mut self) {
         let members = self.inner.consensus.members();
-        if !members.iter().any(|member| member.server == self.inner.server) {
+        if !members.iter().any(|member| member.server == self.inner.server)
+            || !self.inner.defined.load(Ordering::Acquire)
+        {
             return;
         }
+        self.since
+            .get_or_insert_with(|| self.inner.followed.load(Ordering::Acquire));
         let mut waits = false;
         for other in self.inner.others() {
             match self.take_from(&other).await {
@@ -274,6 +293,17 @@ impl Repairer {
         said_at.is_some_and(|at| now - *at < BETTER_WAIT_MAX) && self.inner.gone_since(server, now).is_none()
     }
 
+    /// Whether a server has said for long enough that it misses a group's move. It may be this one that has what is in the group, and
+    /// then both would wait for each other.
+    fn has_missed_for_long(&mut self, server: ServerId, misses: bool) -> bool {
+        if !misses {
+            self.missing.remove(&server);
+            return false;
+        }
+        let since = self.missing.entry(server).or_insert_with(Instant::now);
+        since.elapsed() >= MISSED_MAX
+    }
+
     /// Takes what the other has, if it is sure. What this one had is on its disk until all of it is here.
     ///
     /// # Errors
@@ -281,10 +311,14 @@ impl Repairer {
     async fn take_from(&mut self, other: &Other) -> Result<Learned, Status> {
         let asks_to_keep = self.inner.desk.lock().keeps_ends(self.inner.now().wall_ms);
         let asked = self.ask(other, None, 0).await?;
+        if asked.followed < self.since.filter(|_| asked.followed.is_some()) {
+            return Ok(Learned::NotYet);
+        }
         if !asked.sure {
             // It was away as well, but went on when this one was gone already.
             let outlived = self.inner.desk.lock().is_outlived(asked.forgot_before);
-            if outlived && asked.forgot_before.is_some() {
+            let misses = self.has_missed_for_long(other.server, asked.misses);
+            if outlived && asked.forgot_before.is_some() && !misses {
                 self.betters.insert(other.server, Instant::now());
                 return Ok(Learned::NotYet);
             }
@@ -362,6 +396,8 @@ impl Repairer {
             same: answer.same,
             complete,
             sure: answer.sure,
+            misses: answer.misses,
+            followed: answer.followed,
         })
     }
 
