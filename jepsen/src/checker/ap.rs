@@ -615,9 +615,12 @@ fn removals(sorted: &Sorted<'_>, faults: &[Fault], clocks: Clocks, verdict: &mut
     for (id, server, time) in &sorted.removed {
         verdict.judged += 1;
         let reason = match (sorted.writes.get(id), sorted.lives.get(id)) {
-            (Some(writes), _) => writes
-                .iter()
-                .any(|write| write.value.is_none() && write.sent <= *time),
+            (Some(writes), _) => {
+                let mut before = writes.iter().filter(|write| write.sent <= *time);
+                // A view shows a change before it is on disk, and a crash takes back what nobody was told is done.
+                let is_acknowledged = |write: &Write| write.end.is_some();
+                before.clone().any(|write| write.value.is_none()) || !before.any(is_acknowledged)
+            }
             (None, Some(life)) => {
                 let alive = life
                     .beats

@@ -368,4 +368,8 @@ fn watchers_are_told_of_no_removal_that_was_none() {
     good(&lines(7), &[]);
     bad(&lines(4), "told a watcher");
     assert!(!check(&[], "g", &[]).is_good(), "nothing was judged");
+    // Nobody was told that it is done, and its server crashed before it was.
+    let mut unknown = lines(4);
+    unknown[0] = write("a", 1, 1, 1, 0);
+    good(&unknown, &[]);
 }
