@@ -159,6 +159,11 @@ impl Consensus {
             let cleared = log.store.set_rejoining(false).await;
             cleared.map_err(|error| raft_failed(error.to_string()))?;
         }
+        if forgot && !log.mark.rejoining {
+            // The mark trails what was acknowledged: only a leader knows how much more there was, also after another start.
+            let noted = log.store.set_rejoining(true).await;
+            noted.map_err(|error| raft_failed(error.to_string()))?;
+        }
         let standing = match () {
             () if alone => Standing::Whole,
             () if forgot || log.mark.rejoining => Standing::CatchingUp,

@@ -139,27 +139,21 @@ async fn earn_vote(weak: Weak<Inner>) {
 
 async fn catch_up(weak: &Weak<Inner>) -> Option<()> {
     let mark = weak.upgrade()?.log.mark();
-    let mut needed = mark.log.map(|log| log.index);
-    loop {
+    let committed = loop {
         let inner = weak.upgrade()?;
-        if mark.rejoining {
-            // What the cluster has committed by now covers whatever this server may have acknowledged once.
-            if let Ok(confirmed) = inner.remote_round().await {
-                needed = needed.max(Some(confirmed.index.0));
-                break;
-            }
-        } else {
-            break;
+        // What the cluster has committed by now covers whatever this server may have acknowledged once.
+        if let Ok(confirmed) = inner.remote_round().await {
+            break confirmed.index;
         }
         drop(inner);
         tokio::time::sleep(CATCH_UP_EVERY).await;
-    }
+    };
     loop {
         let inner = weak.upgrade()?;
-        let flushed = inner.log.flushed();
-        let reached = flushed.map(|flushed| flushed.index) >= needed && flushed >= mark.log;
-        if reached {
-            if let Err(error) = inner.log.set_rejoining(false).await {
+        let applied = inner.head.borrow().position;
+        let is_here = applied.is_some_and(|applied| applied.index >= committed);
+        if is_here && inner.log.flushed() >= mark.log {
+            if let Err(error) = inner.log.set_caught_up(applied).await {
                 tracing::warn!(%error, "mark not written, not voting yet");
             } else {
                 inner.gate.caught_up();

@@ -16,6 +16,7 @@ use super::servers_test::{Server, leader_of, soon, start, start_apart, start_on,
 use super::types::{Entry, LogId, Membership, Vote, log_id};
 use super::vote_gate::Standing;
 use super::{Consensus, Freshness, MembershipError, wire};
+use crate::store::mark::{Mark, MarkFile};
 
 /// Speaks to a server in the name of another.
 struct Voice {
@@ -180,6 +181,70 @@ async fn a_founder_that_is_given_back_the_beginning_of_its_log_does_not_lead() {
     tokio::time::sleep(again.consensus.inner.options.lease() * 4).await;
     let known = *again.consensus.leadership().borrow();
     assert!(!known.leading && known.term.0 == 7, "{known:?}");
+    drop(again.kill());
+}
+
+/// The mark is written once a second at most. Server 1 acknowledged more than its mark says, and its disk forgot all of it: the
+/// entries up to the mark are not all that others may have counted on.
+#[tokio::test]
+async fn a_server_that_forgot_does_not_vote_because_it_has_what_its_mark_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = || {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        port.set_nonblocking(true).unwrap();
+        port
+    };
+    let forgetful = start_on(port(), folder.path(), 1, |_| {}, |routes| routes).await;
+    let addresses = forgetful.addresses.clone();
+    let port = forgetful.end().await;
+    let marked = log_id(1, 3);
+    let mark = Mark {
+        log: Some(marked),
+        ..Mark::default()
+    };
+    MarkFile::in_folder(&folder.path().join("1"))
+        .write(&mark)
+        .unwrap();
+
+    let forgetful = start_on(port, folder.path(), 1, |_| {}, |routes| routes).await;
+    let gate = &forgetful.consensus.inner.gate;
+    assert_eq!(gate.standing(), Standing::CatchingUp);
+    let voters = BTreeSet::from([1, 2, 3]);
+    let nodes = voters.iter().map(|id| (*id, addresses.clone()));
+    let founded = Membership::new(vec![voters.clone()], nodes.collect::<BTreeMap<_, _>>()).unwrap();
+    let blank = |index| Entry {
+        log_id: log_id(1, index),
+        payload: EntryPayload::Blank,
+    };
+    let mut entries = vec![Entry {
+        log_id: log_id(1, 0),
+        payload: EntryPayload::Membership(founded),
+    }];
+    entries.extend((1..=marked.index).map(blank));
+    let leader = Voice::of(2, &forgetful);
+    leader.append(Vote::new_committed(1, 2), entries).await;
+    let has_applied = async |server: &Consensus| {
+        while server
+            .applied_head()
+            .borrow()
+            .position
+            .is_none_or(|at| at.index.0 < marked.index)
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // Longer than it takes to notice.
+        tokio::time::sleep(server.inner.options.lease() * 2).await;
+    };
+    has_applied(&forgetful.consensus).await;
+    let candidate = Voice::of(3, &forgetful);
+    refused(candidate.ask_vote(Vote::new(2, 3), Some(marked)).await);
+
+    let port = forgetful.end().await;
+    let again = start_on(port, folder.path(), 1, |_| {}, |routes| routes).await;
+    assert_eq!(again.consensus.inner.gate.standing(), Standing::CatchingUp);
+    has_applied(&again.consensus).await;
+    let candidate = Voice::of(3, &again);
+    refused(candidate.ask_vote(Vote::new(2, 3), Some(marked)).await);
     drop(again.kill());
 }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use futures_util::{Stream, StreamExt, stream};
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
+use rollcall_core::ids::LogPosition;
 use rollcall_core::mutants::{Mutant, planted};
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -25,7 +26,7 @@ use super::shared::Shared;
 use super::space::SpaceWatch;
 use super::writer::{self, Op};
 use crate::ground;
-use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
+use crate::raft::types::{Entry, LogId, TypeConfig, Vote, log_id};
 
 /// Bytes of entries given out at once where the reader can come again.
 const READ_BYTES_MAX: usize = 1 << 20;
@@ -126,6 +127,20 @@ impl LogStore {
     pub(crate) async fn set_rejoining(&self, rejoining: bool) -> io::Result<()> {
         let log = self.clone();
         let write = move || log.write_rejoining(rejoining);
+        ground::spawn_blocking(write).await.map_err(io::Error::other)?
+    }
+
+    /// The server has caught up: its log reaches this committed entry, which is marked though nothing more may be written for
+    /// long. Recorded before this returns.
+    pub(crate) async fn set_caught_up(&self, applied: Option<LogPosition>) -> io::Result<()> {
+        let shared = self.shared.clone();
+        let reached = applied.map(|applied| log_id(applied.term.0, applied.index.0));
+        let write = move || {
+            shared.mark.write(|mark| {
+                mark.rejoining = false;
+                mark.log = mark.log.max(reached);
+            })
+        };
         ground::spawn_blocking(write).await.map_err(io::Error::other)?
     }
 

@@ -10,7 +10,7 @@ mod engine;
 mod error;
 mod identity;
 mod log;
-mod mark;
+pub(crate) mod mark;
 mod opening;
 mod record;
 mod rows;
