@@ -20,7 +20,8 @@ pub struct RaftConfig {
     #[serde(with = "duration")]
     pub election_timeout_min: Duration,
     /// See `election_timeout_min`. The wider the gap, the rarer split votes. A leader's silence costs writes about
-    /// this long; the end of its process, which its followers can tell, little more than half.
+    /// this long; the end of its process, which its followers can tell, little more than half. The same on every server: leased
+    /// reads count on others to keep a lease of half of it, and may be stale while servers differ by more than a factor of two.
     #[serde(with = "duration")]
     pub election_timeout_max: Duration,
     /// Log entries between two snapshots. Fewer shorten restarts and cost disk writes.
