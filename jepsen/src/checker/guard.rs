@@ -546,7 +546,10 @@ fn words(name: &str, service: &Service<'_>, verdict: &mut Verdict) {
 /// In the end every server says the same of it, which is what was counted, and holds nothing back.
 fn promises(name: &str, service: &Service<'_>, ledger: &Ledger, faults: &[Fault], verdict: &mut Verdict) {
     for said in &service.said {
-        if said.engaged && service.ap && !was_calm(faults, said.time.saturating_sub(CALM), said.time) {
+        let calm_before = |at: Duration| was_calm(faults, at.saturating_sub(CALM), at);
+        // A confirmation takes who is held by then: a fault may have kept others who are silent from lapsing before it.
+        let (was_heard_of, were_held) = (calm_before(said.time), service.confirmed.is_none_or(calm_before));
+        if said.engaged && service.ap && !(was_heard_of && were_held) {
             continue;
         }
         verdict.judged += 1;

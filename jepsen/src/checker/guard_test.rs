@@ -277,6 +277,15 @@ fn a_server_of_an_ap_group_must_have_heard_only_if_there_was_a_calm_moment() {
     let found = |faults: &[Fault]| check(&holds, &[], faults, &[]).findings.len();
     assert_eq!(found(&[fault(0, 45)]), 1);
     assert_eq!(found(&[fault(0, 46)]), 0);
+    // Who is silent may not have been held when it was confirmed that they are gone.
+    let confirmed = Guarding::Confirmed {
+        service: NAME.into(),
+        sent: s(20),
+    };
+    let holds = [set(true), confirmed, said(true, 2, 2)];
+    let found = |faults: &[Fault]| check(&holds, &[], faults, &[]).findings.len();
+    assert_eq!(found(&[fault(0, 15)]), 1);
+    assert_eq!(found(&[fault(0, 16)]), 0);
     assert_eq!(
         check(&[set(false), said(true, 2, 2)], &[], &[fault(0, 46)], &[])
             .findings
