@@ -133,6 +133,16 @@ impl Endpoints {
         Arc::clone(chosen.expect("a config without servers is refused"))
     }
 
+    /// All but this one, beginning with the next one in turn.
+    pub(crate) fn others(&self, than: &Endpoint) -> Vec<Arc<Endpoint>> {
+        let start = self.next.fetch_add(1, Ordering::Relaxed);
+        (0..self.all.len())
+            .map(|at| &self.all[(start.wrapping_add(at)) % self.all.len()])
+            .filter(|endpoint| endpoint.address != than.address)
+            .cloned()
+            .collect()
+    }
+
     /// As [`Self::pick`], but the first of `addresses` that is known and not put aside.
     pub(crate) fn pick_preferred(&self, addresses: &[String]) -> Arc<Endpoint> {
         let now = Instant::now();

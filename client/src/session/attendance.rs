@@ -11,6 +11,7 @@ mod leaving;
 mod ownership;
 mod parting;
 mod restoring;
+mod scouting;
 #[cfg(test)]
 mod tests;
 mod writes;
@@ -30,6 +31,7 @@ use self::closing::Closing;
 use self::heartbeat::Heartbeat;
 use self::joining::{Joined, Joining};
 use self::ownership::{Questions, Told};
+use self::scouting::Scout;
 use self::writes::{Pending, Purpose};
 use super::event::{SessionEvent, SessionStatus};
 use super::handle::{SessionOptions, Shared};
@@ -71,6 +73,8 @@ struct Lease {
     secret: bytes::Bytes,
     ttl: Duration,
     opened_at: Instant,
+    /// For AP groups alone: no server writes to a CP group under it.
+    records_alone: bool,
 }
 
 impl Lease {
@@ -121,6 +125,7 @@ enum Input {
     Message(Result<Option<v1::SessionResponse>, Status>),
     Datagram(Signal),
     Told(Told),
+    Scouted(Option<Arc<Endpoint>>),
     Time,
 }
 
@@ -153,6 +158,7 @@ pub(super) struct Attendance {
     /// Sessions of ours that the registry forgot.
     lost: VecDeque<u64>,
     questions: Questions,
+    scout: Scout,
     /// Not only asked, since registering again began.
     registered_again: bool,
     last_error: Option<Error>,
@@ -195,6 +201,7 @@ impl Attendance {
             preferred: Vec::new(),
             lost: VecDeque::new(),
             questions: Questions::new(),
+            scout: Scout::new(),
             registered_again: false,
             last_error: None,
             ended: false,
@@ -218,6 +225,7 @@ impl Attendance {
                     self.on_news(news);
                 }
                 Input::Told(told) => self.on_told(told),
+                Input::Scouted(found) => self.on_scouted(found),
                 Input::Time => {}
             }
             self.on_time(Instant::now());
@@ -235,6 +243,7 @@ impl Attendance {
             link,
             datagrams,
             questions,
+            scout,
             ..
         } = self;
         tokio::select! {
@@ -242,6 +251,7 @@ impl Attendance {
             input = link.next_input() => input,
             signal = datagrams.next_signal() => Input::Datagram(signal),
             Some(told) = questions.next() => Input::Told(told),
+            found = scout.next() => Input::Scouted(found),
             command = commands.recv(), if takes_commands => Input::Command(command),
             () = tokio::time::sleep_until(wake_at) => Input::Time,
         }

@@ -36,7 +36,8 @@ pub enum SessionEvent {
         /// Address of the server that holds the stream now.
         server: String,
     },
-    /// The registry has forgotten the session, and its nodes with it. A new one is being opened.
+    /// The registry has forgotten the session, and its nodes with it; or it was one for AP groups alone at a server that
+    /// is cut off, and is given up for one at a server that has a leader. A new one is being opened.
     Lost {
         /// The dead id.
         session: u64,

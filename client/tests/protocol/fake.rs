@@ -163,6 +163,8 @@ struct Core {
     mute: Arc<AtomicBool>,
     /// Applies writes and does not answer them.
     swallow: Arc<AtomicBool>,
+    /// Cut off from the others: opens sessions for AP groups alone, and writes to no others.
+    cut_off: Arc<AtomicBool>,
     /// Knows no streams of queries.
     old: Arc<AtomicBool>,
     /// Answers so many queries of a stream at once, the last one first.
@@ -186,6 +188,7 @@ impl Server {
             name: Arc::new(Mutex::new("fake")),
             mute: Arc::default(),
             swallow: Arc::default(),
+            cut_off: Arc::default(),
             old: Arc::default(),
             together: Arc::new(AtomicUsize::new(1)),
             stop: stopped.clone(),
@@ -271,6 +274,10 @@ impl Server {
 
     pub(crate) fn swallow(&self, swallow: bool) {
         self.core.swallow.store(swallow, Ordering::SeqCst);
+    }
+
+    pub(crate) fn cut_off(&self, cut_off: bool) {
+        self.core.cut_off.store(cut_off, Ordering::SeqCst);
     }
 
     /// Whether it knows streams of queries.
@@ -477,6 +484,11 @@ impl Core {
             return Some(error(v1::ErrorCode::InvalidArgument));
         }
         let mode = modes.first().copied().unwrap_or_default();
+        let cut_off = self.cut_off.load(Ordering::SeqCst);
+        let ap = i32::from(v1::GroupMode::Ap);
+        if cut_off && modes.iter().any(|mode| *mode != ap) {
+            return Some(error(v1::ErrorCode::Unavailable));
+        }
         if cluster.no_quorum && modes.contains(&i32::from(cluster.mode)) {
             return Some(error(v1::ErrorCode::Unavailable));
         }
@@ -507,17 +519,20 @@ impl Core {
             R::Open(open) => {
                 cluster.last_session += 1;
                 let id = cluster.last_session;
+                let mode = if cut_off { v1::GroupMode::Ap } else { open.mode() };
+                let mut header = self.header(cluster.revision).unwrap_or_default();
+                header.mode = mode.into();
                 cluster.sessions.insert(
                     id,
                     Session {
                         ttl_ms: open.ttl_ms,
-                        mode: open.mode(),
+                        mode,
                         ..Default::default()
                     },
                 );
                 own.insert(id);
                 Some(A::Opened(v1::Opened {
-                    header: self.header(cluster.revision),
+                    header: Some(header),
                     session: id,
                     secret: format!("secret-{id}").into_bytes().into(),
                     ttl_ms: open.ttl_ms,
@@ -721,7 +736,7 @@ impl v1::registry_server::Registry for Core {
     ) -> Result<Response<v1::ExplainResponse>, Status> {
         let mut cluster = self.cluster.lock();
         cluster.explained += 1;
-        if cluster.explains_nothing {
+        if cluster.explains_nothing || self.cut_off.load(Ordering::SeqCst) {
             return Err(Status::unavailable("no quorum"));
         }
         let id = request.into_inner().key.unwrap_or_default().node;

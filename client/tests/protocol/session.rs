@@ -116,6 +116,73 @@ async fn when_its_server_dies_it_attaches_to_another_and_keeps_its_nodes() {
     );
 }
 
+/// A session at the first of two servers, which is cut off, with a node in an AP group.
+async fn at_a_server_that_is_cut_off(servers: [&Server; 2]) -> Session {
+    servers[0].cut_off(true);
+    servers[1].mute(true);
+    let addresses = servers.map(|server| server.address.to_string());
+    let config = RegistryConfig::new(addresses).call_timeout(Duration::from_secs(60));
+    let session = open(&Registry::connect(config).unwrap(), Duration::from_secs(60)).await;
+    assert_eq!(attached_to(&session, &servers), 0);
+    session
+        .register(&ServiceKey::new("ap", "ranker"), node(1))
+        .await
+        .unwrap();
+    servers[1].mute(false);
+    session
+}
+
+#[tokio::test]
+async fn at_a_server_that_is_cut_off_it_stays_no_longer_than_until_another_one_can_write() {
+    let cluster = Cluster::default();
+    let servers = [
+        &Server::start(1, &cluster).await,
+        &Server::start(2, &cluster).await,
+    ];
+    let session = at_a_server_that_is_cut_off(servers).await;
+    let mut events = session.events();
+    session.register(&key(), node(2)).await.unwrap();
+    wait_for(&mut events, |event| {
+        matches!(event, SessionEvent::Reregistered { .. })
+    })
+    .await;
+    assert_eq!((session.id(), attached_to(&session, &servers)), (2, 1));
+    let nodes: Vec<String> = cluster.lock().sessions[&2].nodes.keys().cloned().collect();
+    assert_eq!(nodes, ["127.0.0.1:1", "127.0.0.1:2"]);
+}
+
+#[tokio::test]
+async fn while_no_server_can_write_it_stays_where_it_is_heard() {
+    let cluster = Cluster::default();
+    let servers = [
+        &Server::start(1, &cluster).await,
+        &Server::start(2, &cluster).await,
+    ];
+    let session = at_a_server_that_is_cut_off(servers).await;
+    servers[1].cut_off(true);
+    let service = key();
+    let registering = session.register(&service, node(2));
+    let stays = async |asked: u64| {
+        let asked = cluster.lock().explained + asked;
+        eventually("they are asked", || cluster.lock().explained >= asked).await;
+        let refused = cluster.lock().requests.len() + 3;
+        eventually("it is refused again", || cluster.lock().requests.len() >= refused).await;
+        assert_eq!((session.id(), attached_to(&session, &servers)), (1, 0));
+        assert_eq!(cluster.lock().sessions[&1].attached, 0);
+    };
+    let refusals = async {
+        stays(1).await;
+        // Both hear a leader again, who finds no quorum.
+        cluster.lock().no_quorum = true;
+        servers.iter().for_each(|server| server.cut_off(false));
+        stays(2).await;
+        cluster.lock().no_quorum = false;
+    };
+    let (registered, ()) = tokio::join!(registering, refusals);
+    registered.unwrap();
+    assert_eq!(session.id(), 1);
+}
+
 #[tokio::test]
 async fn when_its_server_closes_in_order_it_attaches_where_and_when_it_was_told() {
     let cluster = Cluster::default();
@@ -223,7 +290,7 @@ async fn after_a_loss_what_somebody_else_has_registered_is_left_to_them() {
         "{event:?}"
     );
     wait_for(&mut events, |event| {
-        matches!(event, SessionEvent::Reregistered { nodes: 2 })
+        matches!(event, SessionEvent::Reregistered { .. })
     })
     .await;
     let cluster = cluster.lock();

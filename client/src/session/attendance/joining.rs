@@ -134,11 +134,13 @@ impl Attendance {
         };
         match answer {
             Response::Opened(opened) => {
+                let header = opened.header.unwrap_or_default();
                 let lease = Lease {
                     session: opened.session,
                     secret: opened.secret,
                     ttl: Duration::from_millis(opened.ttl_ms.max(1)),
                     opened_at: Instant::now(),
+                    records_alone: header.mode() == v1::GroupMode::Ap,
                 };
                 self.link = up(Instant::now() + lease.heartbeat_interval());
                 self.datagrams.on_told(&endpoint.address, &opened.heartbeat);
@@ -207,8 +209,13 @@ impl Attendance {
             }
         }
         let header = attached.header.unwrap_or_default();
+        let records_alone = header.mode() == v1::GroupMode::Ap;
+        if let Some(lease) = &mut self.lease {
+            // It came to the log with a group that moved, say.
+            lease.records_alone = records_alone;
+        }
         // A session for AP groups alone is answered by one that knows nothing of CP groups.
-        let revision = (header.mode() != v1::GroupMode::Ap).then_some(header.revision);
+        let revision = (!records_alone).then_some(header.revision);
         let mut owned: BTreeSet<NodeKey> = attached.nodes.into_iter().map(NodeKey::from).collect();
         // Those that are being registered again are not there yet for that reason alone.
         owned.extend(self.restoring_nodes());

@@ -42,6 +42,7 @@ impl Attendance {
         };
         self.datagrams.close();
         self.drop_questions();
+        self.scout.recall();
         let left = match std::mem::replace(&mut self.link, down) {
             Link::Up(up) => Some(up.endpoint.address.clone()),
             Link::Laid { .. } | Link::Down { .. } | Link::Joining { .. } => None,
@@ -49,6 +50,7 @@ impl Attendance {
         self.tell_detached(left, reason);
         for pending in self.pending.values_mut() {
             pending.outcome_unknown |= pending.sent_at.take().is_some();
+            pending.refused_since = None;
         }
         if let Some(closing) = &mut self.closing {
             closing.call = None;

@@ -115,6 +115,7 @@ impl Attendance {
                 pending.purpose = Purpose::Restore(Step::Ask);
                 pending.not_before = Some(Instant::now() + pending.pause.next_delay());
                 self.last_error = Some(error);
+                self.look_elsewhere(call, None);
             }
             Err(_) if pending.contested => {
                 // What is known of them is that they are not named as ours.
@@ -203,7 +204,11 @@ async fn ask(endpoint: Arc<Endpoint>, call: u64, nodes: Vec<NodeKey>, budget: Du
     Told { call, nodes }
 }
 
-async fn ask_about(endpoint: Arc<Endpoint>, node: NodeKey, budget: Duration) -> Result<Listed, Error> {
+pub(super) async fn ask_about(
+    endpoint: Arc<Endpoint>,
+    node: NodeKey,
+    budget: Duration,
+) -> Result<Listed, Error> {
     let request = v1::ExplainRequest {
         key: Some((&node).into()),
         read: Some(ReadOptions::default().to_wire()),

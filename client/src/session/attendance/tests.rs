@@ -43,6 +43,7 @@ fn attached(room: usize) -> (Attendance, mpsc::Receiver<v1::SessionRequest>) {
         secret: bytes::Bytes::new(),
         ttl: Duration::from_secs(60),
         opened_at: Instant::now(),
+        records_alone: false,
     });
     let (outgoing, requests) = mpsc::channel(room);
     attendance.link = Link::Up(Box::new(Up {

@@ -30,6 +30,8 @@ pub(super) struct Pending {
     pub(super) sent_at: Option<Instant>,
     /// Some attempt may have been applied, or may yet be.
     pub(super) outcome_unknown: bool,
+    /// Since then the present server puts it off, for want of a leader.
+    pub(super) refused_since: Option<Instant>,
     /// Asked to wait before it is sent again.
     pub(super) not_before: Option<Instant>,
     pub(super) pause: Backoff,
@@ -194,9 +196,13 @@ impl Attendance {
                     Error::Overloaded { retry_after, .. } => *retry_after,
                     _ => Duration::ZERO,
                 };
-                pending.sent_at = None;
+                let leaderless = matches!(error, Error::Unavailable { .. } | Error::OutcomeUnknown { .. });
+                let sent_at = pending.sent_at.take();
                 pending.not_before = Some(Instant::now() + asked.max(pending.pause.next_delay()));
                 self.last_error = Some(error);
+                if leaderless {
+                    self.look_elsewhere(call, sent_at);
+                }
             }
         }
     }
@@ -236,6 +242,7 @@ impl Attendance {
             purpose,
             sent_at: None,
             outcome_unknown: false,
+            refused_since: None,
             not_before: None,
             pause,
             nodes,
@@ -359,6 +366,9 @@ impl Attendance {
         match &answer {
             Ok(written) => self.on_applied(&pending, written),
             Err(error) => self.on_not_applied(&pending, error),
+        }
+        if answer.is_ok() {
+            self.note_taken();
         }
         self.quiet_since = Instant::now();
         match pending.purpose {
