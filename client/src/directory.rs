@@ -15,7 +15,7 @@ use crate::key::{NodeKey, RequestId, ServiceKey};
 use crate::node::{Entry, Expected, NodeUpdate, Override, Removal};
 use crate::registry::{Kind, Registry, Written};
 use crate::sign::Sign;
-use crate::view::{Confirmed, Counted, Heard, ServiceView};
+use crate::view::{Confirmed, Counted, ServiceView};
 
 /// What a server gives others to be ready for a move, if nothing is said.
 const MOVE_WAIT: Duration = Duration::from_secs(30);
@@ -478,7 +478,7 @@ impl Registry {
         let cluster = Arc::from(answer.header.cluster.as_str());
         let as_of = answer.header.revision;
         let counted = Counted::of(answer.header.mode(), answer.header.epoch);
-        let confirmed = Confirmed::Heard(Heard::now());
+        let confirmed = Confirmed::by(&answer.header);
         let view = ServiceView::from_wire(answer.value, as_of, (cluster, counted), confirmed);
         Ok(Answer {
             value: ServiceView {

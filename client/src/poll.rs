@@ -15,12 +15,16 @@ use crate::directory::{Answer, Queried, SIGNS_MAX, ServiceSign};
 use crate::error::Error;
 use crate::key::ServiceKey;
 use crate::registry::Registry;
-use crate::view::{Confirmed, Counted, Heard, ServiceView, Source};
+use crate::view::{Confirmed, Counted, ServiceView, Source};
 use crate::watch::{Cached, KEEP_CACHE_MAX, Merged, Published, ServiceWatch};
 
 /// Time until a sure answer that did not come is asked for again: a cluster without a quorum cannot give it, and all
 /// lists wait for it, at most for one attempt.
 const SURE_PAUSE: Duration = Duration::from_secs(5);
+/// A server finds out how old its state is only while it is asked: asked for a bound, it does so before it answers.
+const AGE_BOUND: Duration = Duration::from_secs(10);
+/// Time until a bound is asked for again that no server kept.
+const BOUND_PAUSE: Duration = Duration::from_secs(5);
 
 /// How to poll.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +32,8 @@ const SURE_PAUSE: Duration = Duration::from_secs(5);
 pub struct PollOptions {
     /// Time between two rounds, a tenth more or less at random. Default 5 s; at least 50 ms.
     pub interval: Duration,
-    /// How the reads are made. Default: local, which costs the cluster least. Only whether a group is gone of which a
+    /// How the reads are made. Default: local, which costs the cluster least: at a server whose state is young, if there
+    /// is one, else at any; [`ServiceView::age`] says how old it is. Only whether a group is gone of which a
     /// server says that it does not know it is asked linearizably.
     pub read: ReadOptions,
 }
@@ -167,6 +172,8 @@ async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, option
     let mut alone = None;
     let mut round: usize = 0;
     let mut sure_from = Instant::now();
+    // By mode, as the questions: one mode's age says nothing of the other's.
+    let mut bounded_from: BTreeMap<v1::GroupMode, Instant> = BTreeMap::new();
     loop {
         round = round.wrapping_add(1);
         let mut doubtful = Vec::new();
@@ -177,8 +184,16 @@ async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, option
         // In their order.
         questions.reverse();
         while let Some(mut keys) = questions.pop() {
-            match registry.signs(&keys, options.read).await {
-                Ok(answer) => {
+            let mode = keys
+                .first()
+                .and_then(|key| slots.get(key))
+                .map(|slot| slot.cached.view().mode);
+            let bounded_from = bounded_from
+                .entry(mode.unwrap_or_default())
+                .or_insert_with(Instant::now);
+            match ask_signs(registry, &keys, options.read, bounded_from).await {
+                Ok((answer, read)) => {
+                    let options = PollOptions { read, ..options };
                     let left = take_signs(&mut slots, answer, registry, options, &mut answering).await;
                     doubtful.extend(left);
                 }
@@ -240,6 +255,36 @@ async fn poll(registry: &Registry, mut slots: BTreeMap<ServiceKey, Slot>, option
         let turn = turns.filter(|turn| *turn > now).min();
         tokio::time::sleep_until(turn.map_or(next, |turn| turn.min(next))).await;
     }
+}
+
+/// Asks a server that knows its state to be young, if the options leave that open; else any. Also says how it was asked.
+async fn ask_signs(
+    registry: &Registry,
+    keys: &[ServiceKey],
+    read: ReadOptions,
+    bounded_from: &mut Instant,
+) -> Result<(Answer<Vec<ServiceSign>>, ReadOptions), Error> {
+    let any_age = read.freshness == Freshness::Local { max_age: None };
+    if any_age && *bounded_from <= Instant::now() {
+        let config = registry.config();
+        let patience = read.timeout.unwrap_or(config.call_timeout);
+        let bounded = ReadOptions {
+            freshness: Freshness::Local {
+                max_age: Some(AGE_BOUND),
+            },
+            timeout: Some(patience.min(config.attempt_timeout)),
+            ..read
+        };
+        match registry.signs(keys, bounded).await {
+            Err(error) if error.is_transient() => {
+                tracing::debug!(%error, "no server knows its state to be young");
+                *bounded_from = Instant::now() + BOUND_PAUSE;
+            }
+            told => return told.map(|answer| (answer, bounded)),
+        }
+    }
+    let answer = registry.signs(keys, read).await?;
+    Ok((answer, read))
 }
 
 /// Takes in what a server says of these services, and asks for the lists that differ. Returns those that are in doubt.
@@ -320,7 +365,7 @@ impl Slot {
     /// Whether what is held is what the sign says; then it is confirmed.
     fn compare(&mut self, sign: &ServiceSign, header: &v1::ResponseHeader) -> Word {
         let held = self.cached.view();
-        let confirmed = Confirmed::Heard(Heard::now());
+        let confirmed = Confirmed::by(header);
         let cluster = Arc::from(header.cluster.as_str());
         let counted = Counted::of(sign.mode, header.epoch);
         let origin = (&cluster, counted);
@@ -338,8 +383,10 @@ impl Slot {
             if behind {
                 return Word::Doubtful;
             }
-            if self.cached.take_gone(revision, origin, confirmed) == Merged::UnconfirmedEmpty {
-                // Another cluster does not know it. What is held stays, but nobody says any more that it is so.
+            let unknown_age = confirmed.age().is_none();
+            if unknown_age || self.cached.take_gone(revision, origin, confirmed) == Merged::UnconfirmedEmpty {
+                // Nobody knows when it was so, or another cluster does not know it. What is held stays, but nobody says any
+                // more that it is so.
                 self.hold();
             }
             self.publish();
@@ -352,6 +399,11 @@ impl Slot {
         if !same {
             return Word::Another;
         }
+        if confirmed.age().is_none() {
+            self.hold();
+            return Word::Current;
+        }
+        let confirmed = confirmed.or_later(&held.confirmed);
         if self.cached.confirm(revision, origin, confirmed) == Merged::Confirmed {
             self.cached.take_guard(sign.guard);
         }
@@ -402,9 +454,14 @@ impl Slot {
                     Arc::from(header.cluster.as_str()),
                     Counted::of(header.mode(), header.epoch),
                 );
-                let confirmed = Confirmed::Heard(Heard::now());
+                let confirmed = Confirmed::by(&header);
+                let unknown_age = confirmed.age().is_none();
                 let view = ServiceView::from_wire(*view, header.revision, origin, confirmed);
                 let merged = self.cached.take_full(view);
+                if unknown_age && merged != Merged::Older {
+                    // Better than nothing, and shown as no more than that.
+                    self.cached.on_interrupted();
+                }
                 self.publish();
                 // A server that is behind says nothing against what is held.
                 matches!(merged, Merged::Changed | Merged::Confirmed | Merged::Older)
@@ -415,7 +472,11 @@ impl Slot {
             Queried::Unchanged => {
                 let cluster = Arc::from(header.cluster.as_str());
                 let counted = Counted::of(header.mode(), header.epoch);
-                let confirmed = Confirmed::Heard(Heard::now());
+                let confirmed = Confirmed::by(&header);
+                if confirmed.age().is_none() {
+                    return false;
+                }
+                let confirmed = confirmed.or_later(&self.cached.view().confirmed);
                 let merged = self
                     .cached
                     .confirm(header.revision, (&cluster, counted), confirmed);
@@ -451,6 +512,7 @@ impl Slot {
 mod tests {
     use super::*;
     use crate::sign::Sign;
+    use crate::view::Heard;
 
     const EPOCH: u64 = 3;
     const OWN: Counted = Counted::Server { epoch: EPOCH };

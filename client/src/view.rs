@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use rollcall_proto::v1;
@@ -22,7 +22,7 @@ pub enum Source {
     Disk,
     /// Heard from a server in this run; there is no live stream at the moment.
     Cache,
-    /// A live stream keeps it current.
+    /// A live stream keeps it current; of a poll: the last answer says so, as of [`ServiceView::age`].
     Live,
 }
 
@@ -41,37 +41,50 @@ impl fmt::Display for Source {
 #[derive(Debug)]
 pub(crate) struct Heard {
     origin: Instant,
-    millis: AtomicU64,
+    /// After the origin; below 0: before it.
+    millis: AtomicI64,
 }
 
 impl Heard {
     pub(crate) fn now() -> Arc<Self> {
+        Self::earlier(Duration::ZERO)
+    }
+
+    /// Now, of what was so that long ago.
+    pub(crate) fn earlier(age: Duration) -> Arc<Self> {
         Arc::new(Self {
             origin: Instant::now(),
-            millis: AtomicU64::new(0),
+            millis: AtomicI64::new(-whole_millis(age)),
         })
     }
 
     pub(crate) fn touch(&self) {
-        self.millis.store(
-            u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX),
-            Ordering::Relaxed,
-        );
+        self.millis
+            .store(whole_millis(self.origin.elapsed()), Ordering::Relaxed);
     }
 
     /// As it is now, whatever is heard from now on.
     pub(crate) fn as_of_now(&self) -> Arc<Self> {
         Arc::new(Self {
             origin: self.origin,
-            millis: AtomicU64::new(self.millis.load(Ordering::Relaxed)),
+            millis: AtomicI64::new(self.millis.load(Ordering::Relaxed)),
         })
     }
 
     pub(crate) fn age(&self) -> Duration {
-        self.origin
-            .elapsed()
-            .saturating_sub(Duration::from_millis(self.millis.load(Ordering::Relaxed)))
+        let passed = self.origin.elapsed();
+        let millis = self.millis.load(Ordering::Relaxed);
+        let apart = Duration::from_millis(millis.unsigned_abs());
+        if millis < 0 {
+            passed.saturating_add(apart)
+        } else {
+            passed.saturating_sub(apart)
+        }
     }
+}
+
+fn whole_millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// What revisions count.
@@ -124,6 +137,35 @@ pub(crate) enum Confirmed {
     Heard(Arc<Heard>),
 }
 
+impl Confirmed {
+    /// By an answer, which says how old its state is, or that this is not known.
+    pub(crate) fn by(header: &v1::ResponseHeader) -> Self {
+        match header.age_ms {
+            u64::MAX => Self::Never,
+            age_ms => Self::Heard(Heard::earlier(Duration::from_millis(age_ms))),
+        }
+    }
+
+    /// How long ago; `None`: never.
+    pub(crate) fn age(&self) -> Option<Duration> {
+        match self {
+            Self::Never => None,
+            // A wall clock that went back makes the age zero, not negative.
+            Self::Written(at) => Some(at.elapsed().unwrap_or_default()),
+            Self::Heard(heard) => Some(heard.age()),
+        }
+    }
+
+    /// Of two confirmations of the same: a server that is behind takes nothing back.
+    pub(crate) fn or_later(self, other: &Self) -> Self {
+        match (self.age(), other.age()) {
+            (Some(age), Some(others)) if age <= others => self,
+            (_, None) => self,
+            (_, Some(_)) => other.clone(),
+        }
+    }
+}
+
 /// All nodes of a service, as this client knows them.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -159,15 +201,11 @@ pub struct ServiceView {
 }
 
 impl ServiceView {
-    /// How long ago a server last confirmed this; `None`: never.
+    /// How long ago a server last confirmed this; where it said how old its own state was then, that counts too. `None`:
+    /// never, or by none that knew how old its state was.
     #[must_use]
     pub fn age(&self) -> Option<Duration> {
-        match &self.confirmed {
-            Confirmed::Never => None,
-            // A wall clock that went back makes the age zero, not negative.
-            Confirmed::Written(at) => Some(at.elapsed().unwrap_or_default()),
-            Confirmed::Heard(heard) => Some(heard.age()),
-        }
+        self.confirmed.age()
     }
 
     /// What is compared beside the sign, which is of nodes alone.

@@ -181,8 +181,8 @@ impl ServiceWatch {
         Some(Arc::clone(&self.shown.view.borrow_and_update()))
     }
 
-    /// Waits until a server has confirmed the view in this run, and a stream keeps it current (of a poll: until
-    /// it was read). No deadline; put it under one.
+    /// Waits until a server has confirmed the view in this run, and a stream keeps it current (of a poll: until it was
+    /// read at a server that knows how old its state is). No deadline; put it under one.
     ///
     /// # Errors
     /// What the servers say when they refuse it for good: an unknown token, a name that is none. It is asked for again all

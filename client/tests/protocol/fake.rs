@@ -65,9 +65,13 @@ pub(crate) struct Shared {
     pub(crate) ap_script: Vec<v1::WatchFrame>,
     /// What queries are answered with.
     pub(crate) view: Option<v1::ServiceView>,
+    /// How old the state is from which queries are answered.
+    pub(crate) age_ms: u64,
     /// The group of what is asked for is in mode AP; once its service is gone, it is not known.
     pub(crate) queried_in_ap: bool,
-    /// Signs that were asked for linearizably: how often.
+    /// Signs that were asked for: how often.
+    pub(crate) sign_calls: u64,
+    /// The same, linearizably.
     pub(crate) sure_signs: u64,
     /// Not 0: full lists are rationed, for whoever holds one.
     pub(crate) keep_cache_ms: u32,
@@ -389,6 +393,7 @@ impl Core {
         let known = query.known_sign.is_some() && query.known_sign == view.sign;
         let unchanged = known && (cluster.older || query.known_metadata_hash == metadata_hash(&view));
         let mut header = self.header(cluster.revision)?;
+        header.age_ms = cluster.age_ms;
         if cluster.queried_in_ap {
             (header.mode, header.epoch) = (v1::GroupMode::Ap.into(), epoch_of(self.id));
         }
@@ -817,6 +822,11 @@ impl v1::registry_server::Registry for Core {
         }
         let read_mode = request.get_ref().read.unwrap_or_default().mode();
         let mut cluster = self.cluster.lock();
+        cluster.sign_calls += 1;
+        let age_max = request.get_ref().read.map_or(0, |read| read.max_age_ms);
+        if age_max > 0 && cluster.age_ms > age_max {
+            return Err(refused(v1::ErrorCode::TooStale));
+        }
         if read_mode != v1::ReadMode::Local {
             cluster.sure_signs += 1;
             if cluster.no_quorum {
@@ -844,6 +854,7 @@ impl v1::registry_server::Registry for Core {
         let signs = request.into_inner().keys.into_iter().map(sign).collect();
         let header = self.header(cluster.revision).map(|header| v1::ResponseHeader {
             read_mode: read_mode.into(),
+            age_ms: cluster.age_ms,
             epoch: epoch_of(self.id),
             ..header
         });

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::fake::{Cluster, Server, eventually};
 use rollcall_client::{
-    Error, Node, PollOptions, Registry, RegistryConfig, ServiceKey, ServiceView, ServiceWatch, Sign, Source,
-    Watch, WatchEvent, WatchTarget, v1,
+    Error, Node, PollOptions, ReadOptions, Registry, RegistryConfig, ServiceKey, ServiceView, ServiceWatch,
+    Sign, Source, Watch, WatchEvent, WatchTarget, v1,
 };
 use v1::watch_frame::Frame;
 
@@ -624,6 +624,56 @@ async fn a_poll_that_is_not_given_the_new_list_does_not_call_the_old_one_live() 
     cluster.lock().keep_cache_ms = 0;
     let view = until(&mut watch, |view| view.source == Source::Live).await;
     assert_eq!(ids(&view), ["b"]);
+}
+
+#[tokio::test]
+async fn what_is_polled_is_as_old_as_the_server_says() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let set = |age_ms: u64| {
+        let mut cluster = cluster.lock();
+        (cluster.revision, cluster.age_ms) = (5, age_ms);
+        cluster.view = Some(v1::ServiceView {
+            key: Some((&key()).into()),
+            sign: sign(&["a"]),
+            revision: 5,
+            nodes: nodes(&["a"]),
+            ..v1::ServiceView::default()
+        });
+    };
+    let young = |view: &ServiceView| view.age().is_some_and(|age| age < HOUR);
+    set(u64::MAX);
+    let registry = Registry::connect(config(&[&server])).unwrap();
+    let options = PollOptions::every(Duration::from_millis(50));
+    let mut watch = registry.poll(&[key()], options).unwrap().pop().unwrap();
+    // Nobody knows how old it is: better than nothing, and no more.
+    let view = until(&mut watch, |view| view.source != Source::Nothing).await;
+    assert_eq!(
+        (ids(&view), view.source, view.age()),
+        (vec!["a"], Source::Cache, None)
+    );
+    let asked = registry.query(&key(), ReadOptions::local()).await.unwrap();
+    assert_eq!(asked.value.age(), None);
+
+    set(3_600_000);
+    let view = until(&mut watch, |view| view.source == Source::Live).await;
+    assert!(view.age() >= Some(HOUR), "{:?}", view.age());
+    let asked = registry.query(&key(), ReadOptions::local()).await.unwrap();
+    assert!(asked.value.age() >= Some(HOUR), "{:?}", asked.value.age());
+
+    // Another one is up to date; the word of one that is behind takes nothing back, nor does that of one that does not know.
+    set(0);
+    eventually("it is young", || young(&watch.view())).await;
+    set(3_600_000);
+    let rounds = cluster.lock().sign_calls + 3;
+    eventually("it is asked again", || cluster.lock().sign_calls >= rounds).await;
+    assert_eq!(watch.view().source, Source::Live);
+    assert!(young(&watch.view()));
+    set(u64::MAX);
+    let view = until(&mut watch, |view| view.source != Source::Live).await;
+    assert_eq!((ids(&view), view.source), (vec!["a"], Source::Cache));
+    assert!(young(&view));
 }
 
 async fn until_confirmed(watch: &ServiceWatch, as_of: u64) {
