@@ -6,7 +6,7 @@
 //! 0   8  "ROLLCALL"
 //! 8   2  version, 2
 //! 10  2  length of the cluster's name
-//! 12  8  when it was written, milliseconds since 1970
+//! 12  8  when a server last confirmed it, milliseconds since 1970; it was written then or later
 //! 20  8  the state's revision
 //! 28  4  length of the view
 //! 32  8  the epoch of the server that counted the revision; mode CP: 0
@@ -107,7 +107,7 @@ impl SnapshotFolder {
     }
 
     fn store_by_way_of(&self, temporary: &str, view: &ServiceView) -> io::Result<()> {
-        let bytes = encode(view, SystemTime::now());
+        let bytes = encode(view, confirmed_at(view));
         let temporary = self.folder.join(temporary);
         // One that is there is another's, to be neither written to nor removed.
         let mut file = fs::File::create_new(&temporary)?;
@@ -184,18 +184,24 @@ fn read(path: &Path, key: &ServiceKey) -> Result<Option<ServiceView>, Damage> {
     }
 }
 
-fn encode(view: &ServiceView, written_at: SystemTime) -> Vec<u8> {
+/// What nobody confirmed is as old as can be.
+fn confirmed_at(view: &ServiceView) -> SystemTime {
+    let at = view.age().and_then(|age| SystemTime::now().checked_sub(age));
+    at.unwrap_or(UNIX_EPOCH)
+}
+
+fn encode(view: &ServiceView, confirmed_at: SystemTime) -> Vec<u8> {
     let body = view.to_wire().encode_to_vec();
     let cluster = view.cluster.as_bytes();
     let cluster = &cluster[..cluster.len().min(usize::from(u16::MAX))];
-    let written_ms = written_at
+    let confirmed_ms = confirmed_at
         .duration_since(UNIX_EPOCH)
         .map_or(0, crate::config::millis);
     let mut bytes = Vec::with_capacity(HEAD_BYTES + cluster.len() + body.len() + CRC_BYTES);
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&VERSION.to_le_bytes());
     bytes.extend_from_slice(&(cluster.len() as u16).to_le_bytes());
-    bytes.extend_from_slice(&written_ms.to_le_bytes());
+    bytes.extend_from_slice(&confirmed_ms.to_le_bytes());
     bytes.extend_from_slice(&view.as_of.to_le_bytes());
     bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
     bytes.extend_from_slice(&view.epoch.to_le_bytes());
@@ -227,7 +233,7 @@ fn decode(bytes: &[u8]) -> Result<ServiceView, Damage> {
         .split_at_checked(head_bytes)
         .ok_or_else(|| torn(head_bytes + CRC_BYTES))?;
     let cluster_bytes = usize::from(u16::from_le_bytes(field(head, 10)));
-    let written_ms = u64::from_le_bytes(field(head, 12));
+    let confirmed_ms = u64::from_le_bytes(field(head, 12));
     let as_of = u64::from_le_bytes(field(head, 20));
     let body_bytes = u32::from_le_bytes(field(head, 28)) as usize;
     let (epoch, mode) = match head_bytes {
@@ -247,11 +253,11 @@ fn decode(bytes: &[u8]) -> Result<ServiceView, Damage> {
     let (cluster, body) = content.split_at(cluster_bytes);
     let cluster = std::str::from_utf8(cluster).map_err(|error| Damage::Content(error.to_string()))?;
     let view = v1::ServiceView::decode(body).map_err(|error| Damage::Content(error.to_string()))?;
-    let written_at = UNIX_EPOCH + Duration::from_millis(written_ms.min(1 << 52));
+    let confirmed_at = UNIX_EPOCH + Duration::from_millis(confirmed_ms.min(1 << 52));
     let mode = v1::GroupMode::try_from(i32::from(mode))
         .map_err(|_| Damage::Content(format!("{mode} is no mode of a group")))?;
     let origin = (Arc::from(cluster), Counted::of(mode, epoch));
-    let view = ServiceView::from_wire(view, as_of, origin, Confirmed::Written(written_at));
+    let view = ServiceView::from_wire(view, as_of, origin, Confirmed::Written(confirmed_at));
     Ok(ServiceView {
         source: Source::Disk,
         ..view
@@ -276,6 +282,7 @@ fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::view::Heard;
 
     fn view() -> ServiceView {
         let view = v1::ServiceView {
@@ -296,7 +303,8 @@ mod tests {
             guard: None,
         };
         let counted = Counted::Server { epoch: 77 };
-        ServiceView::from_wire(view, 9, (Arc::from("c1"), counted), Confirmed::Never)
+        let confirmed = Confirmed::Heard(Heard::now());
+        ServiceView::from_wire(view, 9, (Arc::from("c1"), counted), confirmed)
     }
 
     fn same(one: &ServiceView, other: &ServiceView) -> bool {
@@ -322,6 +330,19 @@ mod tests {
             .map(|entry| entry.unwrap().file_name())
             .collect();
         assert_eq!(names, ["prod~feed~ranker.roll"], "nothing temporary is left");
+        let a_minute = Duration::from_secs(60);
+        for (confirmed, least) in [
+            (Confirmed::Heard(Heard::earlier(a_minute)), a_minute),
+            (Confirmed::Never, 1_000 * a_minute),
+        ] {
+            let view = ServiceView {
+                confirmed,
+                ..view.clone()
+            };
+            snapshots.store(&view).unwrap();
+            let age = snapshots.load(&view.key).unwrap().age();
+            assert!(age >= Some(least), "written later than it was confirmed: {age:?}");
+        }
         snapshots.remove(&view.key).unwrap();
         snapshots.remove(&view.key).unwrap();
         assert!(snapshots.load(&view.key).is_none());
