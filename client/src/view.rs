@@ -43,6 +43,8 @@ pub(crate) struct Heard {
     origin: Instant,
     /// After the origin; below 0: before it.
     millis: AtomicI64,
+    /// The same by the clock of the wall, since 1970: it goes on while the machine sleeps.
+    wall_millis: AtomicI64,
 }
 
 impl Heard {
@@ -55,12 +57,14 @@ impl Heard {
         Arc::new(Self {
             origin: Instant::now(),
             millis: AtomicI64::new(-whole_millis(age)),
+            wall_millis: AtomicI64::new(wall_millis().saturating_sub(whole_millis(age))),
         })
     }
 
     pub(crate) fn touch(&self) {
         self.millis
             .store(whole_millis(self.origin.elapsed()), Ordering::Relaxed);
+        self.wall_millis.store(wall_millis(), Ordering::Relaxed);
     }
 
     /// As it is now, whatever is heard from now on.
@@ -68,19 +72,28 @@ impl Heard {
         Arc::new(Self {
             origin: self.origin,
             millis: AtomicI64::new(self.millis.load(Ordering::Relaxed)),
+            wall_millis: AtomicI64::new(self.wall_millis.load(Ordering::Relaxed)),
         })
     }
 
+    /// By the clock that says more: one stands still while the machine sleeps, the other may be set back.
     pub(crate) fn age(&self) -> Duration {
         let passed = self.origin.elapsed();
         let millis = self.millis.load(Ordering::Relaxed);
         let apart = Duration::from_millis(millis.unsigned_abs());
-        if millis < 0 {
+        let awake = if millis < 0 {
             passed.saturating_add(apart)
         } else {
             passed.saturating_sub(apart)
-        }
+        };
+        let by_wall = wall_millis().saturating_sub(self.wall_millis.load(Ordering::Relaxed));
+        awake.max(Duration::from_millis(u64::try_from(by_wall).unwrap_or(0)))
     }
+}
+
+fn wall_millis() -> i64 {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since_1970.map_or(0, whole_millis)
 }
 
 fn whole_millis(duration: Duration) -> i64 {
@@ -308,4 +321,29 @@ impl ServiceView {
 /// What a removal guard says; one that is idle says nothing.
 pub(crate) fn said(guard: Option<v1::GuardStatus>) -> Option<v1::GuardStatus> {
     guard.filter(|guard| guard.held_since > 0 || guard.window_began > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As after a sleep: the clock of the wall went on, the other did not.
+    #[test]
+    fn what_was_heard_before_the_machine_slept_is_as_old_as_the_wall_says() {
+        let hours = Duration::from_secs(8 * 3600);
+        let heard = Heard::now();
+        heard
+            .wall_millis
+            .fetch_sub(whole_millis(hours), Ordering::Relaxed);
+        assert!(heard.age() >= hours, "{:?}", heard.age());
+        assert!(heard.as_of_now().age() >= hours);
+        heard.touch();
+        assert!(heard.age() < hours);
+        // Set back, it takes nothing away.
+        let heard = Heard::earlier(hours);
+        heard
+            .wall_millis
+            .fetch_add(2 * whole_millis(hours), Ordering::Relaxed);
+        assert!(heard.age() >= hours, "{:?}", heard.age());
+    }
 }
