@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use rollcall_core::directory::{RevisionChanges, Sign};
+use rollcall_core::directory::{RevisionChanges, Service, Sign};
 use rollcall_core::ids::{GroupName, Revision, ServiceKey};
 use rollcall_core::mutants::{Mutant, planted};
 use rollcall_proto::v1;
@@ -194,12 +194,12 @@ impl Inner {
                 log.range(Revision(subscription.after.0 + late), usize::MAX)
                     .ok()?
             };
+            let shown = self.shown(&directory);
+            if saw_other_changes(subscription, shown, &changes) {
+                return None;
+            }
             // The hub itself may stand before the revision behind which this resumes, and know other groups.
-            (
-                changes,
-                head,
-                self.shown(&directory).hidden_of(&subscription.target),
-            )
+            (changes, head, shown.hidden_of(&subscription.target))
         };
         let mut replay = Replay {
             items: Vec::new(),
@@ -309,6 +309,44 @@ impl Inner {
     }
 }
 
+/// Whether a client that resumes holds what this history never had there: a service that has not changed since is another
+/// one, or one that it holds is not there and did not go since. Servers that were set back to a copy count revisions a
+/// second time, and the changes behind one of them are no sequel to what the client saw.
+fn saw_other_changes(
+    subscription: &Subscription,
+    shown: Shown<'_>,
+    changes: &[Arc<RevisionChanges>],
+) -> bool {
+    let after = subscription.after;
+    let known = &subscription.known;
+    let shown_here = |key: &ServiceKey| subscription.target.covers(key) && shown.follows(&key.group);
+    let mut absent = Vec::new();
+    for (key, sign) in known.iter().filter(|(key, _)| shown_here(key)) {
+        let Some(service) = shown.service(key) else {
+            absent.push(key);
+            continue;
+        };
+        let other_nodes = service.modified <= after && service.sign != *sign;
+        if other_nodes || service.settings_modified <= after && holds_other_metadata(subscription, service) {
+            return true;
+        }
+    }
+    if absent.is_empty() {
+        return false;
+    }
+    let changed: BTreeSet<&ServiceKey> = changes
+        .iter()
+        .flat_map(|changes| &changes.services)
+        .map(|change| &change.key)
+        .collect();
+    absent.iter().any(|key| !changed.contains(key))
+}
+
+fn holds_other_metadata(subscription: &Subscription, service: &Service) -> bool {
+    let held = subscription.known_metadata.get(&service.key);
+    held.copied().unwrap_or(0) != metadata_hash(service)
+}
+
 /// A group for which the subscription was sent to the wrong hub.
 fn elsewhere(subscription: &Subscription, shown: Shown<'_>) -> Option<GroupName> {
     match &subscription.target {
@@ -363,9 +401,7 @@ pub(super) fn current_state<'a>(
     let there = shown
         .services(&subscription.target)
         .filter(move |service| {
-            let metadata = subscription.known_metadata.get(&service.key);
-            known.get(&service.key) != Some(&service.sign)
-                || metadata.copied().unwrap_or(0) != metadata_hash(service)
+            known.get(&service.key) != Some(&service.sign) || holds_other_metadata(subscription, service)
         })
         .map(move |service| Item::State {
             key: service.key.clone(),

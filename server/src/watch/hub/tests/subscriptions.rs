@@ -149,6 +149,94 @@ async fn a_resume_below_retention_gets_nothing_for_equal_signs_and_a_snapshot_fo
     assert_eq!(again.picture(), world.truth(&all));
 }
 
+/// Servers that were set back to a copy count the same revisions again: behind one of them they have only what followed
+/// there, and no word of what was lost.
+#[tokio::test]
+async fn who_saw_changes_that_were_lost_is_told_the_state_once_the_head_has_passed_them() {
+    let (same, other, gone) = (key("a", "same"), key("a", "other"), key("a", "gone"));
+    let copied = |services: &[&ServiceKey]| {
+        let mut world = World::new(WatchConfig::default(), 100);
+        for service in services {
+            world.put(service, "n1", 1);
+            world.say_of(service, "copied");
+        }
+        world
+    };
+    let saw = |target: &Target| {
+        let mut world = copied(&[&same, &other]);
+        world.put(&other, "lost", 1);
+        world.put(&gone, "lost", 1);
+        let mut client = world.open();
+        client.follow(follow(1, target.clone()));
+        client.read_all();
+        client
+    };
+    let resumes = |world: &World, client: &Client, target: &Target| {
+        let mut again = world.open();
+        again.services = client.services.clone();
+        let metadata_of = |key: &ServiceKey| {
+            let directory = world.directory.read();
+            let service = directory.service(key);
+            (
+                key.clone(),
+                service.map_or(0, |service| convert::metadata_hash(service)),
+            )
+        };
+        let known_metadata: BTreeMap<_, _> = client.services.keys().map(metadata_of).collect();
+        again.follow(Subscription {
+            after: Revision(client.last),
+            known: client.known(),
+            known_metadata: known_metadata.into(),
+            ..follow(1, target.clone())
+        });
+        again.read_all();
+        assert_eq!(again.picture(), world.truth(target), "{target:?}");
+        again.log
+    };
+    let mut world = copied(&[&same, &other]);
+    let prefix = Target::Prefix("a".into());
+    let [of_same, of_other, of_gone] = [&same, &other, &gone].map(|service| Target::Service(service.clone()));
+    for weight in 0..9 {
+        world.put(&key("c", "elsewhere"), "n1", weight);
+    }
+    assert_eq!(resumes(&world, &saw(&of_same), &of_same), ["resumed"]);
+    assert_eq!(
+        resumes(&world, &saw(&of_other), &of_other),
+        ["snapshot", "current"]
+    );
+    assert_eq!(resumes(&world, &saw(&of_gone), &of_gone), ["gone", "current"]);
+    assert_eq!(
+        resumes(&world, &saw(&prefix), &prefix),
+        ["gone", "snapshot", "current"]
+    );
+}
+
+/// A sign is of nodes alone, and metadata may have been lost as well as nodes.
+#[tokio::test]
+async fn who_saw_metadata_that_was_lost_is_told_the_state() {
+    let mut world = World::new(WatchConfig::default(), 100);
+    let one = key("a", "one");
+    world.put(&one, "n1", 1);
+    world.say_of(&one, "copied");
+    let mut client = world.open();
+    client.follow(follow(1, Target::Service(one.clone())));
+    client.read_all();
+    let after = world.put(&key("c", "elsewhere"), "n1", 1);
+    let held = convert::metadata_hash(world.directory.read().service(&one).unwrap());
+    for (held, log) in [(held, vec!["resumed"]), (held ^ 1, vec!["snapshot", "current"])] {
+        let mut again = world.open();
+        again.services = client.services.clone();
+        again.follow(Subscription {
+            after,
+            known: client.known(),
+            known_metadata: BTreeMap::from([(one.clone(), held)]).into(),
+            ..follow(1, Target::Service(one.clone()))
+        });
+        again.read_all();
+        assert_eq!(again.log, log);
+    }
+}
+
 /// A sign is of nodes alone: who was away while a service's metadata changed is told so all the same.
 #[tokio::test]
 async fn an_equal_sign_with_other_metadata_is_sent_again() {
