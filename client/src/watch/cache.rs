@@ -1,6 +1,7 @@
 //! What may replace what: the rules by which a consumer's view of a service changes.
 //!
-//! - Revisions of one count never go back. Those of different counts (an AP group at another server, or in another
+//! - Revisions of one count never go back, unless the servers were set back to a copy: what was lost to them goes
+//!   when they have come as far again. Those of different counts (an AP group at another server, or in another
 //!   of its lives; a group that changed its mode) are not compared: what is heard last holds, and equal signs
 //!   are equal lists.
 //! - A non-empty list is replaced by an empty one only on the word of a server whose state is newer, or that
@@ -70,7 +71,10 @@ impl Cached {
         let held = &self.view;
         let other_cluster = is_other(&held.cluster, &view.cluster);
         let comparable = !other_cluster && !held.counted().differs(view.counted());
-        let older = view.as_of < held.revision || (self.dated && view.revision < held.revision);
+        // A state that is as new as what is held, in which it changed earlier than we saw it change, is of servers that
+        // were set back: what we saw was lost.
+        let earlier = self.dated && view.revision < held.revision;
+        let older = view.as_of < held.revision || (earlier && view.as_of < held.as_of);
         if comparable && older {
             return Merged::Older;
         }
@@ -398,6 +402,14 @@ mod tests {
     }
 
     #[test]
+    fn what_was_lost_goes_when_the_servers_have_come_as_far_again() {
+        let mut cached = Cached::of(full(&["a", "lost"], 7, 9, "c"));
+        assert_eq!(cached.take_full(full(&["a"], 3, 8, "c")), Merged::Older);
+        assert_eq!(cached.take_full(full(&["a"], 3, 9, "c")), Merged::Changed);
+        assert_eq!((ids(&cached), cached.view().revision), (vec!["a".to_owned()], 3));
+    }
+
+    #[test]
     fn an_unconfirmed_empty_never_replaces_nodes() {
         let mut cached = Cached::of(full(&["a"], 7, 7, "c"));
         assert_eq!(cached.take_full(full(&[], 7, 7, "c")), Merged::UnconfirmedEmpty);
@@ -558,7 +570,7 @@ mod tests {
         );
         assert_eq!(cached.view().revision, 12, "now it is known when it changed");
         assert_eq!(
-            cached.take_full(of_server(full(&["a", "b"], 11, 31, "c"), 2)),
+            cached.take_full(of_server(full(&["a", "b"], 11, 29, "c"), 2)),
             Merged::Older
         );
     }

@@ -32,6 +32,10 @@ pub(super) struct Slot {
     pub(super) published: Published,
     /// Changes are ignored until the full list comes.
     awaits_full: bool,
+    /// A word on the whole of it was not taken, because what is held is newer. Either the server is behind, or what is held
+    /// was lost to the servers, which were set back; once it has come so far, it is asked which. Changes are ignored until
+    /// then.
+    disputed: bool,
     asked_anew_at: Option<Instant>,
 }
 
@@ -42,6 +46,7 @@ impl Slot {
             cached,
             published,
             awaits_full: false,
+            disputed: false,
             asked_anew_at: None,
         }
     }
@@ -51,6 +56,12 @@ impl Slot {
         if !goes_on {
             self.cached.on_interrupted();
         }
+    }
+
+    /// See [`Self::disputed`].
+    fn dispute(&mut self) {
+        // What this stream itself keeps current is not disputed by what it said before.
+        self.disputed |= self.cached.view().source != Source::Live;
     }
 
     fn publish(&self) {
@@ -394,8 +405,21 @@ impl State {
             subscription.stop();
             subscription.ask_at = None;
         }
+        self.forget_disputes();
         for slot in self.slots.values_mut() {
             slot.awaits_full = false;
+        }
+    }
+
+    /// Another server may be asked. Behind the positions that were reached meanwhile it would say nothing of what was
+    /// disputed.
+    fn forget_disputes(&mut self) {
+        for (key, slot) in self.slots.iter_mut().filter(|(_, slot)| slot.disputed) {
+            slot.disputed = false;
+            let counted = slot.cached.view().counted();
+            each_of(&mut self.subscriptions, key, |_, one| {
+                one.part(counted).position = 0
+            });
         }
     }
 
@@ -440,7 +464,7 @@ impl State {
             .filter(|(_, mark)| mark.acknowledge > mark.acknowledged);
         let (mode, mark) = news.next()?;
         // What is asked for anew has not been taken in, whatever came behind it.
-        if self.slots.values().any(|slot| slot.awaits_full) {
+        if self.slots.values().any(|slot| slot.awaits_full || slot.disputed) {
             return None;
         }
         mark.acknowledged = mark.acknowledge;
@@ -498,6 +522,22 @@ impl State {
                 reason: reason.into(),
             },
         );
+    }
+}
+
+/// Those that want a service, as [`State::subscriptions_of`].
+fn each_of(
+    subscriptions: &mut BTreeMap<WatchTarget, Subscription>,
+    key: &ServiceKey,
+    mut look: impl FnMut(&WatchTarget, &mut Subscription),
+) {
+    let by_name = WatchTarget::Service(key.clone());
+    if let Some(subscription) = subscriptions.get_mut(&by_name) {
+        look(&by_name, subscription);
+    }
+    let groups = subscriptions.range_mut(WatchTarget::group("")..);
+    for (target, subscription) in groups.filter(|(target, _)| target.covers(key)) {
+        look(target, subscription);
     }
 }
 

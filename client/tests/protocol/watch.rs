@@ -287,6 +287,10 @@ async fn a_catch_up_that_breaks_off_is_resumed_before_it() {
     assert!(
         matches!(next(&mut watch).await, WatchEvent::Snapshot { view, lagged: true } if ids(&view) == ["b"])
     );
+    let begins = |ids: &[&str], changed: u64, at: u64| {
+        cluster.lock().script = vec![snapshot(ids, changed), started(v1::StartKind::Current, at, true)];
+    };
+    begins(&["b"], 10, 11);
     server.break_streams();
     until_live(&mut watch).await;
     assert_eq!(
@@ -294,38 +298,40 @@ async fn a_catch_up_that_breaks_off_is_resumed_before_it() {
         Some(5),
         "another service's list may have been on its way"
     );
-    assert!(cluster.lock().acks.iter().all(|ack| *ack <= 5));
+    assert!(cluster.lock().acks.iter().all(|ack| [5, 11].contains(ack)));
 
     // The bookmark ends the catch-up.
     server
         .send(vec![
             lagged(),
-            frame(Frame::Bookmark(v1::Bookmark { revision: 11 })),
+            frame(Frame::Bookmark(v1::Bookmark { revision: 12 })),
         ])
         .await;
     eventually("the bookmark's acknowledgement", || {
-        cluster.lock().acks.last() == Some(&11)
+        cluster.lock().acks.last() == Some(&12)
     })
     .await;
     server.break_streams();
     until_live(&mut watch).await;
-    assert_eq!(resumed_behind(), Some(11));
+    assert_eq!(resumed_behind(), Some(12));
 
     // So do changes, if they are a message's last word.
-    let change = || delta(12, &["c"], &[], &["b", "c"]);
+    let change = || delta(13, &["c"], &[], &["b", "c"]);
     server.send(vec![change(), lagged()]).await;
     assert!(matches!(next(&mut watch).await, WatchEvent::Changed { .. }));
+    begins(&["b", "c"], 13, 14);
     server.break_streams();
     until_live(&mut watch).await;
-    assert_eq!(resumed_behind(), Some(5), "where the script starts");
-    server.send(vec![delta(13, &["d"], &[], &["b", "c", "d"])]).await;
+    assert_eq!(resumed_behind(), Some(11), "where the script started");
+    server.send(vec![delta(15, &["d"], &[], &["b", "c", "d"])]).await;
     eventually("the change's acknowledgement", || {
-        cluster.lock().acks.last() == Some(&13)
+        cluster.lock().acks.last() == Some(&15)
     })
     .await;
+    begins(&["b", "c", "d"], 15, 15);
     server.break_streams();
     until_live(&mut watch).await;
-    assert_eq!(resumed_behind(), Some(13));
+    assert_eq!(resumed_behind(), Some(15));
 }
 
 pub(crate) async fn until_live(watch: &mut Watch) {

@@ -8,7 +8,7 @@ use rollcall_proto::v1;
 use tokio::time::Instant;
 
 use super::subscription::{Part, Subscription};
-use super::{State, Tail, Todo};
+use super::{Slot, State, Tail, Todo, each_of};
 use crate::backoff::jittered;
 use crate::error::Error;
 use crate::key::ServiceKey;
@@ -136,7 +136,7 @@ impl State {
             }
         }
         let (cluster, confirmed) = (Arc::clone(&self.cluster), self.confirmed());
-        let mut missing = false;
+        let (mut missing, mut disputed) = (false, false);
         let mut unlisted = BTreeSet::new();
         let (mut gone, mut guarded) = (Vec::new(), Vec::new());
         for (key, slot) in self.slots.iter_mut().filter(|(key, _)| target.covers(key)) {
@@ -147,6 +147,11 @@ impl State {
                 let asked = slot.awaits_full;
                 missing |= listed && !asked;
                 slot.awaits_full = if listed { !asked } else { asked && awaits_other };
+                slot.disputed = false;
+                continue;
+            }
+            if slot.disputed {
+                disputed = true;
                 continue;
             }
             if slot.cached.view().source == Source::Nothing && listed {
@@ -198,6 +203,8 @@ impl State {
                 }
                 Merged::Older | Merged::UnconfirmedEmpty | Merged::Gap => {
                     tracing::warn!(service = %key, ?merged, "a server's word on a service was not taken");
+                    slot.dispute();
+                    disputed |= slot.disputed;
                     continue;
                 }
             }
@@ -224,6 +231,9 @@ impl State {
             subscription.unlisted = Some(unlisted);
             return Todo::default();
         }
+        if disputed {
+            return Todo::default();
+        }
         let (revision, resumed) = if started.half {
             (cp.position, cp.resumed && ap.resumed)
         } else {
@@ -245,7 +255,8 @@ impl State {
             return Todo::default();
         };
         let confirmed = self.confirmed();
-        let origin = (Arc::clone(&self.cluster), self.counted);
+        let cluster = Arc::clone(&self.cluster);
+        let origin = (Arc::clone(&cluster), self.counted);
         let view = ServiceView::from_wire(view, snapshot.revision, origin, confirmed);
         let Some(asked_for) = self.is_asked_for(&view.key) else {
             return Todo::default();
@@ -259,7 +270,7 @@ impl State {
             view.cluster = Arc::clone(&slot.cached.view().cluster);
         }
         let merged = slot.cached.take_full(view);
-        slot.hold_unless(asked_for);
+        slot.hold_unless(asked_for && !slot.disputed);
         match merged {
             Merged::Changed | Merged::Confirmed => {
                 slot.awaits_full = false;
@@ -278,6 +289,9 @@ impl State {
             }
             Merged::Older | Merged::UnconfirmedEmpty | Merged::Gap => {
                 tracing::warn!(service = %key, ?merged, revision, "a server's list was not taken");
+                if !slot.cached.on_other_cluster(&cluster) {
+                    slot.dispute();
+                }
             }
         }
         // No resume behind it: other services' lists of the same catch-up may still be on their way.
@@ -293,7 +307,7 @@ impl State {
         let (cluster, counted, confirmed) = (Arc::clone(&self.cluster), self.counted, self.confirmed());
         self.on_word_of(&key);
         let slot = self.slot(&key);
-        if slot.awaits_full {
+        if slot.awaits_full || slot.disputed {
             return Todo::default();
         }
         let put: BTreeSet<String> = delta.put.iter().map(|node| node.id.clone()).collect();
@@ -335,7 +349,7 @@ impl State {
         let merged = slot
             .cached
             .take_gone(gone.revision, (&cluster, counted), confirmed);
-        slot.hold_unless(asked_for);
+        slot.hold_unless(asked_for && !slot.disputed);
         if matches!(merged, Merged::Changed | Merged::Confirmed) {
             slot.awaits_full = false;
         }
@@ -350,36 +364,41 @@ impl State {
 
     fn on_bookmark(&mut self, revision: u64) -> Todo {
         let counted = self.counted;
-        let mut started = Vec::new();
-        for (target, subscription) in &mut self.subscriptions {
+        for subscription in self.subscriptions.values_mut() {
             let part = subscription.part(counted);
             if part.started {
                 part.reach(counted, revision);
-                started.push(target);
             }
         }
-        // A server that was behind when it took over has caught up.
-        let (cluster, confirmed) = (
-            Arc::clone(&self.cluster),
-            Confirmed::Heard(Arc::clone(&self.heard)),
-        );
-        for (key, slot) in &mut self.slots {
-            if slot.cached.view().source != Source::Live
-                && slot.cached.view().counted() == counted
-                && !slot.awaits_full
-                && !slot.cached.on_other_cluster(&cluster)
-                && started.iter().any(|target| target.covers(key))
-                && slot
-                    .cached
-                    .confirm(revision, (&cluster, counted), confirmed.clone())
-                    == Merged::Confirmed
-            {
-                slot.publish();
-            }
-        }
+        self.settle_disputes(counted, revision);
         self.forget_gone(counted, revision);
         self.acknowledge(revision);
         Todo::default()
+    }
+
+    /// The server has come as far as anybody who confirmed what is disputed: its next list holds, be it another one. All are
+    /// asked for together: a prefix is not asked for once for each of its services.
+    fn settle_disputes(&mut self, counted: Counted, revision: u64) {
+        let is_own = |slot: &Slot| slot.disputed && !slot.cached.view().counted().differs(counted);
+        let disputed = self.slots.values().filter(|slot| is_own(slot));
+        let Some(newest) = disputed.map(|slot| slot.cached.view().as_of).max() else {
+            return;
+        };
+        if revision < newest {
+            return;
+        }
+        let mut asked = BTreeSet::new();
+        for (key, slot) in self.slots.iter_mut().filter(|(_, slot)| is_own(slot)) {
+            each_of(&mut self.subscriptions, key, |target, subscription| {
+                if subscription.part(counted).started {
+                    (slot.disputed, slot.awaits_full) = (false, true);
+                    asked.insert(target.clone());
+                }
+            });
+        }
+        for target in asked {
+            self.ask_anew_for_target(&target);
+        }
     }
 
     /// No resume comes to speak again of services that were gone by then: those that nobody asked for by name leave.

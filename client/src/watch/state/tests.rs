@@ -45,8 +45,12 @@ fn view(ids: &[&str], revision: u64) -> v1::ServiceView {
 }
 
 fn list(ids: &[&str], revision: u64) -> Frame {
+    list_as_of(ids, revision, revision)
+}
+
+fn list_as_of(ids: &[&str], changed: u64, revision: u64) -> Frame {
     Frame::Snapshot(v1::ServiceSnapshot {
-        view: Some(view(ids, revision)),
+        view: Some(view(ids, changed)),
         revision,
         lagged: false,
     })
@@ -233,6 +237,97 @@ fn a_resume_does_not_do_for_a_service_whose_list_is_waited_for() {
     let number = scene.asked(super::frames::RESYNC_SPACING);
     scene.hear([list(&["a", "b"], 5), self::started(number, 9, &[key()])]);
     assert_eq!(scene.told(), ["list a", "live", "list a,b", "live"]);
+}
+
+/// A consumer that starts with what an earlier one saw at revision 700.
+fn with_a_snapshot(ids: &[&str]) -> Scene {
+    let mut scene = Scene::following(&WatchTarget::Service(key()));
+    let held = ServiceView {
+        source: Source::Disk,
+        ..ServiceView::from_wire(
+            view(ids, 700),
+            700,
+            ("new".into(), Counted::Cluster),
+            Confirmed::Never,
+        )
+    };
+    scene.state.offer(held);
+    scene
+}
+
+/// The only subscription that is asked for a moment later, from state.
+fn asked_anew(scene: &mut Scene) -> u64 {
+    let said = scene.say(super::frames::RESYNC_SPACING);
+    let asked = said.iter().filter_map(|request| match request {
+        Request::Subscribe(one) => Some((one.after_revision, one.subscription)),
+        Request::Unsubscribe(_) | Request::Ack(_) => None,
+    });
+    let asked: Vec<_> = asked.collect();
+    let [(0, subscription)] = asked[..] else {
+        panic!("{said:?}")
+    };
+    subscription
+}
+
+/// Servers that were started on a copy have the same name and count the same revisions again.
+#[test]
+fn a_list_that_was_lost_is_not_live_and_goes_when_the_servers_have_come_as_far_again() {
+    let mut scene = with_a_snapshot(&["lost"]);
+    let number = scene.asked_now();
+    scene.hear([list_as_of(&["a"], 20, 30), started(number, 30, &[key()])]);
+    scene.hear([change(&key(), 40, false, &["b"], &["a", "b"]), bookmark(699)]);
+    assert_eq!(scene.told(), ["list lost"], "and nobody says that it is live");
+    assert_eq!(scene.state.slot(&key()).cached.view().source, Source::Disk);
+    let said = scene.say(super::frames::RESYNC_SPACING);
+    assert!(
+        said.is_empty(),
+        "what was not taken in is not acknowledged: {said:?}"
+    );
+    scene.hear([bookmark(700)]);
+    assert_eq!(scene.state.slot(&key()).cached.view().source, Source::Disk);
+    let number = asked_anew(&mut scene);
+    scene.hear([list_as_of(&["a", "b"], 40, 700), started(number, 700, &[key()])]);
+    assert_eq!(scene.told(), ["list a,b", "live"]);
+    assert_eq!(scene.state.slot(&key()).cached.view().source, Source::Live);
+    assert_eq!(acknowledged(&scene.say_now()), [700]);
+}
+
+#[test]
+fn a_service_that_was_lost_goes_when_the_servers_have_come_as_far_again() {
+    let mut scene = with_a_snapshot(&["lost"]);
+    let number = scene.asked_now();
+    scene.hear([gone(&key(), 30), started(number, 30, &[]), bookmark(701)]);
+    assert_eq!(scene.told(), ["list lost"]);
+    let number = asked_anew(&mut scene);
+    scene.hear([started(number, 701, &[])]);
+    assert_eq!(scene.told(), ["gone", "live"]);
+    assert_eq!(acknowledged(&scene.say_now()), [701]);
+}
+
+#[test]
+fn a_server_that_is_behind_replaces_nothing_and_confirms_when_it_has_caught_up() {
+    let mut scene = with_a_snapshot(&["a", "b"]);
+    let number = scene.asked_now();
+    scene.hear([list(&["a"], 690), started(number, 690, &[key()])]);
+    scene.hear([change(&key(), 700, false, &["b"], &["a", "b"]), bookmark(700)]);
+    let number = asked_anew(&mut scene);
+    assert_eq!(scene.told(), ["list a,b"]);
+    scene.hear([list(&["a", "b"], 700), started(number, 700, &[key()])]);
+    assert_eq!(scene.told(), ["live"]);
+    scene.hear([change(&key(), 701, false, &["c"], &["a", "b", "c"])]);
+    assert_eq!(scene.told(), ["change a,b,c"]);
+    assert_eq!(acknowledged(&scene.say_now()), [701]);
+}
+
+/// Behind the positions that were reached meanwhile a server might have nothing to say of it.
+#[test]
+fn what_is_disputed_is_asked_for_from_state_at_the_next_server() {
+    let mut scene = with_a_snapshot(&["lost"]);
+    let number = scene.asked_now();
+    scene.hear([list(&["a"], 30), started(number, 30, &[key()]), bookmark(600)]);
+    scene.state.on_interrupted("broken");
+    scene.state.on_connected();
+    asked_anew(&mut scene);
 }
 
 /// The service of the new cluster is empty as yet: what is held of the old one stays, and the rest goes on.
