@@ -179,14 +179,21 @@ impl StormDesk {
         self.engaged().then_some(self.inner.delay_max)
     }
 
-    /// Whether a consumer may have full lists of these groups; if not, when it may ask again.
-    pub(crate) fn ask(&self, groups: &BTreeSet<GroupName>, consumer: &str, cold: bool) -> Option<Duration> {
+    /// Whether a consumer that asks since a moment may have full lists of these groups; if not, when it may ask again.
+    pub(crate) fn ask(
+        &self,
+        groups: &BTreeSet<GroupName>,
+        consumer: &str,
+        cold: bool,
+        asked_at: Instant,
+    ) -> Option<Duration> {
         if !self.engaged() || groups.is_empty() {
             return None;
         }
         let consumer = Consumer {
             client: consumer.as_bytes(),
             cold,
+            asked_at: asked_at.into_std(),
         };
         let now = now();
         match self.inner.switch.lock().ask_for(groups, consumer, now) {
@@ -211,7 +218,8 @@ impl StormDesk {
         if !self.engaged() {
             return None;
         }
-        self.ask(&BTreeSet::from([key.group.clone()]), consumer, known.is_none())
+        let groups = BTreeSet::from([key.group.clone()]);
+        self.ask(&groups, consumer, known.is_none(), Instant::now())
     }
 
     /// Waits for the turn of a message with so many bytes of full lists: a few are encoded at a time, at a rate that

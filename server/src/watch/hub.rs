@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::convergence::Convergence;
 use self::pace::Pace;
 pub use self::subscription::{Division, KnownSigns, SubscribeError, Subscription};
+pub(super) use self::turn::Row;
 use super::backlog::{Backlog, Bounds, Tally};
 use super::cache::{FrameCache, ViewCache};
 use super::fanout::LastMessage;

@@ -128,17 +128,21 @@ impl PairedHandle {
 
     /// As [`StreamHandle::must_wait`]: one turn for the full lists of both modes.
     pub async fn must_wait(&self, parts: &Parts) -> bool {
-        // First: with what it would begin is judged at the moment at which it begins.
-        match parts {
+        // First, as there.
+        let asked_at = match parts {
             Parts::Cp(_) => self.cp.next_round().await,
             Parts::Ap(_) => self.ap.next_round().await,
-            Parts::Both { .. } => _ = tokio::join!(self.cp.next_round(), self.ap.next_round()),
-        }
+            Parts::Both { .. } => {
+                let (cp, ap) = tokio::join!(self.cp.next_round(), self.ap.next_round());
+                cp.min(ap)
+            }
+        };
         let (cp, ap) = (&self.cp.hub, &self.ap.hub);
+        let must_wait = |parts: &[_]| cp.must_wait(&self.cp.shared, parts, asked_at);
         let retry_after: Option<Duration> = match parts {
-            Parts::Cp(one) => cp.must_wait(&self.cp.shared, &[(cp, one)]),
-            Parts::Ap(one) => cp.must_wait(&self.cp.shared, &[(ap, one)]),
-            Parts::Both { cp: one, ap: other } => cp.must_wait(&self.cp.shared, &[(cp, one), (ap, other)]),
+            Parts::Cp(one) => must_wait(&[(cp, one)]),
+            Parts::Ap(one) => must_wait(&[(ap, one)]),
+            Parts::Both { cp: one, ap: other } => must_wait(&[(cp, one), (ap, other)]),
         };
         let Some(retry_after) = retry_after else {
             return false;

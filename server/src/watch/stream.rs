@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::backlog::{Backlog, Item, Started};
 use super::fanout::Outlet;
 use super::frame;
-use super::hub::{SubscribeError, Subscription, WatchHub};
+use super::hub::{Row, SubscribeError, Subscription, WatchHub};
 use super::line::Line;
 use crate::grpc::convert;
 use crate::storm::Turn;
@@ -73,8 +73,8 @@ pub(crate) struct Shared {
     /// Subscriptions that ended here because their groups moved to the other hub, until the other half of the
     /// stream has heard of it.
     pub(crate) moved: Mutex<Vec<v1::KeepCache>>,
-    /// Until when its subscriptions begin in a row, while changes are coalesced.
-    pub(crate) row_ends: Mutex<Option<Instant>>,
+    /// Its subscriptions begin in a row, while changes are coalesced.
+    pub(crate) row: Mutex<Option<Row>>,
     /// How it is told of changes without being woken, if it can be.
     pub(crate) outlet: OnceLock<Outlet>,
 }
@@ -92,7 +92,7 @@ impl Shared {
             large_since: Mutex::new(None),
             cut,
             moved: Mutex::default(),
-            row_ends: Mutex::default(),
+            row: Mutex::default(),
             outlet: OnceLock::new(),
         }
     }
@@ -142,10 +142,11 @@ impl StreamHandle {
     /// full lists. If so, the client has been told when to ask again. If not, [`Self::subscribe`] is next; while
     /// changes are coalesced this returns at the moment they leave, which is soon.
     pub async fn must_wait(&self, subscription: &Subscription) -> bool {
-        // First: with what it would begin is judged at the moment at which it begins.
-        self.next_round().await;
+        // First: with what it would begin is judged at the moment at which it begins; whether it is its turn, as of the
+        // moment at which it was asked for.
+        let asked_at = self.next_round().await;
         let part = [(&self.hub, subscription)];
-        let Some(retry_after) = self.hub.must_wait(&self.shared, &part) else {
+        let Some(retry_after) = self.hub.must_wait(&self.shared, &part, asked_at) else {
             return false;
         };
         self.keep_cache(subscription.id, retry_after);
@@ -153,8 +154,8 @@ impl StreamHandle {
     }
 
     /// See [`WatchHub::next_round`].
-    pub(super) async fn next_round(&self) {
-        self.hub.next_round(&self.shared).await;
+    pub(super) async fn next_round(&self) -> Instant {
+        self.hub.next_round(&self.shared).await
     }
 
     /// Tells the client to ask again later.

@@ -42,6 +42,8 @@ pub struct Consumer<'a> {
     pub client: &'a [u8],
     /// It holds no list, not even an old one.
     pub cold: bool,
+    /// Since when it asks; it may have been kept waiting, and its turn is not to pass meanwhile.
+    pub asked_at: Instant,
 }
 
 /// What becomes of it.
@@ -138,8 +140,14 @@ impl StormSwitch {
         let Some(share) = self.engaged_by(record) else {
             return Admission::Serve;
         };
-        match self.rotation.turn(consumer.client, record.set_at.0, share, now) {
+        let asked_at = consumer.asked_at.min(now);
+        match self
+            .rotation
+            .turn(consumer.client, record.set_at.0, share, asked_at)
+        {
             Turn::Now => Admission::Serve,
+            // It came while the consumer was kept waiting.
+            Turn::At(turn_at) if turn_at <= now => Admission::Serve,
             Turn::At(_) if consumer.cold && self.cold.try_take(now) => Admission::Serve,
             Turn::At(retry_at) => Admission::KeepCache { retry_at },
         }

@@ -43,10 +43,11 @@ fn switched_on(share: Share, set_at: u64, now: Instant) -> StormSwitch {
     switch
 }
 
-fn warm(client: &str) -> Consumer<'_> {
+fn warm(client: &str, asked_at: Instant) -> Consumer<'_> {
     Consumer {
         client: client.as_bytes(),
         cold: false,
+        asked_at,
     }
 }
 
@@ -64,14 +65,34 @@ proptest! {
         let mut switch = switched_on(share, set_at, origin);
         let asked = origin + Duration::from_millis(asked_ms);
         let group = scene::group("prod");
-        if let Admission::KeepCache { retry_at } = switch.ask(&group, warm(&client), asked) {
+        if let Admission::KeepCache { retry_at } = switch.ask(&group, warm(&client, asked), asked) {
             prop_assert!(retry_at > asked);
             prop_assert!(retry_at < asked + EPOCH * u32::from(share.epochs()));
-            prop_assert_eq!(switch.ask(&group, warm(&client), retry_at), Admission::Serve);
+            prop_assert_eq!(switch.ask(&group, warm(&client, retry_at), retry_at), Admission::Serve);
             // A late one still has half of its epoch.
             let late = retry_at + EPOCH / 2 - Duration::from_nanos(1);
-            prop_assert_eq!(switch.ask(&group, warm(&client), late), Admission::Serve);
+            prop_assert_eq!(switch.ask(&group, warm(&client, late), late), Admission::Serve);
         }
+    }
+
+    #[test]
+    fn whoever_is_kept_waiting_does_not_miss_its_turn(
+        share in share(),
+        client in "[a-z]{1,12}",
+        asked_ms in 0u64..1_000_000,
+        waited_ms in 0u64..20_000,
+    ) {
+        let origin = origin();
+        let mut switch = switched_on(share, 7, origin);
+        let asked = origin + Duration::from_millis(asked_ms);
+        let now = asked + Duration::from_millis(waited_ms);
+        let group = scene::group("prod");
+        let at_once = switch.ask(&group, warm(&client, asked), asked);
+        let expected = match at_once {
+            Admission::KeepCache { retry_at } if retry_at > now => at_once,
+            Admission::KeepCache { .. } | Admission::Serve => Admission::Serve,
+        };
+        prop_assert_eq!(switch.ask(&group, warm(&client, asked), now), expected);
     }
 
     #[test]
@@ -85,7 +106,7 @@ proptest! {
             let turns = (first..first + epochs)
                 .filter(|epoch| {
                     let now = origin + EPOCH * u32::try_from(*epoch).unwrap();
-                    switch.ask(&group, warm(&client), now) == Admission::Serve
+                    switch.ask(&group, warm(&client, now), now) == Admission::Serve
                 })
                 .count();
             prop_assert_eq!(turns, 1);
@@ -106,7 +127,7 @@ proptest! {
             let now = origin + EPOCH * epoch;
             let served = (0..clients)
                 .filter(|client| {
-                    switch.ask(&group, warm(&format!("c{client}")), now) == Admission::Serve
+                    switch.ask(&group, warm(&format!("c{client}"), now), now) == Admission::Serve
                 })
                 .count() as u64;
             // A hash deals like dice: six standard deviations.
@@ -417,6 +438,7 @@ impl StormPlayer {
         let consumer = Consumer {
             client: line.places[0].as_bytes(),
             cold: line.places.contains(&"cold"),
+            asked_at: self.now,
         };
         match self.switch.ask(&place(line), consumer, self.now) {
             Admission::Serve => "serve".into(),
@@ -435,6 +457,7 @@ impl StormPlayer {
                 let consumer = Consumer {
                     client: client.as_bytes(),
                     cold,
+                    asked_at: self.now,
                 };
                 self.switch.ask(&place(line), consumer, self.now) == Admission::Serve
             })

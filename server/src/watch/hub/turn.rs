@@ -17,10 +17,23 @@ use crate::watch::stream::Shared;
 /// other.
 const ROW_PART: u32 = 8;
 
+/// Subscriptions of a stream that begin in a row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    /// When the first of them was asked for. The others waited behind it.
+    asked_at: Instant,
+    ends_at: Instant,
+}
+
 impl WatchHub {
-    /// Whether the storm switch lets a subscription have the full lists with which it would begin at these hubs:
-    /// if not, when it may ask again.
-    pub(crate) fn must_wait(&self, stream: &Shared, parts: &[(&Self, &Subscription)]) -> Option<Duration> {
+    /// Whether the storm switch lets a subscription that was asked for at a moment have the full lists with which it
+    /// would begin at these hubs: if not, when it may ask again.
+    pub(crate) fn must_wait(
+        &self,
+        stream: &Shared,
+        parts: &[(&Self, &Subscription)],
+        asked_at: Instant,
+    ) -> Option<Duration> {
         let storm = &self.inner.storm;
         if !storm.engaged() {
             return None;
@@ -32,7 +45,7 @@ impl WatchHub {
         let cold = parts
             .iter()
             .all(|(_, subscription)| subscription.known.is_empty());
-        storm.ask(&groups, &stream.consumer(), cold)
+        storm.ask(&groups, &stream.consumer(), cold, asked_at)
     }
 
     /// The groups of the full lists with which a subscription would begin.
@@ -61,25 +74,32 @@ impl WatchHub {
             let services = targets.into_iter().flat_map(|target| shown.services(target));
             services.map(|service| service.key.group.clone()).collect()
         };
-        storm.ask(&groups, &stream.consumer(), false)
+        storm.ask(&groups, &stream.consumer(), false, Instant::now())
     }
 
     /// Waits for the moment at which changes that are kept back leave, if there are any: a new subscription
     /// makes them leave at once, and many of them would undo the coalescing. So a stream that has waited may begin many in
-    /// a row, for a small part of that time, before it waits again.
-    pub(crate) async fn next_round(&self, stream: &Shared) {
+    /// a row, for a small part of that time, before it waits again. As of which moment its turn is judged: waiting here, or
+    /// behind another that waits here, makes nobody miss it.
+    pub(crate) async fn next_round(&self, stream: &Shared) -> Instant {
+        let asked_at = Instant::now();
         let Some(delay_max) = self.inner.storm.coalescing() else {
-            return;
+            return asked_at;
         };
-        if stream.row_ends.lock().is_some_and(|at| Instant::now() < at) {
-            return;
+        let row = *stream.row.lock();
+        if let Some(row) = row.filter(|row| asked_at < row.ends_at) {
+            return row.asked_at;
         }
         let head = self.inner.directory.read().revision();
         let mut rounds = self.inner.rounds.subscribe();
         let round = rounds.wait_for(|position| *position >= head);
         // In vain: the switch was turned off, or the hub is stopping.
         _ = tokio::time::timeout(delay_max, round).await;
-        *stream.row_ends.lock() = Some(Instant::now() + delay_max / ROW_PART);
+        *stream.row.lock() = Some(Row {
+            asked_at,
+            ends_at: Instant::now() + delay_max / ROW_PART,
+        });
+        asked_at
     }
 
     /// Waits for the turn of a message with so many bytes of full lists.

@@ -1,5 +1,8 @@
 //! The storm switch: full lists wait for their turn, changes for more of them.
 
+use std::time::Duration;
+
+use rollcall_core::directory::Sign;
 use rollcall_core::ids::{Revision, ServiceKey};
 use rollcall_core::storm::{Mode, Share};
 use tokio::sync::watch;
@@ -175,6 +178,49 @@ async fn changes_wait_for_more_but_not_for_ever() {
     assert_eq!(client.deltas(), 2);
     stop.cancel();
     running.await.unwrap();
+}
+
+/// It waits for changes to leave for as long as it takes until everyone has had a turn.
+#[tokio::test]
+async fn whoever_waits_for_a_round_does_not_miss_its_turn_meanwhile() {
+    let epoch = Duration::from_millis(100);
+    let storm = StormConfig {
+        epoch,
+        delay_max: epoch * 2,
+        ..StormConfig::default()
+    };
+    let mut world = World::with_storm(WatchConfig::default(), 1_000, &storm);
+    let keys = ["one", "two", "three"].map(|service| key("a", service));
+    for key in &keys {
+        world.put(key, "n1", 1);
+    }
+    world.pull();
+    world.set_storm(Mode::On {
+        share: Share::from_basis_points(5_000).unwrap(),
+    });
+    // It does not leave.
+    world.put(&key("c", "busy"), "n1", 1);
+    let other = keys.iter().map(|key| (key.clone(), Sign::default()));
+    let other = KnownSigns::new(other.collect());
+    let asking = (0..16).map(|number| {
+        let client = world.open();
+        client.handle.name_consumer(&format!("consumer {number}"));
+        let (keys, other) = (&keys, &other);
+        async move {
+            let mut waits = Vec::new();
+            // One behind the other, as a stream asks.
+            for (id, key) in (1..).zip(keys) {
+                let asked = Subscription {
+                    known: other.clone(),
+                    ..follow(id, Target::Service(key.clone()))
+                };
+                waits.push(client.handle.must_wait(&asked).await);
+            }
+            assert_eq!(waits, [false; 3], "consumer {number}");
+        }
+    });
+    futures_util::future::join_all(asking).await;
+    assert_eq!(world.storm.status().served, 16 * 3);
 }
 
 /// A client with many services does not wait for a round with each of them, though something changes before each.
