@@ -1,5 +1,6 @@
 //! The servers a client knows: which to ask next, and which to leave alone for a while.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -90,9 +91,12 @@ impl Endpoints {
             config.keepalive_timeout,
             config.connect_timeout,
         ));
+        // Who is named twice is one server all the same: rounds are counted by servers.
+        let mut named = BTreeSet::new();
         let all = config
             .servers
             .iter()
+            .filter(|server| named.insert(authority(server)))
             .map(|server| {
                 let dialler = dialler(server, config)?;
                 let way = upgrade::Channel::connect_lazy(&dialler, streams);
@@ -236,6 +240,13 @@ mod tests {
             endpoints.pick_preferred(&["x:1".into(), "b:1".into()]).address,
             "http://b:1"
         );
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_named_twice_is_one() {
+        let endpoints = endpoints(&["a:1", "b:1", "http://a:1", "a:1/", "b:1", "a:2"]);
+        let addresses: Vec<&str> = endpoints.all.iter().map(|e| e.address.as_str()).collect();
+        assert_eq!(addresses, ["a:1", "b:1", "a:2"]);
     }
 
     #[tokio::test]

@@ -826,6 +826,8 @@ async fn discovery_tells_of_a_token_that_no_server_knows() {
     // One is down, and says nothing of the token.
     let mut config = config(&servers);
     config.servers.push("127.0.0.1:1".into());
+    // One is named twice, and says no more for it.
+    config.servers.push(config.servers[0].clone());
     let registry = Registry::connect(config).unwrap();
     let group = WatchTarget::group("prod");
     let mut early = registry.watch(group.clone()).await.unwrap();
