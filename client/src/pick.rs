@@ -58,15 +58,21 @@ impl Picker {
         let allowed = |node: &&Arc<Node>| !node.disabled && node.weight > 0 && filter(node);
         let up = |node: &&Arc<Node>| node.state == NodeState::Up && allowed(node);
         let nodes = || view.nodes.iter();
-        let (weights, panic) = match Weights::of(nodes().filter(up)) {
-            Some(weights) => (weights, false),
-            None => (Weights::of(nodes().filter(allowed))?, true),
-        };
-        // They lie side by side, each as long as its weight: the one in which this turn's point falls. If fewer pass the filter
-        // by now, the last of them.
-        let mut point = self.point(&weights);
+        let node = self
+            .choose(|| nodes().filter(up))
+            .or_else(|| self.choose(|| nodes().filter(allowed)))?;
+        Some(Picked {
+            node: Arc::clone(node),
+            panic: node.state != NodeState::Up,
+        })
+    }
+
+    /// One of these: they lie side by side, each as long as its weight, and this turn's point falls into it. They are gone
+    /// through twice; if fewer are there the second time, it is the last of them.
+    fn choose<'a, I: Iterator<Item = &'a Arc<Node>>>(&self, nodes: impl Fn() -> I) -> Option<&'a Arc<Node>> {
+        let mut point = self.point(&Weights::of(nodes())?);
         let mut chosen = None;
-        for node in nodes().filter(|node| if panic { allowed(node) } else { up(node) }) {
+        for node in nodes() {
             chosen = Some(node);
             let weight = u64::from(node.weight);
             if point < weight {
@@ -74,8 +80,7 @@ impl Picker {
             }
             point -= weight;
         }
-        let node = Arc::clone(chosen?);
-        Some(Picked { node, panic })
+        chosen
     }
 
     /// Below the sum of the weights.
@@ -254,6 +259,17 @@ mod tests {
             let picked = picker.pick_from(&view, filter).unwrap();
             assert!(!picked.panic && picked.node.id.as_ref() == "a");
         }
+    }
+
+    #[test]
+    fn a_filter_that_passes_nobody_who_is_up_any_more_makes_panic() {
+        use v1::NodeState::{Suspect, Up};
+        let view = view(&[("a", Up, 100, false), ("b", Suspect, 100, false)]);
+        let picker = Picker::default();
+        let passed = std::cell::Cell::new(false);
+        let once = |node: &Node| node.id.as_ref() == "b" || !passed.replace(true);
+        let picked = picker.pick_from(&view, once).unwrap();
+        assert!(picked.panic && picked.node.id.as_ref() == "b");
     }
 
     #[test]
