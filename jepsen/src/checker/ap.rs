@@ -613,14 +613,16 @@ fn apart(faults: &[Fault], from: Duration, to: Duration) -> Duration {
 /// What watchers were told to be gone had a reason to go.
 fn removals(sorted: &Sorted<'_>, faults: &[Fault], clocks: Clocks, verdict: &mut Verdict) {
     for (id, server, time) in &sorted.removed {
+        let of_it = sorted.writes.get(id).into_iter().flatten();
+        let mut before = of_it.filter(|write| write.sent <= *time);
+        let is_session = sorted.lives.contains_key(id);
+        // A view shows a change before it is on disk, and a crash takes back what nobody was told is done.
+        if !is_session && before.clone().next().is_some() && before.clone().all(|write| write.end.is_none()) {
+            continue;
+        }
         verdict.judged += 1;
         let reason = match (sorted.writes.get(id), sorted.lives.get(id)) {
-            (Some(writes), _) => {
-                let mut before = writes.iter().filter(|write| write.sent <= *time);
-                // A view shows a change before it is on disk, and a crash takes back what nobody was told is done.
-                let is_acknowledged = |write: &Write| write.end.is_some();
-                before.clone().any(|write| write.value.is_none()) || !before.any(is_acknowledged)
-            }
+            (Some(_), _) => before.any(|write| write.value.is_none()),
             (None, Some(life)) => {
                 let alive = life
                     .beats

@@ -270,6 +270,7 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
     let mut applied = inner.consensus.applied_head();
     let mut seen: Option<Revision> = None;
     let mut undone = false;
+    let mut loaded = false;
     let mut settled_at = None;
     let mut known = recorded(&inner);
     let mut refused = BTreeMap::new();
@@ -283,10 +284,15 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
             let touched = touched_since(seen.filter(|_| !undone), &raft, &view);
             if inner.consensus.is_loaded() {
                 // One that comes back comes with other records.
-                let elsewhere = |name: &&GroupName| !raft.group(name).is_some_and(|group| is_ap(group));
-                for name in touched.groups.iter().filter(elsewhere) {
+                let is_here = |name: &GroupName| raft.group(name).is_some_and(|group| is_ap(group));
+                for name in touched.groups.iter().filter(|name| !is_here(name)) {
                     known.remove(name.as_str());
                 }
+                if !std::mem::replace(&mut loaded, true) {
+                    // What was applied until then is the past: groups may have come and gone in it.
+                    known.retain(|name| name.parse().is_ok_and(|name| is_here(&name)));
+                }
+                inner.keep_missed(is_here);
             }
             known.extend(bare(&raft, &touched).map(ToString::to_string));
             let missed = missed(&raft, &view, &touched, &known);
@@ -297,7 +303,7 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
                 );
                 known.extend(missed.iter().map(ToString::to_string));
                 // Before they are in the view, so that nobody reads them empty.
-                inner.note_missed(raft.revision());
+                inner.note_missed(&missed, raft.revision());
             }
             inner.followed.store(raft.revision().0, Ordering::Release);
             let commands = differences(&raft, &view, &touched);

@@ -66,13 +66,14 @@ pub(super) struct Inner {
     pub(super) mute: Mute,
 }
 
-/// That a group moved without this server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// That groups moved without this server.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Missed {
     /// When it learned of that.
     pub(super) at: Instant,
     /// By which revision of the replicated directory. Whoever has not come so far may have missed it as well, and not know.
     revision: Revision,
+    pub(super) groups: BTreeSet<GroupName>,
 }
 
 /// Questions of other servers that are refused.
@@ -151,24 +152,52 @@ pub(super) const MISSED_MAX: Duration = Duration::from_secs(10);
 
 impl Inner {
     /// A group is here that moved while this server was away: its records are elsewhere.
-    pub(super) fn note_missed(&self, revision: Revision) {
-        let at = Instant::now();
-        *self.missed.lock() = Some(Missed { at, revision });
+    pub(super) fn note_missed(&self, groups: &[GroupName], revision: Revision) {
+        let mut missed = self.missed.lock();
+        let before = missed.take().map(|missed| missed.groups);
+        *missed = Some(Missed {
+            at: Instant::now(),
+            revision,
+            groups: before
+                .into_iter()
+                .flatten()
+                .chain(groups.iter().cloned())
+                .collect(),
+        });
         self.returned.notify_one();
+    }
+
+    /// Only these are still there to be missed.
+    pub(super) fn keep_missed(&self, is_there: impl Fn(&GroupName) -> bool) {
+        let mut missed = self.missed.lock();
+        if let Some(of) = missed.as_mut() {
+            of.groups.retain(is_there);
+        }
+        missed.take_if(|missed| missed.groups.is_empty());
+    }
+
+    /// The groups of which it has nothing, though others may.
+    pub(super) fn missed_groups(&self) -> BTreeSet<GroupName> {
+        match self.misses_records() {
+            true => self
+                .missed
+                .lock()
+                .iter()
+                .flat_map(|missed| missed.groups.clone())
+                .collect(),
+            false => BTreeSet::new(),
+        }
     }
 
     /// All that another server had when it was asked, at the earliest then, is here.
     pub(super) fn note_fetched(&self, asked_at: Instant) {
-        let mut missed = self.missed.lock();
-        if missed.is_some_and(|missed| missed.at <= asked_at) {
-            *missed = None;
-        }
+        self.missed.lock().take_if(|missed| missed.at <= asked_at);
     }
 
     /// Whether a server that knows of moves so far knows of those that this one missed.
     pub(super) fn is_told_of(&self, followed: Option<u64>) -> bool {
-        let missed = *self.missed.lock();
-        let (Some(missed), Some(followed)) = (missed, followed) else {
+        let missed = self.missed.lock();
+        let (Some(missed), Some(followed)) = (&*missed, followed) else {
             return true;
         };
         followed >= missed.revision.0
@@ -181,8 +210,8 @@ impl Inner {
 
     /// Whether it still waits for them, and shows nothing.
     pub(super) fn waits_for_missed(&self) -> bool {
-        let missed = *self.missed.lock();
-        let waits = missed.is_some_and(|missed| missed.at.elapsed() < MISSED_MAX);
+        let missed = self.missed.lock().as_ref().map(|missed| missed.at);
+        let waits = missed.is_some_and(|at| at.elapsed() < MISSED_MAX);
         waits && self.misses_records()
     }
 

@@ -105,6 +105,13 @@ async fn a_group_stays_whose_move_was_missed_by_the_only_server_that_went_on() {
         write(cluster.ap(1), register(None, id)).await;
     }
     cluster.wait_listed(&["a", "b"]).await;
+    // An empty one that moved leaves no trace: whoever is started anew misses it.
+    define(&cluster, "empty").await;
+    let empty: GroupName = "empty".parse().expect("a good name");
+    for mode in [GroupMode::Cp, GroupMode::Ap] {
+        let moved = cluster.ap(1).move_group(&empty, mode, soon()).await;
+        assert!(moved.expect("it is moved").changed);
+    }
     move_to(cluster.ap(1), GroupMode::Cp).await;
     for server in cluster.running() {
         let is_forgotten = || server.ap().status().records == 0;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use rollcall_core::ap::{Bucket, Key, Record, Replica, Seq};
+use rollcall_core::ids::ServerId;
 use rollcall_proto::v1::ap_server::Ap;
 use rollcall_proto::v1::{
     ApCompareRequest, ApCompareResponse, ApDigest, ApFetchRequest, ApFetchResponse, ApPullRequest,
@@ -91,6 +92,8 @@ fn compare(desk: &Desk, asked: &ApCompareRequest) -> ApCompareResponse {
     let mut answer = ApCompareResponse {
         sure: desk.footing() == Footing::Sure,
         forgot_before: Some(desk.forgot_before_ms()),
+        unsure: desk.footing() == Footing::Unsure,
+        retired: desk.is_retired(),
         ..ApCompareResponse::default()
     };
     let Some(told) = desk.told() else {
@@ -174,12 +177,14 @@ impl Ap for ApDoor {
         self.inner.desk.lock().keep_ends_until(asked.keeps_until, now_ms);
         // And this before it is said what was missed, as far as that is known.
         let followed = self.inner.followed.load(Ordering::Acquire);
+        let mut missed = self.inner.missed_groups();
         let mut answer = self.inner.read_synced(|desk| compare(desk, &asked)).await?;
+        // What was missed when that was read is not in it, though it may be here by now.
+        missed.extend(self.inner.missed_groups());
         answer.followed = Some(followed);
-        answer.misses = self.inner.misses_records();
-        answer.sure &= !answer.misses;
-        let members = self.inner.consensus.members();
-        answer.member = members.iter().any(|member| member.server.0 == asked.from);
+        answer.sure &= missed.is_empty();
+        answer.missed = missed.iter().map(ToString::to_string).collect();
+        answer.member = self.inner.consensus.keeps_member(ServerId(asked.from));
         Ok(Response::new(answer))
     }
 
@@ -207,6 +212,11 @@ impl Ap for ApDoor {
     async fn retire(&self, request: Request<ApRetireRequest>) -> Result<Response<ApRetireResponse>, Status> {
         let asked = request.into_inner();
         self.check(&asked.cluster, asked.from, asked.to)?;
+        tracing::info!(
+            by = asked.from,
+            stays = asked.stays,
+            "AP groups: this server is about to be removed and takes no writes, or stays after all"
+        );
         let mut desk = self.inner.desk.lock();
         match asked.stays {
             true => desk.stay(),
@@ -229,6 +239,12 @@ impl Ap for ApDoor {
             ));
         }
         let heard = hear(&self.inner, records, None, true).await?;
+        if self.inner.desk.lock().is_retired() {
+            // Whoever takes over what is here may have looked before.
+            return Err(Status::unavailable(
+                "this server is being removed from the cluster",
+            ));
+        }
         match heard.refused {
             None => Ok(Response::new(ApPushResponse {})),
             Some(far) => Err(Status::failed_precondition(format!("RC-301: {far}"))),

@@ -46,8 +46,10 @@ struct Compared {
     complete: bool,
     /// The other server knows what it should.
     sure: bool,
-    /// It missed a group's move.
-    misses: bool,
+    /// Groups whose moves it missed.
+    missed: Vec<String>,
+    /// It acknowledges nothing any more.
+    retired: bool,
     /// How far it knows of moves, if it says so.
     followed: Option<u64>,
 }
@@ -120,7 +122,7 @@ enum Learned {
 /// Fetches what another server has that is told no more writes, until all of it is here and on disk.
 ///
 /// # Errors
-/// It was not `until` then.
+/// It was not `until` then, or the other was started anew, and takes writes.
 pub(super) async fn take_all(
     inner: Arc<Inner>,
     other: &Other,
@@ -129,6 +131,7 @@ pub(super) async fn take_all(
     let mut repairer = Repairer::new(inner.clone());
     loop {
         let missing = match repairer.compare(other, 1).await {
+            Ok(compared) if !compared.retired => return Err(Status::aborted("it takes writes again")),
             Ok(compared) if compared.complete && compared.sure => break,
             Ok(compared) if compared.complete => {
                 Status::unavailable("it does not know yet which of its records count")
@@ -203,9 +206,11 @@ impl Repairer {
                 Ok(compared) => {
                     // One that gave a part only may be the one that has the rest, one that does not know yet whether its
                     // records count may have it all, and one that has not heard of the move may have missed it as well.
-                    let counts = compared.complete && self.inner.is_told_of(compared.followed);
-                    let says = compared.sure || compared.misses && self.is_known_to_nobody(other.server);
-                    if counts && says {
+                    if compared.complete
+                        && self.inner.is_told_of(compared.followed)
+                        && (compared.sure
+                            || self.misses_the_same(&compared) && self.is_known_to_nobody(other.server))
+                    {
                         self.early = 0;
                         if self.inner.misses_records() {
                             self.resolve(Resolve::Fetched).await;
@@ -221,12 +226,21 @@ impl Repairer {
         }
     }
 
+    /// Whether another server has nothing of all that this one has nothing of.
+    fn misses_the_same(&self, compared: &Compared) -> bool {
+        let missed = self.inner.missed_groups();
+        missed
+            .iter()
+            .all(|group| compared.missed.iter().any(|theirs| theirs == group.as_str()))
+    }
+
     /// Whether nobody has what this server missed: all that are there, with this one a majority, were asked and miss it
     /// as well. A group that moved is on the disks of a majority, so there is nothing of it.
     fn is_known_to_nobody(&mut self, asked: ServerId) -> bool {
-        let missed = *self.inner.missed.lock();
-        if std::mem::replace(&mut self.missed, missed) != missed {
+        let missed = self.inner.missed.lock().clone();
+        if self.missed != missed {
             self.clueless.clear();
+            self.missed = missed;
         }
         self.clueless.insert(asked);
         let members = self.inner.consensus.members();
@@ -293,10 +307,12 @@ impl Repairer {
         said_at.is_some_and(|at| now - *at < BETTER_WAIT_MAX) && self.inner.gone_since(server, now).is_none()
     }
 
-    /// Whether a server has said for long enough that it misses a group's move. It may be this one that has what is in the group, and
-    /// then both would wait for each other.
-    fn has_missed_for_long(&mut self, server: ServerId, misses: bool) -> bool {
-        if !misses {
+    /// Whether a server that is sure but for a group's move has said so for long enough. It may be this one that has what is in the
+    /// group, and then both would wait for each other.
+    fn has_missed_for_long(&mut self, server: ServerId, asked: &ApCompareResponse) -> bool {
+        let own = self.inner.missed_groups();
+        let is_there = |group: &String| !own.iter().any(|missed| missed.as_str() == group);
+        if asked.unsure || !asked.missed.iter().any(is_there) {
             self.missing.remove(&server);
             return false;
         }
@@ -317,7 +333,7 @@ impl Repairer {
         if !asked.sure {
             // It was away as well, but went on when this one was gone already.
             let outlived = self.inner.desk.lock().is_outlived(asked.forgot_before);
-            let misses = self.has_missed_for_long(other.server, asked.misses);
+            let misses = self.has_missed_for_long(other.server, &asked);
             if outlived && asked.forgot_before.is_some() && !misses {
                 self.betters.insert(other.server, Instant::now());
                 return Ok(Learned::NotYet);
@@ -325,6 +341,7 @@ impl Repairer {
             return Ok(Learned::Nothing);
         }
         self.clueless.remove(&other.server);
+        self.missing.remove(&other.server);
         if self.is_outlived_by(&asked) {
             self.betters.insert(other.server, Instant::now());
         } else if !asks_to_keep {
@@ -396,7 +413,8 @@ impl Repairer {
             same: answer.same,
             complete,
             sure: answer.sure,
-            misses: answer.misses,
+            missed: answer.missed,
+            retired: answer.retired,
             followed: answer.followed,
         })
     }

@@ -50,6 +50,24 @@ impl Inner {
     }
 }
 
+/// Has a server told that it stays, unless it is defused.
+struct LetStay(Option<(Arc<Inner>, ServerId)>);
+
+impl LetStay {
+    fn defuse(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for LetStay {
+    fn drop(&mut self) {
+        if let Some((inner, server)) = self.0.take() {
+            // A question with a bound; nobody waits for it.
+            drop(tokio::spawn(inner.let_stay(server)));
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl Heir for Inner {
     async fn inherit(
@@ -67,23 +85,33 @@ impl Heir for Inner {
             });
         }
         let until = deadline.min(Instant::now() + INHERIT_MAX);
+        // Also if whoever wants it removed hangs up.
+        let stays = LetStay(Some((self.clone(), server)));
         let inherited = match self.say_retire(&other, false).await {
             Ok(()) => take_all(self.clone(), &other, until).await.map_err(|reason| {
+                let reason = reason.message();
                 format!("not all that server {server} has of AP groups could be fetched ({reason})")
             }),
-            Err(reason) => Err(format!("server {server} does not answer ({reason})")),
+            Err(reason) => {
+                let reason = reason.message();
+                Err(format!("server {server} does not answer ({reason})"))
+            }
         };
         match inherited {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                stays.defuse();
+                Ok(())
+            }
             Err(reason) if lost => {
                 tracing::warn!(
                     reason,
                     "AP groups: what the server that is removed acknowledged alone is given up"
                 );
+                stays.defuse();
                 Ok(())
             }
             Err(reason) => {
-                self.let_stay(server).await;
+                drop(stays);
                 Err(MembershipError::Invalid {
                     reason: format!(
                         "{reason}: what only it has acknowledged in AP groups would be lost with it; try again when it \

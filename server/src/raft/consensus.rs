@@ -59,6 +59,8 @@ pub(super) struct Inner {
     pub(super) desk: OnceLock<Weak<dyn LeaderDesk>>,
     /// The same.
     pub(super) heir: OnceLock<Weak<dyn Heir>>,
+    /// Held while a server is being removed by order of this one.
+    pub(super) removing: tokio::sync::Mutex<()>,
     pub(super) stop: CancellationToken,
     /// Raft's own task has ended.
     pub(super) ended: CancellationToken,

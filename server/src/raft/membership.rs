@@ -137,6 +137,18 @@ impl Consensus {
         self.inner.order(Order::Remove { server, lost }, deadline).await
     }
 
+    /// Whether a server is a member and is not about to be removed, as far as this one knows.
+    #[must_use]
+    pub fn keeps_member(&self, server: ServerId) -> bool {
+        let metrics = self.inner.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let config = &metrics.membership_config;
+        let joint = config.get_joint_config();
+        let votes = joint.iter().any(|voters| voters.contains(&server.0));
+        let stays = joint.last().is_some_and(|voters| voters.contains(&server.0));
+        config.get_node(&server.0).is_some() && votes == stays
+    }
+
     /// Names who takes over what servers that are removed have outside the log, as long as the caller keeps it. To be called
     /// once, before the peers are served.
     pub fn set_heir(&self, heir: &Arc<dyn Heir>) {
@@ -363,17 +375,31 @@ impl Inner {
             true => ChangeMembers::RemoveVoters(only),
             false => ChangeMembers::RemoveNodes(only),
         };
+        // Another order for the same server would have it stay while this one removes it.
+        let (Ok(_removing), false) = (self.removing.try_lock(), self.is_changing()) else {
+            return Err(MembershipError::InProgress {
+                reason: "its outcome is not known yet".into(),
+            });
+        };
         let heir = self.heir.get().and_then(Weak::upgrade);
         if let Some(heir) = heir.clone() {
             heir.inherit(ServerId(server), lost, deadline).await?;
         }
         let removed = changed(deadline, self.change_to_its_end(change, false)).await;
-        match (&removed, heir) {
-            // Whoever is removed after all, a while later, must not have gone on.
-            (Ok(()) | Err(MembershipError::Unknown { .. }), _) | (Err(_), None) => {}
-            (Err(_), Some(heir)) => heir.let_stay(ServerId(server)).await,
+        if let (Err(MembershipError::Invalid { .. } | MembershipError::Unavailable { .. }), Some(heir)) =
+            (&removed, heir)
+        {
+            // Otherwise it may be removed after all, a while later, and must not have gone on.
+            heir.let_stay(ServerId(server)).await;
         }
         removed
+    }
+
+    /// Whether a change of the members is proposed and not decided.
+    fn is_changing(&self) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.committed_membership_config.log_id() != metrics.membership_config.log_id()
     }
 
     /// Whoever remains must be able to decide: a change that they cannot commit is never undone, and no other can be made.

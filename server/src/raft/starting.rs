@@ -208,6 +208,7 @@ impl Consensus {
             peers,
             desk: OnceLock::new(),
             heir: OnceLock::new(),
+            removing: tokio::sync::Mutex::default(),
             stop,
             ended,
             loaded: AtomicBool::new(false),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use rollcall_client::WriteOptions;
 use rollcall_proto::v1 as wire;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -15,6 +16,8 @@ use crate::output::table::Table;
 use crate::servers::plain;
 use crate::talk::say;
 
+/// How long a removal may take at least: what the server has of AP groups is fetched before.
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause between two tries to promote a learner that has not caught up.
 const PROMOTE_PAUSE: Duration = Duration::from_millis(250);
 
@@ -287,10 +290,14 @@ async fn remove_member(context: &Context, remove: &RemoveMember) -> Result<(), F
         &format!("Remove server {} from the cluster?", remove.server),
         remove.yes,
     )?;
+    let options = WriteOptions {
+        timeout: Some(context.servers.timeout().max(REMOVAL_TIMEOUT)),
+        ..plain()
+    };
     let members = context
         .servers
         .registry()
-        .remove(remove.server, remove.lost, plain())
+        .remove(remove.server, remove.lost, options)
         .await
         .map_err(look_first)?;
     let body = OrderBody::from(members);
