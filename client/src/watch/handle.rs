@@ -70,7 +70,7 @@ pub struct Watch {
 impl Registry {
     /// The nodes of a service. The first call asks a server; if none answers within
     /// [`crate::RegistryConfig::discover_wait`] and there is a disk snapshot, it answers from disk. From then on
-    /// the service is kept current until the handle is dropped, and calls answer from memory without waiting,
+    /// a service that exists is kept current until the handle is dropped, and calls answer from memory without waiting,
     /// also while no server can be reached: see [`ServiceView::source`] and [`ServiceView::age`].
     ///
     /// # Errors
@@ -87,13 +87,6 @@ impl Registry {
             return found(view);
         }
         let mut watch = self.watch_service(key).await?;
-        {
-            let target = WatchTarget::Service(key.clone());
-            let mut state = self.inner.hub.shared.state.lock();
-            if state.discovered.insert(key.clone()) {
-                state.want(&target);
-            }
-        }
         let deadline = Instant::now() + discover_wait(&self.inner.config, watch.view().source);
         let view = match tokio::time::timeout_at(deadline, watch.live()).await {
             Ok(Ok(view)) => view,
@@ -101,7 +94,14 @@ impl Registry {
             // What is held serves.
             Ok(Err(_)) | Err(_) => watch.view(),
         };
-        found(view)
+        let view = found(view)?;
+        // Kept before the watch ends. Names that are none, or not yet, would use up the subscriptions.
+        let mut state = self.inner.hub.shared.state.lock();
+        if state.discovered.insert(key.clone()) {
+            state.want(&WatchTarget::Service(key.clone()));
+        }
+        drop(state);
+        Ok(view)
     }
 
     /// Keeps one service current. Returns at once: with what is in memory, else with the disk snapshot if there

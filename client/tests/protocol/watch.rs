@@ -537,10 +537,10 @@ async fn what_does_not_exist_is_told_apart_from_what_is_not_known() {
     let server = Server::start(1, &cluster).await;
     cluster.lock().script = vec![started(v1::StartKind::Current, 5, false)];
     let registry = Registry::connect(config(&[&server])).unwrap();
+    let mut watch = registry.watch_service(&key()).await.unwrap();
     let error = registry.discover(&key()).await.unwrap_err();
     assert!(matches!(error, Error::ServiceNotFound { .. }), "{error}");
     // It comes into being, and the same subscription tells.
-    let mut watch = registry.watch_service(&key()).await.unwrap();
     let Some(Frame::Delta(created)) = delta(6, &["a"], &[], &["a"]).frame else {
         unreachable!()
     };
@@ -552,6 +552,27 @@ async fn what_does_not_exist_is_told_apart_from_what_is_not_known() {
         .await;
     assert_eq!(ids(&*until(&mut watch, |view| view.revision == 6).await), ["a"]);
     assert_eq!(registry.discover(&key()).await.unwrap().nodes.len(), 1);
+}
+
+#[tokio::test]
+async fn names_that_do_not_exist_use_up_no_subscriptions() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    cluster.lock().script = vec![started(v1::StartKind::Current, 5, false)];
+    let mut config = config(&[&server]);
+    config.subscriptions_max = 2;
+    let registry = Registry::connect(config).unwrap();
+    for name in ["one", "two", "three"] {
+        let unknown = ServiceKey::new("prod/feed", name);
+        let error = registry.discover(&unknown).await.unwrap_err();
+        assert!(matches!(error, Error::ServiceNotFound { .. }), "{error}");
+    }
+    cluster.lock().script = current(&["a"], 5);
+    // The second time from memory.
+    for _ in 0..2 {
+        assert_eq!(ids(&registry.discover(&key()).await.unwrap()), ["a"]);
+    }
+    assert_eq!(cluster.lock().subscriptions.len(), 4);
 }
 
 #[tokio::test]
