@@ -86,8 +86,9 @@ impl Registry {
         if let Some(view) = held {
             return found(view);
         }
+        let began_at = Instant::now();
         let mut watch = self.watch_service(key).await?;
-        let deadline = Instant::now() + discover_wait(&self.inner.config, watch.view().source);
+        let deadline = began_at + discover_wait(&self.inner.config, watch.view().source);
         let view = match tokio::time::timeout_at(deadline, watch.live()).await {
             Ok(Ok(view)) => view,
             Ok(Err(error)) if watch.view().source == Source::Nothing => return Err(error),
@@ -105,7 +106,7 @@ impl Registry {
     }
 
     /// Keeps one service current. Returns at once: with what is in memory, else with the disk snapshot if there
-    /// is one, else with a view that says that nothing is known; [`ServiceWatch::live`] waits for a server.
+    /// is one (and the disk says so within half a second), else with a view that says that nothing is known; [`ServiceWatch::live`] waits for a server.
     ///
     /// # Errors
     /// [`Error::TooLarge`]: too many subscriptions.

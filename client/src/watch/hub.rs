@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use super::state::State;
@@ -18,6 +18,11 @@ use crate::error::Error;
 use crate::key::ServiceKey;
 use crate::snapshot::SnapshotFolder;
 use crate::view::{ServiceView, Source};
+
+/// How long a disk snapshot is waited for: the folder may be another machine's.
+const LOAD_WAIT: Duration = Duration::from_millis(500);
+/// Most snapshots that are read at once, each on a thread that a folder which hangs does not give back.
+const LOADS_MAX: usize = 32;
 
 /// A handle on the shared part; the last one ends the tasks.
 #[derive(Clone)]
@@ -39,6 +44,7 @@ pub(super) struct Shared {
     closed: Notify,
     running: AtomicBool,
     pub(super) snapshots: Option<SnapshotFolder>,
+    loads: Arc<Semaphore>,
 }
 
 struct Guard {
@@ -108,6 +114,7 @@ impl Hub {
             closed: Notify::new(),
             running: AtomicBool::new(false),
             snapshots: config.snapshot_folder.clone().map(SnapshotFolder::new),
+            loads: Arc::new(Semaphore::new(LOADS_MAX)),
             config,
             consumer,
         });
@@ -146,24 +153,41 @@ impl Hub {
         self.shared.changed.notify_one();
     }
 
-    /// Fills in what an earlier run wrote to disk, where nothing is known yet.
+    /// Fills in what an earlier run wrote to disk, where nothing is known yet; later, if the disk takes its time. Waits
+    /// for that, but not long, and no longer than until a server was heard.
     pub(super) async fn load(&self, key: &ServiceKey) {
         let Some(folder) = self.shared.snapshots.clone() else {
             return;
         };
-        let known = |state: &State| {
-            state
-                .slots
-                .get(key)
-                .is_none_or(|slot| slot.cached.view().source != Source::Nothing)
+        let unknown = |view: &Arc<ServiceView>| view.source == Source::Nothing;
+        let shown = {
+            let state = self.shared.state.lock();
+            let slot = state.slots.get(key).filter(|slot| unknown(slot.cached.view()));
+            slot.map(|slot| slot.published.subscribe().view)
         };
-        if known(&self.shared.state.lock()) {
+        let Some(mut shown) = shown else { return };
+        tokio::select! {
+            () = self.read(folder, key.clone()) => {}
+            _ = shown.wait_for(|view| !unknown(view)) => {}
+            () = tokio::time::sleep(LOAD_WAIT) => {
+                tracing::warn!(service = %key, "the snapshot folder does not answer");
+            }
+        }
+    }
+
+    async fn read(&self, folder: SnapshotFolder, key: ServiceKey) {
+        let Ok(place) = Arc::clone(&self.shared.loads).acquire_owned().await else {
             return;
-        }
-        let wanted = key.clone();
-        if let Ok(Some(view)) = tokio::task::spawn_blocking(move || folder.load(&wanted)).await {
-            self.shared.state.lock().offer(view);
-        }
+        };
+        let shared = Arc::clone(&self.shared);
+        let reading = tokio::task::spawn_blocking(move || {
+            if let Some(view) = folder.load(&key) {
+                shared.state.lock().offer(view);
+            }
+            drop(place);
+        });
+        // It fails only while the runtime is closing.
+        let _ = reading.await;
     }
 }
 

@@ -531,6 +531,30 @@ async fn a_consumer_starts_from_disk_while_all_servers_are_down() {
     assert!(matches!(unknown, Error::Unavailable { .. }), "{unknown}");
 }
 
+/// A pipe into which nobody writes hangs as a folder does whose machine is gone.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_snapshot_folder_that_hangs_holds_up_no_discovery() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("prod~feed~ranker.roll");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    // Whoever reads it is let go when this is dropped.
+    let _held = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&pipe)
+        .unwrap();
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    cluster.lock().script = current(&["a"], 5);
+    let registry = Registry::connect(config(&[&server]).snapshot_folder(folder.path())).unwrap();
+    let service = key();
+    let discovered = tokio::time::timeout(Duration::from_secs(30), registry.discover(&service));
+    let view = discovered.await.expect("an answer").unwrap();
+    assert_eq!((ids(&view), view.source), (vec!["a"], Source::Live));
+}
+
 #[tokio::test]
 async fn what_does_not_exist_is_told_apart_from_what_is_not_known() {
     let cluster = Cluster::default();
