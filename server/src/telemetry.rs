@@ -123,7 +123,7 @@ impl ServerGauges {
         raft.register("leading", "1 if this server leads", gauges.leading.clone());
         raft.register(
             "leader_known",
-            "1 if a leader is known",
+            "1 if a leader is heard; if this server leads, a quorum",
             gauges.leader_known.clone(),
         );
         raft.register(
@@ -221,7 +221,7 @@ impl ServerMetrics {
         let gauges = &self.gauges;
         let status = self.consensus.status();
         gauges.leading.set((status.role == MemberRole::Leader).into());
-        gauges.leader_known.set(status.leadership.leader.is_some().into());
+        gauges.leader_known.set(self.consensus.hears_leader().into());
         gauges.loaded.set(status.loaded.into());
         gauges.diverged.set(status.diverged.into());
         gauges.disk_full.set(status.disk_full.into());

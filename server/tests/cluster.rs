@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use rollcall_client::{Entry, Registration, ServiceKey, SessionOptions, WriteOptions};
-use rollcall_jepsen::lab::{WAIT_MAX, eventually};
+use rollcall_jepsen::lab::{Server, WAIT_MAX, eventually};
 use rollcall_proto::v1::MembersRequest;
 use rollcall_proto::v1::cluster_client::ClusterClient;
 use support::{Follower, GROUP, Load, cluster, registry};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tonic::Code;
 
 const TTL: Duration = Duration::from_secs(10);
@@ -138,6 +140,53 @@ async fn a_cluster_grows_from_one_to_five_and_shrinks_to_three_under_load() {
     load.stop().await.assert_kept(&mut cluster, "feed").await;
     let view = rollcall_jepsen::lab::reading::local_view(cluster.server(3).address(), GROUP, "feed", 0).await;
     assert!(!view.unwrap().unwrap().nodes.is_empty());
+}
+
+/// Whether a server says by its pages that it hears a leader: the probe of balancers and the gauge agree.
+async fn hears_leader(server: &Server) -> Option<bool> {
+    let http = &server.endpoints().http;
+    let ready = page(http, "/readyz").await.ok()?.starts_with("HTTP/1.1 200");
+    let metrics = page(http, "/metrics").await.ok()?;
+    let known = metrics.contains("\nrollcall_raft_leader_known 1\n");
+    (ready == known).then_some(known)
+}
+
+async fn page(http: &str, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(http).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await?;
+    Ok(page)
+}
+
+async fn wait_hears_leader(server: &Server, expected: bool) {
+    let what = format!("server {} to say of a leader: {expected}", server.id());
+    let says = eventually(&what, WAIT_MAX, async || {
+        (hears_leader(server).await == Some(expected)).then_some(())
+    });
+    says.await.unwrap();
+}
+
+/// What a balancer is told: as long as it is told that such a server is ready, clients are sent where nothing goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_no_quorum_is_not_ready_whether_it_followed_or_led() {
+    let mut cluster = cluster(3).await;
+    for left_leads in [false, true] {
+        let leader = cluster.leader(WAIT_MAX).await.unwrap();
+        let follower = cluster.ids().into_iter().find(|id| *id != leader).unwrap();
+        let left = if left_leads { leader } else { follower };
+        wait_hears_leader(cluster.server(left), true).await;
+        let others: Vec<u64> = cluster.ids().into_iter().filter(|id| *id != left).collect();
+        for other in &others {
+            cluster.server(*other).kill9().await.unwrap();
+        }
+        wait_hears_leader(cluster.server(left), false).await;
+        cluster.server(others[0]).start().unwrap();
+        wait_hears_leader(cluster.server(left), true).await;
+        cluster.server(others[1]).start().unwrap();
+        cluster.wait_ready(WAIT_MAX).await.unwrap();
+    }
 }
 
 /// A hash that belongs to another index would tell operators that servers differ.

@@ -21,7 +21,7 @@ use super::write::Written;
 use crate::config::SessionConfig;
 use crate::raft::{Consensus, ProposeError};
 
-/// How long no leader must be known before a session is opened without one.
+/// How long no leader must be heard before a session is opened without one.
 const LEADERLESS_FOR: Duration = Duration::from_secs(1);
 /// How often to look.
 const LEADER_LOOK: Duration = Duration::from_millis(50);
@@ -127,10 +127,8 @@ async fn leaderless_for(consensus: &Consensus, least: Duration) {
     let leadership = consensus.leadership();
     let mut since = None;
     loop {
-        let led = {
-            let leadership = leadership.borrow();
-            leadership.leader.is_some() && (!leadership.leading || consensus.hears_quorum())
-        };
+        let leading = leadership.borrow().leading;
+        let led = consensus.hears_leader() && (!leading || consensus.hears_quorum());
         match (led, since) {
             (true, _) => since = None,
             (false, None) => since = Some(Instant::now()),

@@ -165,7 +165,7 @@ impl Reader {
 
     /// After it this server knows every definition that was acknowledged before, unless there is no quorum.
     async fn ask_for_definitions(&self, deadline: Instant) {
-        if self.consensus().leadership().borrow().leader.is_none() {
+        if !self.consensus().hears_leader() {
             return;
         }
         let bound = deadline.min(Instant::now() + LEARN_WAIT);

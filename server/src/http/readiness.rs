@@ -64,8 +64,8 @@ impl Readiness {
             Condition {
                 name: "leader",
                 weight: Weight::Required,
-                holds: status.leadership.leader.is_some(),
-                otherwise: "no leader is known",
+                holds: self.consensus.hears_leader(),
+                otherwise: "no leader is heard",
             },
             Condition {
                 name: "disk",

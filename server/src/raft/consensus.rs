@@ -8,6 +8,7 @@ use openraft::Instant as _;
 use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::metrics::RaftServerMetrics;
+use openraft::raft::AppendEntriesRequest;
 use openraft::type_config::alias::WatchReceiverOf;
 use parking_lot::Mutex;
 use rollcall_core::ids::{Revision, ServerId, Term};
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::Raft;
 use super::checkpoint::Checkpoints;
 use super::contract::{AppliedHead, Heir, LeaderDesk, Leadership, MemberInfo, RaftStatus, SharedDirectory};
+use super::heard::{Heard, Word};
 use super::network::{MESSAGE_BYTES_MAX, Peers};
 use super::options::ReplicationOptions;
 use super::peer::PeerDoor;
@@ -52,6 +54,7 @@ pub(super) struct Inner {
     pub(super) head: watch::Receiver<AppliedHead>,
     pub(super) leadership: watch::Sender<Leadership>,
     pub(super) solitude: Solitude,
+    pub(super) heard: Heard,
     pub(super) checkpoints: Arc<Checkpoints>,
     pub(super) gate: Arc<VoteGate>,
     pub(super) peers: Arc<Peers>,
@@ -91,14 +94,17 @@ impl Consensus {
     /// Costs a look, asks nobody. Without a quorum nothing can be recorded or confirmed here.
     #[must_use]
     pub fn hears_quorum(&self) -> bool {
+        self.inner.quorum_heard_within(self.inner.options.lease())
+    }
+
+    /// Whether a leader is there, as far as can be told from here: who leads hears a quorum, everybody else hears whom a
+    /// quorum elected. An ordinary election does not change it. Costs a look, asks nobody.
+    #[must_use]
+    pub fn hears_leader(&self) -> bool {
         let inner = &self.inner;
-        let metrics = inner.metrics();
-        let metrics = metrics.borrow_watched();
-        let mut voters = metrics.membership_config.membership().voter_ids();
-        voters.all(|voter| voter == inner.options.server.0)
-            || metrics
-                .last_quorum_acked
-                .is_some_and(|acked| acked.into_inner().elapsed() < inner.options.lease())
+        let bound = inner.options.leaderless_after();
+        let leads = inner.leads() && inner.quorum_heard_within(bound);
+        leads || inner.heard.is_within(bound, Instant::now())
     }
 
     /// Whether the directory stands at this revision or behind it.
@@ -236,6 +242,33 @@ impl Inner {
         self.leadership.borrow().leader == Some(self.options.server)
     }
 
+    fn quorum_heard_within(&self, bound: Duration) -> bool {
+        let metrics = self.metrics();
+        let metrics = metrics.borrow_watched();
+        let mut voters = metrics.membership_config.membership().voter_ids();
+        voters.all(|voter| voter == self.options.server.0)
+            || metrics
+                .last_quorum_acked
+                .is_some_and(|acked| acked.into_inner().elapsed() < bound)
+    }
+
+    /// An append has come, which is not refused for what it is.
+    pub(super) fn hear(&self, append: &AppendEntriesRequest<TypeConfig>) {
+        let term = append.vote.leader_id.term;
+        // A former leader's is refused.
+        if term < self.leadership.borrow().term.0 {
+            return;
+        }
+        let committed = append.leader_commit.as_ref().map_or(0, |last| last.index + 1);
+        let empty = append.entries.is_empty();
+        let word = Word {
+            term,
+            committed,
+            empty,
+        };
+        self.heard.note(word, Instant::now());
+    }
+
     pub(super) fn stop_reason(&self) -> Option<String> {
         if let Some(fault) = self.log.fault().borrow().clone() {
             return Some(fault);
@@ -292,6 +325,10 @@ impl Inner {
         };
         self.leadership.send_if_modified(|current| {
             let changed = *current != fresh;
+            let led = current.leader == Some(self.options.server);
+            if led != (fresh.leader == Some(self.options.server)) {
+                self.heard.note_election(Instant::now());
+            }
             *current = fresh;
             changed
         });

@@ -4,11 +4,12 @@
 //! work each: `writes` brings requests into the log, `reads` confirms answers, `state_machine` applies; `network` and `peer` are the two
 //! ends of the lines between servers, `leader_desk` what is asked over them about sessions; `starting` and `membership` say who takes part,
 //! `vote_gate` and `upkeep` keep a server honest whose disk forgot something or whose folder is new, `checkpoint` compares states; `vacancy` sees
-//! that a leader's process has ended, `solitude` knows whether this server is the whole cluster.
+//! that a leader's process has ended, `heard` whether one is heard at all, `solitude` knows whether this server is the whole cluster.
 
 mod checkpoint;
 mod consensus;
 mod contract;
+mod heard;
 mod leader_desk;
 mod membership;
 mod network;

@@ -62,6 +62,17 @@ impl ReplicationOptions {
         self.election_timeout.1 / 2
     }
 
+    /// How long a cluster goes on without a word of a leader before it counts as having none: an ordinary election is
+    /// over by then.
+    pub(crate) fn leaderless_after(&self) -> Duration {
+        self.election_timeout.1 + self.lease()
+    }
+
+    /// A leader without a quorum is silent for so long and then shows itself for so long, again and again.
+    pub(crate) fn probe_turn(&self) -> Duration {
+        2 * self.lease()
+    }
+
     /// Raft waits a lease and then an election timeout after the leader's last word; here both halves of our
     /// election timeout.
     pub(crate) fn raft_config(&self, elect: bool) -> Result<Config, StartError> {
@@ -97,7 +108,7 @@ impl ReplicationOptions {
             // A follower that lost the end of its log is given it again; it withholds its vote until then.
             allow_log_reversion: Some(true),
             // A leader that is heard but hears nobody falls silent, so that another can be elected.
-            quorum_loss_probe_interval: Some(2 * milliseconds(max / 2)),
+            quorum_loss_probe_interval: Some(milliseconds(self.probe_turn())),
             removed_leader_step_down: StepDownPolicy::After(200),
             ..Config::default()
         };

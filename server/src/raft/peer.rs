@@ -85,6 +85,7 @@ impl PeerDoor {
         let request = wire::decode_append(message.payload).map_err(malformed)?;
         self.check_term(&request.vote)?;
         self.join_running().await?;
+        self.inner.hear(&request);
         Ok(request)
     }
 

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::checkpoint::Checkpoints;
 use super::consensus::{Consensus, Inner};
 use super::contract::{AppliedHead, Leadership, SharedDirectory};
+use super::heard::Heard;
 use super::network::{Links, Peers};
 use super::options::{ReplicationOptions, StartError};
 use super::reads::{LeaderRounds, RemoteRounds};
@@ -204,6 +205,7 @@ impl Consensus {
             head,
             leadership,
             solitude: Solitude::default(),
+            heard: Heard::new(options.probe_turn()),
             gate,
             peers,
             desk: OnceLock::new(),
