@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use rollcall_client::{Entry, Registration, ServiceKey, SessionOptions, WriteOptions};
-use rollcall_jepsen::lab::{Server, WAIT_MAX, eventually};
+use rollcall_jepsen::lab::{Server, WAIT_MAX, eventually, one_clean_of};
 use rollcall_proto::v1::MembersRequest;
 use rollcall_proto::v1::cluster_client::ClusterClient;
-use support::{Follower, GROUP, Load, cluster, registry};
+use support::{Follower, GROUP, Load, Stage, cluster, registry};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::Code;
@@ -187,6 +187,55 @@ async fn who_has_no_quorum_is_not_ready_whether_it_followed_or_led() {
         cluster.server(others[1]).start().unwrap();
         cluster.wait_ready(WAIT_MAX).await.unwrap();
     }
+}
+
+/// A machine that is gone for a week must not fill the leader's disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_member_is_told_of_when_it_falls_silent_and_when_it_is_heard_again() {
+    let mut cluster = cluster(3).await;
+    one_clean_of(5, async || falls_silent(&mut cluster).await).await;
+}
+
+/// Whoever leads anew tells of it anew: an attempt in which leadership moves shows nothing.
+async fn falls_silent(cluster: &mut Stage) -> Result<(), String> {
+    cluster.wait_ready(WAIT_MAX).await.unwrap();
+    let leader = cluster.leader(WAIT_MAX).await.unwrap();
+    let silent = cluster.ids().into_iter().find(|id| *id != leader).unwrap();
+    let said = cluster.server(leader).log_length();
+    let term = cluster.server(leader).status().await.unwrap().term;
+    cluster.server(silent).kill9().await.unwrap();
+    // Fifty heartbeats, none of them answered.
+    let server: &Server = cluster.server(leader);
+    let long_silent = eventually("five seconds of silence", WAIT_MAX, async || {
+        let contact = last_contact(server, silent).await?;
+        (contact >= 5_000).then_some(())
+    });
+    let long_silent = long_silent.await;
+    let log = server.log_since(said);
+    cluster.server(silent).start().unwrap();
+    let server: &Server = cluster.server(leader);
+    let heard = eventually("a word of its return", WAIT_MAX, async || {
+        let log = server.log_since(said);
+        log.contains("a member is heard again").then_some(())
+    });
+    let heard = heard.await;
+    if server.status().await.unwrap().term != term {
+        return Err("leadership moved".into());
+    }
+    long_silent.unwrap();
+    assert_eq!(log.matches("a member is silent").count(), 1, "{log}");
+    assert!(log.lines().count() < 10, "{log}");
+    heard.unwrap();
+    Ok(())
+}
+
+/// How long ago a leader heard of a member, in milliseconds.
+async fn last_contact(leader: &Server, member: u64) -> Option<u64> {
+    let address = format!("http://{}", leader.endpoints().client);
+    let mut client = ClusterClient::connect(address).await.ok()?;
+    let members = client.members(MembersRequest {}).await.ok()?.into_inner().members;
+    let member = members.into_iter().find(|of| of.server == member)?;
+    Some(member.last_contact_ms)
 }
 
 /// A hash that belongs to another index would tell operators that servers differ.

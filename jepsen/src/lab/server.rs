@@ -392,7 +392,7 @@ fn command_line(
     }
     flag("--listen-http", &endpoints.http);
     flag("--log-format", "text");
-    flag("--log", "info,openraft=warn");
+    flag("--log", "info,openraft=error");
     line.extend_from_slice(arguments);
     line
 }

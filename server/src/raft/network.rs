@@ -34,7 +34,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::types::{LogId, PeerAddresses, TypeConfig, Vote};
 use super::wire;
-use crate::store::SnapshotFile;
+use crate::store::{SnapshotFile, Trouble};
 
 /// Largest message between servers: an append of about 1 MiB, or one large entry.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 16 << 20;
@@ -66,6 +66,9 @@ const INSTALLED_A_SECOND: u64 = 10_000_000;
 const FULL_PAUSE: Duration = Duration::from_secs(5);
 /// Pause before an unreachable server is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// A server that left so many heartbeats in a row unanswered is said to be silent.
+const SILENT_BEATS: u32 = 15;
 
 type Rpc<T> = Result<T, RPCError<TypeConfig>>;
 
@@ -180,6 +183,7 @@ impl Links {
             purpose,
             lane: None,
             retry_at: None,
+            silence: Silence::default(),
         }
     }
 }
@@ -211,6 +215,41 @@ pub(crate) struct Link {
     lane: Option<Lane>,
     /// After a stream that could not be opened, or a snapshot that found no room: not before this moment again.
     retry_at: Option<Instant>,
+    silence: Silence,
+}
+
+/// Whether a server answers heartbeats. It is said when that changes: Raft says it at each of them.
+#[derive(Default)]
+struct Silence {
+    /// When the first was sent that it left unanswered.
+    since: Option<Instant>,
+    /// Why the last one failed; nothing if it was given up.
+    reason: Option<String>,
+    said: Trouble,
+}
+
+impl Silence {
+    /// Another heartbeat is sent.
+    fn on_beat(&mut self, target: u64, patience: Duration) {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= patience && self.said.begins() {
+            let reason = self.reason.as_deref().unwrap_or("no answer in time");
+            tracing::warn!(member = target, reason, "a member is silent");
+        }
+        self.reason = None;
+    }
+
+    fn on_answer<T>(&mut self, target: u64, answer: &Rpc<T>) {
+        match answer {
+            Ok(_) => {
+                self.since = None;
+                if self.said.ends() {
+                    tracing::info!(member = target, "a member is heard again");
+                }
+            }
+            Err(error) => self.reason = Some(error.to_string()),
+        }
+    }
 }
 
 /// A stream that is kept open from one heartbeat to the next.
@@ -375,7 +414,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
     fn stream_append<'s, S>(
         &'s mut self,
         mut input: S,
-        _option: RPCOption,
+        option: RPCOption,
     ) -> BoxFuture<'s, Rpc<BoxStream<'s, Rpc<StreamAppendResult<TypeConfig>>>>>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
@@ -395,8 +434,11 @@ impl RaftNetworkV2<TypeConfig> for Link {
                     let Some(request) = input.next().await else {
                         return Ok(Box::pin(stream::empty()) as BoxStream<'s, _>);
                     };
-                    let answer = self.beat(&request).await?;
-                    Ok(Box::pin(stream::iter([Ok(answer)])) as BoxStream<'s, _>)
+                    self.silence
+                        .on_beat(self.target, option.hard_ttl() * SILENT_BEATS);
+                    let answer = self.beat(&request).await;
+                    self.silence.on_answer(self.target, &answer);
+                    Ok(Box::pin(stream::iter([Ok(answer?)])) as BoxStream<'s, _>)
                 }
             }
         })

@@ -1,6 +1,7 @@
 //! The peer listener's service. Every message names its cluster, sender and receiver and is refused if one of
 //! them is wrong. A forwarded request is never forwarded on.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::base::BoxStream;
 use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use openraft::storage::Snapshot;
+use parking_lot::Mutex;
 use rollcall_core::ids::{ServerId, SessionId, Term};
 use rollcall_proto::v1::leader_question::Question;
 use rollcall_proto::v1::peer_server::Peer;
@@ -36,6 +38,8 @@ use crate::store::{IncomingSnapshot, SnapshotFile};
 /// A term so far ahead of ours was not reached by elections. It is refused, for terms cannot be taken back, and
 /// behind the last one there is none: one message could end the cluster for good.
 const TERM_LEAP_MAX: u64 = 1 << 32;
+/// So many senders of refused appends are told apart: more than a cluster has members.
+const REFUSED_SENDERS_MAX: usize = 64;
 /// How long an order may take at the leader.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -43,11 +47,32 @@ const ORDER_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub struct PeerDoor {
     inner: Arc<Inner>,
+    refused: Arc<Refused>,
+}
+
+/// Whose appends are refused: a sender tries again at once, and to say so each time would fill a disk.
+#[derive(Debug, Default)]
+struct Refused(Mutex<BTreeSet<u64>>);
+
+impl Refused {
+    /// An append was refused; whether that is news. Beyond so many senders nothing is.
+    fn begins(&self, sender: u64) -> bool {
+        let mut refused = self.0.lock();
+        refused.len() < REFUSED_SENDERS_MAX && refused.insert(sender)
+    }
+
+    /// One was taken; whether that is news.
+    fn ends(&self, sender: u64) -> bool {
+        self.0.lock().remove(&sender)
+    }
 }
 
 impl PeerDoor {
     pub(super) fn new(inner: Arc<Inner>) -> Self {
-        Self { inner }
+        Self {
+            inner,
+            refused: Arc::default(),
+        }
     }
 
     fn check(&self, cluster: &str, from: u64, to: u64) -> Result<(), Status> {
@@ -479,17 +504,24 @@ fn appends(
     messages: Streaming<PeerMessage>,
 ) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static {
     let end = StreamEnd::new(&door.inner.stream_ended);
-    stream::unfold(Some((door, messages, end)), |state| async move {
-        let (door, mut messages, end) = state?;
+    stream::unfold(Some((door, messages, end, true)), |state| async move {
+        let (door, mut messages, end, first) = state?;
         let message = match messages.message().await {
             Ok(Some(message)) => message,
             Ok(None) | Err(_) => return None,
         };
         let from = message.from;
         match door.append_request(message).await {
-            Ok(request) => Some((request, Some((door, messages, end)))),
+            Ok(request) => {
+                if first && door.refused.ends(from) {
+                    tracing::info!(from, "appends are taken again");
+                }
+                Some((request, Some((door, messages, end, false))))
+            }
             Err(status) => {
-                tracing::warn!(from, reason = status.message(), "append refused");
+                if door.refused.begins(from) {
+                    tracing::warn!(from, reason = status.message(), "appends are refused");
+                }
                 None
             }
         }
@@ -499,6 +531,18 @@ fn appends(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sender_is_told_of_when_its_appends_are_refused_and_when_they_are_taken_again() {
+        let refused = Refused::default();
+        assert!(!refused.ends(1));
+        assert!(refused.begins(1) && !refused.begins(1));
+        assert!(refused.begins(2));
+        assert!(refused.ends(1) && !refused.ends(1));
+        assert!(refused.begins(1) && !refused.begins(2));
+        let others = (3..1_000).filter(|sender| refused.begins(*sender));
+        assert_eq!(others.count(), REFUSED_SENDERS_MAX - 2);
+    }
 
     #[tokio::test]
     async fn a_sender_that_stands_still_is_given_up() {
