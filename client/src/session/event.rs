@@ -62,7 +62,9 @@ pub enum SessionEvent {
         error: Arc<Error>,
     },
     /// Nodes that were registered under this session belong to another one, or to none, by somebody else's word. So do
-    /// those of a lost session that another one has registered meanwhile. They are not registered again.
+    /// those of a lost session that another one has registered meanwhile. They are not registered again. Not of a node in an
+    /// AP group that somebody took out: at the next attachment it is registered again, as one that the server has not heard
+    /// of.
     NodesTaken {
         /// Which.
         nodes: Vec<NodeKey>,

@@ -42,8 +42,10 @@ impl Operation {
 
     /// It was asked for. What is to go is not registered again from now on, whatever the answer.
     pub(super) fn on_asked(&self, roll: &mut Roll) {
-        if let Self::Deregister(removals) = self {
-            removals.iter().for_each(|removal| roll.dismiss(&removal.key));
+        match self {
+            Self::Register(entries) => entries.iter().for_each(|entry| roll.expect(&entry.key())),
+            Self::Deregister(removals) => removals.iter().for_each(|removal| roll.dismiss(&removal.key)),
+            Self::Update(_) => {}
         }
     }
 
@@ -51,7 +53,11 @@ impl Operation {
     pub(super) fn on_applied(&self, written: &Written, roll: &mut Roll) {
         match self {
             Self::Register(entries) => entries.iter().for_each(|entry| roll.enter(entry, written)),
-            Self::Deregister(removals) => removals.iter().for_each(|removal| roll.strike(&removal.key)),
+            Self::Deregister(removals) => {
+                removals
+                    .iter()
+                    .for_each(|removal| roll.depart(&removal.key, written.mode));
+            }
             Self::Update(updates) => updates.iter().for_each(|update| roll.update(update, written)),
         }
     }

@@ -1,6 +1,6 @@
 //! What a session has registered, and would register again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rollcall_proto::v1::GroupMode;
 
@@ -8,13 +8,23 @@ use crate::key::NodeKey;
 use crate::node::{Entry, Expected, NodeKind, NodeUpdate, Registration};
 use crate::registry::Written;
 
+/// Most nodes that are remembered as taken out.
+const DEPARTURES_MAX: usize = 1_024;
+
 #[derive(Debug, Default)]
 pub(super) struct Roll {
     nodes: BTreeMap<NodeKey, Registered>,
     /// Asked to go, and not known to be gone: under a lost session they may still be listed.
     leaving: BTreeMap<NodeKey, Registered>,
+    /// Of those that were taken out by our word and not asked for again, the last ones. Servers that are set back to a copy
+    /// list them again.
+    departed: BTreeMap<NodeKey, GroupMode>,
+    /// The same, oldest first; some of them are back.
+    departures: VecDeque<NodeKey>,
     /// How often a node was taken off.
     strikes: u64,
+    /// The revision as of which the registry last said what the session owns.
+    owned_as_of: u64,
     #[cfg(test)]
     pub(super) lookups: std::cell::Cell<usize>,
 }
@@ -61,6 +71,32 @@ impl Roll {
     pub(super) fn strike(&mut self, key: &NodeKey) {
         self.leaving.remove(key);
         self.strikes += u64::from(self.nodes.remove(key).is_some());
+    }
+
+    /// It was taken out by our word.
+    pub(super) fn depart(&mut self, key: &NodeKey, mode: GroupMode) {
+        self.strike(key);
+        self.departed.insert(key.clone(), mode);
+        self.departures.push_back(key.clone());
+        if self.departures.len() > DEPARTURES_MAX
+            && let Some(oldest) = self.departures.pop_front()
+        {
+            self.departed.remove(&oldest);
+        }
+    }
+
+    /// It is to be registered: from now on it may be listed.
+    pub(super) fn expect(&mut self, key: &NodeKey) {
+        self.departed.remove(key);
+    }
+
+    /// Of one mode, those among these that were taken out by our word.
+    pub(super) fn departed(&self, mode: GroupMode, owned: &BTreeSet<NodeKey>) -> Vec<NodeKey> {
+        let departed = self
+            .departed
+            .iter()
+            .filter(|(key, of)| **of == mode && owned.contains(key));
+        departed.map(|(key, _)| key.clone()).collect()
     }
 
     /// It is to go. What no session owns goes by its caller's word alone.
@@ -139,8 +175,10 @@ impl Roll {
     }
 
     /// The registry said what the session owns: in CP groups as of `revision`, if it knows the session there. What we
-    /// registered before that and do not own is ours no longer. (An answer from before our write says nothing.)
-    pub(super) fn reconcile(&self, owned: &BTreeSet<NodeKey>, revision: Option<u64>) -> Unowned {
+    /// registered and do not own is ours no longer; or the answer is from before our write, or our write was lost with the
+    /// servers' disks, which is for them to say: see [`Self::was_lost_by`].
+    pub(super) fn reconcile(&mut self, owned: &BTreeSet<NodeKey>, revision: Option<u64>) -> Unowned {
+        self.owned_as_of = revision.unwrap_or_default();
         let mut unowned = Unowned::default();
         for (key, registered) in &self.nodes {
             if owned.contains(key) || registered.is_unowned_by_nature() {
@@ -148,11 +186,26 @@ impl Roll {
             }
             if registered.mode == GroupMode::Ap {
                 unowned.missing.push(registered.entry(key, Expected::Absent));
-            } else if revision.is_some_and(|revision| registered.revision <= revision) {
+            } else if revision.is_some() {
                 unowned.contested.push(registered.entry(key, Expected::Absent));
             }
         }
         unowned
+    }
+
+    /// Whether it was written in a CP group behind what the registry last said of the session, which says nothing of it.
+    pub(super) fn is_newer_than_said(&self, key: &NodeKey) -> bool {
+        self.is_newer_than(key, self.owned_as_of)
+    }
+
+    /// Whether servers whose last revision this is have lost our write: they were set back to a copy from before it.
+    pub(super) fn was_lost_by(&self, key: &NodeKey, head: u64) -> bool {
+        self.is_newer_than(key, head)
+    }
+
+    fn is_newer_than(&self, key: &NodeKey, revision: u64) -> bool {
+        let registered = self.nodes.get(key);
+        registered.is_some_and(|one| one.mode != GroupMode::Ap && one.revision > revision)
     }
 }
 
@@ -204,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_registry_surely_gave_away_is_contested() {
+    fn what_the_registry_does_not_name_in_a_cp_group_is_contested() {
         let mut roll = Roll::default();
         for (port, revision) in [(1, 5), (2, 6), (3, 9)] {
             roll.enter(&entry(port), &written(revision, GroupMode::Cp));
@@ -212,7 +265,9 @@ mod tests {
         let owned = BTreeSet::from([entry(1).key()]);
         let unowned = roll.reconcile(&owned, Some(8));
         let contested: Vec<NodeKey> = unowned.contested.iter().map(Entry::key).collect();
-        assert_eq!(contested, vec![entry(2).key()], "3 is newer than the answer");
+        assert_eq!(contested, vec![entry(2).key(), entry(3).key()]);
+        assert!(roll.is_newer_than_said(&entry(3).key()), "of it nothing was said");
+        assert!(!roll.is_newer_than_said(&entry(2).key()));
         assert_eq!(roll.reconcile(&owned, None), Unowned::default());
     }
 

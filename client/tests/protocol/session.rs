@@ -388,6 +388,41 @@ async fn what_a_server_does_not_name_as_ours_is_let_go_when_it_says_so_again() {
     assert_eq!(session.nodes(), [key().node("127.0.0.1:3")]);
 }
 
+/// The servers were started on a copy from before the last two writes: the session lives in it.
+#[tokio::test]
+async fn what_was_written_behind_a_copy_is_written_again() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let registry = registry(&[&server]);
+    let session = open(&registry, Duration::from_secs(10)).await;
+    let mut events = session.events();
+    session.register(&key(), node(1)).await.unwrap();
+    let copy = {
+        let cluster = cluster.lock();
+        (cluster.revision, cluster.sessions[&1].nodes.clone())
+    };
+    session.deregister(&key().node("127.0.0.1:1")).await.unwrap();
+    session.register(&key(), node(2)).await.unwrap();
+    {
+        let mut cluster = cluster.lock();
+        let session;
+        (cluster.revision, session) = copy;
+        cluster.sessions.get_mut(&1).unwrap().nodes = session;
+        cluster.applied.clear();
+    }
+    server.break_streams();
+    wait_for(&mut events, |event| {
+        matches!(event, SessionEvent::Reregistered { .. })
+    })
+    .await;
+    eventually("what was taken out is taken out again", || {
+        cluster.lock().owner("127.0.0.1:1").is_none()
+    })
+    .await;
+    assert_eq!(cluster.lock().owner("127.0.0.1:2"), Some(1));
+    assert_eq!(session.nodes(), [key().node("127.0.0.1:2")]);
+}
+
 #[tokio::test]
 async fn all_nodes_that_are_ours_are_told_to_be_draining() {
     let cluster = Cluster::default();

@@ -217,6 +217,7 @@ impl Attendance {
         // A session for AP groups alone is answered by one that knows nothing of CP groups.
         let revision = (!records_alone).then_some(header.revision);
         let mut owned: BTreeSet<NodeKey> = attached.nodes.into_iter().map(NodeKey::from).collect();
+        self.take_out_departed(&owned);
         // Those that are being registered again are not there yet for that reason alone.
         owned.extend(self.restoring_nodes());
         let Unowned { contested, missing } = self.shared.roll.lock().reconcile(&owned, revision);
@@ -225,6 +226,17 @@ impl Attendance {
         }
         for batch in missing.chunks(RESTORE_BATCH) {
             self.add_restore(batch.to_vec());
+        }
+    }
+
+    /// What was taken out and is named as ours all the same: the answer is from before that, or our word was lost with the
+    /// servers' disks. Said again, it does no harm.
+    fn take_out_departed(&mut self, owned: &BTreeSet<NodeKey>) {
+        for mode in [v1::GroupMode::Ap, v1::GroupMode::Cp] {
+            let departed = self.shared.roll.lock().departed(mode, owned);
+            for batch in departed.chunks(RESTORE_BATCH) {
+                self.take_out_again(batch.to_vec());
+            }
         }
     }
 

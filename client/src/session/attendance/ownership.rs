@@ -40,6 +40,8 @@ pub(super) enum Listed {
     Not {
         /// The server answers for all others: who is not listed there is listed nowhere.
         surely: bool,
+        /// The last revision of all, if it was said.
+        head: Option<u64>,
     },
     Under {
         /// 0: under none.
@@ -118,8 +120,9 @@ impl Attendance {
                 self.look_elsewhere(call, None);
             }
             Err(_) if pending.contested => {
-                // What is known of them is that they are not named as ours.
-                let nodes = pending.operation.keys();
+                // What is known of them is that they are not named as ours; of some not even that.
+                let mut nodes = pending.operation.keys();
+                nodes.retain(|node| !self.shared.roll.lock().is_newer_than_said(node));
                 self.pending.remove(&call);
                 self.let_go(nodes);
                 self.end_restoring();
@@ -142,7 +145,9 @@ impl Attendance {
         let (mut taken, mut rest) = (Vec::new(), Vec::new());
         for (entry, listed) in wanted {
             match listed {
-                Listed::Not { surely: true } if pending.contested => taken.push(entry.key()),
+                Listed::Not { surely: true, head } if pending.contested && !self.is_lost(&entry, head) => {
+                    taken.push(entry.key());
+                }
                 Listed::Not { .. } => rest.push(entry.expected(Expected::Absent)),
                 // The server had not heard of it yet when it was to be registered there.
                 Listed::Under { session, .. } if Some(session) == own => {}
@@ -169,6 +174,11 @@ impl Attendance {
             ..pending
         };
         self.pending.insert(call, again);
+    }
+
+    /// Nobody took it out: our write was lost with the servers' disks.
+    fn is_lost(&self, entry: &Entry, head: Option<u64>) -> bool {
+        head.is_some_and(|head| self.shared.roll.lock().was_lost_by(&entry.key(), head))
     }
 
     /// What the roll names, and what was asked to go.
@@ -218,7 +228,10 @@ pub(super) async fn ask_about(
         Ok(Ok(answer)) => answer.into_inner(),
         Ok(Err(status)) => match Error::from_status(status, &endpoint.address, None) {
             Error::NodeNotFound { .. } | Error::ServiceNotFound { .. } | Error::GroupNotFound { .. } => {
-                return Ok(Listed::Not { surely: true });
+                return Ok(Listed::Not {
+                    surely: true,
+                    head: None,
+                });
             }
             error => return Err(error),
         },
@@ -232,8 +245,13 @@ pub(super) async fn ask_about(
             session: node.session,
             revision: node.modified_revision,
         },
-        None => Listed::Not {
-            surely: answer.header.unwrap_or_default().mode() != v1::GroupMode::Ap,
-        },
+        None => {
+            let header = answer.header.unwrap_or_default();
+            let surely = header.mode() != v1::GroupMode::Ap;
+            Listed::Not {
+                surely,
+                head: surely.then_some(header.revision),
+            }
+        }
     })
 }
