@@ -31,7 +31,7 @@ use crate::gossip::{self, Gossip, GossipMetrics, GossipOptions, GossipStartError
 use crate::grpc::{Doors, DoorsParts, ListenError};
 use crate::http::{Pages, Readiness};
 use crate::raft::types::PeerAddresses;
-use crate::raft::{Consensus, LeaderDesk, ReplicationOptions, StartError as ReplicationError};
+use crate::raft::{Consensus, Freshness, LeaderDesk, ReplicationOptions, StartError as ReplicationError};
 use crate::session::{Authority, AuthoritySettings, Holder};
 use crate::storm::StormDesk;
 use crate::telemetry::{Metrics, ServerMetrics};
@@ -39,6 +39,8 @@ use crate::watch::{WatchHub, Watches};
 
 /// How long streams and calls may take to end once they were told to.
 const CLOSING_GRACE: Duration = Duration::from_secs(2);
+/// How long a leader may take to say that it is there, before idle watchers are told that nothing happened.
+const TOUCH_WAIT: Duration = Duration::from_secs(2);
 /// Why the server did not start. Nothing is left behind; correct what is named and start again.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -180,6 +182,12 @@ impl Server {
         let mut tasks = vec![
             tokio::spawn(hub.run(consensus.applied_head(), stop.clone())),
             tokio::spawn(ap_hub.run(ap.applied_head(), stop.clone())),
+            tokio::spawn({
+                let consensus = consensus.clone();
+                watches
+                    .clone()
+                    .assure(move || is_in_touch(consensus.clone()), stop.clone())
+            }),
             tokio::spawn(
                 guard
                     .clone()
@@ -399,6 +407,12 @@ fn start_gossip(
         metrics,
     };
     Gossip::start(options, socket, stop).map(Some)
+}
+
+/// Whether what this server has is what the leader had a moment ago.
+async fn is_in_touch(consensus: Consensus) -> bool {
+    let deadline = Instant::now() + TOUCH_WAIT;
+    consensus.confirm(Freshness::Leased, deadline).await.is_ok()
 }
 
 fn authority_settings(config: &Config) -> AuthoritySettings {

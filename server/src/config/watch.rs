@@ -22,7 +22,8 @@ pub struct WatchConfig {
     /// Everything that is ready goes out in one message of about this size; a single revision or a single
     /// service is never split, so one message may be larger (up to `doors.message_bytes_max`).
     pub response_bytes: usize,
-    /// Streams hear how far they have come at least this often, when anything changed anywhere.
+    /// Streams hear how far they have come at least this often, when anything changed anywhere; and once in four such
+    /// intervals when nothing did, while this server is in touch with its leader.
     #[serde(with = "duration")]
     pub bookmark_interval: Duration,
     /// How long a subscription behind a revision that this server has not applied yet waits for it.

@@ -393,11 +393,16 @@ impl Backlog {
 
     /// A bookmark at the hub's position, if it says anything new and the stream keeps up.
     pub(crate) fn bookmark(&mut self, revision: Revision) -> bool {
-        if self.lagging()
-            || self.subscriptions.is_empty()
-            || revision <= self.marked
-            || self.tally.frames() >= self.bounds.frames
-        {
+        revision > self.marked && self.mark(revision)
+    }
+
+    /// The last bookmark once more, if nothing has happened since and nothing waits to be said.
+    pub(crate) fn bookmark_again(&mut self, revision: Revision) -> bool {
+        revision == self.marked && self.queue.is_empty() && self.mark(revision)
+    }
+
+    fn mark(&mut self, revision: Revision) -> bool {
+        if self.lagging() || self.subscriptions.is_empty() || self.tally.frames() >= self.bounds.frames {
             return false;
         }
         self.marked = revision;

@@ -320,7 +320,7 @@ impl WatchHub {
     }
 
     /// How many streams are told.
-    fn bookmark(&self) -> usize {
+    pub(super) fn bookmark(&self) -> usize {
         let mut woken = Vec::new();
         let state = self.inner.state.lock();
         let (mut current, mut lagging) = (0, 0);
@@ -349,6 +349,24 @@ impl WatchHub {
             );
             self.inner.metrics.stalled.inc();
             stream.cut.cancel();
+        }
+        drop(state);
+        let told = woken.len();
+        self.tell(woken);
+        told
+    }
+}
+
+impl WatchHub {
+    /// Says the last bookmark once more to those who have heard nothing since. How many are told.
+    pub(super) fn bookmark_again(&self) -> usize {
+        let mut woken = Vec::new();
+        let state = self.inner.state.lock();
+        for stream in state.streams.values() {
+            let mut backlog = stream.backlog.lock();
+            if backlog.bookmark_again(state.position) && !std::mem::replace(&mut backlog.woken, true) {
+                woken.push(stream.clone());
+            }
         }
         drop(state);
         let told = woken.len();

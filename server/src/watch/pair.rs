@@ -10,12 +10,17 @@ use bytes::Bytes;
 use rollcall_core::directory::{GroupMode, Service};
 use rollcall_core::ids::{Revision, ServiceKey};
 use rollcall_proto::v1::{self, WatchResponse};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::hub::{Convergence, SubscribeError, Subscription, TooManyStreams, WatchHub};
 use super::line::Line;
 use super::registration::Target;
 use super::stream::{Shared, StreamEnd, StreamHandle, WatchStream};
+
+/// Telling thousands of idle watchers takes some ten microseconds each: they are told the same once in so many intervals of
+/// bookmarks.
+const INTERVALS_PER_ASSURANCE: u32 = 4;
 
 /// The hubs of both modes. Cheap to clone.
 #[derive(Clone)]
@@ -75,6 +80,39 @@ impl Watches {
         let mut progress = self.cp.progress(cp);
         progress.append(&mut self.ap.progress(ap));
         Convergence::of(progress)
+    }
+
+    /// Says bookmarks once more where nothing happens, so that silence means something; but only while `is_in_touch` says
+    /// that what this server has is what its leader has. At the hub of the AP groups as well, and not without: a client
+    /// takes any frame of its stream for a sign that all it follows there is current.
+    pub async fn assure<F: Future<Output = bool>>(
+        self,
+        is_in_touch: impl Fn() -> F,
+        shutdown: CancellationToken,
+    ) {
+        let every = self
+            .cp
+            .limits()
+            .bookmark_interval
+            .saturating_mul(INTERVALS_PER_ASSURANCE);
+        let mut assurances = tokio::time::interval(every);
+        assurances.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = assurances.tick() => {}
+            }
+            if self.streams() == 0 {
+                continue;
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                is_in_touch = is_in_touch() => if is_in_touch {
+                    self.cp.bookmark_again();
+                    self.ap.bookmark_again();
+                }
+            }
+        }
     }
 
     /// Tells every stream to move on, and ends it. See [`WatchHub::close`].

@@ -404,6 +404,58 @@ impl Client {
 
 use GroupMode::{Ap, Cp};
 
+/// So that silence means that a server is cut off, and not that nothing happens.
+#[tokio::test]
+async fn who_hears_of_no_change_is_told_so_while_the_server_is_in_touch() {
+    let limits = WatchConfig {
+        bookmark_interval: Duration::from_millis(10),
+        ..WatchConfig::default()
+    };
+    let mut world = World::new(limits, 100);
+    world.put(Cp, &key("c", "one"), "n1");
+    world.put(Ap, &key("a", "other"), "n1");
+    let mut client = world.open();
+    client.handle.subscribe(prefix(1, "")).unwrap();
+    for mode in [Cp, Ap] {
+        world.watches.of(mode).bookmark();
+    }
+    assert!(
+        [Cp, Ap]
+            .map(|mode| client.said(mode).pop())
+            .iter()
+            .all(|said| said.as_deref() == Some("bookmark"))
+    );
+
+    let (say, said) = tokio::sync::mpsc::channel(1);
+    let said = Arc::new(tokio::sync::Mutex::new(said));
+    let is_in_touch = move || {
+        let said = said.clone();
+        async move { said.lock().await.recv().await.unwrap_or(false) }
+    };
+    let stop = CancellationToken::new();
+    let assuring = tokio::spawn(world.watches.clone().assure(is_in_touch, stop.clone()));
+    // With the third one taken in, the first was acted upon.
+    for _ in 0..3 {
+        say.send(false).await.unwrap();
+    }
+    assert_eq!(
+        [Cp, Ap].map(|mode| client.said(mode)),
+        [vec![], vec![] as Vec<String>]
+    );
+    let mut heard = Vec::new();
+    while heard.len() < 4 {
+        say.send(true).await.unwrap();
+        heard.extend([Cp, Ap].into_iter().flat_map(|mode| client.said(mode)));
+    }
+    assert!(heard.iter().all(|said| said == "bookmark"), "{heard:?}");
+    stop.cancel();
+    drop(say);
+    tokio::time::timeout(Duration::from_secs(30), assuring)
+        .await
+        .unwrap()
+        .unwrap();
+}
+
 #[tokio::test]
 async fn a_prefix_spans_both_modes_and_each_message_says_what_its_revisions_count() {
     let mut world = World::new(WatchConfig::default(), 100);
