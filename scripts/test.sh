@@ -8,6 +8,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=(format lints tests doctests docs gate licences)
 
+# Seconds; several times as many as they take on two cores.
+TESTS_MAX=4000
+
 format() { cargo fmt --all -- --check; }
 lints() { cargo clippy --quiet --locked --workspace --all-targets -- -D warnings; }
 tests() {
@@ -17,7 +20,12 @@ tests() {
     cargo build --quiet --locked --profile tools -p rollcall-sim
     ROLLCALL_SIM="$(realpath "${CARGO_TARGET_DIR:-target}/tools/rollcall-sim")"
     export ROLLCALL_SIM
-    cargo test --quiet --locked --workspace --all-targets --no-fail-fast
+    # A test that hangs must not keep the others from being reported; those that take over a minute are named as they run.
+    timeout --kill-after=30 "$TESTS_MAX" cargo test --quiet --locked --workspace --all-targets --no-fail-fast || {
+        local code=$?
+        [ $code -ne 124 ] || echo "the tests were ended after $TESTS_MAX s: the last one named above hangs" >&2
+        return $code
+    }
 }
 doctests() { cargo test --quiet --locked --workspace --doc; }
 docs() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps; }
@@ -31,12 +39,17 @@ licences() {
     fi
 }
 
-timings=()
+timings=() finished=no
+# Whoever is ended from outside comes by here as well, with a code that says nothing.
 report() {
     local code=$?
     echo
     printf '%s\n' "${timings[@]}"
-    if [ $code -eq 0 ]; then echo "all green in ${SECONDS} s"; else echo "FAILED after ${SECONDS} s"; fi
+    if [ $code -eq 0 ] && [ $finished = yes ]; then
+        echo "all green in ${SECONDS} s"
+    else
+        echo "FAILED after ${SECONDS} s"
+    fi
 }
 trap report EXIT
 
@@ -61,3 +74,4 @@ done
 setup() { scripts/setup.sh; }
 stage setup
 for name in "${stages[@]}"; do stage "$name"; done
+finished=yes
