@@ -29,7 +29,11 @@ impl Server {
     /// Ends it as `kill -9` does, but for its port, which goes with the listener that is handed out.
     pub(super) fn kill(self) -> TcpListener {
         drop(self.consensus);
-        self.runtime.shutdown_background();
+        // Awaited, but not here, where nothing may block: a test that were over before its files are closed would end the process
+        // under RocksDB's threads.
+        let runtime = self.runtime;
+        let ending = std::thread::spawn(|| runtime.shutdown_timeout(Duration::from_secs(30)));
+        ending.join().expect("the runtime ends");
         self.port
     }
 
