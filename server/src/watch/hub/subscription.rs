@@ -171,7 +171,7 @@ impl Inner {
         if subscription.after == Revision(0) {
             return None;
         }
-        let (changes, through, hidden) = {
+        let (changes, through, hidden, absent) = {
             let directory = self.directory.read();
             let (log, head) = (directory.changes(), directory.revision());
             if subscription.after < log.floor() || subscription.after > head {
@@ -195,12 +195,13 @@ impl Inner {
                     .ok()?
             };
             let shown = self.shown(&directory);
-            if saw_other_changes(subscription, shown, &changes) {
-                return None;
-            }
+            let absent = held_but_absent(subscription, shown)?;
             // The hub itself may stand before the revision behind which this resumes, and know other groups.
-            (changes, head, shown.hidden_of(&subscription.target))
+            (changes, head, shown.hidden_of(&subscription.target), absent)
         };
+        if !went_since(absent, &changes) {
+            return None;
+        }
         let mut replay = Replay {
             items: Vec::new(),
             bytes: 0,
@@ -309,37 +310,36 @@ impl Inner {
     }
 }
 
-/// Whether a client that resumes holds what this history never had there: a service that has not changed since is another
-/// one, or one that it holds is not there and did not go since. Servers that were set back to a copy count revisions a
-/// second time, and the changes behind one of them are no sequel to what the client saw.
-fn saw_other_changes(
-    subscription: &Subscription,
-    shown: Shown<'_>,
-    changes: &[Arc<RevisionChanges>],
-) -> bool {
+/// The services that a client holds and that are not here. `None`: it holds what this history never had at that revision: a
+/// service that has not changed since is another one here. Servers that were set back to a copy count revisions a second
+/// time, and the changes behind one of them are no sequel to what the client saw.
+fn held_but_absent(subscription: &Subscription, shown: Shown<'_>) -> Option<BTreeSet<ServiceKey>> {
     let after = subscription.after;
-    let known = &subscription.known;
     let shown_here = |key: &ServiceKey| subscription.target.covers(key) && shown.follows(&key.group);
-    let mut absent = Vec::new();
-    for (key, sign) in known.iter().filter(|(key, _)| shown_here(key)) {
+    let mut absent = BTreeSet::new();
+    for (key, sign) in subscription.known.iter().filter(|(key, _)| shown_here(key)) {
         let Some(service) = shown.service(key) else {
-            absent.push(key);
+            absent.insert(key.clone());
             continue;
         };
         let other_nodes = service.modified <= after && service.sign != *sign;
         if other_nodes || service.settings_modified <= after && holds_other_metadata(subscription, service) {
-            return true;
+            return None;
         }
     }
-    if absent.is_empty() {
-        return false;
+    Some(absent)
+}
+
+/// Whether these changes tell that all of them went, as far as they went in this history.
+fn went_since(mut absent: BTreeSet<ServiceKey>, changes: &[Arc<RevisionChanges>]) -> bool {
+    let mut services = changes.iter().flat_map(|changes| &changes.services);
+    while !absent.is_empty() {
+        match services.next() {
+            Some(change) => _ = absent.remove(&change.key),
+            None => return false,
+        }
     }
-    let changed: BTreeSet<&ServiceKey> = changes
-        .iter()
-        .flat_map(|changes| &changes.services)
-        .map(|change| &change.key)
-        .collect();
-    absent.iter().any(|key| !changed.contains(key))
+    true
 }
 
 fn holds_other_metadata(subscription: &Subscription, service: &Service) -> bool {
