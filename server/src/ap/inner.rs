@@ -178,20 +178,31 @@ impl Inner {
 
     /// The groups of which it has nothing, though others may.
     pub(super) fn missed_groups(&self) -> BTreeSet<GroupName> {
-        match self.misses_records() {
-            true => self
-                .missed
-                .lock()
-                .iter()
-                .flat_map(|missed| missed.groups.clone())
-                .collect(),
-            false => BTreeSet::new(),
-        }
+        self.missed().map(|missed| missed.groups).unwrap_or_default()
     }
 
-    /// All that another server had when it was asked, at the earliest then, is here.
-    pub(super) fn note_fetched(&self, asked_at: Instant) {
-        self.missed.lock().take_if(|missed| missed.at <= asked_at);
+    /// What it misses, and others may have.
+    pub(super) fn missed(&self) -> Option<Missed> {
+        let missed = self.missed.lock().clone();
+        missed.filter(|_| self.consensus.members().len() > 1)
+    }
+
+    /// All that another server had when it was asked, at the earliest then, is here, and that was sure but for these groups.
+    /// What is missed behind that.
+    pub(super) fn note_fetched(&self, asked_at: Instant, missed_there: &[String]) -> Option<Missed> {
+        if let Some(missed) = self.missed.lock().as_mut()
+            && missed.at <= asked_at
+        {
+            let is_missed_there =
+                |group: &GroupName| missed_there.iter().any(|there| there == group.as_str());
+            missed.groups.retain(is_missed_there);
+        }
+        self.missed()
+    }
+
+    /// It misses nothing any more, if no group has come to this since.
+    pub(super) fn end_missing(&self, known: Option<&Missed>) {
+        self.missed.lock().take_if(|missed| Some(&*missed) == known);
     }
 
     /// Whether a server that knows of moves so far knows of those that this one missed.

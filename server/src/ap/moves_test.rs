@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rollcall_core::ap::Bucket;
 use rollcall_core::directory::{Command, Expected, GroupMode, GroupSettings};
-use rollcall_core::ids::{GroupName, ServerId};
+use rollcall_core::ids::{GroupName, Revision, ServerId};
 use rollcall_proto::v1::ApPushRequest;
 use rollcall_proto::v1::ap_server::Ap as _;
 use tokio::time::Instant;
@@ -169,6 +169,26 @@ async fn an_empty_group_that_moves_is_missed_by_nobody() {
     }
     for id in 1..=3 {
         cluster.begin(id).await;
+    }
+    wait_nothing_missed(&cluster).await;
+    cluster.stop().await;
+}
+
+/// Each has what others miss; nobody misses the same as all others. So none may wait until another misses nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_miss_different_groups_do_not_wait_for_each_other() {
+    let cluster = Cluster::start(3, |_| {}).await;
+    define(&cluster, "other").await;
+    let other: GroupName = "other".parse().expect("a good name");
+    for server in cluster.running() {
+        let ap = server.ap();
+        let agrees = || !ap.inner.misses_records() && ap.inner.is_sure();
+        eventually("it knows all", agrees).await;
+    }
+    for (id, group) in [(1, &other), (2, &service().group), (3, &service().group)] {
+        let inner = &cluster.ap(id).inner;
+        let followed = inner.followed.load(std::sync::atomic::Ordering::Acquire);
+        inner.note_missed(std::slice::from_ref(group), Revision(followed));
     }
     wait_nothing_missed(&cluster).await;
     cluster.stop().await;

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rollcall_core::ap::{Bucket, FarFuture, Record};
-use rollcall_core::ids::ServerId;
+use rollcall_core::ids::{GroupName, ServerId};
 use rollcall_proto::v1::{ApCompareRequest, ApCompareResponse, ApFetchRequest};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -46,6 +46,8 @@ struct Compared {
     complete: bool,
     /// The other server knows what it should.
     sure: bool,
+    /// It does not know whether any of its records count.
+    unsure: bool,
     /// Groups whose moves it missed.
     missed: Vec<String>,
     /// It acknowledges nothing any more.
@@ -204,18 +206,10 @@ impl Repairer {
             let asked_at = Instant::now();
             match self.compare(&other, patience).await {
                 Ok(compared) => {
-                    // One that gave a part only may be the one that has the rest, one that does not know yet whether its
-                    // records count may have it all, and one that has not heard of the move may have missed it as well.
-                    if compared.complete
-                        && self.inner.is_told_of(compared.followed)
-                        && (compared.sure
-                            || self.misses_the_same(&compared) && self.is_known_to_nobody(other.server))
-                    {
-                        self.early = 0;
-                        if self.inner.misses_records() {
-                            self.resolve(Resolve::Fetched).await;
-                        }
-                        self.inner.note_fetched(asked_at);
+                    // One that gave a part only may be the one that has the rest, and one that has not heard of the move may
+                    // have missed it as well.
+                    if compared.complete && self.inner.is_told_of(compared.followed) {
+                        self.on_complete(other.server, &compared, asked_at).await;
                     }
                     return self.note(compared.same && compared.sure, asked_at);
                 }
@@ -226,21 +220,32 @@ impl Repairer {
         }
     }
 
-    /// Whether another server has nothing of all that this one has nothing of.
-    fn misses_the_same(&self, compared: &Compared) -> bool {
-        let missed = self.inner.missed_groups();
-        missed
-            .iter()
-            .all(|group| compared.missed.iter().any(|theirs| theirs == group.as_str()))
+    /// All that another server has is here. Of what this one missed that settles the groups that the other did not miss: two of
+    /// which each has what the other misses end it for each other.
+    async fn on_complete(&mut self, other: ServerId, compared: &Compared, asked_at: Instant) {
+        // One that does not know yet whether its records count may have them all.
+        let left = match compared.unsure {
+            true => self.inner.missed(),
+            false => self.inner.note_fetched(asked_at, &compared.missed),
+        };
+        let misses = |group: &GroupName| compared.missed.iter().any(|theirs| theirs == group.as_str());
+        let groups = || left.iter().flat_map(|missed| &missed.groups);
+        let has_all = !compared.unsure && groups().next().is_none();
+        if has_all || (groups().all(misses) && self.is_known_to_nobody(left.as_ref(), other)) {
+            self.early = 0;
+            if left.is_some() {
+                self.resolve(Resolve::Fetched).await;
+                self.inner.end_missing(left.as_ref());
+            }
+        }
     }
 
     /// Whether nobody has what this server missed: all that are there, with this one a majority, were asked and miss it
     /// as well. A group that moved is on the disks of a majority, so there is nothing of it.
-    fn is_known_to_nobody(&mut self, asked: ServerId) -> bool {
-        let missed = self.inner.missed.lock().clone();
-        if self.missed != missed {
+    fn is_known_to_nobody(&mut self, missed: Option<&Missed>, asked: ServerId) -> bool {
+        if self.missed.as_ref() != missed {
             self.clueless.clear();
-            self.missed = missed;
+            self.missed = missed.cloned();
         }
         self.clueless.insert(asked);
         let members = self.inner.consensus.members();
@@ -413,6 +418,8 @@ impl Repairer {
             same: answer.same,
             complete,
             sure: answer.sure,
+            // Earlier programs do not say why they are not sure.
+            unsure: answer.unsure || !answer.sure && answer.missed.is_empty(),
             missed: answer.missed,
             retired: answer.retired,
             followed: answer.followed,
