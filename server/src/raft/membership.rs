@@ -392,7 +392,15 @@ impl Inner {
             // Otherwise it may be removed after all, a while later, and must not have gone on.
             heir.let_stay(ServerId(server)).await;
         }
-        removed
+        removed.map_err(|error| match error {
+            MembershipError::Unknown { reason } => MembershipError::Unknown {
+                reason: format!(
+                    "{reason}; until it is decided server {server} may take no writes of AP groups: look at the members, and if \
+                     it is one of them still, remove it again"
+                ),
+            },
+            other => other,
+        })
     }
 
     /// Whether a change of the members is proposed and not decided.
