@@ -253,6 +253,10 @@ impl Attempts {
                 }
             }
         };
+        if matches!(error, Error::TooStale { .. }) {
+            // It is cut off, and took its time to notice: the next call goes elsewhere.
+            endpoint.failed();
+        }
         self.outcome_unknown |= matches!(error, Error::OutcomeUnknown { .. });
         match self.next_attempt_after(&error) {
             Some(after) if Instant::now() + after < self.deadline => Verdict::Again { after },

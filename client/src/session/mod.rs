@@ -1,6 +1,7 @@
 //! The provider's side: one session, kept alive on one stream or by datagrams, moved between servers, reopened after loss.
 
 mod attendance;
+mod departures;
 mod event;
 mod handle;
 mod heartbeats;

@@ -1,26 +1,20 @@
 //! What a session has registered, and would register again.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use rollcall_proto::v1::GroupMode;
 
+use super::departures::Departures;
 use crate::key::NodeKey;
 use crate::node::{Entry, Expected, NodeKind, NodeUpdate, Registration};
 use crate::registry::Written;
-
-/// Most nodes that are remembered as taken out.
-const DEPARTURES_MAX: usize = 1_024;
 
 #[derive(Debug, Default)]
 pub(super) struct Roll {
     nodes: BTreeMap<NodeKey, Registered>,
     /// Asked to go, and not known to be gone: under a lost session they may still be listed.
     leaving: BTreeMap<NodeKey, Registered>,
-    /// Of those that were taken out by our word and not asked for again, the last ones. Servers that are set back to a copy
-    /// list them again.
-    departed: BTreeMap<NodeKey, GroupMode>,
-    /// The same, oldest first; some of them are back.
-    departures: VecDeque<NodeKey>,
+    departures: Departures,
     /// How often a node was taken off.
     strikes: u64,
     /// The revision as of which the registry last said what the session owns.
@@ -56,6 +50,8 @@ impl Roll {
             mode: written.mode,
         };
         self.leaving.remove(&entry.key());
+        // One that was asked for while it was on its way out had not departed then.
+        self.departures.forget(&entry.key());
         self.nodes.insert(entry.key(), registered);
     }
 
@@ -76,27 +72,19 @@ impl Roll {
     /// It was taken out by our word.
     pub(super) fn depart(&mut self, key: &NodeKey, mode: GroupMode) {
         self.strike(key);
-        self.departed.insert(key.clone(), mode);
-        self.departures.push_back(key.clone());
-        if self.departures.len() > DEPARTURES_MAX
-            && let Some(oldest) = self.departures.pop_front()
-        {
-            self.departed.remove(&oldest);
+        if mode == GroupMode::Cp {
+            self.departures.remember(key);
         }
     }
 
     /// It is to be registered: from now on it may be listed.
     pub(super) fn expect(&mut self, key: &NodeKey) {
-        self.departed.remove(key);
+        self.departures.forget(key);
     }
 
-    /// Of one mode, those among these that were taken out by our word.
-    pub(super) fn departed(&self, mode: GroupMode, owned: &BTreeSet<NodeKey>) -> Vec<NodeKey> {
-        let departed = self
-            .departed
-            .iter()
-            .filter(|(key, of)| **of == mode && owned.contains(key));
-        departed.map(|(key, _)| key.clone()).collect()
+    /// Those among these that were taken out of CP groups by our word.
+    pub(super) fn departed(&self, owned: &BTreeSet<NodeKey>) -> Vec<NodeKey> {
+        self.departures.among(owned)
     }
 
     /// It is to go. What no session owns goes by its caller's word alone.

@@ -48,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) names_nothing: bool,
     /// It is not said how nodes are listed.
     pub(crate) explains_nothing: bool,
+    /// The services of nodes that are not listed are not there either.
+    pub(crate) lost_services: bool,
     /// Asked how nodes are listed: so often.
     pub(crate) explained: u64,
     /// Sessions opened in one of these modes are not found when they register.
@@ -370,6 +372,20 @@ fn ahead() -> v1::WatchFrame {
     v1::WatchFrame {
         frame: Some(v1::watch_frame::Frame::Rejected(rejected)),
     }
+}
+
+fn service_not_found() -> Status {
+    let error = v1::Error {
+        code: v1::ErrorCode::ServiceNotFound.into(),
+        message: "no such service".into(),
+        effect: v1::Effect::None.into(),
+        ..v1::Error::default()
+    };
+    Status::with_details(
+        tonic::Code::NotFound,
+        "no such service",
+        error.encode_to_vec().into(),
+    )
 }
 
 fn error(code: v1::ErrorCode) -> v1::session_response::Response {
@@ -745,6 +761,9 @@ impl v1::registry_server::Registry for Core {
             return Err(Status::unavailable("no quorum"));
         }
         let id = request.into_inner().key.unwrap_or_default().node;
+        if cluster.lost_services && cluster.owner(&id).is_none() {
+            return Err(service_not_found());
+        }
         let node = cluster.owner(&id).map(|session| v1::Node {
             session,
             modified_revision: cluster.modified[&id],

@@ -388,6 +388,55 @@ async fn what_a_server_does_not_name_as_ours_is_let_go_when_it_says_so_again() {
     assert_eq!(session.nodes(), [key().node("127.0.0.1:3")]);
 }
 
+/// Taken out and registered again at once: the second word was asked for before the first was answered.
+#[tokio::test]
+async fn a_node_that_is_registered_while_it_is_on_its_way_out_stays() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let session = open(&registry(&[&server]), Duration::from_secs(10)).await;
+    let mut events = session.events();
+    session.register(&key(), node(1)).await.unwrap();
+    let first = key().node("127.0.0.1:1");
+    let service = key();
+    let (out, back) = tokio::join!(session.deregister(&first), session.register(&service, node(1)));
+    out.unwrap();
+    back.unwrap();
+    server.break_streams();
+    wait_for(&mut events, |event| {
+        matches!(event, SessionEvent::Reattached { .. })
+    })
+    .await;
+    // What it may have to say of the others comes before this.
+    session.register(&key(), node(2)).await.unwrap();
+    assert_eq!(cluster.lock().owner("127.0.0.1:1"), Some(1));
+    assert_eq!(session.nodes().len(), 2);
+}
+
+/// The same, and the second word is applied and its answer lost.
+#[tokio::test]
+async fn a_node_that_is_registered_again_and_nobody_says_so_stays() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let session = open(&registry(&[&server]), Duration::from_secs(10)).await;
+    session.register(&key(), node(1)).await.unwrap();
+    let first = key().node("127.0.0.1:1");
+    // Registering waits until there is a quorum again.
+    cluster.lock().no_quorum = true;
+    let out = async {
+        session.deregister(&first).await.unwrap();
+        server.swallow(true);
+        cluster.lock().no_quorum = false;
+        eventually("it is applied", || cluster.lock().owner(&first.node).is_some()).await;
+        server.swallow(false);
+        server.break_streams();
+    };
+    let service = key();
+    let ((), back) = tokio::join!(out, session.register(&service, node(1)));
+    back.unwrap();
+    session.register(&key(), node(2)).await.unwrap();
+    assert_eq!(cluster.lock().owner(&first.node), Some(1));
+}
+
 /// The servers were started on a copy from before the last two writes: the session lives in it.
 #[tokio::test]
 async fn what_was_written_behind_a_copy_is_written_again() {
@@ -421,6 +470,28 @@ async fn what_was_written_behind_a_copy_is_written_again() {
     .await;
     assert_eq!(cluster.lock().owner("127.0.0.1:2"), Some(1));
     assert_eq!(session.nodes(), [key().node("127.0.0.1:2")]);
+}
+
+/// The same, and in the copy there is not even the service.
+#[tokio::test]
+async fn what_is_behind_a_copy_without_its_service_is_written_again() {
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    let session = open(&registry(&[&server]), Duration::from_secs(10)).await;
+    session.register(&key(), node(1)).await.unwrap();
+    {
+        let mut cluster = cluster.lock();
+        cluster.revision = 0;
+        cluster.sessions.get_mut(&1).unwrap().nodes.clear();
+        cluster.applied.clear();
+        cluster.lost_services = true;
+    }
+    server.break_streams();
+    eventually("it is registered again", || {
+        cluster.lock().owner("127.0.0.1:1") == Some(1)
+    })
+    .await;
+    assert_eq!(session.nodes(), [key().node("127.0.0.1:1")]);
 }
 
 #[tokio::test]

@@ -230,13 +230,16 @@ impl Attendance {
     }
 
     /// What was taken out and is named as ours all the same: the answer is from before that, or our word was lost with the
-    /// servers' disks. Said again, it does no harm.
+    /// servers' disks. Said again, it does no harm to what nobody has asked for since.
     fn take_out_departed(&mut self, owned: &BTreeSet<NodeKey>) {
-        for mode in [v1::GroupMode::Ap, v1::GroupMode::Cp] {
-            let departed = self.shared.roll.lock().departed(mode, owned);
-            for batch in departed.chunks(RESTORE_BATCH) {
-                self.take_out_again(batch.to_vec());
-            }
+        let mut departed = self.shared.roll.lock().departed(owned);
+        if departed.is_empty() {
+            return;
+        }
+        let asked_for = self.nodes_asked_for();
+        departed.retain(|node| !asked_for.contains(node));
+        for batch in departed.chunks(RESTORE_BATCH) {
+            self.take_out_again(batch.to_vec());
         }
     }
 

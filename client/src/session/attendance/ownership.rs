@@ -171,14 +171,20 @@ impl Attendance {
             purpose: Purpose::Restore(Step::Write),
             contested: false,
             parting: false,
+            refused_since: None,
             ..pending
         };
         self.pending.insert(call, again);
     }
 
-    /// Nobody took it out: our write was lost with the servers' disks.
+    /// Nobody took it out: our write was lost with the servers' disks. Without a word on the last revision, as where the whole
+    /// service is not there, what was said with the session's nodes counts.
     fn is_lost(&self, entry: &Entry, head: Option<u64>) -> bool {
-        head.is_some_and(|head| self.shared.roll.lock().was_lost_by(&entry.key(), head))
+        let (roll, node) = (self.shared.roll.lock(), entry.key());
+        head.map_or_else(
+            || roll.is_newer_than_said(&node),
+            |head| roll.was_lost_by(&node, head),
+        )
     }
 
     /// What the roll names, and what was asked to go.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{Attendance, Lease, Link, Write};
 use crate::backoff::Backoff;
 use crate::error::Error;
-use crate::key::RequestId;
+use crate::key::{NodeKey, RequestId};
 use crate::registry::{Written, give_up, wire_options};
 use crate::session::operation::Operation;
 
@@ -202,6 +202,8 @@ impl Attendance {
                 self.last_error = Some(error);
                 if leaderless {
                     self.look_elsewhere(call, sent_at);
+                } else {
+                    pending.refused_since = None;
                 }
             }
         }
@@ -253,6 +255,13 @@ impl Attendance {
             looked_through_at: None,
         };
         self.pending.insert(call, pending);
+    }
+
+    /// What callers are registering: it may be there already, though nobody has said so.
+    pub(super) fn nodes_asked_for(&self) -> BTreeSet<NodeKey> {
+        let callers = self.pending.values().filter(|pending| !pending.is_restore());
+        let registering = callers.filter(|pending| matches!(pending.operation, Operation::Register(_)));
+        registering.flat_map(|pending| pending.operation.keys()).collect()
     }
 
     pub(super) fn send_pending(&mut self, now: Instant) {
@@ -403,9 +412,7 @@ impl Attendance {
     /// those of which nobody has decided, if the session turns out to be lost.
     fn on_not_applied(&mut self, pending: &Pending, error: &Error) {
         let seen_to = self.lease.is_none() || self.closing.is_some() || self.is_restoring();
-        let undecided = may_be_waited_for(error)
-            || matches!(error, Error::OutcomeUnknown { .. } | Error::DiskFull { .. });
-        if !pending.is_restore() && !seen_to && !undecided {
+        if !pending.is_restore() && !seen_to && !may_be_waited_for(error) {
             let mut roll = self.shared.roll.lock();
             pending.operation.on_given_up(&mut roll);
         }
