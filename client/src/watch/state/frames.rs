@@ -150,11 +150,16 @@ impl State {
                 slot.disputed = false;
                 continue;
             }
+            let held = slot.cached.view();
+            // What is counted elsewhere is not older or newer than this: equal signs are equal lists.
+            slot.disputed &= !(listed && held.counted().differs(counted));
             if slot.disputed {
                 disputed = true;
                 continue;
             }
-            if slot.cached.view().source == Source::Nothing && listed {
+            // In one history a service that went comes back with a change.
+            let is_back = resumed && !held.exists && !held.counted().differs(counted);
+            if listed && (held.source == Source::Nothing || is_back) {
                 // It should have come just before.
                 missing = true;
                 slot.awaits_full = true;

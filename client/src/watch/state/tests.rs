@@ -82,6 +82,14 @@ fn started(subscription: u64, revision: u64, services: &[ServiceKey]) -> Frame {
     })
 }
 
+fn resumed(subscription: u64, revision: u64, services: &[ServiceKey]) -> Frame {
+    let Frame::Started(started) = started(subscription, revision, services) else {
+        unreachable!()
+    };
+    let kind = v1::StartKind::Resumed.into();
+    Frame::Started(v1::Started { kind, ..started })
+}
+
 fn bookmark(revision: u64) -> Frame {
     Frame::Bookmark(v1::Bookmark { revision })
 }
@@ -103,7 +111,11 @@ impl Scene {
 
     /// One message of the cluster "new"; nobody is left.
     fn hear(&mut self, frames: impl IntoIterator<Item = Frame>) {
-        self.state.on_message("new", Counted::Cluster);
+        self.hear_of(Counted::Cluster, frames);
+    }
+
+    fn hear_of(&mut self, counted: Counted, frames: impl IntoIterator<Item = Frame>) {
+        self.state.on_message("new", counted);
         for frame in frames {
             let todo = self.state.on_frame(v1::WatchFrame { frame: Some(frame) });
             assert_eq!(todo.leave, None);
@@ -229,13 +241,9 @@ fn a_resume_does_not_do_for_a_service_whose_list_is_waited_for() {
     scene.hear([list(&["a"], 1), started(number, 1, &[key()])]);
     scene.hear([change(&key(), 5, false, &["c"], &["a", "b", "c"])]);
     let number = scene.asked_now();
-    let Frame::Started(started) = started(number, 9, &[key()]) else {
-        unreachable!()
-    };
-    let kind = v1::StartKind::Resumed.into();
-    scene.hear([Frame::Started(v1::Started { kind, ..started })]);
+    scene.hear([resumed(number, 9, &[key()])]);
     let number = scene.asked(super::frames::RESYNC_SPACING);
-    scene.hear([list(&["a", "b"], 5), self::started(number, 9, &[key()])]);
+    scene.hear([list(&["a", "b"], 5), started(number, 9, &[key()])]);
     assert_eq!(scene.told(), ["list a", "live", "list a,b", "live"]);
 }
 
@@ -328,6 +336,36 @@ fn what_is_disputed_is_asked_for_from_state_at_the_next_server() {
     scene.state.on_interrupted("broken");
     scene.state.on_connected();
     asked_anew(&mut scene);
+}
+
+/// The group came to gossip on the copy: its revisions are one server's own, and older than nothing.
+#[test]
+fn what_is_disputed_and_comes_counted_otherwise_is_no_longer_disputed() {
+    let mut scene = with_a_snapshot(&["a"]);
+    let number = scene.asked_now();
+    scene.hear([list_as_of(&["b"], 20, 30), started(number, 30, &[key()])]);
+    assert!(scene.state.slot(&key()).disputed);
+    // Of equal sign, so no list comes before this.
+    scene.hear_of(Counted::Server { epoch: 7 }, [started(number, 3, &[key()])]);
+    assert!(!scene.state.slot(&key()).disputed);
+    assert_eq!(scene.told(), ["list a", "live"]);
+}
+
+/// In the copy that the servers were set back to it is there still, and nothing has happened to it since.
+#[test]
+fn a_service_that_went_and_is_listed_by_a_resumed_watch_is_asked_for() {
+    let mut scene = Scene::following(&WatchTarget::Service(key()));
+    let number = scene.asked_now();
+    scene.hear([list(&["a"], 1), started(number, 1, &[key()])]);
+    scene.hear([gone(&key(), 90), bookmark(90)]);
+    scene.state.on_interrupted("broken");
+    scene.state.on_connected();
+    let number = scene.asked_now();
+    scene.hear([resumed(number, 95, &[key()])]);
+    let number = scene.asked(super::frames::RESYNC_SPACING);
+    assert!(!scene.told().contains(&"list ".to_owned()));
+    scene.hear([list_as_of(&["a"], 1, 95), started(number, 95, &[key()])]);
+    assert!(scene.state.slot(&key()).cached.view().exists);
 }
 
 /// The service of the new cluster is empty as yet: what is held of the old one stays, and the rest goes on.
