@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use rollcall_core::ap::FarFuture;
 use rollcall_core::directory::{
-    Command, Directory, Expected, Group, GroupMode, GroupSettings, Refusal, Request, RevisionChanges,
-    ServiceFate,
+    Command, Directory, Expected, Group, GroupMode, GroupSettings, Override, Refusal, Request,
+    RevisionChanges, ServiceFate,
 };
-use rollcall_core::ids::{GroupName, RequestId, Revision, ServiceKey};
+use rollcall_core::ids::{GroupName, NodeId, RequestId, Revision, ServiceKey};
 use rollcall_core::storm::{Mode, Scope};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -191,10 +191,28 @@ fn to_adopt(raft: &Directory, view: &Directory) -> Vec<(GroupName, u64)> {
         let moving = group.moving.filter(|moving| moving.to == GroupMode::Ap)?;
         let seen = view.group(&group.name)?;
         let followed = seen.moving.is_some_and(|seen| seen.stamp_ms == moving.stamp_ms);
-        let whole = seen.nodes == group.nodes && seen.sign == group.sign;
+        let whole = seen.nodes == group.nodes && seen.sign == group.sign && have_same_overrides(seen, group);
         (followed && !whole).then(|| (group.name.clone(), moving.stamp_ms))
     });
     coming.collect()
+}
+
+/// An operator's word on a node that is not there is in no sign.
+pub(super) fn have_same_overrides(one: &Group, other: &Group) -> bool {
+    let said = |over: &Override| Override {
+        set_at: Revision(0),
+        ..over.clone()
+    };
+    let of = |group| overrides(group).map(|(service, id, over)| (service, id, said(over)));
+    of(one).eq(of(other))
+}
+
+fn overrides(group: &Group) -> impl Iterator<Item = (&ServiceKey, &NodeId, &Override)> {
+    let services = group.services.values();
+    services.flat_map(|service| {
+        let overrides = service.overrides.iter();
+        overrides.map(|(id, over)| (&service.key, id, &**over))
+    })
 }
 
 /// Groups on their way to gossip with nothing in them: there is nothing to take over.
@@ -202,7 +220,7 @@ fn bare<'a>(raft: &'a Directory, touched: &'a Touched) -> impl Iterator<Item = &
     touched.groups.iter().filter(|name| {
         let comes = |group: &Arc<Group>| group.moving.is_some_and(|moving| moving.to == GroupMode::Ap);
         raft.group(name)
-            .is_some_and(|group| comes(group) && group.nodes == 0)
+            .is_some_and(|group| comes(group) && group.nodes == 0 && overrides(group).next().is_none())
     })
 }
 

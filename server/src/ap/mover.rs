@@ -18,6 +18,7 @@ use rollcall_proto::v1::{ApStandingRequest, ApStandingResponse, GroupMode as Wir
 use tokio::time::Instant;
 use tonic::Status;
 
+use super::definitions::have_same_overrides;
 use super::desk::{Footing, milliseconds};
 use super::handle::Ap;
 use super::inner::Inner;
@@ -397,6 +398,10 @@ fn standing(inner: &Inner, group: &GroupName) -> Standing {
     let seen = inner.view.read().group(group).cloned();
     let sign = seen.as_deref().map_or(Sign::default(), sign_of_listed);
     let nodes = seen.as_ref().map_or(0, |seen| seen.nodes);
+    let has_overrides = || {
+        seen.as_deref()
+            .is_some_and(|seen| have_same_overrides(seen, &defined))
+    };
     let begun = defined.moving.filter(|moving| {
         let here = seen.as_ref().and_then(|seen| seen.moving);
         here.is_some_and(|here| here.to == moving.to)
@@ -407,7 +412,7 @@ fn standing(inner: &Inner, group: &GroupName) -> Standing {
             // What it has may not count.
             _ if desk.footing() == Footing::Unsure => false,
             GroupMode::Ap if planted(Mutant::UnfrozenMove) => true,
-            GroupMode::Ap => sign == sign_of_listed(&defined) && nodes == defined.nodes,
+            GroupMode::Ap => sign == sign_of_listed(&defined) && nodes == defined.nodes && has_overrides(),
             GroupMode::Cp => true,
         }),
         nodes,

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use rollcall_core::ap::Bucket;
-use rollcall_core::directory::{Command, Expected, GroupMode, GroupSettings};
-use rollcall_core::ids::{GroupName, Revision, ServerId};
+use rollcall_core::directory::{Command, Expected, GroupMode, GroupSettings, Override};
+use rollcall_core::ids::{GroupName, NodeKey, Revision, ServerId};
 use rollcall_proto::v1::ApPushRequest;
 use rollcall_proto::v1::ap_server::Ap as _;
 use tokio::time::Instant;
 
-use super::cluster_test::{Cluster, eventually, listed, register, request, service, soon, write};
+use super::cluster_test::{Cluster, deregister, eventually, listed, register, service, soon, write};
 use super::{Ap, ApDoor};
 
 /// A clock that is ahead by more than is believed.
@@ -32,9 +32,7 @@ async fn define(cluster: &Cluster, group: &str) {
         settings,
         expected: Expected::Any,
     };
-    let first = cluster.running().next().expect("one runs");
-    let defined = first.consensus().propose(request(command), soon()).await;
-    defined.expect("the group is created");
+    cluster.propose(command).await;
     for server in cluster.running() {
         let is_there = || server.ap().view().read().group(&group).is_some();
         eventually("it is defined", is_there).await;
@@ -194,6 +192,37 @@ async fn servers_that_miss_different_groups_do_not_wait_for_each_other() {
     cluster.stop().await;
 }
 
+/// The node is not there, and no other: there is nothing that a sign would tell. When it comes back the operator's word holds.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_override_of_a_node_that_is_away_moves_with_a_group_that_lists_nothing() {
+    let cluster = Cluster::start(3, |_| {}).await;
+    write(cluster.ap(1), register(None, "away")).await;
+    cluster.wait_listed(&["away"]).await;
+    write(cluster.ap(1), deregister("away")).await;
+    cluster.wait_listed(&[]).await;
+    move_to(cluster.ap(1), GroupMode::Cp).await;
+    let over = Override {
+        disabled: Some(true),
+        ..Override::default()
+    };
+    let key = NodeKey {
+        service: service(),
+        node: "away".parse().expect("a good id"),
+    };
+    cluster.propose(Command::SetOverride { key, over }).await;
+    move_to(cluster.ap(1), GroupMode::Ap).await;
+    for server in cluster.running() {
+        let says = || {
+            let view = server.ap().view().read();
+            let service = view.service(&service());
+            let mut overrides = service.into_iter().flat_map(|service| service.overrides.values());
+            overrides.any(|over| over.disabled == Some(true))
+        };
+        eventually("the operator's word has moved", says).await;
+    }
+    cluster.stop().await;
+}
+
 fn begin_move(to: GroupMode) -> Command {
     Command::BeginMove {
         group: service().group,
@@ -215,12 +244,7 @@ async fn a_move_that_nobody_coordinates_is_taken_back_soon() {
     let cluster = Cluster::start(3, |_| {}).await;
     write(cluster.ap(1), register(None, "a")).await;
     cluster.wait_listed(&["a"]).await;
-    let first = cluster.running().next().expect("one runs");
-    let begun = first
-        .consensus()
-        .propose(request(begin_move(GroupMode::Cp)), soon())
-        .await;
-    assert!(begun.expect("it begins").changed);
+    cluster.propose(begin_move(GroupMode::Cp)).await;
     eventually("the group moves", || is_moving(&cluster)).await;
     // Well before two minutes.
     eventually("it is taken back", || !is_moving(&cluster)).await;
@@ -270,12 +294,7 @@ async fn a_server_that_has_not_caught_up_takes_nothing_over() {
         servers.for_each(|server| server.consensus().set_loaded(loaded));
     };
     set_loaded(false);
-    let first = cluster.running().next().expect("one runs");
-    let begun = first
-        .consensus()
-        .propose(request(begin_move(GroupMode::Ap)), soon())
-        .await;
-    assert!(begun.expect("it begins").changed);
+    cluster.propose(begin_move(GroupMode::Ap)).await;
     for id in [1, 2, 3] {
         let follows = || {
             let view = cluster.ap(id).view().read();
