@@ -209,13 +209,20 @@ impl Cluster {
             settings,
             expected: Expected::Any,
         };
-        let first = self.running().next().expect("one runs");
-        first
-            .consensus()
-            .propose(request(command), soon())
-            .await
-            .expect("the group is created");
+        self.propose(command).await;
         self.wait_ready().await;
+    }
+
+    /// Until it is decided: a leader may change meanwhile.
+    pub(super) async fn propose(&self, command: Command) {
+        let first = self.running().next().expect("one runs");
+        let (request, until) = (request(command), soon());
+        loop {
+            match first.consensus().propose(request.clone(), until).await {
+                Err(ProposeError::Unknown { .. }) if Instant::now() < until => {}
+                decided => return drop(decided.expect("it is decided")),
+            }
+        }
     }
 
     async fn wait_ready(&self) {

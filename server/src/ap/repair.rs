@@ -335,7 +335,7 @@ impl Repairer {
         if asked.followed < self.since.filter(|_| asked.followed.is_some()) {
             return Ok(Learned::NotYet);
         }
-        if !asked.sure {
+        if !is_sure_for(&asked, &self.inner.missed_groups()) {
             // It was away as well, but went on when this one was gone already.
             let outlived = self.inner.desk.lock().is_outlived(asked.forgot_before);
             let misses = self.has_missed_for_long(other.server, &asked);
@@ -359,7 +359,7 @@ impl Repairer {
             if self.compare(other, 1).await?.complete {
                 // Asked behind it: what it has not forgotten by now is here. What it writes from now on comes by its log.
                 let asked = self.ask(other, None, 0).await?;
-                if !asked.sure {
+                if !is_sure_for(&asked, &self.inner.missed_groups()) {
                     return Err(Status::aborted("it missed a group meanwhile"));
                 }
                 if self.goes_on_fetching(&asked) {
@@ -532,6 +532,14 @@ impl Repairer {
     }
 }
 
+/// Whether a server that is sure of all, but of groups which whoever asks misses as well, is sure for that one. Else they would
+/// wait for each other, and for nothing: of those groups neither has anything.
+fn is_sure_for(asked: &ApCompareResponse, missed: &BTreeSet<GroupName>) -> bool {
+    let misses = |group: &String| missed.iter().any(|own| own.as_str() == group);
+    let only_the_same = !asked.missed.is_empty() && asked.missed.iter().all(misses);
+    asked.sure || (!asked.unsure && only_the_same)
+}
+
 pub(super) async fn within<T>(
     bound: Duration,
     call: impl Future<Output = Result<tonic::Response<T>, Status>>,
@@ -544,6 +552,29 @@ pub(super) async fn within<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_misses_no_more_than_who_asks_is_sure_for_that_one() {
+        let missed = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| name.parse().expect("a good name"))
+                .collect()
+        };
+        let answer = |missed: &[&str], unsure: bool| ApCompareResponse {
+            missed: missed.iter().map(|name| (*name).to_owned()).collect(),
+            sure: missed.is_empty() && !unsure,
+            unsure,
+            ..ApCompareResponse::default()
+        };
+        assert!(is_sure_for(&answer(&[], false), &missed(&[])));
+        assert!(is_sure_for(&answer(&["a"], false), &missed(&["a", "b"])));
+        assert!(!is_sure_for(&answer(&["a"], false), &missed(&["b"])));
+        assert!(!is_sure_for(&answer(&["a", "c"], false), &missed(&["a", "b"])));
+        assert!(!is_sure_for(&answer(&["a"], true), &missed(&["a"])));
+        let earlier_program = ApCompareResponse::default();
+        assert!(!is_sure_for(&earlier_program, &missed(&["a"])));
+    }
 
     #[test]
     fn a_bucket_that_moves_is_left_to_the_logs_for_longer_but_not_for_ever() {
