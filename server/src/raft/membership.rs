@@ -140,13 +140,7 @@ impl Consensus {
     /// Whether a server is a member and is not about to be removed, as far as this one knows.
     #[must_use]
     pub fn keeps_member(&self, server: ServerId) -> bool {
-        let metrics = self.inner.raft.server_metrics();
-        let metrics = metrics.borrow_watched();
-        let config = &metrics.membership_config;
-        let joint = config.get_joint_config();
-        let votes = joint.iter().any(|voters| voters.contains(&server.0));
-        let stays = joint.last().is_some_and(|voters| voters.contains(&server.0));
-        config.get_node(&server.0).is_some() && votes == stays
+        self.inner.keeps_member(server.0)
     }
 
     /// Names who takes over what servers that are removed have outside the log, as long as the caller keeps it. To be called
@@ -381,15 +375,19 @@ impl Inner {
                 reason: "its outcome is not known yet".into(),
             });
         };
+        // From a list that is half done the next one is made without those that this one drops.
+        if let Some(other) = self.is_dropping().into_iter().find(|other| *other != server) {
+            return Err(MembershipError::InProgress {
+                reason: format!("the removal of server {other} is half done; repeat that first"),
+            });
+        }
         let heir = self.heir.get().and_then(Weak::upgrade);
         if let Some(heir) = heir.clone() {
             heir.inherit(ServerId(server), lost, deadline).await?;
         }
         let removed = changed(deadline, self.change_to_its_end(change, false)).await;
-        if let (Err(MembershipError::Invalid { .. } | MembershipError::Unavailable { .. }), Some(heir)) =
-            (&removed, heir)
-        {
-            // Otherwise it may be removed after all, a while later, and must not have gone on.
+        // Where it is on its way out it may be removed after all, a while later, and must not have gone on.
+        if let (Err(_), true, Some(heir)) = (&removed, self.keeps_member(server), heir) {
             heir.let_stay(ServerId(server)).await;
         }
         removed.map_err(|error| match error {
@@ -401,6 +399,27 @@ impl Inner {
             },
             other => other,
         })
+    }
+
+    fn keeps_member(&self, server: u64) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let config = &metrics.membership_config;
+        let joint = config.get_joint_config();
+        let votes = joint.iter().any(|voters| voters.contains(&server));
+        let stays = joint.last().is_some_and(|voters| voters.contains(&server));
+        config.get_node(&server).is_some() && votes == stays
+    }
+
+    /// Voters that a change which is half done takes out.
+    fn is_dropping(&self) -> Vec<u64> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let joint = metrics.membership_config.get_joint_config();
+        let [before, after] = &joint[..] else {
+            return Vec::new();
+        };
+        before.difference(after).copied().collect()
     }
 
     /// Whether a change of the members is proposed and not decided.
