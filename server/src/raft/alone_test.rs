@@ -10,7 +10,7 @@ use rollcall_core::directory::{Command, Request};
 use rollcall_core::ids::{RequestId, ServerId, SessionId};
 use tokio_util::sync::CancellationToken;
 
-use super::servers_test::{Server, leader_of, soon, start, start_apart, steady_leader_of, write};
+use super::servers_test::{Server, leader_of, remove, soon, start, start_apart, steady_leader_of, write};
 use super::types::PeerAddresses;
 use super::vote_gate::Standing;
 use super::{Consensus, Freshness, LeaderDesk};
@@ -165,8 +165,8 @@ async fn who_has_let_others_in_asks_from_then_on() {
     }
     // It cannot know whether somebody it let in leads others, until it begins anew.
     for id in [3, 2] {
-        let leaving = first.remove(ServerId(id), false, soon());
-        meanwhile(&benches, session, leaving).await.unwrap();
+        let leaving = remove(first, ServerId(id));
+        meanwhile(&benches, session, leaving).await;
         benches.remove(&id);
         benches[&1]
             .wait_until(|bench| !bench.members().contains(&id))
@@ -199,8 +199,8 @@ async fn who_is_left_alone_asks_until_that_is_committed() {
     drop(servers.remove(0).kill());
     for id in others {
         all_ask(&benches, session).await;
-        let leaving = last.consensus.remove(ServerId(id), false, soon());
-        meanwhile(&benches, session, leaving).await.unwrap();
+        let leaving = remove(&last.consensus, ServerId(id));
+        meanwhile(&benches, session, leaving).await;
         benches.remove(&id);
     }
     let (_, bench) = benches.pop_first().unwrap();

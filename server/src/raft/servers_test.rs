@@ -15,7 +15,7 @@ use tonic::service::Routes;
 
 use super::types::PeerAddresses;
 use super::vote_gate::Standing;
-use super::{Consensus, ProposeError, ReplicationOptions};
+use super::{Consensus, MembershipError, ProposeError, ReplicationOptions};
 
 pub(super) struct Server {
     pub(super) consensus: Consensus,
@@ -29,12 +29,14 @@ impl Server {
     /// Ends it as `kill -9` does, but for its port, which goes with the listener that is handed out.
     pub(super) fn kill(self) -> TcpListener {
         drop(self.consensus);
-        // Awaited, but not here, where nothing may block: a test that were over before its files are closed would end the process
-        // under RocksDB's threads.
-        let runtime = self.runtime;
-        let ending = std::thread::spawn(|| runtime.shutdown_timeout(Duration::from_secs(30)));
-        ending.join().expect("the runtime ends");
+        end_runtime(self.runtime);
         self.port
+    }
+
+    /// The same, and its port goes first, as when a process ends: whoever loses a connection to it finds nobody there.
+    pub(super) fn vanish(self) {
+        drop((self.port, self.consensus));
+        end_runtime(self.runtime);
     }
 
     /// Ends it without a handover, and waits until its folder is free.
@@ -42,6 +44,13 @@ impl Server {
         self.consensus.halt().await;
         self.kill()
     }
+}
+
+/// Awaited, but not here, where nothing may block: a test that were over before its files are closed would end the process
+/// under RocksDB's threads.
+fn end_runtime(runtime: Runtime) {
+    let ending = std::thread::spawn(|| runtime.shutdown_timeout(Duration::from_secs(30)));
+    ending.join().expect("the runtime ends");
 }
 
 /// Starts servers 1, 2, ... of one cluster below `folder`.
@@ -136,12 +145,26 @@ pub(super) fn put_group(number: u64) -> Request {
 
 /// Writes, and again where the outcome is unknown.
 pub(super) async fn write(server: &Consensus, number: u64) {
+    let until = soon();
     loop {
         match server.propose(put_group(number), soon()).await {
             Ok(_) => return,
-            Err(ProposeError::Unknown { .. }) => {}
+            Err(ProposeError::Unknown { .. }) if Instant::now() < until => {}
             Err(error) => panic!("{error}"),
         }
+    }
+}
+
+/// Has a leader remove another server. On a busy machine it is repeated: nobody was heard just then, say.
+pub(super) async fn remove(leader: &Consensus, server: ServerId) {
+    let until = soon();
+    while let Err(error) = leader.remove(server, false, soon()).await {
+        if leader.members().iter().all(|member| member.server != server) {
+            return;
+        }
+        let is_refused = matches!(error, MembershipError::Invalid { .. });
+        assert!(!is_refused && Instant::now() < until, "{error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -3,16 +3,13 @@
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
-use super::servers_test::{Server, leader_of, soon, start, write};
+use super::servers_test::{Server, soon, start, steady_leader_of, write};
 
 /// Three servers of which nobody seeks election because a time has passed.
 async fn without_timeouts(folder: &std::path::Path) -> (Vec<Server>, usize) {
     let servers = start(folder, 3, |_| {}).await;
     write(&servers[0].consensus, 1).await;
-    leader_of(&servers).await;
-    seek_election(&servers, false);
-    // Another may have been elected meanwhile.
-    let leader = leader_of(&servers).await;
+    let leader = steady_leader_of(&servers).await;
     (servers, leader)
 }
 
@@ -37,7 +34,7 @@ async fn a_leader_that_ended_is_replaced_without_an_election_timeout() {
     let folder = tempfile::tempdir().unwrap();
     let (mut servers, leader) = without_timeouts(folder.path()).await;
     let term = servers[leader].consensus.leadership().borrow().term;
-    drop(servers.remove(leader).kill());
+    servers.remove(leader).vanish();
     for server in &servers {
         let mut known = server.consensus.leadership();
         let next = known.wait_for(|now| now.term > term && now.leader.is_some());

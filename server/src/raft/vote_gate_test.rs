@@ -170,7 +170,9 @@ async fn a_founder_that_is_given_back_the_beginning_of_its_log_does_not_lead() {
     leader
         .append(Vote::new_committed(7, 2), vec![alone.clone()])
         .await;
+    let until = soon();
     while last_of(&emptied.consensus) != Some(alone.log_id) {
+        assert!(Instant::now() < until, "it does not take the entry");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 
