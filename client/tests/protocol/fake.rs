@@ -48,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) names_nothing: bool,
     /// It is not said how nodes are listed.
     pub(crate) explains_nothing: bool,
+    /// Others write before it is said how nodes are listed.
+    pub(crate) moves_on_when_asked: bool,
     /// The services of nodes that are not listed are not there either.
     pub(crate) lost_services: bool,
     /// Asked how nodes are listed: so often.
@@ -639,6 +641,15 @@ impl Core {
                 }
             }),
             R::Close(_) if cluster.closes_nothing => Some(error(v1::ErrorCode::SessionNotFound)),
+            // What it has in AP groups is gone, and of the rest this server knows nothing.
+            R::Close(_) if cut_off => Some(A::Written(v1::WriteResponse {
+                header: self
+                    .header(1)
+                    .map(|header| v1::ResponseHeader { mode: ap, ..header }),
+                revision: 1,
+                changed: true,
+                ..v1::WriteResponse::default()
+            })),
             R::Close(_) => written(&mut cluster, &|cluster| {
                 cluster.sessions.remove(&session);
             }),
@@ -761,6 +772,9 @@ impl v1::registry_server::Registry for Core {
             return Err(Status::unavailable("no quorum"));
         }
         let id = request.into_inner().key.unwrap_or_default().node;
+        if cluster.moves_on_when_asked {
+            cluster.revision += 10;
+        }
         if cluster.lost_services && cluster.owner(&id).is_none() {
             return Err(service_not_found());
         }

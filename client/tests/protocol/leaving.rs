@@ -105,14 +105,34 @@ async fn what_is_asked_to_go_while_it_waits_to_be_registered_again_goes_from_the
     );
 }
 
+/// A server without a leader may have heard of no node that the session has in the log: it answers for AP groups.
+#[tokio::test]
+async fn a_session_with_nodes_in_the_log_is_closed_when_a_leader_says_so() {
+    let cluster = Cluster::default();
+    let (server, session, _) = provider(&cluster).await;
+    server.cut_off(true);
+    let leader_comes = async {
+        eventually("it is asked again", || cluster.lock().requests.len() >= 3).await;
+        server.cut_off(false);
+    };
+    let (closed, ()) = tokio::join!(session.close(), leader_comes);
+    closed.unwrap();
+    assert!(cluster.lock().sessions.is_empty());
+}
+
 /// Nobody had decided about it.
 #[tokio::test]
 async fn what_was_asked_to_go_in_vain_while_cut_off_goes_once_the_loss_is_known() {
     let cluster = Cluster::default();
-    let (server, session, mut events) = provider_with(&cluster, Duration::from_millis(500)).await;
+    let (server, session, mut events) = provider(&cluster).await;
     server.mute(true);
     server.break_streams();
-    session.deregister(&id(1)).await.unwrap_err();
+    let brief = WriteOptions {
+        timeout: Some(Duration::from_millis(500)),
+        ..WriteOptions::default()
+    };
+    let asked = session.deregister_all(vec![id(1).into()], brief).await;
+    asked.unwrap_err();
     lose(&cluster);
     server.mute(false);
     wait_for(&mut events, |event| {

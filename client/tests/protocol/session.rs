@@ -456,6 +456,7 @@ async fn what_was_written_behind_a_copy_is_written_again() {
         let mut cluster = cluster.lock();
         let session;
         (cluster.revision, session) = copy;
+        cluster.moves_on_when_asked = true;
         cluster.sessions.get_mut(&1).unwrap().nodes = session;
         cluster.applied.clear();
     }

@@ -107,6 +107,12 @@ impl Attendance {
 
     pub(super) fn on_close_answer(&mut self, answer: Result<Written, Error>) {
         match answer {
+            // Said by a server without a leader, which answers for AP groups alone.
+            Ok(written) if written.mode == v1::GroupMode::Ap && self.has_nodes_in_log() => {
+                let message =
+                    "the server ended what the session had in AP groups, and no leader the rest".into();
+                self.close_elsewhere(Error::Unavailable { message });
+            }
             Ok(_) => {
                 let left_behind = self
                     .closing
@@ -116,14 +122,21 @@ impl Attendance {
             }
             Err(Error::SessionNotFound { .. }) => self.lose(),
             Err(Error::SessionForeign { .. }) => self.detach("the server does not hold the session"),
-            Err(error) if error.is_transient() => {
-                // Another server may do it: the deadline bounds this.
-                self.last_error = Some(error);
-                self.detach("the session was not closed");
-                self.retry_later(Duration::from_millis(50));
-            }
+            Err(error) if error.is_transient() => self.close_elsewhere(error),
             Err(error) => self.end_closing(Some(Err(error))),
         }
+    }
+
+    fn has_nodes_in_log(&self) -> bool {
+        let is_alone = self.lease.as_ref().is_some_and(|lease| lease.records_alone);
+        !is_alone && !self.shared.roll.lock().leaving(v1::GroupMode::Cp).is_empty()
+    }
+
+    /// Another server may do it: the deadline bounds this.
+    fn close_elsewhere(&mut self, error: Error) {
+        self.last_error = Some(error);
+        self.detach("the session was not closed");
+        self.retry_later(Duration::from_millis(50));
     }
 
     /// `None`: the deadline passed.

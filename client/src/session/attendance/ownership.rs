@@ -177,14 +177,12 @@ impl Attendance {
         self.pending.insert(call, again);
     }
 
-    /// Nobody took it out: our write was lost with the servers' disks. Without a word on the last revision, as where the whole
-    /// service is not there, what was said with the session's nodes counts.
+    /// Nobody took it out: our write was lost with the servers' disks. They have not come so far again as it was, or had not when
+    /// they said what the session has: what is registered again everywhere moves them on meanwhile. (A follower that lags behind
+    /// our write says the same of a node that somebody takes out just then; that comes back once.)
     fn is_lost(&self, entry: &Entry, head: Option<u64>) -> bool {
         let (roll, node) = (self.shared.roll.lock(), entry.key());
-        head.map_or_else(
-            || roll.is_newer_than_said(&node),
-            |head| roll.was_lost_by(&node, head),
-        )
+        roll.is_newer_than_said(&node) || head.is_some_and(|head| roll.was_lost_by(&node, head))
     }
 
     /// What the roll names, and what was asked to go.
