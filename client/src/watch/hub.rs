@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::loads::{self, Loads};
 use super::state::State;
 use super::stream;
 use super::target::WatchTarget;
@@ -21,8 +22,6 @@ use crate::view::{ServiceView, Source};
 
 /// How long a disk snapshot is waited for: the folder may be another machine's.
 const LOAD_WAIT: Duration = Duration::from_millis(500);
-/// Most snapshots that are read at once, each on a thread that a folder which hangs does not give back.
-const LOADS_MAX: usize = 32;
 
 /// A handle on the shared part; the last one ends the tasks.
 #[derive(Clone)]
@@ -44,7 +43,7 @@ pub(super) struct Shared {
     closed: Notify,
     running: AtomicBool,
     pub(super) snapshots: Option<SnapshotFolder>,
-    loads: Arc<Semaphore>,
+    pub(super) loads: Loads,
 }
 
 struct Guard {
@@ -114,7 +113,7 @@ impl Hub {
             closed: Notify::new(),
             running: AtomicBool::new(false),
             snapshots: config.snapshot_folder.clone().map(SnapshotFolder::new),
-            loads: Arc::new(Semaphore::new(LOADS_MAX)),
+            loads: Loads::new(),
             config,
             consumer,
         });
@@ -162,32 +161,18 @@ impl Hub {
         let unknown = |view: &Arc<ServiceView>| view.source == Source::Nothing;
         let shown = {
             let state = self.shared.state.lock();
-            let slot = state.slots.get(key).filter(|slot| unknown(slot.cached.view()));
+            let slot = state.slots.get(key).filter(|_| state.knows_nothing_of(key));
             slot.map(|slot| slot.published.subscribe().view)
         };
         let Some(mut shown) = shown else { return };
+        let mut ended = loads::begin(&self.shared, folder, key);
         tokio::select! {
-            () = self.read(folder, key.clone()) => {}
+            _ = ended.changed() => {}
             _ = shown.wait_for(|view| !unknown(view)) => {}
             () = tokio::time::sleep(LOAD_WAIT) => {
-                tracing::warn!(service = %key, "the snapshot folder does not answer");
+                tracing::warn!(service = %key, "the snapshot folder takes its time");
             }
         }
-    }
-
-    async fn read(&self, folder: SnapshotFolder, key: ServiceKey) {
-        let Ok(place) = Arc::clone(&self.shared.loads).acquire_owned().await else {
-            return;
-        };
-        let shared = Arc::clone(&self.shared);
-        let reading = tokio::task::spawn_blocking(move || {
-            if let Some(view) = folder.load(&key) {
-                shared.state.lock().offer(view);
-            }
-            drop(place);
-        });
-        // It fails only while the runtime is closing.
-        let _ = reading.await;
     }
 }
 

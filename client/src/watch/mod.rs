@@ -7,6 +7,7 @@ mod cache;
 mod event;
 mod handle;
 mod hub;
+mod loads;
 mod published;
 mod state;
 mod stream;

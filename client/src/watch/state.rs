@@ -302,6 +302,12 @@ impl State {
             .or_insert_with(|| Slot::new(Cached::unknown(key.clone())))
     }
 
+    /// Whether a service is followed of which nothing was heard or read.
+    pub(super) fn knows_nothing_of(&self, key: &ServiceKey) -> bool {
+        let slot = self.slots.get(key);
+        slot.is_some_and(|slot| slot.cached.view().source == Source::Nothing)
+    }
+
     /// From disk: only where nothing is known.
     pub(super) fn offer(&mut self, view: ServiceView) {
         if let Some(slot) = self.slots.get_mut(&view.key)

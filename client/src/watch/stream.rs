@@ -68,6 +68,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                     tried = 0;
                     round = Round::default();
                 }
+                let heard = stream.heard;
                 drop(stream);
                 shared.state.lock().on_interrupted(&left.reason);
                 tracing::debug!(server = %endpoint.address, reason = %left.reason, "watch stream left");
@@ -77,6 +78,14 @@ pub(super) async fn run(shared: Arc<Shared>) {
                     Fault::None => {}
                     Fault::Closing { .. } => endpoint.put_aside_for(CLOSING_FOR),
                     Fault::LeaveAlone => endpoint.put_aside_for(LEFT_ALONE_FOR),
+                }
+                if let Fault::None = left.endpoint {
+                    // Nobody wanted anything any more, for which nobody who comes next need wait.
+                    (tried, round, pressing) = (0, Round::default(), None);
+                    if heard {
+                        unreachable.reset();
+                    }
+                    continue;
                 }
                 match left.endpoint {
                     // The others expect us then; it is spread over all clients of the closing server.

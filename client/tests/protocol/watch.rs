@@ -531,20 +531,58 @@ async fn a_consumer_starts_from_disk_while_all_servers_are_down() {
     assert!(matches!(unknown, Error::Unavailable { .. }), "{unknown}");
 }
 
-/// A pipe into which nobody writes hangs as a folder does whose machine is gone.
+/// A pipe into which nobody writes hangs as a folder does whose machine is gone. Who reads it is let go when what is returned
+/// is dropped; it must be removed before, or one that comes late would hang for good.
+#[cfg(target_os = "linux")]
+fn hanging(pipe: &std::path::Path) -> std::fs::File {
+    let made = std::process::Command::new("mkfifo").arg(pipe).status();
+    assert!(made.unwrap().success());
+    let mut both = std::fs::OpenOptions::new();
+    both.read(true).write(true).open(pipe).unwrap()
+}
+
+/// As many files hang as are read at once. The one behind them is read when they let go, though nobody waits for it by then.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_snapshot_whose_turn_comes_late_is_read_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::default();
+    let server = Server::start(1, &cluster).await;
+    cluster.lock().script = current(&["a"], 5);
+    {
+        let registry = Registry::connect(config(&[&server]).snapshot_folder(folder.path())).unwrap();
+        assert_eq!(registry.discover(&key()).await.unwrap().nodes.len(), 1);
+        let file = folder.path().join("prod~feed~ranker.roll");
+        eventually("the snapshot is on disk", || file.exists()).await;
+    }
+    server.kill();
+    let names: Vec<String> = (0..32).map(|number| format!("n{number}")).collect();
+    let pipe = |name: &String| folder.path().join(format!("prod~feed~{name}.roll"));
+    let held: Vec<std::fs::File> = names.iter().map(|name| hanging(&pipe(name))).collect();
+    let registry = Registry::connect(config(&[&server]).snapshot_folder(folder.path())).unwrap();
+    let keys: Vec<ServiceKey> = names
+        .iter()
+        .map(|name| ServiceKey::new("prod/feed", name))
+        .collect();
+    let others = futures_util::future::join_all(keys.iter().map(|key| registry.watch_service(key))).await;
+    let mut watch = registry.watch_service(&key()).await.unwrap();
+    names
+        .iter()
+        .for_each(|name| std::fs::remove_file(pipe(name)).unwrap());
+    drop(held);
+    assert_eq!(
+        ids(&*until(&mut watch, |view| view.source == Source::Disk).await),
+        ["a"]
+    );
+    drop(others);
+}
+
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_snapshot_folder_that_hangs_holds_up_no_discovery() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("prod~feed~ranker.roll");
-    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
-    assert!(made.unwrap().success());
-    // Whoever reads it is let go when this is dropped.
-    let _held = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(&pipe)
-        .unwrap();
+    let held = hanging(&pipe);
     let cluster = Cluster::default();
     let server = Server::start(1, &cluster).await;
     cluster.lock().script = current(&["a"], 5);
@@ -553,6 +591,8 @@ async fn a_snapshot_folder_that_hangs_holds_up_no_discovery() {
     let discovered = tokio::time::timeout(Duration::from_secs(30), registry.discover(&service));
     let view = discovered.await.expect("an answer").unwrap();
     assert_eq!((ids(&view), view.source), (vec!["a"], Source::Live));
+    std::fs::remove_file(&pipe).unwrap();
+    drop(held);
 }
 
 #[tokio::test]

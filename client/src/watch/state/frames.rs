@@ -158,7 +158,10 @@ impl State {
                 continue;
             }
             // In one history a service that went comes back with a change.
-            let is_back = resumed && !held.exists && !held.counted().differs(counted);
+            let is_back = resumed
+                && !held.exists
+                && !held.counted().differs(counted)
+                && started.revision >= held.revision;
             if listed && (held.source == Source::Nothing || is_back) {
                 // It should have come just before.
                 missing = true;
@@ -275,6 +278,8 @@ impl State {
             view.cluster = Arc::clone(&slot.cached.view().cluster);
         }
         let merged = slot.cached.take_full(view);
+        // Nothing is disputed of a list that was taken.
+        slot.disputed &= !matches!(merged, Merged::Changed | Merged::Confirmed);
         slot.hold_unless(asked_for && !slot.disputed);
         match merged {
             Merged::Changed | Merged::Confirmed => {

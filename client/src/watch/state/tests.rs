@@ -351,6 +351,35 @@ fn what_is_disputed_and_comes_counted_otherwise_is_no_longer_disputed() {
     assert_eq!(scene.told(), ["list a", "live"]);
 }
 
+/// The same, of another sign.
+#[test]
+fn what_is_disputed_and_comes_as_a_list_that_is_taken_is_live() {
+    let mut scene = with_a_snapshot(&["a"]);
+    let number = scene.asked_now();
+    scene.hear([list_as_of(&["b"], 20, 30), started(number, 30, &[key()])]);
+    let counted = Counted::Server { epoch: 7 };
+    scene.hear_of(counted, [list_as_of(&["c"], 2, 3), started(number, 3, &[key()])]);
+    assert_eq!(scene.told(), ["list a", "list c", "live"]);
+}
+
+/// It is behind where the service went, and says of it what was.
+#[test]
+fn a_server_that_is_behind_what_went_is_not_asked_anew_for_that() {
+    let mut scene = Scene::following(&WatchTarget::Service(key()));
+    let number = scene.asked_now();
+    scene.hear([list(&["a"], 1), started(number, 1, &[key()])]);
+    scene.hear([bookmark(80), gone(&key(), 90)]);
+    scene.state.on_interrupted("broken");
+    scene.state.on_connected();
+    let number = scene.asked_now();
+    scene.hear([resumed(number, 88, &[key()])]);
+    let said = scene.say(super::frames::RESYNC_SPACING);
+    assert!(
+        !said.iter().any(|one| matches!(one, Request::Subscribe(_))),
+        "{said:?}"
+    );
+}
+
 /// In the copy that the servers were set back to it is there still, and nothing has happened to it since.
 #[test]
 fn a_service_that_went_and_is_listed_by_a_resumed_watch_is_asked_for() {
