@@ -8,6 +8,7 @@
 //! After a failed write nobody knows what the disk holds: nothing more is written (RC-107).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rollcall_core::ap::{FarFuture, Record, SessionSeed};
@@ -201,7 +202,11 @@ fn carry_out_all(
         }
     }
     if !rows.is_empty() {
-        inner.desk.lock().put_life(rows);
+        let mut desk = inner.desk.lock();
+        // Before what was missed is looked for, that is what the disk says.
+        let all = inner.defined.load(Ordering::Acquire);
+        desk.remember_missed(inner.missed_names(), all);
+        desk.put_life(rows);
     }
     finishes
 }

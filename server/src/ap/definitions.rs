@@ -290,7 +290,7 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
     let mut undone = false;
     let mut loaded = false;
     let mut settled_at = None;
-    let mut known = recorded(&inner);
+    let mut known = inner.desk.lock().known_groups();
     let mut refused = BTreeMap::new();
     loop {
         // Asked first: what was applied by then is followed below.

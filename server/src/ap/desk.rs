@@ -87,6 +87,8 @@ pub(super) struct Desk {
     log: u64,
     alive_ms: u64,
     memory: Memory,
+    /// Groups of which it may have a part only, as its disk is to say.
+    missed: BTreeSet<String>,
     followed: BTreeMap<ServerId, Followed>,
     /// What was found on disk, until it is known whether it counts.
     set_aside: BTreeMap<Key, Numbered>,
@@ -153,6 +155,7 @@ impl Desk {
             log: life.log,
             alive_ms: life.alive_ms,
             memory,
+            missed: found.missed,
             followed: life.followed,
             set_aside: BTreeMap::new(),
             fetched: nothing_of(server),
@@ -217,6 +220,21 @@ impl Desk {
         recorded
             .chain(self.set_aside.keys().filter_map(group_of))
             .collect()
+    }
+
+    /// Those of which it has all, as far as it knew when it was started.
+    pub(super) fn known_groups(&self) -> BTreeSet<String> {
+        let mut known = self.recorded_groups();
+        known.retain(|group| !self.missed.contains(group));
+        known
+    }
+
+    /// Also after it is started anew. `all`: there are no others from before.
+    pub(super) fn remember_missed(&mut self, missed: BTreeSet<String>, all: bool) {
+        if all {
+            self.missed.clear();
+        }
+        self.missed.extend(missed);
     }
 
     /// What other servers may have of it. What an unsure one had may not count, nor what it has fetched until now: that is for
@@ -695,7 +713,7 @@ impl Desk {
             alive_ms: self.alive_ms,
             followed: self.followed.clone(),
         };
-        rows::put_life(rows, &life, self.memory);
+        rows::put_life(rows, &life, self.memory, &self.missed);
     }
 
     /// What changed goes to disk, and to the judge.

@@ -584,6 +584,7 @@ fn away_since(alive_ms: u64, memory: Option<Memory>, now: Now) -> Site {
     let found = Found {
         life: Some(life),
         memory,
+        missed: Default::default(),
         records: Vec::new(),
     };
     Site::bare(2, found, now)
@@ -646,6 +647,7 @@ fn away_with_records() -> (Site, Site) {
     let found = Found {
         life: Some(life),
         memory: None,
+        missed: Default::default(),
         records: before.records().into_iter().map(stored).collect(),
     };
     other.now.wall_ms += 2 * retention_ms();

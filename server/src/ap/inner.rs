@@ -176,6 +176,13 @@ impl Inner {
         missed.take_if(|missed| missed.groups.is_empty());
     }
 
+    /// The same, by name.
+    pub(super) fn missed_names(&self) -> BTreeSet<String> {
+        let missed = self.missed.lock();
+        let groups = missed.iter().flat_map(|missed| &missed.groups);
+        groups.map(ToString::to_string).collect()
+    }
+
     /// The groups of which it has nothing, though others may.
     pub(super) fn missed_groups(&self) -> BTreeSet<GroupName> {
         self.missed().map(|missed| missed.groups).unwrap_or_default()

@@ -192,6 +192,44 @@ async fn servers_that_miss_different_groups_do_not_wait_for_each_other() {
     cluster.stop().await;
 }
 
+/// It has a part of the group by then, which must not pass for all of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_started_anew_while_it_misses_a_group_misses_it_still() {
+    let mut cluster = Cluster::start(3, |_| {}).await;
+    write(cluster.ap(1), register(None, "a")).await;
+    cluster.wait_listed(&["a"]).await;
+    for mode in [GroupMode::Cp, GroupMode::Ap] {
+        move_to(cluster.ap(1), mode).await;
+    }
+    cluster.wait_listed(&["a"]).await;
+    wait_nothing_missed(&cluster).await;
+    let mute = |cluster: &Cluster, muted| {
+        for id in [1, 2] {
+            let mute = &cluster.ap(id).inner.mute;
+            mute.compare.store(muted, std::sync::atomic::Ordering::Release);
+        }
+    };
+    mute(&cluster, true);
+    let inner = &cluster.ap(3).inner;
+    let followed = inner.followed.load(std::sync::atomic::Ordering::Acquire);
+    inner.note_missed(&[service().group], Revision(followed));
+    write(cluster.ap(1), register(None, "b")).await;
+    eventually("it has heard of another node", || {
+        listed(cluster.ap(3)) == ["a", "b"]
+    })
+    .await;
+    cluster.end(3).await;
+    cluster.begin(3).await;
+    eventually("it knows that it misses something", || {
+        cluster.ap(3).inner.misses_records()
+    })
+    .await;
+    mute(&cluster, false);
+    wait_nothing_missed(&cluster).await;
+    cluster.wait_listed(&["a", "b"]).await;
+    cluster.stop().await;
+}
+
 /// The node is not there, and no other: there is nothing that a sign would tell. When it comes back the operator's word holds.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_override_of_a_node_that_is_away_moves_with_a_group_that_lists_nothing() {

@@ -3,7 +3,7 @@
 //! A record's row is its number in this server's log (little endian, 0 if another server wrote it) and the record
 //! as it travels. Rows have checksums ([`crate::store`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rollcall_core::ap::{Key, Record, Seq, Stamp, Stored};
@@ -59,6 +59,8 @@ pub(super) type Numbered = (Arc<Record>, Option<Seq>);
 pub(super) struct Found {
     pub(super) life: Option<Life>,
     pub(super) memory: Option<Memory>,
+    /// Groups of which there may be a part only. Behind [`Memory`], if there are any; earlier programs pass over it.
+    pub(super) missed: BTreeSet<String>,
     pub(super) records: Vec<Numbered>,
 }
 
@@ -72,8 +74,8 @@ impl Found {
         store.read_rows(|key, value| {
             match key {
                 LIFE_KEY => {
-                    let (life, memory) = life(value)?;
-                    (found.life, found.memory) = (Some(life), memory);
+                    let (life, memory, missed) = life(value)?;
+                    (found.life, found.memory, found.missed) = (Some(life), memory, missed);
                 }
                 [RECORD_PREFIX, ..] => found.records.push(record(key, value)?),
                 _ => return Err("no such kind of row is known".into()),
@@ -84,7 +86,7 @@ impl Found {
     }
 }
 
-fn life(value: &[u8]) -> Result<(Life, Option<Memory>), String> {
+fn life(value: &[u8]) -> Result<(Life, Option<Memory>, BTreeSet<String>), String> {
     let (version, body) = value.split_first().ok_or("it is empty")?;
     if *version != LIFE_VERSION {
         return Err(format!(
@@ -93,11 +95,15 @@ fn life(value: &[u8]) -> Result<(Life, Option<Memory>), String> {
     }
     let read = || {
         let (life, rest) = postcard::take_from_bytes(body)?;
-        let memory = match rest.is_empty() {
-            true => None,
-            false => Some(postcard::from_bytes(rest)?),
+        if rest.is_empty() {
+            return Ok((life, None, BTreeSet::new()));
+        }
+        let (memory, rest) = postcard::take_from_bytes(rest)?;
+        let missed = match rest.is_empty() {
+            true => BTreeSet::new(),
+            false => postcard::from_bytes(rest)?,
         };
-        Ok((life, memory))
+        Ok((life, Some(memory), missed))
     };
     read().map_err(|error: postcard::Error| error.to_string())
 }
@@ -127,12 +133,17 @@ pub(super) fn remove_record(rows: &mut RowBatch, key: &Key) {
     rows.remove(row_key(key));
 }
 
-pub(super) fn put_life(rows: &mut RowBatch, life: &Life, memory: Memory) {
-    rows.put(LIFE_KEY.to_vec(), &[&life_row(life, memory)]);
+pub(super) fn put_life(rows: &mut RowBatch, life: &Life, memory: Memory, missed: &BTreeSet<String>) {
+    rows.put(LIFE_KEY.to_vec(), &[&life_row(life, memory, missed)]);
 }
 
-fn life_row(life: &Life, memory: Memory) -> Vec<u8> {
-    postcard::to_extend(&(life, memory), vec![LIFE_VERSION]).expect("plain values always encode")
+fn life_row(life: &Life, memory: Memory, missed: &BTreeSet<String>) -> Vec<u8> {
+    let row = postcard::to_extend(&(life, memory), vec![LIFE_VERSION]);
+    let row = match missed.is_empty() {
+        true => row,
+        false => row.and_then(|row| postcard::to_extend(missed, row)),
+    };
+    row.expect("plain values always encode")
 }
 
 #[cfg(test)]
@@ -162,17 +173,25 @@ mod tests {
 
     #[test]
     fn the_row_of_a_life_is_read_by_earlier_programs_and_theirs_is_read_here() {
-        assert_eq!(life(BEFORE), Ok((example(), None)));
+        let none = BTreeSet::new();
+        assert_eq!(life(BEFORE), Ok((example(), None, none.clone())));
         let memory = Memory {
             forgot_before_ms: 1,
             keeps_until_ms: 300,
         };
-        let row = life_row(&example(), memory);
+        let row = life_row(&example(), memory, &none);
         assert_eq!(row, [BEFORE, &[1, 172, 2]].concat());
-        assert_eq!(life(&row), Ok((example(), Some(memory))));
+        assert_eq!(life(&row), Ok((example(), Some(memory), none)));
         assert_eq!(postcard::from_bytes(&row[1..]), Ok(example()), "as they read it");
         for end in BEFORE.len() + 1..row.len() {
             assert!(life(&row[..end]).is_err(), "it is cut short");
+        }
+        let missed = BTreeSet::from(["edge".to_owned()]);
+        let longer = life_row(&example(), memory, &missed);
+        assert_eq!(life(&longer), Ok((example(), Some(memory), missed)));
+        assert_eq!(longer[..row.len()], row, "earlier programs read as much");
+        for end in row.len() + 1..longer.len() {
+            assert!(life(&longer[..end]).is_err(), "it is cut short");
         }
     }
 }
