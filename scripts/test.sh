@@ -21,11 +21,14 @@ tests() {
     ROLLCALL_SIM="$(realpath "${CARGO_TARGET_DIR:-target}/tools/rollcall-sim")"
     export ROLLCALL_SIM
     # A test that hangs must not keep the others from being reported; those that take over a minute are named as they run.
-    timeout --kill-after=30 "$TESTS_MAX" cargo test --quiet --locked --workspace --all-targets --no-fail-fast || {
-        local code=$?
-        [ $code -ne 124 ] || echo "the tests were ended after $TESTS_MAX s: the last one named above hangs" >&2
-        return $code
-    }
+    timeout --kill-after=30 "$TESTS_MAX" cargo test --quiet --locked --workspace --all-targets --no-fail-fast &
+    local tests=$! code=0
+    # They are a group of their own: whoever ends this one means them as well.
+    trap 'kill "$tests"' INT TERM
+    wait "$tests" || code=$?
+    trap - INT TERM
+    [ $code -ne 124 ] || echo "the tests were ended after $TESTS_MAX s: the last one named above hangs" >&2
+    return $code
 }
 doctests() { cargo test --quiet --locked --workspace --doc; }
 docs() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps; }
