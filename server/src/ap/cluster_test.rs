@@ -219,7 +219,11 @@ impl Cluster {
         let (request, until) = (request(command), soon());
         loop {
             match first.consensus().propose(request.clone(), until).await {
-                Err(ProposeError::Unknown { .. }) if Instant::now() < until => {}
+                Err(ProposeError::Unknown { .. } | ProposeError::Unavailable { .. })
+                    if Instant::now() < until =>
+                {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
                 decided => return drop(decided.expect("it is decided")),
             }
         }

@@ -164,6 +164,7 @@ pub(super) async fn run(inner: Arc<Inner>, mut jobs: mpsc::Receiver<Job>, stop: 
         }
     }
     let mut rows = RowBatch::default();
+    remember_missed(&inner);
     inner.with_desk(&mut rows, Desk::mark_alive);
     rows.sync = true;
     if !rows.is_empty()
@@ -202,13 +203,17 @@ fn carry_out_all(
         }
     }
     if !rows.is_empty() {
-        let mut desk = inner.desk.lock();
-        // Before what was missed is looked for, that is what the disk says.
-        let all = inner.defined.load(Ordering::Acquire);
-        desk.remember_missed(inner.missed_names(), all);
-        desk.put_life(rows);
+        remember_missed(inner);
+        inner.desk.lock().put_life(rows);
     }
     finishes
+}
+
+/// Has the next row about this life say what is missed.
+fn remember_missed(inner: &Inner) {
+    // Before what was missed is looked for, that is what the disk says.
+    let all = inner.defined.load(Ordering::Acquire);
+    inner.desk.lock().remember_missed(inner.missed_names(), all);
 }
 
 /// The writes that wait next, a few of them. Returns a job that is none and must be carried out, too: others may take long.

@@ -9,14 +9,15 @@ use std::time::Duration;
 use rollcall_core::ap::FarFuture;
 use rollcall_core::directory::{
     Command, Directory, Expected, Group, GroupMode, GroupSettings, Override, Refusal, Request,
-    RevisionChanges, ServiceFate,
+    RevisionChanges, Service, ServiceFate,
 };
-use rollcall_core::ids::{GroupName, NodeId, RequestId, Revision, ServiceKey};
+use rollcall_core::ids::{GroupName, NodeId, NodeKey, RequestId, Revision, ServiceKey};
 use rollcall_core::storm::{Mode, Scope};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::committer::Job;
+use super::exchange::hear;
 use super::inner::Inner;
 use crate::raft::{AppliedHead, ProposeError};
 
@@ -191,27 +192,35 @@ fn to_adopt(raft: &Directory, view: &Directory) -> Vec<(GroupName, u64)> {
         let moving = group.moving.filter(|moving| moving.to == GroupMode::Ap)?;
         let seen = view.group(&group.name)?;
         let followed = seen.moving.is_some_and(|seen| seen.stamp_ms == moving.stamp_ms);
-        let whole = seen.nodes == group.nodes && seen.sign == group.sign && have_same_overrides(seen, group);
+        let whole =
+            seen.nodes == group.nodes && seen.sign == group.sign && shows_overrides(seen, group, |_| false);
         (followed && !whole).then(|| (group.name.clone(), moving.stamp_ms))
     });
     coming.collect()
 }
 
-/// An operator's word on a node that is not there is in no sign.
-pub(super) fn have_same_overrides(one: &Group, other: &Group) -> bool {
+/// Whether what operators said is all shown: a word on a node that is not there is in no sign. `is_known`: the record of a word
+/// on a service that the view does not have, because its settings forbid it there, say.
+pub(super) fn shows_overrides(seen: &Group, defined: &Group, is_known: impl Fn(&NodeKey) -> bool) -> bool {
     let said = |over: &Override| Override {
         set_at: Revision(0),
         ..over.clone()
     };
-    let of = |group| overrides(group).map(|(service, id, over)| (service, id, said(over)));
-    of(one).eq(of(other))
-}
-
-fn overrides(group: &Group) -> impl Iterator<Item = (&ServiceKey, &NodeId, &Override)> {
-    let services = group.services.values();
-    services.flat_map(|service| {
-        let overrides = service.overrides.iter();
-        overrides.map(|(id, over)| (&service.key, id, &**over))
+    let is_shown =
+        |service: &Service, id: &NodeId, over: &Override| match seen.services.get(&service.key.service) {
+            Some(shown) => shown
+                .overrides
+                .get(id)
+                .is_some_and(|shown| said(shown) == said(over)),
+            None => is_known(&NodeKey {
+                service: service.key.clone(),
+                node: id.clone(),
+            }),
+        };
+    let mut services = defined.services.values();
+    services.all(|service| {
+        let mut overrides = service.overrides.iter();
+        overrides.all(|(id, over)| is_shown(service, id, over))
     })
 }
 
@@ -219,8 +228,12 @@ fn overrides(group: &Group) -> impl Iterator<Item = (&ServiceKey, &NodeId, &Over
 fn bare<'a>(raft: &'a Directory, touched: &'a Touched) -> impl Iterator<Item = &'a GroupName> {
     touched.groups.iter().filter(|name| {
         let comes = |group: &Arc<Group>| group.moving.is_some_and(|moving| moving.to == GroupMode::Ap);
+        let has_no_overrides = |group: &Arc<Group>| {
+            let mut services = group.services.values();
+            services.all(|service| service.overrides.is_empty())
+        };
         raft.group(name)
-            .is_some_and(|group| comes(group) && group.nodes == 0 && overrides(group).next().is_none())
+            .is_some_and(|group| comes(group) && group.nodes == 0 && has_no_overrides(group))
     })
 }
 
@@ -296,7 +309,7 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
         // Asked first: what was applied by then is followed below.
         let complete = inner.defined.load(Ordering::Acquire) || is_complete(&inner);
         _ = applied.borrow_and_update();
-        let (commands, regrouped, revision) = {
+        let (commands, regrouped, revision, misses) = {
             let raft = inner.consensus.directory().read();
             let view = inner.view.read();
             let touched = touched_since(seen.filter(|_| !undone), &raft, &view);
@@ -325,8 +338,17 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
             }
             inner.followed.store(raft.revision().0, Ordering::Release);
             let commands = differences(&raft, &view, &touched);
-            (commands, !touched.groups.is_empty(), raft.revision())
+            (
+                commands,
+                !touched.groups.is_empty(),
+                raft.revision(),
+                !missed.is_empty(),
+            )
         };
+        if misses && let Err(reason) = hear(&inner, Vec::new(), None, true).await {
+            // With what is written next, then.
+            tracing::debug!(reason = reason.message(), "what is missed is not on disk yet");
+        }
         undone = false;
         for commands in commands.chunks(COMMANDS_MAX) {
             let commands = commands.to_vec();

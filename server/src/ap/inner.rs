@@ -178,7 +178,7 @@ impl Inner {
 
     /// The same, by name.
     pub(super) fn missed_names(&self) -> BTreeSet<String> {
-        let missed = self.missed.lock();
+        let missed = self.missed();
         let groups = missed.iter().flat_map(|missed| &missed.groups);
         groups.map(ToString::to_string).collect()
     }

@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
 use rollcall_core::directory::{Command, Group, GroupMode, Outcome, Request, Sign};
-use rollcall_core::ids::{GroupName, RequestId, Revision, ServerId};
+use rollcall_core::ids::{GroupName, NodeKey, RequestId, Revision, ServerId};
 use rollcall_core::mutants::{Mutant, planted};
 use rollcall_proto::v1::{ApStandingRequest, ApStandingResponse, GroupMode as WireMode};
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::definitions::have_same_overrides;
+use super::definitions::shows_overrides;
 use super::desk::{Footing, milliseconds};
 use super::handle::Ap;
 use super::inner::Inner;
@@ -398,10 +398,6 @@ fn standing(inner: &Inner, group: &GroupName) -> Standing {
     let seen = inner.view.read().group(group).cloned();
     let sign = seen.as_deref().map_or(Sign::default(), sign_of_listed);
     let nodes = seen.as_ref().map_or(0, |seen| seen.nodes);
-    let has_overrides = || {
-        seen.as_deref()
-            .is_some_and(|seen| have_same_overrides(seen, &defined))
-    };
     let begun = defined.moving.filter(|moving| {
         let here = seen.as_ref().and_then(|seen| seen.moving);
         here.is_some_and(|here| here.to == moving.to)
@@ -412,7 +408,12 @@ fn standing(inner: &Inner, group: &GroupName) -> Standing {
             // What it has may not count.
             _ if desk.footing() == Footing::Unsure => false,
             GroupMode::Ap if planted(Mutant::UnfrozenMove) => true,
-            GroupMode::Ap => sign == sign_of_listed(&defined) && nodes == defined.nodes && has_overrides(),
+            GroupMode::Ap => {
+                let is_known = |node: &NodeKey| desk.replica.knows_override(node);
+                let seen = seen.as_deref();
+                let has_overrides = seen.is_some_and(|seen| shows_overrides(seen, &defined, is_known));
+                sign == sign_of_listed(&defined) && nodes == defined.nodes && has_overrides
+            }
             GroupMode::Cp => true,
         }),
         nodes,

@@ -213,11 +213,6 @@ async fn a_server_that_is_started_anew_while_it_misses_a_group_misses_it_still()
     let inner = &cluster.ap(3).inner;
     let followed = inner.followed.load(std::sync::atomic::Ordering::Acquire);
     inner.note_missed(&[service().group], Revision(followed));
-    write(cluster.ap(1), register(None, "b")).await;
-    eventually("it has heard of another node", || {
-        listed(cluster.ap(3)) == ["a", "b"]
-    })
-    .await;
     cluster.end(3).await;
     cluster.begin(3).await;
     eventually("it knows that it misses something", || {
@@ -226,7 +221,7 @@ async fn a_server_that_is_started_anew_while_it_misses_a_group_misses_it_still()
     .await;
     mute(&cluster, false);
     wait_nothing_missed(&cluster).await;
-    cluster.wait_listed(&["a", "b"]).await;
+    cluster.wait_listed(&["a"]).await;
     cluster.stop().await;
 }
 
@@ -236,6 +231,17 @@ async fn an_override_of_a_node_that_is_away_moves_with_a_group_that_lists_nothin
     let cluster = Cluster::start(3, |_| {}).await;
     write(cluster.ap(1), register(None, "away")).await;
     cluster.wait_listed(&["away"]).await;
+    for server in cluster.running() {
+        let defines = || {
+            server
+                .consensus()
+                .directory()
+                .read()
+                .service(&service())
+                .is_some()
+        };
+        eventually("the service is defined", defines).await;
+    }
     write(cluster.ap(1), deregister("away")).await;
     cluster.wait_listed(&[]).await;
     move_to(cluster.ap(1), GroupMode::Cp).await;

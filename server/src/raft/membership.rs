@@ -337,6 +337,7 @@ impl Inner {
         let server = self.options.server.0;
         // Here, where it is known: the next leader would say it again and again, and have the lead for nothing.
         self.check_remaining(&self.voters(), server)?;
+        self.check_dropping(server)?;
         self.transfer(None, deadline).await?;
         loop {
             match self.order(Order::Remove { server, lost }, deadline).await {
@@ -375,19 +376,21 @@ impl Inner {
                 reason: "its outcome is not known yet".into(),
             });
         };
-        // From a list that is half done the next one is made without those that this one drops.
-        if let Some(other) = self.is_dropping().into_iter().find(|other| *other != server) {
-            return Err(MembershipError::InProgress {
-                reason: format!("the removal of server {other} is half done; repeat that first"),
-            });
-        }
+        self.check_dropping(server)?;
         let heir = self.heir.get().and_then(Weak::upgrade);
         if let Some(heir) = heir.clone() {
-            heir.inherit(ServerId(server), lost, deadline).await?;
+            heir.clone().inherit(ServerId(server), lost, deadline).await?;
+            if Instant::now() >= deadline {
+                heir.let_stay(ServerId(server)).await;
+                return Err(unavailable(format!(
+                    "fetching what server {server} has of AP groups took all the time"
+                )));
+            }
         }
         let removed = changed(deadline, self.change_to_its_end(change, false)).await;
-        // Where it is on its way out it may be removed after all, a while later, and must not have gone on.
-        if let (Err(_), true, Some(heir)) = (&removed, self.keeps_member(server), heir) {
+        // Where it is on its way out, or may be, it may be removed after all, a while later, and must not have gone on.
+        let is_known = matches!(&removed, Err(error) if !matches!(error, MembershipError::Unknown { .. }));
+        if let (true, true, Some(heir)) = (is_known, self.keeps_member(server), heir) {
             heir.let_stay(ServerId(server)).await;
         }
         removed.map_err(|error| match error {
@@ -409,6 +412,16 @@ impl Inner {
         let votes = joint.iter().any(|voters| voters.contains(&server));
         let stays = joint.last().is_some_and(|voters| voters.contains(&server));
         config.get_node(&server).is_some() && votes == stays
+    }
+
+    /// From a list that is half done the next one would be made without those that this one drops.
+    fn check_dropping(&self, server: u64) -> Result<(), MembershipError> {
+        match self.is_dropping().into_iter().find(|other| *other != server) {
+            Some(other) => Err(MembershipError::InProgress {
+                reason: format!("the removal of server {other} is half done; repeat that first"),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Voters that a change which is half done takes out.
