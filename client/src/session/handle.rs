@@ -321,7 +321,8 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::OutcomeUnknown`] or a transient one, if no server confirmed it within
-    /// [`RegistryConfig::call_timeout`]: then the nodes leave when the ttl has passed. After a loss also what refused
+    /// [`RegistryConfig::call_timeout`]: then the nodes leave when the ttl has passed. So it ends without a leader, if nodes
+    /// were registered in CP groups, though all may be gone. After a loss also what refused
     /// nodes that were still listed: the session is closed, and they may stay for as long as a removal guard holds
     /// them. [`Error::Closed`]: it was closed before.
     pub async fn close(self) -> Result<(), Error> {

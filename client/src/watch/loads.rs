@@ -33,34 +33,54 @@ impl Loads {
 
 /// Offers what the folder has of a service. The answer is disconnected when that is done.
 pub(super) fn begin(shared: &Arc<Shared>, folder: SnapshotFolder, key: &ServiceKey) -> watch::Receiver<()> {
-    let mut under_way = shared.loads.under_way.lock();
-    if let Some(ended) = under_way.get(key) {
-        return ended.clone();
-    }
     let (ends, ended) = watch::channel(());
-    if under_way.len() < WAITING_MAX {
+    {
+        let mut under_way = shared.loads.under_way.lock();
+        if let Some(ended) = under_way.get(key) {
+            return ended.clone();
+        }
+        if under_way.len() >= WAITING_MAX {
+            return ended;
+        }
         under_way.insert(key.clone(), ended.clone());
-        let (shared, key) = (Arc::clone(shared), key.clone());
-        tokio::spawn(async move {
-            tokio::select! {
-                () = read(&shared, folder, &key) => {}
-                () = shared.wait_until_closed() => {}
-            }
-            shared.loads.under_way.lock().remove(&key);
-            drop(ends);
-        });
     }
+    let turn = Turn {
+        shared: Arc::clone(shared),
+        key: key.clone(),
+    };
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = read(&shared, folder, turn) => {}
+            () = shared.wait_until_closed() => {}
+        }
+        drop(ends);
+    });
     ended
 }
 
-async fn read(shared: &Arc<Shared>, folder: SnapshotFolder, key: &ServiceKey) {
+/// Waits for its turn, also for those who come later, until it is dropped.
+struct Turn {
+    shared: Arc<Shared>,
+    key: ServiceKey,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.shared.loads.under_way.lock().remove(&self.key);
+    }
+}
+
+async fn read(shared: &Arc<Shared>, folder: SnapshotFolder, turn: Turn) {
     let Ok(place) = Arc::clone(&shared.loads.places).acquire_owned().await else {
         return;
     };
-    if !shared.state.lock().knows_nothing_of(key) {
+    let (shared, key) = (Arc::clone(shared), turn.key.clone());
+    // Whoever comes from now on may be too late for what this one finds.
+    drop(turn);
+    if !shared.state.lock().knows_nothing_of(&key) {
         return;
     }
-    let (shared, key) = (Arc::clone(shared), key.clone());
     let reading = tokio::task::spawn_blocking(move || {
         if let Some(view) = folder.load(&key) {
             shared.state.lock().offer(view);

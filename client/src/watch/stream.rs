@@ -80,11 +80,12 @@ pub(super) async fn run(shared: Arc<Shared>) {
                     Fault::LeaveAlone => endpoint.put_aside_for(LEFT_ALONE_FOR),
                 }
                 if let Fault::None = left.endpoint {
-                    // Nobody wanted anything any more, for which nobody who comes next need wait.
+                    // Nobody wanted anything any more, for which nobody who comes next need wait for long.
                     (tried, round, pressing) = (0, Round::default(), None);
                     if heard {
                         unreachable.reset();
                     }
+                    pause_until(&shared, Instant::now() + pause_min).await;
                     continue;
                 }
                 match left.endpoint {

@@ -264,7 +264,8 @@ impl State {
         };
         let confirmed = self.confirmed();
         let cluster = Arc::clone(&self.cluster);
-        let origin = (Arc::clone(&cluster), self.counted);
+        let counted = self.counted;
+        let origin = (Arc::clone(&cluster), counted);
         let view = ServiceView::from_wire(view, snapshot.revision, origin, confirmed);
         let Some(asked_for) = self.is_asked_for(&view.key) else {
             return Todo::default();
@@ -277,9 +278,10 @@ impl State {
             // Before the stream has named its cluster, it is taken for the one that is held.
             view.cluster = Arc::clone(&slot.cached.view().cluster);
         }
+        let counted_otherwise = slot.cached.view().counted().differs(counted);
         let merged = slot.cached.take_full(view);
-        // Nothing is disputed of a list that was taken.
-        slot.disputed &= !matches!(merged, Merged::Changed | Merged::Confirmed);
+        // What came as a list that is counted otherwise is not older or newer. Of others the next bookmark asks.
+        slot.disputed &= !(counted_otherwise && matches!(merged, Merged::Changed | Merged::Confirmed));
         slot.hold_unless(asked_for && !slot.disputed);
         match merged {
             Merged::Changed | Merged::Confirmed => {
