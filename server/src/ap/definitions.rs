@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use parking_lot::RwLockReadGuard;
 use rollcall_core::ap::FarFuture;
 use rollcall_core::directory::{
     Command, Directory, Expected, Group, GroupMode, GroupSettings, Override, Refusal, Request,
@@ -33,6 +34,8 @@ const UNDEFINED: Duration = Duration::from_millis(50);
 const PROPOSE_EVERY: Duration = Duration::from_secs(5);
 /// Most of them proposed in one go; the rest waits for the next look.
 const PROPOSALS_MAX: usize = 256;
+/// How many times it is looked whether nobody writes to the view, before it is waited for.
+const LOOKS: usize = 64;
 /// How long one of them may take.
 const PROPOSAL_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -296,6 +299,20 @@ fn storms(raft: &Directory, view: &Directory) -> Vec<Command> {
     commands.collect()
 }
 
+/// The replicated directory and the view. What is committed is not applied while somebody reads the one, and the other may be
+/// written to for long: so nobody waits for the other with the one in hand, unless it is written to again and again.
+fn both(inner: &Inner) -> (RwLockReadGuard<'_, Directory>, RwLockReadGuard<'_, Directory>) {
+    for _ in 0..LOOKS {
+        let raft = inner.consensus.directory().read();
+        if let Some(view) = inner.view.try_read() {
+            return (raft, view);
+        }
+        drop(raft);
+        drop(inner.view.read());
+    }
+    (inner.consensus.directory().read(), inner.view.read())
+}
+
 /// Keeps the view's definitions those of the replicated directory.
 pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
     let mut applied = inner.consensus.applied_head();
@@ -310,8 +327,7 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
         let complete = inner.defined.load(Ordering::Acquire) || is_complete(&inner);
         _ = applied.borrow_and_update();
         let (commands, regrouped, revision, misses) = {
-            let raft = inner.consensus.directory().read();
-            let view = inner.view.read();
+            let (raft, view) = both(&inner);
             let touched = touched_since(seen.filter(|_| !undone), &raft, &view);
             if inner.consensus.is_loaded() {
                 // One that comes back comes with other records.
@@ -408,8 +424,7 @@ async fn settle_moves(
     // records count would be dropped with them, or missed by them.
     let loaded = inner.consensus.is_loaded() && inner.is_sure();
     let (raft, coming, gone) = {
-        let raft = inner.consensus.directory().read();
-        let view = inner.view.read();
+        let (raft, view) = both(inner);
         let (coming, gone) = (to_adopt(&raft, &view), to_forget(&raft, &view, &recorded));
         if coming.is_empty() && gone.is_empty() {
             return Some(Settled::Yes);
@@ -505,8 +520,7 @@ pub(super) async fn propose_created(inner: Arc<Inner>, stop: CancellationToken) 
 }
 
 fn unknown_services(inner: &Inner) -> Vec<ServiceKey> {
-    let raft = inner.consensus.directory().read();
-    let view = inner.view.read();
+    let (raft, view) = both(inner);
     let defined = view
         .groups()
         .filter(|group| raft.group(&group.name).is_some_and(|group| is_ap(group)));

@@ -106,7 +106,7 @@ pub(super) struct Desk {
     unclaimed_since: Option<Instant>,
     /// Sessions held elsewhere that were heard here: to be claimed.
     claims: BTreeSet<SessionId>,
-    /// Since when this server is about to be removed from the cluster.
+    /// Since when this server is about to be removed from the cluster, or is removed; at the earliest since it was started.
     retired_at: Option<Instant>,
     /// The batch of writes under way, or the last one.
     pub(super) batch: u64,
@@ -165,7 +165,7 @@ impl Desk {
             taken_over: BTreeMap::new(),
             unclaimed_since: None,
             claims: BTreeSet::new(),
-            retired_at: None,
+            retired_at: found.retired.then_some(now.instant),
             batch: 0,
             groups_version: 0,
         };
@@ -713,7 +713,7 @@ impl Desk {
             alive_ms: self.alive_ms,
             followed: self.followed.clone(),
         };
-        rows::put_life(rows, &life, self.memory, &self.missed);
+        rows::put_life(rows, &life, self.memory, &self.missed, self.is_retired());
     }
 
     /// What changed goes to disk, and to the judge.

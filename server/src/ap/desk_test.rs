@@ -585,6 +585,7 @@ fn away_since(alive_ms: u64, memory: Option<Memory>, now: Now) -> Site {
         life: Some(life),
         memory,
         missed: Default::default(),
+        retired: false,
         records: Vec::new(),
     };
     Site::bare(2, found, now)
@@ -648,6 +649,7 @@ fn away_with_records() -> (Site, Site) {
         life: Some(life),
         memory: None,
         missed: Default::default(),
+        retired: false,
         records: before.records().into_iter().map(stored).collect(),
     };
     other.now.wall_ms += 2 * retention_ms();

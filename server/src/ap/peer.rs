@@ -185,6 +185,7 @@ impl Ap for ApDoor {
         answer.sure &= missed.is_empty();
         answer.missed = missed.iter().map(ToString::to_string).collect();
         answer.member = self.inner.consensus.keeps_member(ServerId(asked.from));
+        answer.removed_at = self.inner.consensus.removed_at(ServerId(asked.from));
         Ok(Response::new(answer))
     }
 
@@ -217,10 +218,19 @@ impl Ap for ApDoor {
             stays = asked.stays,
             "AP groups: this server is about to be removed and takes no writes, or stays after all"
         );
-        let mut desk = self.inner.desk.lock();
-        match asked.stays {
-            true => desk.stay(),
-            false => desk.retire(Instant::now()),
+        {
+            let mut desk = self.inner.desk.lock();
+            match asked.stays {
+                true => desk.stay(),
+                false => desk.retire(Instant::now()),
+            }
+        }
+        // A disk that takes nothing any more keeps nobody from being removed.
+        if let Err(reason) = hear(&self.inner, Vec::new(), None, true).await {
+            tracing::warn!(
+                reason = reason.message(),
+                "AP groups: that this server is about to be removed, or stays, is not on disk: started anew it may not know"
+            );
         }
         Ok(Response::new(ApRetireResponse {}))
     }

@@ -486,6 +486,15 @@ impl Repairer {
         self.inner.origins.note_answer(other.server, now);
         if answer.member {
             self.inner.desk.lock().stay_if_forgotten(now);
+        } else if self.inner.consensus.is_removed_by(answer.removed_at) {
+            let mut desk = self.inner.desk.lock();
+            if !desk.is_retired() {
+                tracing::warn!(
+                    by = other.server.0,
+                    "AP groups: this server was removed from the cluster and takes no writes any more; stop it"
+                );
+            }
+            desk.retire(now);
         }
         Ok(answer)
     }

@@ -130,6 +130,41 @@ async fn a_server_that_does_not_answer_is_removed_by_somebody_who_says_that_it_i
     cluster.stop().await;
 }
 
+async fn refused(cluster: &Cluster) {
+    let refused = cluster.ap(3).write(register(None, "late"), 1, soon()).await;
+    let Err(ProposeError::Unavailable { reason }) = refused else {
+        panic!("nobody would hear of it: {refused:?}");
+    };
+    assert!(reason.contains("removed"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_removed_takes_no_writes_when_it_is_started_anew() {
+    let mut cluster = with_a_secret().await;
+    mute(&cluster, false);
+    remove(&cluster, false).await.expect("it is removed");
+    cluster.end(3).await;
+    // Nobody can tell it.
+    for id in [1, 2] {
+        cluster.ap(id).inner.mute.compare.store(true, Ordering::Release);
+    }
+    cluster.begin(3).await;
+    refused(&cluster).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_removed_while_it_was_away_takes_no_writes_any_more() {
+    let mut cluster = with_a_secret().await;
+    cluster.end(3).await;
+    remove(&cluster, true).await.expect("it is removed");
+    cluster.begin(3).await;
+    let inner = &cluster.ap(3).inner;
+    eventually("it is told", || inner.desk.lock().is_retired()).await;
+    refused(&cluster).await;
+    cluster.stop().await;
+}
+
 /// Whoever was to remove it has gone meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_whose_removal_is_forgotten_goes_on() {

@@ -61,6 +61,8 @@ pub(super) struct Found {
     pub(super) memory: Option<Memory>,
     /// Groups of which there may be a part only. Behind [`Memory`], if there are any; earlier programs pass over it.
     pub(super) missed: BTreeSet<String>,
+    /// It was about to be removed from the cluster. Behind those; earlier programs pass over it.
+    pub(super) retired: bool,
     pub(super) records: Vec<Numbered>,
 }
 
@@ -74,8 +76,11 @@ impl Found {
         store.read_rows(|key, value| {
             match key {
                 LIFE_KEY => {
-                    let (life, memory, missed) = life(value)?;
-                    (found.life, found.memory, found.missed) = (Some(life), memory, missed);
+                    let records = std::mem::take(&mut found.records);
+                    found = Self {
+                        records,
+                        ..life(value)?
+                    };
                 }
                 [RECORD_PREFIX, ..] => found.records.push(record(key, value)?),
                 _ => return Err("no such kind of row is known".into()),
@@ -86,7 +91,7 @@ impl Found {
     }
 }
 
-fn life(value: &[u8]) -> Result<(Life, Option<Memory>, BTreeSet<String>), String> {
+fn life(value: &[u8]) -> Result<Found, String> {
     let (version, body) = value.split_first().ok_or("it is empty")?;
     if *version != LIFE_VERSION {
         return Err(format!(
@@ -94,16 +99,23 @@ fn life(value: &[u8]) -> Result<(Life, Option<Memory>, BTreeSet<String>), String
         ));
     }
     let read = || {
+        let mut found = Found::default();
         let (life, rest) = postcard::take_from_bytes(body)?;
+        found.life = Some(life);
         if rest.is_empty() {
-            return Ok((life, None, BTreeSet::new()));
+            return Ok(found);
         }
         let (memory, rest) = postcard::take_from_bytes(rest)?;
-        let missed = match rest.is_empty() {
-            true => BTreeSet::new(),
-            false => postcard::from_bytes(rest)?,
-        };
-        Ok((life, Some(memory), missed))
+        found.memory = Some(memory);
+        if rest.is_empty() {
+            return Ok(found);
+        }
+        let (missed, rest) = postcard::take_from_bytes(rest)?;
+        found.missed = missed;
+        if !rest.is_empty() {
+            found.retired = postcard::from_bytes(rest)?;
+        }
+        Ok(found)
     };
     read().map_err(|error: postcard::Error| error.to_string())
 }
@@ -133,16 +145,23 @@ pub(super) fn remove_record(rows: &mut RowBatch, key: &Key) {
     rows.remove(row_key(key));
 }
 
-pub(super) fn put_life(rows: &mut RowBatch, life: &Life, memory: Memory, missed: &BTreeSet<String>) {
-    rows.put(LIFE_KEY.to_vec(), &[&life_row(life, memory, missed)]);
+pub(super) fn put_life(
+    rows: &mut RowBatch,
+    life: &Life,
+    memory: Memory,
+    missed: &BTreeSet<String>,
+    retired: bool,
+) {
+    rows.put(LIFE_KEY.to_vec(), &[&life_row(life, memory, missed, retired)]);
 }
 
-fn life_row(life: &Life, memory: Memory, missed: &BTreeSet<String>) -> Vec<u8> {
+fn life_row(life: &Life, memory: Memory, missed: &BTreeSet<String>, retired: bool) -> Vec<u8> {
     let row = postcard::to_extend(&(life, memory), vec![LIFE_VERSION]);
-    let row = match missed.is_empty() {
-        true => row,
-        false => row.and_then(|row| postcard::to_extend(missed, row)),
-    };
+    let row = row.and_then(|row| match (missed.is_empty(), retired) {
+        (true, false) => Ok(row),
+        (false, false) => postcard::to_extend(missed, row),
+        (_, true) => postcard::to_extend(&(missed, true), row),
+    });
     row.expect("plain values always encode")
 }
 
@@ -173,25 +192,36 @@ mod tests {
 
     #[test]
     fn the_row_of_a_life_is_read_by_earlier_programs_and_theirs_is_read_here() {
+        let read = |row: &[u8]| {
+            life(row).map(|found| (found.life.unwrap(), found.memory, found.missed, found.retired))
+        };
         let none = BTreeSet::new();
-        assert_eq!(life(BEFORE), Ok((example(), None, none.clone())));
+        assert_eq!(read(BEFORE), Ok((example(), None, none.clone(), false)));
         let memory = Memory {
             forgot_before_ms: 1,
             keeps_until_ms: 300,
         };
-        let row = life_row(&example(), memory, &none);
+        let mut row = life_row(&example(), memory, &none, false);
         assert_eq!(row, [BEFORE, &[1, 172, 2]].concat());
-        assert_eq!(life(&row), Ok((example(), Some(memory), none)));
+        assert_eq!(read(&row), Ok((example(), Some(memory), none.clone(), false)));
         assert_eq!(postcard::from_bytes(&row[1..]), Ok(example()), "as they read it");
         for end in BEFORE.len() + 1..row.len() {
             assert!(life(&row[..end]).is_err(), "it is cut short");
         }
-        let missed = BTreeSet::from(["edge".to_owned()]);
-        let longer = life_row(&example(), memory, &missed);
-        assert_eq!(life(&longer), Ok((example(), Some(memory), missed)));
-        assert_eq!(longer[..row.len()], row, "earlier programs read as much");
-        for end in row.len() + 1..longer.len() {
-            assert!(life(&longer[..end]).is_err(), "it is cut short");
+        for (missed, retired) in [
+            (none, true),
+            (["edge".to_owned()].into(), false),
+            (["edge".to_owned()].into(), true),
+        ] {
+            let longer = life_row(&example(), memory, &missed, retired);
+            assert_eq!(read(&longer), Ok((example(), Some(memory), missed, retired)));
+            assert_eq!(longer[..row.len()], row, "earlier programs read as much");
+            if !retired {
+                for end in row.len() + 1..longer.len() {
+                    assert!(life(&longer[..end]).is_err(), "it is cut short");
+                }
+                row = longer;
+            }
         }
     }
 }

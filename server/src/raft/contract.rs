@@ -31,7 +31,12 @@ impl SharedDirectory {
         self.directory.read()
     }
 
-    /// The same, with the entry at which this very state stands: what [`AppliedHead`] says may trail it.
+    /// The same, unless somebody writes.
+    pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, Directory>> {
+        self.directory.try_read()
+    }
+
+    /// As [`Self::read`], with the entry at which this very state stands: what [`AppliedHead`] says may trail it.
     pub(crate) fn read_placed(&self) -> (RwLockReadGuard<'_, Directory>, Option<LogPosition>) {
         let directory = self.directory.read();
         let position = *self.position.lock();

@@ -143,6 +143,25 @@ impl Consensus {
         self.inner.keeps_member(server.0)
     }
 
+    /// Where in the log the members were decided on, if a server is none of them.
+    pub(crate) fn removed_at(&self, server: ServerId) -> Option<u64> {
+        let metrics = self.inner.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let decided = &metrics.committed_membership_config;
+        let at = decided.log_id().as_ref()?.index;
+        decided.get_node(&server.0).is_none().then_some(at)
+    }
+
+    /// Whether members that were decided on there, and that this server is none of, are newer than those it knows of. It knows
+    /// that it is one: who has just come learns from the log.
+    pub(crate) fn is_removed_by(&self, decided_at: Option<u64>) -> bool {
+        let metrics = self.inner.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let known = &metrics.membership_config;
+        let known_at = known.log_id().as_ref().map(|id| id.index);
+        known.get_node(&self.inner.options.server.0).is_some() && decided_at > known_at
+    }
+
     /// Names who takes over what servers that are removed have outside the log, as long as the caller keeps it. To be called
     /// once, before the peers are served.
     pub fn set_heir(&self, heir: &Arc<dyn Heir>) {
