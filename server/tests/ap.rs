@@ -605,7 +605,19 @@ async fn definitions_of_ap_groups_are_guarded() {
         .await
         .unwrap_err();
     assert!(matches!(refused, Error::NotEmpty { .. }), "{refused}");
+    // An operator's word stands for longer than the node.
+    let over = Override {
+        disabled: Some(true),
+        ..Override::default()
+    };
+    registry.set_override(&key("a"), &over, options()).await.unwrap();
     session.deregister(&key("a")).await.unwrap();
+    let refused = registry
+        .delete_service(&service(), Expected::Any, options())
+        .await
+        .unwrap_err();
+    assert!(refused.to_string().contains("1 overrides"), "{refused}");
+    registry.clear_override(&key("a"), options()).await.unwrap();
     // The service that the registration created is in the log, or comes there soon.
     eventually("the group gone", SOON, || async {
         match registry

@@ -50,6 +50,21 @@ impl Servers {
         Ok(Registry::connect(config)?)
     }
 
+    /// A handle on the member of this number, as the same caller; the one that was named, if only one was.
+    pub(crate) async fn one_of(&self, server: u64) -> Result<Registry, Failure> {
+        if let [_] = self.addresses() {
+            return Ok(self.registry.clone());
+        }
+        let members = self.members().await?.value;
+        let found = members.into_iter().find(|member| member.server == server);
+        let member = found.ok_or_else(|| {
+            Failure::unavailable(format!(
+                "server {server}, which answered, is no member: name one server by --addr"
+            ))
+        })?;
+        self.only(&member.client_address)
+    }
+
     /// Calls that any server may answer: with failover and safe repeats.
     pub(crate) fn registry(&self) -> &Registry {
         &self.registry

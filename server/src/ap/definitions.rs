@@ -24,8 +24,10 @@ use crate::raft::{AppliedHead, ProposeError};
 
 /// Most definitions in one job.
 const COMMANDS_MAX: usize = 256;
-/// What could not be followed is tried again this often: a group that still has nodes here cannot go.
+/// How often it is looked at least whether every group is where it belongs.
 const RETRY: Duration = Duration::from_secs(5);
+/// After this all is looked through for what could not be followed: a group that still has nodes here cannot go.
+const UNDONE: Duration = Duration::from_secs(1);
 /// While a group moves.
 const UNSETTLED: Duration = Duration::from_millis(250);
 /// Until the definitions on this server's disk are in the view.
@@ -195,11 +197,18 @@ fn to_adopt(raft: &Directory, view: &Directory) -> Vec<(GroupName, u64)> {
         let moving = group.moving.filter(|moving| moving.to == GroupMode::Ap)?;
         let seen = view.group(&group.name)?;
         let followed = seen.moving.is_some_and(|seen| seen.stamp_ms == moving.stamp_ms);
-        let whole =
-            seen.nodes == group.nodes && seen.sign == group.sign && shows_overrides(seen, group, |_| false);
-        (followed && !whole).then(|| (group.name.clone(), moving.stamp_ms))
+        (followed && !is_whole(seen, group)).then(|| (group.name.clone(), moving.stamp_ms))
     });
     coming.collect()
+}
+
+/// Whether the view shows what was frozen in the log, and no word of an operator's that was taken back there while this server was
+/// away.
+fn is_whole(seen: &Group, defined: &Group) -> bool {
+    seen.nodes == defined.nodes
+        && seen.sign == defined.sign
+        && shows_overrides(seen, defined, |_| false)
+        && shows_overrides(defined, seen, |_| true)
 }
 
 /// Whether what operators said is all shown: a word on a node that is not there is in no sign. `is_known`: the record of a word
@@ -317,7 +326,7 @@ fn both(inner: &Inner) -> (RwLockReadGuard<'_, Directory>, RwLockReadGuard<'_, D
 pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
     let mut applied = inner.consensus.applied_head();
     let mut seen: Option<Revision> = None;
-    let mut undone = false;
+    let mut undone_at: Option<Instant> = None;
     let mut loaded = false;
     let mut settled_at = None;
     let mut known = inner.desk.lock().known_groups();
@@ -325,10 +334,12 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
     loop {
         // Asked first: what was applied by then is followed below.
         let complete = inner.defined.load(Ordering::Acquire) || is_complete(&inner);
+        let again;
         _ = applied.borrow_and_update();
         let (commands, regrouped, revision, misses) = {
             let (raft, view) = both(&inner);
-            let touched = touched_since(seen.filter(|_| !undone), &raft, &view);
+            again = undone_at.is_some_and(|at: Instant| at.elapsed() >= UNDONE);
+            let touched = touched_since(seen.filter(|_| !again), &raft, &view);
             if inner.consensus.is_loaded() {
                 // One that comes back comes with other records.
                 let is_here = |name: &GroupName| raft.group(name).is_some_and(|group| is_ap(group));
@@ -365,11 +376,14 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
             // With what is written next, then.
             tracing::debug!(reason = reason.message(), "what is missed is not on disk yet");
         }
-        undone = false;
+        if again {
+            undone_at = None;
+        }
         for commands in commands.chunks(COMMANDS_MAX) {
             let commands = commands.to_vec();
             match inner.perform(|done| Job::Define { commands, done }).await {
-                Ok(refused) => undone |= !refused.is_empty(),
+                Ok(refused) if refused.is_empty() => {}
+                Ok(_) => undone_at = undone_at.or_else(|| Some(Instant::now())),
                 Err(_) => return,
             }
         }
@@ -382,13 +396,15 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
             };
         }
         seen = Some(revision);
+        inner.defined_through.store(revision.0, Ordering::Release);
         if complete && !inner.defined.swap(true, Ordering::AcqRel) {
             let groups = inner.view.read().totals().groups;
             tracing::info!(groups, "AP groups: defined");
         }
         let pause = match inner.defined.load(Ordering::Acquire) {
-            true if settled_at.is_some() => RETRY,
-            true => UNSETTLED,
+            true if settled_at.is_none() => UNSETTLED,
+            true if undone_at.is_some() => UNDONE,
+            true => RETRY,
             false => UNDEFINED,
         };
         tokio::select! {
@@ -521,12 +537,19 @@ pub(super) async fn propose_created(inner: Arc<Inner>, stop: CancellationToken) 
 
 fn unknown_services(inner: &Inner) -> Vec<ServiceKey> {
     let (raft, view) = both(inner);
+    let defined_through = Revision(inner.defined_through.load(Ordering::Acquire));
+    unknown(&raft, &view, &touched_since(Some(defined_through), &raft, &view))
+}
+
+/// Services that the view alone has, but for those whose definition it has not followed yet: they are deleted, perhaps.
+fn unknown(raft: &Directory, view: &Directory, unfollowed: &Touched) -> Vec<ServiceKey> {
     let defined = view
         .groups()
-        .filter(|group| raft.group(&group.name).is_some_and(|group| is_ap(group)));
+        .filter(|group| raft.group(&group.name).is_some_and(|group| is_ap(group)))
+        .filter(|group| !unfollowed.groups.contains(&group.name));
     defined
         .flat_map(|group| services_of(group))
-        .filter(|key| raft.service(key).is_none())
+        .filter(|key| raft.service(key).is_none() && !unfollowed.services.contains(key))
         .take(PROPOSALS_MAX)
         .collect()
 }

@@ -40,6 +40,39 @@ fn create(directory: &mut Directory, mode: GroupMode) {
     );
 }
 
+fn service(name: &str) -> ServiceKey {
+    ServiceKey {
+        group: self::name(),
+        service: name.parse().expect("a good name"),
+    }
+}
+
+fn put_service(directory: &mut Directory, name: &str) {
+    let command = Command::PutService {
+        key: service(name),
+        settings: None,
+        expected: Expected::Any,
+    };
+    apply(directory, command);
+}
+
+fn delete_service(directory: &mut Directory, name: &str) {
+    let (key, expected) = (service(name), Expected::Any);
+    apply(directory, Command::DeleteService { key, expected });
+}
+
+fn disable(directory: &mut Directory, name: &str) {
+    let key = NodeKey {
+        service: service(name),
+        node: "away".parse().expect("a good name"),
+    };
+    let over = Override {
+        disabled: Some(true),
+        ..Override::default()
+    };
+    apply(directory, Command::SetOverride { key, over });
+}
+
 fn begin(directory: &mut Directory, to: GroupMode) {
     apply(
         directory,
@@ -144,4 +177,71 @@ fn a_group_with_nothing_in_it_needs_not_be_taken_over() {
     end(&mut raft, true);
     let touched = Touched::all(&raft, &view);
     assert_eq!(bare(&raft, &touched).count(), 0);
+}
+
+#[test]
+fn a_service_whose_deletion_is_not_followed_yet_is_not_defined_anew() {
+    let [mut raft, mut view] = empty();
+    create(&mut raft, GroupMode::Ap);
+    put_service(&mut raft, "deleted");
+    follow(&raft, &mut view);
+    put_service(&mut view, "created");
+    disable(&mut view, "created");
+    let followed = raft.revision();
+    let of = |raft: &Directory, view: &Directory, since| {
+        let unfollowed = touched_since(Some(since), raft, view);
+        unknown(raft, view, &unfollowed)
+    };
+    assert_eq!(of(&raft, &view, followed), [service("created")]);
+    delete_service(&mut raft, "deleted");
+    assert_eq!(of(&raft, &view, followed), [service("created")]);
+    follow(&raft, &mut view);
+    assert_eq!(of(&raft, &view, raft.revision()), [service("created")]);
+}
+
+#[test]
+fn what_was_defined_under_wider_limits_is_followed() {
+    let [mut raft, mut view] = empty();
+    create(&mut raft, GroupMode::Ap);
+    for name in ["one", "two", "three"] {
+        put_service(&mut raft, name);
+    }
+    let settings = GroupSettings {
+        mode: GroupMode::Ap,
+        services_max: 1,
+        ..GroupSettings::default()
+    };
+    let (group, expected) = (name(), Expected::Any);
+    apply(
+        &mut raft,
+        Command::PutGroup {
+            group,
+            settings,
+            expected,
+        },
+    );
+    follow(&raft, &mut view);
+    assert_eq!(view.totals().services, 3);
+    assert_eq!(differences(&raft, &view, &Touched::all(&raft, &view)), []);
+}
+
+/// It was cleared while the group was under Raft, and a server that was away then has it still.
+#[test]
+fn a_view_with_a_word_that_the_log_does_not_know_is_not_whole() {
+    let [mut raft, mut view] = empty();
+    create(&mut raft, GroupMode::Cp);
+    create(&mut view, GroupMode::Ap);
+    for directory in [&mut raft, &mut view] {
+        put_service(directory, "feed");
+    }
+    let whole = |raft: &Directory, view: &Directory| {
+        let [defined, seen] =
+            [raft, view].map(|directory| directory.group(&name()).cloned().expect("it is there"));
+        is_whole(&seen, &defined)
+    };
+    assert!(whole(&raft, &view));
+    disable(&mut view, "feed");
+    assert!(!whole(&raft, &view));
+    disable(&mut raft, "feed");
+    assert!(whole(&raft, &view));
 }

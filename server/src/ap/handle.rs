@@ -546,6 +546,7 @@ impl Inner {
             agreed_at: parking_lot::Mutex::default(),
             missed: parking_lot::Mutex::default(),
             followed: 0.into(),
+            defined_through: 0.into(),
             coordinated: Coordinated::default(),
             metrics: options.metrics,
             clock_offset_ms: 0.into(),

@@ -59,6 +59,8 @@ pub(super) struct Inner {
     pub(super) missed: Mutex<Option<Missed>>,
     /// The revision of the replicated directory up to which it knows what it missed.
     pub(super) followed: AtomicU64,
+    /// And the one up to which the view has its definitions.
+    pub(super) defined_through: AtomicU64,
     pub(super) coordinated: Coordinated,
     pub(super) metrics: ApMetrics,
     pub(super) clock_offset_ms: AtomicI64,

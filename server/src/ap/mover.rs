@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
-use rollcall_core::directory::{Command, Group, GroupMode, Outcome, Request, Sign};
+use rollcall_core::directory::{Command, Group, GroupMode, Move, Outcome, Request, Sign};
 use rollcall_core::ids::{GroupName, NodeKey, RequestId, Revision, ServerId};
 use rollcall_core::mutants::{Mutant, planted};
 use rollcall_proto::v1::{ApStandingRequest, ApStandingResponse, GroupMode as WireMode};
@@ -20,10 +20,11 @@ use tonic::Status;
 
 use super::definitions::shows_overrides;
 use super::desk::{Footing, milliseconds};
+use super::exchange::hear;
 use super::handle::Ap;
 use super::inner::Inner;
 use super::members::Other;
-use super::peer::{digest_of_group, halves, whole};
+use super::peer::{halves, whole};
 use super::strays::AtWork;
 use crate::raft::ProposeError;
 
@@ -33,7 +34,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// How long taking a move back may take, and one proposal.
 const PROPOSAL_MAX: Duration = Duration::from_secs(5);
-/// Nodes in one proposal: with the largest metadata they fit into a request.
+/// Nodes in one proposal.
 const NODES_PER_PROPOSAL: usize = 100;
 /// Proposals under way at once.
 const PROPOSALS_AT_ONCE: usize = 8;
@@ -76,6 +77,12 @@ pub enum MoveError {
     /// As of any write.
     #[error(transparent)]
     Propose(#[from] ProposeError),
+    /// The same; its group was not frozen.
+    #[error("the move was not begun: {reason}")]
+    NotBegun {
+        /// Who is missing.
+        reason: String,
+    },
     /// Look at what it names, then try again.
     #[error("the move was taken back: {reason}")]
     TakenBack {
@@ -151,6 +158,9 @@ impl Mover {
             let latest = self.inner.desk.lock().replica.latest();
             self.inner.now().wall_ms.max(latest.millis + 1)
         };
+        if self.is_elsewhere() {
+            self.all_there().await?;
+        }
         let begun = self
             .propose(Command::BeginMove {
                 group: self.group.clone(),
@@ -181,6 +191,7 @@ impl Mover {
         if self.to == GroupMode::Cp {
             self.adopt_in_log(since).await?;
         }
+        self.check_overrides()?;
         let (sign_before, sign_after, services) = self.signs();
         if sign_before != sign_after && !planted(Mutant::UnfrozenMove) {
             return Err(MoveError::TakenBack {
@@ -225,6 +236,35 @@ impl Mover {
             frozen_for,
             servers,
         })
+    }
+
+    /// Waits until those answer that will be waited for, before the group is frozen: of a member that is away nobody knows for how
+    /// long.
+    async fn all_there(&self) -> Result<(), MoveError> {
+        loop {
+            let others = self.inner.others();
+            let asked = others.iter().map(|other| ask(&self.inner, other, &self.group));
+            let answers = futures_util::future::join_all(asked).await;
+            let now = std::time::Instant::now();
+            let lacking: Vec<String> = others
+                .iter()
+                .zip(answers)
+                .filter(|(other, _)| {
+                    self.to == GroupMode::Cp || self.inner.gone_since(other.server, now).is_none()
+                })
+                .filter_map(|(other, answer)| Some((other.server, answer.err()?)))
+                .map(|(server, status)| format!("server {server} does not answer: {}", status.message()))
+                .collect();
+            if lacking.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= self.deadline {
+                return Err(MoveError::NotBegun {
+                    reason: lacking.join("; "),
+                });
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Waits until every member has what the others have: all of them, or, to gossip, all that are there and at least
@@ -328,6 +368,13 @@ impl Mover {
         }
     }
 
+    /// Whether it stands still, in the other mode.
+    fn is_elsewhere(&self) -> bool {
+        let directory = self.inner.consensus.directory().read();
+        let stands_there = |group: &Arc<Group>| group.moving.is_none() && group.settings.mode != self.to;
+        directory.group(&self.group).is_some_and(stands_there)
+    }
+
     /// When the move began, if there is one.
     fn since(&self) -> Option<Revision> {
         let directory = self.inner.consensus.directory().read();
@@ -344,6 +391,24 @@ impl Mover {
             sign_after: here.sign,
             frozen_for: Duration::ZERO,
             servers: Vec::new(),
+        }
+    }
+
+    /// Whether what operators said went along: of words on nodes that are not there no sign tells.
+    fn check_overrides(&self) -> Result<(), MoveError> {
+        let view = self.inner.view.read().group(&self.group).cloned();
+        let raft = self.inner.consensus.directory().read();
+        let in_log = raft.group(&self.group);
+        let (GroupMode::Cp, Some(view), Some(in_log)) = (self.to, view, in_log) else {
+            return Ok(());
+        };
+        match shows_overrides(in_log, &view, |_| false) {
+            true => Ok(()),
+            false => Err(MoveError::TakenBack {
+                reason:
+                    "an override was not taken over by the log; look at the group's overrides, and try again"
+                        .into(),
+            }),
         }
     }
 
@@ -398,10 +463,7 @@ fn standing(inner: &Inner, group: &GroupName) -> Standing {
     let seen = inner.view.read().group(group).cloned();
     let sign = seen.as_deref().map_or(Sign::default(), sign_of_listed);
     let nodes = seen.as_ref().map_or(0, |seen| seen.nodes);
-    let begun = defined.moving.filter(|moving| {
-        let here = seen.as_ref().and_then(|seen| seen.moving);
-        here.is_some_and(|here| here.to == moving.to)
-    });
+    let begun = begun(&defined, seen.as_deref());
     Standing {
         since: defined.moving.map(|moving| moving.since).unwrap_or_default(),
         prepared: begun.is_some_and(|moving| match moving.to {
@@ -411,17 +473,26 @@ fn standing(inner: &Inner, group: &GroupName) -> Standing {
             GroupMode::Ap => {
                 let is_known = |node: &NodeKey| desk.replica.knows_override(node);
                 let seen = seen.as_deref();
-                let has_overrides = seen.is_some_and(|seen| shows_overrides(seen, &defined, is_known));
+                let has_overrides = seen.is_some_and(|seen| {
+                    shows_overrides(seen, &defined, is_known) && shows_overrides(&defined, seen, |_| true)
+                });
                 sign == sign_of_listed(&defined) && nodes == defined.nodes && has_overrides
             }
             GroupMode::Cp => true,
         }),
         nodes,
         sign,
-        records: digest_of_group(&desk.replica, group.as_str()),
+        records: desk.replica.group_digest(group.as_str()),
         mode: defined.settings.mode,
         coordinates: inner.coordinated.contains(group),
     }
+}
+
+/// The move that is under way, if the view has begun the very same: frozen by an earlier one it thaws before it is frozen again.
+fn begun(defined: &Group, seen: Option<&Group>) -> Option<Move> {
+    let here = seen?.moving?;
+    let is_here = |moving: &Move| here.to == moving.to && here.stamp_ms == moving.stamp_ms;
+    defined.moving.filter(is_here)
 }
 
 /// What another server is told of how a group stands here; what it says is on disk.
@@ -432,7 +503,13 @@ pub(super) async fn answer(inner: &Inner, asked: &ApStandingRequest) -> Result<A
         .map_err(|error: rollcall_core::ids::NameError| Status::invalid_argument(error.to_string()))?;
     // What is seen after this is synced is at least what was there before.
     let standing = standing(inner, &group);
-    inner.read_synced(|_| ()).await?;
+    if standing.prepared && standing.mode == GroupMode::Ap {
+        // That it is frozen is in the log, and how far that is known to be committed is synced with any row: started anew
+        // without a leader, this server must not take writes to it again.
+        hear(inner, Vec::new(), None, true).await?;
+    } else {
+        inner.read_synced(|_| ()).await?;
+    }
     let (sign_high, sign_low) = halves(standing.sign.0);
     let (records_high, records_low) = halves(standing.records);
     Ok(ApStandingResponse {
@@ -491,5 +568,39 @@ pub(super) async fn take_back(inner: &Inner, group: &GroupName, since: Revision)
     let deadline = Instant::now() + PROPOSAL_MAX;
     if let Err(error) = inner.consensus.propose(request, deadline).await {
         tracing::warn!(%group, %error, "a move could not be taken back yet; the leader will do it");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(stamp_ms: Option<u64>) -> Group {
+        let moving = stamp_ms.map(|stamp_ms| Move {
+            to: GroupMode::Cp,
+            since: Revision(stamp_ms),
+            stamp_ms,
+        });
+        Group {
+            name: "edge".parse().expect("a name"),
+            settings: Default::default(),
+            services: Default::default(),
+            sign: Sign::default(),
+            nodes: 0,
+            created: Revision(1),
+            modified: Revision(1),
+            settings_modified: Revision(1),
+            moving,
+        }
+    }
+
+    #[test]
+    fn a_view_that_is_frozen_by_an_earlier_move_is_not_prepared_for_this_one() {
+        let defined = group(Some(2));
+        assert_eq!(begun(&defined, Some(&group(Some(2)))), defined.moving);
+        for seen in [Some(group(Some(1))), Some(group(None)), None] {
+            assert_eq!(begun(&defined, seen.as_ref()), None);
+        }
+        assert_eq!(begun(&group(None), Some(&group(Some(1)))), None);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
-use rollcall_core::ap::{Bucket, Key, Record, Replica, Seq};
+use rollcall_core::ap::{Bucket, Key, Record, Seq};
 use rollcall_core::ids::ServerId;
 use rollcall_proto::v1::ap_server::Ap;
 use rollcall_proto::v1::{
@@ -55,13 +55,6 @@ pub(super) fn digest_of_all(digests: &[(String, u128)]) -> u128 {
     xxh3_128(&bytes)
 }
 
-/// One digest of a group, which is that of its buckets; 0 if it has none.
-pub(super) fn digest_of_group(replica: &Replica, group: &str) -> u128 {
-    let digests = replica.group_digests();
-    let found = digests.iter().find(|(name, _)| name == group);
-    found.map_or(0, |(_, digest)| *digest)
-}
-
 pub(super) fn halves(digest: u128) -> (u64, u64) {
     ((digest >> 64) as u64, digest as u64)
 }
@@ -100,7 +93,7 @@ fn compare(desk: &Desk, asked: &ApCompareRequest) -> ApCompareResponse {
         return answer;
     };
     if asked.buckets {
-        answer.same = digest_of_group(told, &asked.group) == theirs;
+        answer.same = told.group_digest(&asked.group) == theirs;
         if !answer.same {
             let buckets = told.bucket_digests(&asked.group);
             let digests = buckets.iter();

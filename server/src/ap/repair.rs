@@ -17,7 +17,7 @@ use super::desk::{Resolve, milliseconds};
 use super::exchange::{CALL_MAX, decode_all, hear};
 use super::inner::{Inner, MISSED_MAX, Missed};
 use super::members::Other;
-use super::peer::{decode_bucket, digest_of_all, digest_of_group, encode_bucket, halves, whole};
+use super::peer::{decode_bucket, digest_of_all, encode_bucket, halves, whole};
 
 /// A bucket that differs is fetched when it did so twice in a row and the other's did not move: what is on its way by a log
 /// need not be.
@@ -431,7 +431,7 @@ impl Repairer {
         let (digest, ours) = {
             let desk = self.inner.desk.lock();
             let ours = desk.gathered();
-            (digest_of_group(ours, group), ours.bucket_digests(group))
+            (ours.group_digest(group), ours.bucket_digests(group))
         };
         let ours: BTreeMap<Bucket, u128> = ours.into_iter().collect();
         let mut complete = true;
@@ -484,7 +484,8 @@ impl Repairer {
         let answer = within(bound, client.compare(request)).await?;
         let now = Instant::now();
         self.inner.origins.note_answer(other.server, now);
-        if answer.member {
+        // Who asks may know better than a server that is behind.
+        if answer.member && self.inner.consensus.keeps_member(self.inner.server) {
             self.inner.desk.lock().stay_if_forgotten(now);
         } else if self.inner.consensus.is_removed_by(answer.removed_at) {
             let mut desk = self.inner.desk.lock();

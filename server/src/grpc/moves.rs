@@ -51,7 +51,7 @@ impl Doors {
 fn of_move(error: MoveError) -> v1::Error {
     match error {
         MoveError::Propose(failure) => status::of_propose(&failure),
-        MoveError::TakenBack { .. } => DoorError::NotMoved {
+        MoveError::NotBegun { .. } | MoveError::TakenBack { .. } => DoorError::NotMoved {
             problem: error.to_string(),
         }
         .into(),

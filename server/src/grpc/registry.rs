@@ -160,7 +160,8 @@ impl Doors {
         self.write(request.options, command).await
     }
 
-    /// An AP group, or a service of one, does not go while it shows nodes: the log, which has none of them, cannot tell.
+    /// An AP group, or a service of one, does not go while it shows nodes, or while operators' words on some stand: the log, which
+    /// has none of them, cannot tell.
     async fn check_empty(&self, group: &GroupName, service: Option<&ServiceKey>) -> Answer<()> {
         if self.reader.mode_of(group) != Some(GroupMode::Ap) {
             return Ok(());
@@ -170,20 +171,25 @@ impl Doors {
             .learn_groups(std::slice::from_ref(group), deadline)
             .await?;
         let view = self.reader.ap().view().read();
-        let (subject, nodes) = match service {
+        let (subject, services) = match service {
             Some(key) => {
-                let nodes = view.service(key).map_or(0, |service| service.nodes.len() as u64);
-                (format!("service {key}"), nodes)
+                let service = view.service(key).map(AsRef::as_ref);
+                (format!("service {key}"), service.into_iter().collect())
             }
             None => {
-                let nodes = view.group(group).map_or(0, |group| group.nodes);
-                (format!("group {group}"), nodes)
+                let seen = view.group(group).into_iter();
+                let services = seen.flat_map(|group| group.services.values());
+                (format!("group {group}"), services.map(AsRef::as_ref).collect())
             }
         };
-        if nodes == 0 {
-            return Ok(());
-        }
-        let children = format!("{nodes} nodes");
+        let services: Vec<&Service> = services;
+        let nodes: usize = services.iter().map(|service| service.nodes.len()).sum();
+        let overrides: usize = services.iter().map(|service| service.overrides.len()).sum();
+        let children = match (nodes, overrides) {
+            (0, 0) => return Ok(()),
+            (0, overrides) => format!("{overrides} overrides"),
+            (nodes, _) => format!("{nodes} nodes"),
+        };
         Err(refused(Refusal::NotEmpty { subject, children }))
     }
 

@@ -40,8 +40,8 @@ use crate::store::{IncomingSnapshot, SnapshotFile};
 const TERM_LEAP_MAX: u64 = 1 << 32;
 /// So many senders of refused appends are told apart: more than a cluster has members.
 const REFUSED_SENDERS_MAX: usize = 64;
-/// How long an order may take at the leader.
-const ORDER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an order may take at the leader: less than whoever passes it on waits.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// Answers the other servers.
 #[derive(Clone)]

@@ -141,6 +141,8 @@ impl WatchHub {
         let mut limits = parts.limits;
         // What is gathered may be more by what came last.
         limits.response_bytes = limits.response_bytes.min(parts.message_bytes_max / 2);
+        // A revision is never split: one that waits whole must fit into a message.
+        limits.backlog_bytes = limits.backlog_bytes.min(parts.message_bytes_max / 2);
         Self {
             inner: Arc::new(Inner {
                 mode,

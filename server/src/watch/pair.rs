@@ -207,19 +207,33 @@ impl PairedHandle {
             Parts::Cp(one) => self.cp.subscribe(one),
             Parts::Ap(one) => self.ap.subscribe(one),
             Parts::Both { cp, ap } => {
-                let id = cp.id;
                 self.cp.subscribe(cp)?;
-                match self.ap.subscribe(self.cp.hub.without_deleted(ap)) {
-                    // A group has just moved, and the client may have heard of the half that began: it asks anew.
-                    Err(SubscribeError::Elsewhere { .. }) => {
-                        self.cp.unsubscribe(id);
-                        self.cp.keep_cache(id, Duration::ZERO);
-                        Ok(())
-                    }
-                    result => result.inspect_err(|_| self.cp.unsubscribe(id)),
-                }
+                self.subscribe_beside(ap)
             }
         }
+    }
+
+    /// Starts the AP half of a subscription of which the other has begun.
+    fn subscribe_beside(&self, ap: Subscription) -> Result<(), SubscribeError> {
+        let id = ap.id;
+        match self.ap.subscribe(self.cp.hub.without_deleted(ap)) {
+            // A group has just moved, and the client may have heard of the half that began: it asks anew.
+            Err(SubscribeError::Elsewhere { .. }) => {
+                self.cp.unsubscribe(id);
+                self.cp.keep_cache(id, Duration::ZERO);
+                return Ok(());
+            }
+            result => result.inspect_err(|_| self.cp.unsubscribe(id))?,
+        }
+        // A move may have ended that half when this one could not be ended yet.
+        if !self.cp.shared.backlog.lock().subscriptions.contains_key(&id) {
+            let keep = v1::KeepCache {
+                subscription: id,
+                retry_after_ms: 1,
+            };
+            self.ap.hub.end_moved(&self.ap.shared, keep);
+        }
+        Ok(())
     }
 
     /// Ends a subscription. Frames that wait already still go out; an unknown id is no error.

@@ -757,6 +757,24 @@ async fn a_prefix_begins_anew_if_a_group_moved_between_its_halves() {
     assert_eq!(client.followed(), (0, 0));
 }
 
+/// The reader of the stream hears of the move, and has nothing to end at the other hub yet.
+#[tokio::test]
+async fn a_prefix_of_which_one_half_ended_before_the_other_began_begins_anew() {
+    let mut world = World::new(WatchConfig::default(), 100);
+    let mut client = world.open();
+    let Parts::Both { cp, ap } = prefix(1, "") else {
+        panic!("it spans both");
+    };
+    client.handle.cp.subscribe(cp).unwrap();
+    world.move_group("c", Ap);
+    world.pull();
+    assert_eq!(client.said(Cp), ["started half 1 []", "over 1"]);
+    client.handle.subscribe_beside(ap).unwrap();
+    assert_eq!(client.followed(), (0, 0));
+    assert_eq!(client.said(Ap), ["started half 1 []", "over 1"]);
+    client.handle.subscribe(prefix(1, "")).unwrap();
+}
+
 #[tokio::test]
 async fn a_move_among_changes_that_the_hub_lost_is_noticed() {
     let mut world = World::new(WatchConfig::default(), 2);

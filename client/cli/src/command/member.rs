@@ -268,6 +268,11 @@ async fn promote_member(context: &Context, promote: &PromoteMember) -> Result<()
                     && failure.exit == Exit::Conflict
                     && Instant::now() + PROMOTE_PAUSE < deadline =>
             {
+                // No wait makes a member of one that is none.
+                let members = context.servers.members().await?.value;
+                if !members.iter().any(|member| member.server == promote.server) {
+                    return Err(failure);
+                }
                 tokio::time::sleep(PROMOTE_PAUSE).await;
             }
             Err(failure) if promote.wait && failure.exit == Exit::Conflict => {

@@ -388,6 +388,12 @@ impl Replica {
         self.table.group_digests()
     }
 
+    /// That of one group; 0 if it has no records.
+    #[must_use]
+    pub fn group_digest(&self, group: &str) -> u128 {
+        self.table.group_digest(group)
+    }
+
     /// The digests of a group's buckets, in their order.
     #[must_use]
     pub fn bucket_digests(&self, group: &str) -> Vec<(Bucket, u128)> {

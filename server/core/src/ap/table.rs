@@ -402,6 +402,14 @@ impl Table {
             .collect()
     }
 
+    /// That of one group; 0 if it has no records.
+    pub(super) fn group_digest(&self, group: &str) -> u128 {
+        let buckets = self.bucket_digests(group).into_iter();
+        buckets.fold(0, |sum, (bucket, digest)| {
+            sum.wrapping_add(named(&bucket, digest))
+        })
+    }
+
     pub(super) fn bucket_digests(&self, group: &str) -> Vec<(Bucket, u128)> {
         // Sessions belong to no group.
         let sessions = self.session_digests.iter().filter(|_| group.is_empty());

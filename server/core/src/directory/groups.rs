@@ -15,7 +15,9 @@ impl Directory {
         settings: &GroupSettings,
         expected: Expected,
     ) -> Result<Effect, Refusal> {
-        rules::group_settings(&self.limits, settings)?;
+        if self.decides_definitions() {
+            rules::group_settings(&self.limits, settings)?;
+        }
         self.require_still(name)?;
         let group = self.group(name);
         self.check_group(name, expected)?;
@@ -32,7 +34,7 @@ impl Directory {
                 ));
             }
             Some(_) => {}
-            None if self.groups.len() >= self.limits.groups_max as usize => {
+            None if self.decides_definitions() && self.groups.len() >= self.limits.groups_max as usize => {
                 return Err(Refusal::QuotaExceeded {
                     subject: "the cluster".into(),
                     quota: self.limits.groups_max,

@@ -262,9 +262,18 @@ impl Directory {
     }
 
     fn impose_override(&mut self, draft: &mut Draft, key: &NodeKey, over: Option<Override>) {
-        let Some(service) = self.service(&key.service) else {
-            return;
-        };
+        if self.service(&key.service).is_none() {
+            // A view is told of services by the log, and of the word again when it is; the log has nobody to tell it.
+            let (GroupMode::Cp, Some(_), Some(group)) = (self.serving, &over, self.group(&key.service.group))
+            else {
+                return;
+            };
+            let defaults = group.settings.defaults.clone();
+            self.create_service(draft, &key.service, &defaults);
+        }
+        let service = self
+            .service(&key.service)
+            .expect("it was there, or was just created");
         let before = service.overrides.get(&key.node);
         let said = |over: &Override| Override {
             set_at: Default::default(),

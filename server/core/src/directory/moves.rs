@@ -6,6 +6,8 @@
 
 use std::collections::BTreeSet;
 
+use serde::Serialize;
+
 use super::command::{AdoptedNode, AdoptedSession, Command};
 use super::draft::{Draft, Effect};
 use super::imposed::{ImposedNode, ImposedSession, Imposition, Listed, heard_at};
@@ -15,6 +17,11 @@ use super::rules;
 use super::state::Directory;
 use crate::guard::Ledger;
 use crate::ids::{GroupName, NodeKey, Revision, ServiceKey, SessionId};
+
+/// A command of several nodes or overrides has about so many bytes at most: half of what a request may have.
+const PIECE_BYTES: usize = 512 << 10;
+/// What a session takes up in one, but for its client's name.
+const SESSION_BYTES: usize = 64;
 
 impl Directory {
     pub(super) fn on_begin_move(
@@ -192,7 +199,7 @@ impl Directory {
     }
 
     /// What a group lists, as the commands that make another directory list the same, each with at most `most` of
-    /// anything; sessions before their nodes.
+    /// anything, and of about half a mebibyte if that is more than one; sessions before their nodes.
     #[must_use]
     pub fn adoptions(&self, group: &GroupName, since: Revision, most: usize) -> Vec<Command> {
         let services: Vec<_> = self
@@ -231,7 +238,12 @@ impl Directory {
             nodes,
             overrides,
         };
-        let with_sessions = nodes.chunks(most.max(1)).map(|nodes| {
+        let weight_of_node = |node: &AdoptedNode| {
+            let owner = node.session.and_then(|id| self.session(id));
+            encoded_len(node) + owner.map_or(0, |owner| SESSION_BYTES + owner.client.len())
+        };
+        let nodes = pieces(&nodes, most, weight_of_node);
+        let with_sessions = nodes.into_iter().map(|nodes| {
             let named: BTreeSet<SessionId> = nodes.iter().filter_map(|node| node.session).collect();
             let owners = named.into_iter().filter_map(|id| self.session(id));
             let sessions = owners.map(|session| AdoptedSession {
@@ -243,8 +255,8 @@ impl Directory {
             });
             piece(sessions.collect(), nodes.to_vec(), Vec::new())
         });
-        let alone = overrides
-            .chunks(most.max(1))
+        let alone = pieces(&overrides, most, encoded_len)
+            .into_iter()
             .map(|overrides| piece(Vec::new(), Vec::new(), overrides.to_vec()));
         with_sessions.chain(alone).collect()
     }
@@ -300,6 +312,30 @@ impl Directory {
 
 pub(super) fn moving_refusal(group: &GroupName) -> Refusal {
     Refusal::Moving { group: group.clone() }
+}
+
+fn encoded_len(item: &impl Serialize) -> usize {
+    postcard::to_allocvec(item).map_or(0, |bytes| bytes.len())
+}
+
+/// In their order, each with at most `most`, and with more than one only as long as they have `PIECE_BYTES` together.
+fn pieces<T: Clone>(items: &[T], most: usize, weight: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
+    let mut pieces: Vec<Vec<T>> = Vec::new();
+    let mut bytes = 0;
+    for item in items {
+        let more = weight(item);
+        match pieces.last_mut() {
+            Some(piece) if piece.len() < most && bytes + more <= PIECE_BYTES => {
+                piece.push(item.clone());
+                bytes += more;
+            }
+            _ => {
+                pieces.push(vec![item.clone()]);
+                bytes = more;
+            }
+        }
+    }
+    pieces
 }
 
 fn adoption(

@@ -3,7 +3,7 @@
 use super::command::Expected;
 use super::draft::Effect;
 use super::outcome::Refusal;
-use super::record::{Group, ServiceSettings};
+use super::record::{Group, GroupMode, ServiceSettings};
 use super::rules;
 use super::state::Directory;
 use crate::ids::ServiceKey;
@@ -15,7 +15,7 @@ impl Directory {
         settings: Option<&ServiceSettings>,
         expected: Expected,
     ) -> Result<Effect, Refusal> {
-        if let Some(settings) = settings {
+        if let Some(settings) = settings.filter(|_| self.decides_definitions()) {
             rules::service_settings(&self.limits, settings)?;
         }
         let group = self.require_group(&key.group)?;
@@ -29,7 +29,9 @@ impl Directory {
                 self.write_service(&mut draft, key, |service| service.set_settings(settings));
             }
             (None, settings) => {
-                self.check_services_quota(group, 1)?;
+                if self.decides_definitions() {
+                    self.check_services_quota(group, 1)?;
+                }
                 let settings = settings.unwrap_or(&group.settings.defaults).clone();
                 self.create_service(&mut draft, key, &settings);
             }
@@ -55,6 +57,12 @@ impl Directory {
         let mut draft = self.draft();
         self.delete_service(&mut draft, key);
         Ok(Effect::of(draft))
+    }
+
+    /// Whether it is asked what may be defined. A view of AP groups follows what the log has accepted, under wider limits
+    /// perhaps.
+    pub(super) fn decides_definitions(&self) -> bool {
+        self.serving == GroupMode::Cp
     }
 
     /// Whether `group` may have `more` services.

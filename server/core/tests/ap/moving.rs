@@ -3,9 +3,9 @@
 use rollcall_core::ap::{Standing, THE_LOG};
 use rollcall_core::directory::{
     Command, Directory, Expected, ExpiryFence, GroupMode, GroupSettings, Limits, NodeState, Override,
-    Refusal, RevivalFence, SessionChange, Sign, UpdateNode,
+    Refusal, Request, RevivalFence, SessionChange, Sign, UpdateNode,
 };
-use rollcall_core::ids::{GroupName, Incarnation, Revision, SessionId, Term};
+use rollcall_core::ids::{GroupName, Incarnation, RequestId, Revision, SessionId, Term};
 
 use crate::scene::{self, Scene};
 use crate::server::{AHEAD_MAX_MS, Server, assert_same, settle, two};
@@ -739,4 +739,61 @@ fn a_guard_holds_nothing_once_the_last_suspect_is_gone_though_its_group_moves() 
     first.follow(second);
     let service = first.view.service(&scene::service("move/feed")).unwrap();
     assert!(service.nodes.is_empty() && service.guard_status().is_idle());
+}
+
+/// A registration created the service where there was no leader, and an operator spoke of the node, which went.
+#[test]
+fn a_word_on_a_service_that_the_log_does_not_have_goes_there_as_well() {
+    let mut log = under_raft();
+    begin(&mut log, GroupMode::Ap);
+    end(&mut log, true);
+    begin(&mut log, GroupMode::Cp);
+    let key = scene::node("move/elsewhere/n1:1");
+    let over = Override {
+        disabled: Some(true),
+        ..Override::default()
+    };
+    log.done(Command::AdoptNodes {
+        group: group(),
+        since: since(&log.directory),
+        sessions: Vec::new(),
+        nodes: Vec::new(),
+        overrides: vec![(key.clone(), over)],
+    });
+    let service = log.directory.service(&key.service).unwrap();
+    assert_eq!(service.overrides.get(&key.node).unwrap().disabled, Some(true));
+    assert_eq!(log.directory.totals().overrides, 1);
+}
+
+#[test]
+fn large_nodes_are_adopted_in_pieces_that_fit_into_requests() {
+    let mut log = Scene::new(Limits::default());
+    let labels = |number: usize| {
+        let label = |label: usize| (format!("label-{number}-{label}"), "x".repeat(1_000));
+        (0..60).map(label).collect()
+    };
+    let mut expected = Vec::new();
+    for number in 0..40 {
+        let mut node = scene::register_node(&format!("prod/feed/n{number:02}:1"));
+        node.registration.labels = labels(number);
+        expected.push(node.registration.id.clone());
+        log.done(Command::Register {
+            session: Some(SessionId(1)),
+            nodes: vec![node],
+        });
+    }
+    let pieces = log.directory.adoptions(&scene::group("prod"), Revision(1), 100);
+    assert!(pieces.len() > 1);
+    let mut adopted = Vec::new();
+    for command in pieces {
+        let Command::AdoptNodes { nodes, .. } = &command else {
+            panic!("{command:?}");
+        };
+        adopted.extend(nodes.iter().map(|node| node.registration.id.clone()));
+        let id = RequestId(1);
+        assert!(Request { id, command }.encode().len() <= 1 << 20);
+    }
+    assert_eq!(adopted, expected);
+    let one_each = log.directory.adoptions(&scene::group("prod"), Revision(1), 1);
+    assert_eq!(one_each.len(), 40);
 }

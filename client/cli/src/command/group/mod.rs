@@ -66,7 +66,8 @@ pub(crate) struct SetMode {
     group: String,
     /// Where to
     mode: Mode,
-    /// How long servers may take to be ready before the move is taken back
+    /// How long servers may take to answer, and then to be ready before the move is taken back; at most 100s. The group takes no
+    /// writes while they get ready
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     wait: Duration,
 }

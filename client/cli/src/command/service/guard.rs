@@ -170,7 +170,7 @@ async fn show_one(context: &Context, service: &ServiceKey, reading: &Reading) ->
 
 async fn confirm_removal(context: &Context, wanted: &ConfirmGuard) -> Result<(), Failure> {
     let service = &wanted.service;
-    let (_, view) = read(context, service, &Reading::default()).await?;
+    let (header, view) = read(context, service, &Reading::default()).await?;
     let guard = view.guard.unwrap_or_default();
     if guard.held == 0 {
         return Err(Failure::not_found(format!(
@@ -185,9 +185,12 @@ async fn confirm_removal(context: &Context, wanted: &ConfirmGuard) -> Result<(),
         ),
         wanted.yes,
     )?;
-    let written = context
-        .servers
-        .registry()
+    let registry = match header.mode() {
+        // What holds, and since when, is each server's own.
+        wire::GroupMode::Ap => context.servers.one_of(header.server).await?,
+        wire::GroupMode::Cp | wire::GroupMode::Unspecified => context.servers.registry().clone(),
+    };
+    let written = registry
         .confirm_removal(service, Some(since), &wanted.author, &wanted.reason, plain())
         .await?;
     let written = Written::from(written);
