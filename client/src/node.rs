@@ -19,7 +19,7 @@ pub const WEIGHT_DEFAULT: u16 = 100;
 pub enum NodeKind {
     /// It lives with its session.
     Ephemeral,
-    /// It stays until deregistered; its health comes from checks.
+    /// It stays until deregistered. Nothing checks its health in this version: whoever registered it, or an operator, sets its state.
     Persistent,
     /// It is never struck off by the registry: its clients judge its health.
     Static,
@@ -35,7 +35,7 @@ pub enum NodeState {
     Suspect,
     /// It finishes what it has and wants nothing new.
     Draining,
-    /// Its checks failed.
+    /// It was set down.
     Down,
 }
 

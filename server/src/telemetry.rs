@@ -171,11 +171,13 @@ impl ServerGauges {
         directory.register("revision", "The directory's revision", gauges.revision.clone());
         directory.register("groups", "Groups", gauges.groups.clone());
         directory.register("services", "Services", gauges.services.clone());
-        directory.register("nodes", "Nodes", gauges.nodes.clone());
+        let help = "Nodes; of AP groups those that this server lists";
+        directory.register("nodes", help, gauges.nodes.clone());
         let help = "Revisions that watches can resume behind";
         directory.register("retained_revisions", help, gauges.retained_revisions.clone());
         let guard = registry.sub_registry_with_prefix("guard");
-        let help = "Services whose removal guard is engaged: nothing lapses away";
+        let help =
+            "Services whose removal guard is engaged, in AP groups this server's own: nothing lapses away";
         guard.register("engaged_services", help, gauges.guard_engaged.clone());
         let help = "Lapsed nodes that removal guards hold as suspects";
         guard.register("held_nodes", help, gauges.guard_held.clone());
@@ -249,14 +251,16 @@ impl ServerMetrics {
 
     fn refresh_directory(&self) {
         let gauges = &self.gauges;
+        // One after the other: whoever writes to the one waits for nobody who waits for the other.
+        let of_ap = self.ap.view().read().totals();
         let directory = self.consensus.directory().read();
         gauges.revision.set(signed(directory.revision().0));
         let totals = directory.totals();
         gauges.groups.set(signed(totals.groups));
         gauges.services.set(signed(totals.services));
-        gauges.nodes.set(signed(totals.nodes));
-        gauges.guard_engaged.set(signed(totals.engaged));
-        gauges.guard_held.set(signed(totals.held));
+        gauges.nodes.set(signed(totals.nodes + of_ap.nodes));
+        gauges.guard_engaged.set(signed(totals.engaged + of_ap.engaged));
+        gauges.guard_held.set(signed(totals.held + of_ap.held));
         gauges.sessions.set(signed(totals.sessions));
         gauges
             .retained_revisions

@@ -605,6 +605,8 @@ async fn definitions_of_ap_groups_are_guarded() {
         .await
         .unwrap_err();
     assert!(matches!(refused, Error::NotEmpty { .. }), "{refused}");
+    let status = registry.status().await.unwrap();
+    assert_eq!(status.nodes, 1, "AP groups are counted");
     // An operator's word stands for longer than the node.
     let over = Override {
         disabled: Some(true),

@@ -242,8 +242,8 @@ pub(crate) fn write(results: &Results, folder: &Path) -> Result<()> {
         let _infallible = writeln!(images, "![{title}](plots/{file})\n");
     }
     let generated = format!(
-        "{BEGIN}\n{}\n{}\nMedian and range of the runs; the ratio is that of medians, to the best peer of the run, \
-         which is named.\n{}\n{images}<details><summary>All rows</summary>\n\n{}\n</details>\n{END}",
+        "{BEGIN}\n{}\n{}\nMedian and range of the runs; the ratio is that of medians, to the peer that is \
+         named: the best of the run, or the one that the target speaks of.\n{}\n{images}<details><summary>All rows</summary>\n\n{}\n</details>\n{END}",
         heading(results),
         table(results),
         floors(results),

@@ -179,7 +179,7 @@ pub(crate) fn at_revision(revision: Option<u64>) -> Expected {
 pub(crate) enum Kind {
     /// Lives with its session
     Ephemeral,
-    /// Stays until deregistered; health comes from checks
+    /// Stays until deregistered; nothing checks its health in this version: whoever registered it sets its state
     Persistent,
     /// Never struck off by the registry
     Static,

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
+use clap::builder::FalseyValueParser;
 
 use super::{Config, ConfigError, LogFormat, MemberConfig};
 
@@ -24,7 +25,7 @@ pub struct Flags {
     pub mutants: bool,
     /// Runs one server by itself, for development: in ./rollcall-data unless --data says otherwise; the group `default`
     /// has auto_create on.
-    #[arg(long, env = "ROLLCALL_DEV")]
+    #[arg(long, env = "ROLLCALL_DEV", value_parser = FalseyValueParser::new())]
     pub dev: bool,
     /// The configuration file (TOML).
     #[arg(long, env = "ROLLCALL_CONFIG", value_name = "FILE")]
@@ -80,7 +81,7 @@ pub struct Flags {
     #[arg(long, value_name = "ID=PEER,CLIENT[,HTTP]")]
     pub member: Vec<MemberConfig>,
     /// Starts empty and waits to be added to a running cluster.
-    #[arg(long, env = "ROLLCALL_JOIN")]
+    #[arg(long, env = "ROLLCALL_JOIN", value_parser = FalseyValueParser::new())]
     pub join: bool,
     /// Log lines for people (`text`) or for collectors (`json`).
     #[arg(long, env = "ROLLCALL_LOG_FORMAT", value_name = "FORMAT")]

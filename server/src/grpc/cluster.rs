@@ -31,6 +31,7 @@ impl Doors {
                 directory.changes().floor(),
             )
         };
+        let of_ap = self.reader.ap().view().read().totals();
         let not_ready = self.readiness.check().err();
         let mut header = self.reader.write_header(revision);
         header.read_mode = v1::ReadMode::Local.into();
@@ -49,7 +50,7 @@ impl Doors {
             state_hash: hash.to_be_bytes().to_vec().into(),
             groups: totals.groups,
             services: totals.services,
-            nodes: totals.nodes,
+            nodes: totals.nodes + of_ap.nodes,
             sessions: totals.sessions,
             sessions_held: self.holder.held() as u64,
             watchers: self.watches.streams() as u64,

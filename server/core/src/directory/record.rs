@@ -60,7 +60,7 @@ pub enum NodeState {
     Suspect,
     /// Finishes what it has.
     Draining,
-    /// Its checks failed.
+    /// It was set down.
     Down,
 }
 
