@@ -78,6 +78,27 @@ enum Dirt {
     Gone(Arc<ServiceView>),
 }
 
+/// When the server last said something of the groups of one mode that is current there.
+#[derive(Debug)]
+struct LastWord {
+    heard: Arc<Heard>,
+    at: Instant,
+}
+
+impl LastWord {
+    fn now() -> Self {
+        Self {
+            heard: Heard::now(),
+            at: Instant::now(),
+        }
+    }
+
+    fn touch(&mut self) {
+        self.heard.touch();
+        self.at = Instant::now();
+    }
+}
+
 /// How far the messages about groups of one mode have been taken in.
 #[derive(Clone, Copy, Debug, Default)]
 struct Mark {
@@ -123,7 +144,9 @@ pub(super) struct State {
     on_disk: bool,
     /// Services whose disk snapshot is out of date.
     dirty: BTreeMap<ServiceKey, Dirt>,
-    heard: Arc<Heard>,
+    /// Of CP groups, and of AP groups: one is no word on the other.
+    heard_of_cp: LastWord,
+    heard_of_ap: LastWord,
     cluster: Arc<str>,
     /// The cluster that a stream named last, this one or one before.
     home: Arc<str>,
@@ -158,7 +181,8 @@ impl State {
             discovered: BTreeSet::new(),
             on_disk,
             dirty: BTreeMap::new(),
-            heard: Heard::now(),
+            heard_of_cp: LastWord::now(),
+            heard_of_ap: LastWord::now(),
             cluster: Arc::from(""),
             home: Arc::from(""),
             counted: Counted::Cluster,
@@ -404,7 +428,8 @@ impl State {
         self.ap_mark = Mark::default();
         self.counted = Counted::Cluster;
         self.tail = None;
-        self.heard = Heard::now();
+        self.heard_of_cp = LastWord::now();
+        self.heard_of_ap = LastWord::now();
         self.cluster = Arc::from("");
         for subscription in self.subscriptions.values_mut() {
             subscription.number = 0;
@@ -461,6 +486,12 @@ impl State {
                 ap_epoch: subscription.ap.epoch,
             }));
         }
+        // What is asked for anew has not been taken in, whatever came behind it. For what is not asked for at the moment this
+        // stream does not answer.
+        let is_owed = |(key, slot): (&ServiceKey, &Slot)| {
+            (slot.awaits_full || slot.disputed) && self.is_asked_for(key) == Some(true)
+        };
+        let owed = self.slots.iter().any(is_owed);
         let marks = [
             (v1::GroupMode::Cp, &mut self.cp_mark),
             (v1::GroupMode::Ap, &mut self.ap_mark),
@@ -469,8 +500,7 @@ impl State {
             .into_iter()
             .filter(|(_, mark)| mark.acknowledge > mark.acknowledged);
         let (mode, mark) = news.next()?;
-        // What is asked for anew has not been taken in, whatever came behind it.
-        if self.slots.values().any(|slot| slot.awaits_full || slot.disputed) {
+        if owed {
             return None;
         }
         mark.acknowledged = mark.acknowledge;
@@ -488,6 +518,15 @@ impl State {
             .filter(|one| one.number == 0)
             .filter_map(|one| one.ask_at)
             .min()
+    }
+
+    /// Since when nothing was said of groups of a mode of which something is followed; the one that has been silent for longer.
+    /// `None`: nothing is followed yet.
+    pub(super) fn quiet_since(&self) -> Option<Instant> {
+        let follows = |started: fn(&Subscription) -> bool| self.subscriptions.values().any(started);
+        let of_cp = follows(|one| one.cp.started).then_some(self.heard_of_cp.at);
+        let of_ap = follows(|one| one.ap.started).then_some(self.heard_of_ap.at);
+        of_cp.into_iter().chain(of_ap).min()
     }
 
     /// A server lets us have a stream.

@@ -277,6 +277,8 @@ impl Stream {
     async fn run(&mut self, shared: &Shared) -> Left {
         let silence_max = shared.config.watch_silence_max;
         let mut last_heard = Instant::now();
+        // Of each mode that is followed: what is said of AP groups is no word on the others.
+        let quiet_since = |last_heard| shared.state.lock().quiet_since().unwrap_or(last_heard);
         let mut move_at: Option<(Instant, Vec<String>)> = None;
         let mut unsent = None;
         loop {
@@ -285,7 +287,7 @@ impl Stream {
             }
             let wake_at = [
                 move_at.as_ref().map(|(at, _)| *at),
-                silence_max.map(|silence| last_heard + silence),
+                silence_max.map(|silence| quiet_since(last_heard) + silence),
                 // Nothing more is asked while a word waits for room.
                 shared.state.lock().ask_at().filter(|_| unsent.is_none()),
             ];
@@ -326,7 +328,7 @@ impl Stream {
                 () = tokio::time::sleep_until(wake_at) => {}
             }
             let now = Instant::now();
-            if silence_max.is_some_and(|silence| last_heard + silence <= now) {
+            if silence_max.is_some_and(|silence| quiet_since(last_heard) + silence <= now) {
                 return Left::failed("nothing came for too long");
             }
             if let Some(advice) = move_at.take_if(|(at, _)| *at <= now) {

@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) registered: Vec<String>,
     /// No more nodes are taken in: the disk is full.
     pub(crate) disk_full: bool,
+    /// Nothing is taken out for the moment.
+    pub(crate) deregisters_nothing: bool,
     /// Sessions are not opened for the moment.
     pub(crate) opens_nothing: bool,
     /// Sessions that are to be closed are not found.
@@ -611,6 +613,7 @@ impl Core {
                 }
                 written(&mut cluster, &|cluster| cluster.register(session, &register))
             }
+            R::Deregister(_) if cluster.deregisters_nothing => Some(error(v1::ErrorCode::Unavailable)),
             R::Deregister(deregister)
                 if deregister.nodes.iter().any(|node| {
                     let owner = cluster.owner(&node.key.clone().unwrap_or_default().node);

@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::fake::{Cluster, Server, eventually};
 use crate::session::{key, node, open, registry, wait_for};
 use rollcall_client::{
-    Entry, Error, NodeKey, Registry, RegistryConfig, Session, SessionEvent, SessionEvents, WriteOptions,
+    Entry, Error, NodeKey, Registry, RegistryConfig, Removal, Session, SessionEvent, SessionEvents,
+    WriteOptions,
 };
 
 const NODES: u16 = 3;
@@ -246,6 +247,29 @@ async fn a_full_disk_does_not_keep_a_session_open() {
     assert_eq!(listed, 2, "which it says");
     assert!(cluster.lock().sessions.is_empty(), "the session is closed");
     assert_no_confusion(events).await;
+}
+
+/// A deregistration is repeated though its caller is gone, and here for longer than the session takes to be closed.
+#[tokio::test]
+async fn a_write_that_is_put_off_does_not_keep_a_session_open() {
+    let cluster = Cluster::default();
+    let (_server, session, _) = provider_with(&cluster, Duration::from_secs(8)).await;
+    {
+        let mut cluster = cluster.lock();
+        cluster.requests.clear();
+        cluster.deregisters_nothing = true;
+    }
+    let late = WriteOptions {
+        timeout: Some(Duration::from_secs(60)),
+        ..WriteOptions::default()
+    };
+    let node = id(0);
+    tokio::select! {
+        answer = session.deregister_all(vec![Removal::from(node)], late) => panic!("{answer:?}"),
+        () = eventually("it is asked for", || !cluster.lock().requests.is_empty()) => {}
+    }
+    session.close().await.unwrap();
+    assert!(cluster.lock().sessions.is_empty(), "the session is closed");
 }
 
 #[tokio::test]

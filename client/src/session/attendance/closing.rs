@@ -8,7 +8,6 @@ use rollcall_proto::v1::session_request::Request;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::writes::Purpose;
 use super::{Attendance, Command, Link};
 use crate::error::Error;
 use crate::key::RequestId;
@@ -24,7 +23,7 @@ pub(super) struct Closing {
     /// Said on the present stream, and when.
     pub(super) call: Option<(u64, Instant)>,
     pub(super) asked: bool,
-    /// From then on nothing is taken over any more: a part of the time is kept for the last word.
+    /// From then on nothing is taken over any more, and no write waited for: a part of the time is kept for the last word.
     pub(super) last_word_at: Instant,
     /// Why some of what lost sessions had may stay listed.
     pub(super) left_behind: Option<Error>,
@@ -142,16 +141,7 @@ impl Attendance {
     /// `None`: the deadline passed.
     pub(super) fn end_closing(&mut self, answer: Option<Result<(), Error>>) {
         self.ended = true;
-        for call in self.pending.keys().copied().collect::<Vec<_>>() {
-            if matches!(self.pending[&call].purpose, Purpose::Caller { .. }) {
-                let message = "the session was closed".into();
-                let outcome_unknown = self.pending[&call].sent_at.is_some();
-                if let Some(pending) = self.pending.get_mut(&call) {
-                    pending.outcome_unknown |= outcome_unknown;
-                }
-                self.finish(call, Err(Error::Unavailable { message }));
-            }
-        }
+        self.give_up_writes("the session was closed");
         let Some(closing) = self.closing.take() else {
             return;
         };
@@ -168,6 +158,22 @@ impl Attendance {
         });
         if let Some(reply) = closing.reply {
             let _ = reply.send(answer);
+        }
+    }
+
+    /// Callers are told that theirs were not done, or may have been.
+    pub(super) fn give_up_writes(&mut self, message: &str) {
+        let of_callers = self
+            .pending
+            .iter_mut()
+            .filter(|(_, pending)| !pending.is_restore());
+        let calls = of_callers.map(|(call, pending)| {
+            pending.outcome_unknown |= pending.sent_at.is_some();
+            *call
+        });
+        for call in calls.collect::<Vec<_>>() {
+            let message = message.to_owned();
+            self.finish(call, Err(Error::Unavailable { message }));
         }
     }
 }

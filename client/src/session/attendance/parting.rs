@@ -109,10 +109,11 @@ impl Attendance {
             let message = "it was not known in time whose its nodes are".into();
             self.leave_behind(call, Error::DeadlineExceeded { message });
         }
+        self.give_up_writes("the session is being closed");
     }
 
     pub(super) fn leave_behind_wakes_at(&self) -> Option<Instant> {
-        let closing = self.closing.as_ref().filter(|_| self.is_restoring());
+        let closing = self.closing.as_ref().filter(|_| !self.pending.is_empty());
         closing.map(|closing| closing.last_word_at)
     }
 

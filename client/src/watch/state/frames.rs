@@ -68,7 +68,15 @@ impl State {
 
     pub(crate) fn on_frame(&mut self, frame: v1::WatchFrame) -> Todo {
         use v1::watch_frame::Frame;
-        self.heard.touch();
+        if let Some(
+            Frame::Started(_) | Frame::Snapshot(_) | Frame::Delta(_) | Frame::Gone(_) | Frame::Bookmark(_),
+        ) = &frame.frame
+        {
+            match self.counted {
+                Counted::Unknown | Counted::Cluster => self.heard_of_cp.touch(),
+                Counted::Server { .. } => self.heard_of_ap.touch(),
+            }
+        }
         if !matches!(frame.frame, Some(Frame::Delta(_))) {
             self.tail = None;
         }
@@ -89,8 +97,13 @@ impl State {
         }
     }
 
-    fn confirmed(&self) -> Confirmed {
-        Confirmed::Heard(Arc::clone(&self.heard))
+    /// What is counted like this is as young as the last word on what is.
+    fn confirmed(&self, counted: Counted) -> Confirmed {
+        let last = match counted {
+            Counted::Unknown | Counted::Cluster => &self.heard_of_cp,
+            Counted::Server { .. } => &self.heard_of_ap,
+        };
+        Confirmed::Heard(Arc::clone(&last.heard))
     }
 
     fn on_started(&mut self, started: v1::Started) -> Todo {
@@ -135,7 +148,10 @@ impl State {
                 self.slot(key);
             }
         }
-        let (cluster, confirmed) = (Arc::clone(&self.cluster), self.confirmed());
+        let cluster = Arc::clone(&self.cluster);
+        let confirmed = self.confirmed(counted);
+        let [of_cp, of_ap] =
+            [Counted::Cluster, Counted::Server { epoch: 0 }].map(|counted| self.confirmed(counted));
         let (mut missing, mut disputed) = (false, false);
         let mut unlisted = BTreeSet::new();
         let (mut gone, mut guarded) = (Vec::new(), Vec::new());
@@ -195,6 +211,10 @@ impl State {
                     Counted::Server { .. } if ap.started => (ap, Counted::Server { epoch: ap.epoch }),
                     _ if cp.started => (cp, Counted::Cluster),
                     _ => (ap, counted),
+                };
+                let confirmed = match counted {
+                    Counted::Unknown | Counted::Cluster => &of_cp,
+                    Counted::Server { .. } => &of_ap,
                 };
                 slot.cached
                     .take_gone(part.position, (&cluster, counted), confirmed.clone())
@@ -262,9 +282,9 @@ impl State {
         let Some(view) = snapshot.view else {
             return Todo::default();
         };
-        let confirmed = self.confirmed();
         let cluster = Arc::clone(&self.cluster);
         let counted = self.counted;
+        let confirmed = self.confirmed(counted);
         let origin = (Arc::clone(&cluster), counted);
         let view = ServiceView::from_wire(view, snapshot.revision, origin, confirmed);
         let Some(asked_for) = self.is_asked_for(&view.key) else {
@@ -316,7 +336,11 @@ impl State {
             return Todo::default();
         };
         let (revision, whole) = (delta.revision, delta.parts_after == 0);
-        let (cluster, counted, confirmed) = (Arc::clone(&self.cluster), self.counted, self.confirmed());
+        let (cluster, counted, confirmed) = (
+            Arc::clone(&self.cluster),
+            self.counted,
+            self.confirmed(self.counted),
+        );
         self.on_word_of(&key);
         let slot = self.slot(&key);
         if slot.awaits_full || slot.disputed {
@@ -355,7 +379,11 @@ impl State {
         let Some(asked_for) = self.is_asked_for(&key) else {
             return Todo::default();
         };
-        let (cluster, counted, confirmed) = (Arc::clone(&self.cluster), self.counted, self.confirmed());
+        let (cluster, counted, confirmed) = (
+            Arc::clone(&self.cluster),
+            self.counted,
+            self.confirmed(self.counted),
+        );
         self.on_word_of(&key);
         let slot = self.slot(&key);
         let merged = slot

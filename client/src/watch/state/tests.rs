@@ -673,3 +673,81 @@ fn watchers_do_not_wake_for_a_mere_confirmation() {
     assert!(shown.view.has_changed().unwrap());
     assert_eq!(ids(&shown.view.borrow_and_update()), "a,b");
 }
+
+fn numbers(said: &[Request]) -> Vec<u64> {
+    let asked = said.iter().filter_map(|request| match request {
+        Request::Subscribe(subscribe) => Some(subscribe.subscription),
+        Request::Unsubscribe(_) | Request::Ack(_) => None,
+    });
+    asked.collect()
+}
+
+/// A server that is cut off hears nothing of CP groups, and goes on with the others.
+#[test]
+fn what_is_said_of_ap_groups_makes_no_other_younger() {
+    let mut scene = Scene::following(&WatchTarget::Service(key()));
+    scene
+        .state
+        .want(&WatchTarget::Service(ServiceKey::new("edge", "y")));
+    let [of_ap, of_cp] = numbers(&scene.say_now())[..] else {
+        panic!("both are asked for")
+    };
+    let of_server = Counted::Server { epoch: 7 };
+    scene.hear([list(&["a"], 5), started(of_cp, 5, &[key()])]);
+    scene.hear_of(of_server, [started(of_ap, 1, &[])]);
+    let begun = Instant::now();
+    let some = std::time::Duration::from_millis(20);
+    let mut revision = 1;
+    while scene.state.slot(&key()).cached.view().age() < Some(some) {
+        assert!(
+            begun.elapsed() < std::time::Duration::from_secs(20),
+            "its age is renewed by others"
+        );
+        revision += 1;
+        scene.hear_of(of_server, [bookmark(revision)]);
+        // No list, and no word on what is current.
+        scene.hear([put_off(99)]);
+        std::thread::yield_now();
+    }
+    assert_eq!(scene.state.slot(&key()).cached.view().source, Source::Live);
+    assert!(scene.state.quiet_since().unwrap() <= begun, "it is silent");
+    scene.hear([bookmark(6)]);
+    assert!(scene.state.quiet_since().unwrap() > begun);
+}
+
+#[test]
+fn what_waits_for_its_turn_keeps_nothing_else_from_being_acknowledged() {
+    for refused in [false, true] {
+        let other = ServiceKey::new("jobs", "t");
+        let mut scene = Scene::following(&WatchTarget::Service(key()));
+        scene.state.want(&WatchTarget::Service(other.clone()));
+        let [first, second] = numbers(&scene.say_now())[..] else {
+            panic!("both are asked for")
+        };
+        scene.hear([list(&["a"], 5), started(first, 5, &[key()])]);
+        let there = [other.clone()];
+        scene.hear([
+            change(&other, 5, true, &["x"], &["x"]),
+            started(second, 5, &there),
+        ]);
+        scene.say_now();
+        scene.hear([change(&other, 9, false, &["z"], &["x", "y", "z"])]);
+        let [again] = numbers(&scene.say_now())[..] else {
+            panic!("it is asked for anew")
+        };
+        let answer = match refused {
+            false => put_off(again),
+            true => Frame::Rejected(v1::Rejected {
+                subscription: again,
+                error: Some(v1::Error {
+                    code: v1::ErrorCode::NotPermitted.into(),
+                    ..v1::Error::default()
+                }),
+            }),
+        };
+        scene.hear([change(&key(), 49, false, &["b"], &["a", "b"]), bookmark(49)]);
+        assert_eq!(acknowledged(&scene.say_now()), [0; 0], "a list is on its way");
+        scene.hear([answer]);
+        assert_eq!(acknowledged(&scene.say_now()), [49]);
+    }
+}
