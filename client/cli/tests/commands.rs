@@ -210,6 +210,49 @@ async fn a_guard_is_shown_explained_and_confirmed() {
     );
 }
 
+/// In an AP group each server has a hold of its own, of a revision of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_guard_holds_in_an_ap_group_is_confirmed_where_it_was_looked_at() {
+    let (mut cluster, rollcall) = cluster(3).await;
+    rollcall.ok("group put edge --mode ap --auto-create");
+    for port in 1..=5 {
+        rollcall.ok(&format!(
+            "node register edge/other --address 10.0.0.1:{port} --kind persistent"
+        ));
+    }
+    // One that was started anew counts from the beginning.
+    let last = cluster.ids()[2];
+    cluster.server(last).restart().await.unwrap();
+    cluster.wait_ready(support::WAIT_MAX).await.unwrap();
+    let mut provider = Attending::open_for(
+        &cluster.addresses()[0],
+        Duration::from_secs(2),
+        wire::GroupMode::Ap,
+    )
+    .await
+    .unwrap();
+    provider.register("edge", "feed", "one").await.unwrap();
+    drop(provider);
+    let since = |address: &String| {
+        let one = Rollcall::at(std::slice::from_ref(address));
+        let shown = one.run("service guard show edge/feed -o json");
+        let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap_or_default();
+        shown["guard"]["held_since"].as_u64().filter(|since| *since > 0)
+    };
+    let addresses = cluster.addresses();
+    eventually("each holds the last node", || {
+        addresses.iter().all(|address| since(address).is_some())
+    });
+    let mut held: Vec<_> = addresses.iter().filter_map(since).collect();
+    held.sort_unstable();
+    held.dedup();
+    assert!(held.len() > 1, "they cannot be told apart: {held:?}");
+    rollcall.ok("service guard confirm edge/feed --reason gone --author ann --yes");
+    eventually("it is gone everywhere", || {
+        addresses.iter().all(|address| since(address).is_none())
+    });
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_storm_switch_is_set_and_shown() {
     let (_cluster, rollcall) = cluster(1).await;
@@ -607,6 +650,12 @@ async fn status_tells_whether_the_cluster_serves() {
     // One address is enough to find the others.
     let alone = Rollcall::at(&cluster.addresses()[..1]);
     assert_eq!(alone.json("status")["servers"].as_array().unwrap().len(), 3);
+
+    // One that is no member is not waited for.
+    let begun = std::time::Instant::now();
+    let refused = rollcall.fails("member promote 9 --wait --timeout 120s", 5);
+    assert!(refused.contains("not a member"), "{refused}");
+    assert!(begun.elapsed() < Duration::from_secs(60), "it was waited for");
 
     let leader = cluster.leader(support::WAIT_MAX).await.unwrap();
     let other = cluster.ids().into_iter().find(|id| *id != leader).unwrap();
