@@ -171,7 +171,7 @@ impl ServerGauges {
         directory.register("revision", "The directory's revision", gauges.revision.clone());
         directory.register("groups", "Groups", gauges.groups.clone());
         directory.register("services", "Services", gauges.services.clone());
-        let help = "Nodes; of AP groups those that this server lists";
+        let help = "Nodes; of AP groups those that this server lists; twice while their group moves";
         directory.register("nodes", help, gauges.nodes.clone());
         let help = "Revisions that watches can resume behind";
         directory.register("retained_revisions", help, gauges.retained_revisions.clone());

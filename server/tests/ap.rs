@@ -618,7 +618,7 @@ async fn definitions_of_ap_groups_are_guarded() {
         .delete_service(&service(), Expected::Any, options())
         .await
         .unwrap_err();
-    assert!(refused.to_string().contains("1 overrides"), "{refused}");
+    assert!(refused.to_string().contains("overrides (feed/a)"), "{refused}");
     registry.clear_override(&key("a"), options()).await.unwrap();
     // The service that the registration created is in the log, or comes there soon.
     eventually("the group gone", SOON, || async {

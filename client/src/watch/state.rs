@@ -83,6 +83,8 @@ enum Dirt {
 struct LastWord {
     heard: Arc<Heard>,
     at: Instant,
+    /// The latest revision that was named.
+    revision: u64,
 }
 
 impl LastWord {
@@ -90,12 +92,17 @@ impl LastWord {
         Self {
             heard: Heard::now(),
             at: Instant::now(),
+            revision: 0,
         }
     }
 
-    fn touch(&mut self) {
-        self.heard.touch();
-        self.at = Instant::now();
+    /// A server that is cut off goes on answering what it is asked, as of where it stands: that confirms nothing else.
+    fn touch(&mut self, revision: u64, is_current: bool) {
+        if is_current || revision > self.revision {
+            self.heard.touch();
+            self.at = Instant::now();
+        }
+        self.revision = self.revision.max(revision);
     }
 }
 
@@ -486,23 +493,20 @@ impl State {
                 ap_epoch: subscription.ap.epoch,
             }));
         }
+        let has_news = |mark: &Mark| mark.acknowledge > mark.acknowledged;
         // What is asked for anew has not been taken in, whatever came behind it. For what is not asked for at the moment this
         // stream does not answer.
         let is_owed = |(key, slot): (&ServiceKey, &Slot)| {
             (slot.awaits_full || slot.disputed) && self.is_asked_for(key) == Some(true)
         };
-        let owed = self.slots.iter().any(is_owed);
+        if !(has_news(&self.cp_mark) || has_news(&self.ap_mark)) || self.slots.iter().any(is_owed) {
+            return None;
+        }
         let marks = [
             (v1::GroupMode::Cp, &mut self.cp_mark),
             (v1::GroupMode::Ap, &mut self.ap_mark),
         ];
-        let mut news = marks
-            .into_iter()
-            .filter(|(_, mark)| mark.acknowledge > mark.acknowledged);
-        let (mode, mark) = news.next()?;
-        if owed {
-            return None;
-        }
+        let (mode, mark) = marks.into_iter().find(|(_, mark)| has_news(mark))?;
         mark.acknowledged = mark.acknowledge;
         Some(Request::Ack(v1::WatchAck {
             revision: mark.acknowledge,
@@ -520,12 +524,16 @@ impl State {
             .min()
     }
 
-    /// Since when nothing was said of groups of a mode of which something is followed; the one that has been silent for longer.
-    /// `None`: nothing is followed yet.
+    /// Since when nothing was said of groups of a mode of which something is live; the one that has been silent for longer.
+    /// `None`: nothing is live.
     pub(super) fn quiet_since(&self) -> Option<Instant> {
-        let follows = |started: fn(&Subscription) -> bool| self.subscriptions.values().any(started);
-        let of_cp = follows(|one| one.cp.started).then_some(self.heard_of_cp.at);
-        let of_ap = follows(|one| one.ap.started).then_some(self.heard_of_ap.at);
+        let has_live = |mode: v1::GroupMode| {
+            let views = self.slots.values().map(|slot| slot.cached.view());
+            let mut live = views.filter(|view| view.source == Source::Live);
+            live.any(|view| view.counted().mode() == mode)
+        };
+        let of_cp = has_live(v1::GroupMode::Cp).then_some(self.heard_of_cp.at);
+        let of_ap = has_live(v1::GroupMode::Ap).then_some(self.heard_of_ap.at);
         of_cp.into_iter().chain(of_ap).min()
     }
 

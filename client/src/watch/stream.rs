@@ -277,8 +277,7 @@ impl Stream {
     async fn run(&mut self, shared: &Shared) -> Left {
         let silence_max = shared.config.watch_silence_max;
         let mut last_heard = Instant::now();
-        // Of each mode that is followed: what is said of AP groups is no word on the others.
-        let quiet_since = |last_heard| shared.state.lock().quiet_since().unwrap_or(last_heard);
+        let mut silent_at = silence_max.map(|silence| last_heard + silence);
         let mut move_at: Option<(Instant, Vec<String>)> = None;
         let mut unsent = None;
         loop {
@@ -287,7 +286,7 @@ impl Stream {
             }
             let wake_at = [
                 move_at.as_ref().map(|(at, _)| *at),
-                silence_max.map(|silence| quiet_since(last_heard) + silence),
+                silent_at,
                 // Nothing more is asked while a word waits for room.
                 shared.state.lock().ask_at().filter(|_| unsent.is_none()),
             ];
@@ -328,8 +327,13 @@ impl Stream {
                 () = tokio::time::sleep_until(wake_at) => {}
             }
             let now = Instant::now();
-            if silence_max.is_some_and(|silence| quiet_since(last_heard) + silence <= now) {
-                return Left::failed("nothing came for too long");
+            if let Some(silence) = silence_max.filter(|_| silent_at.is_some_and(|at| at <= now)) {
+                // Of each mode that is followed: what is said of AP groups is no word on the others.
+                let quiet_since = shared.state.lock().quiet_since().unwrap_or(last_heard);
+                if quiet_since + silence <= now {
+                    return Left::failed("nothing came for too long");
+                }
+                silent_at = Some(quiet_since + silence);
             }
             if let Some(advice) = move_at.take_if(|(at, _)| *at <= now) {
                 return Left::closing(advice);

@@ -76,7 +76,14 @@ pub(super) async fn begin(
             } else {
                 targets
             };
-            // All at the same moment, as near as can be; whoever ran on is then killed.
+            // A machine without power says nothing any more: a sync that is under way while the file system is shut down may be
+            // reported as done and be lost.
+            for id in &victims {
+                if ground.cluster.server(*id).is_running() {
+                    ground.cluster.server(*id).pause().await?;
+                }
+            }
+            // All at the same moment, as near as can be.
             for id in &victims {
                 disk(ground, *id)?.cut_power()?;
             }

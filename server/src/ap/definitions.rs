@@ -30,6 +30,8 @@ const RETRY: Duration = Duration::from_secs(5);
 const UNDONE: Duration = Duration::from_secs(1);
 /// While a group moves.
 const UNSETTLED: Duration = Duration::from_millis(250);
+/// For so long the end of what a deleted service lists may be on its way. What is listed then was registered since.
+const LEAVING: Duration = Duration::from_secs(10);
 /// Until the definitions on this server's disk are in the view.
 const UNDEFINED: Duration = Duration::from_millis(50);
 /// How often this server looks for services that the replicated directory does not have.
@@ -322,6 +324,26 @@ fn both(inner: &Inner) -> (RwLockReadGuard<'_, Directory>, RwLockReadGuard<'_, D
     (inner.consensus.directory().read(), inner.view.read())
 }
 
+/// Services that the log has deleted, and of which the view shows something whose end has not come here yet. `touched`: what
+/// changed in the log.
+fn leave(
+    leaving: &mut BTreeMap<ServiceKey, std::time::Instant>,
+    raft: &Directory,
+    view: &Directory,
+    touched: Option<&Touched>,
+    now: std::time::Instant,
+) {
+    let is_deleted = |key: &ServiceKey| {
+        let lives = raft.group(&key.group).is_some_and(|group| is_ap(group));
+        lives && raft.service(key).is_none() && view.service(key).is_some()
+    };
+    let changed = touched.into_iter().flat_map(|touched| &touched.services);
+    for key in changed.filter(|key| is_deleted(key)) {
+        leaving.entry(key.clone()).or_insert(now + LEAVING);
+    }
+    leaving.retain(|key, until| now < *until && is_deleted(key));
+}
+
 /// Keeps the view's definitions those of the replicated directory.
 pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
     let mut applied = inner.consensus.applied_head();
@@ -334,12 +356,24 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
     loop {
         // Asked first: what was applied by then is followed below.
         let complete = inner.defined.load(Ordering::Acquire) || is_complete(&inner);
-        let again;
+        let (again, lingers);
         _ = applied.borrow_and_update();
         let (commands, regrouped, revision, misses) = {
             let (raft, view) = both(&inner);
             again = undone_at.is_some_and(|at: Instant| at.elapsed() >= UNDONE);
-            let touched = touched_since(seen.filter(|_| !again), &raft, &view);
+            let changed = seen.filter(|_| !again);
+            let mut touched = touched_since(changed, &raft, &view);
+            let mut leaving = inner.leaving.lock();
+            leave(
+                &mut leaving,
+                &raft,
+                &view,
+                changed.map(|_| &touched),
+                std::time::Instant::now(),
+            );
+            touched.services.extend(leaving.keys().cloned());
+            lingers = !leaving.is_empty();
+            drop(leaving);
             if inner.consensus.is_loaded() {
                 // One that comes back comes with other records.
                 let is_here = |name: &GroupName| raft.group(name).is_some_and(|group| is_ap(group));
@@ -403,6 +437,7 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
         }
         let pause = match inner.defined.load(Ordering::Acquire) {
             true if settled_at.is_none() => UNSETTLED,
+            true if lingers => UNSETTLED,
             true if undone_at.is_some() => UNDONE,
             true => RETRY,
             false => UNDEFINED,
@@ -538,7 +573,9 @@ pub(super) async fn propose_created(inner: Arc<Inner>, stop: CancellationToken) 
 fn unknown_services(inner: &Inner) -> Vec<ServiceKey> {
     let (raft, view) = both(inner);
     let defined_through = Revision(inner.defined_through.load(Ordering::Acquire));
-    unknown(&raft, &view, &touched_since(Some(defined_through), &raft, &view))
+    let mut unfollowed = touched_since(Some(defined_through), &raft, &view);
+    unfollowed.services.extend(inner.leaving.lock().keys().cloned());
+    unknown(&raft, &view, &unfollowed)
 }
 
 /// Services that the view alone has, but for those whose definition it has not followed yet: they are deleted, perhaps.

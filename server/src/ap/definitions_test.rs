@@ -199,6 +199,41 @@ fn a_service_whose_deletion_is_not_followed_yet_is_not_defined_anew() {
     assert_eq!(of(&raft, &view, raft.revision()), [service("created")]);
 }
 
+/// The log hears of the deletion before this server hears that the last node went.
+#[test]
+fn a_service_that_is_deleted_before_its_last_node_goes_here_is_not_defined_anew() {
+    let [mut raft, mut view] = empty();
+    create(&mut raft, GroupMode::Ap);
+    put_service(&mut raft, "feed");
+    follow(&raft, &mut view);
+    // A word stands for a node.
+    disable(&mut view, "feed");
+    let followed = raft.revision();
+    delete_service(&mut raft, "feed");
+    let (mut leaving, now) = (BTreeMap::new(), std::time::Instant::now());
+    let touched = touched_since(Some(followed), &raft, &view);
+    leave(&mut leaving, &raft, &view, Some(&touched), now);
+    assert!(leaving.contains_key(&service("feed")));
+    let next = |view: &Directory| {
+        let mut touched = touched_since(Some(raft.revision()), &raft, view);
+        touched.services.extend(leaving.keys().cloned());
+        touched
+    };
+    assert_eq!(unknown(&raft, &view, &next(&view)), []);
+    assert_eq!(differences(&raft, &view, &next(&view)), []);
+    let key = NodeKey {
+        service: service("feed"),
+        node: "away".parse().expect("a good name"),
+    };
+    apply(&mut view, Command::ClearOverride { key });
+    let left = differences(&raft, &view, &next(&view));
+    assert!(matches!(&left[..], [Command::DeleteService { key, .. }] if *key == service("feed")));
+    // Registered again meanwhile, it is new.
+    let touched = Touched::default();
+    leave(&mut leaving, &raft, &view, Some(&touched), now + LEAVING);
+    assert!(leaving.is_empty());
+}
+
 #[test]
 fn what_was_defined_under_wider_limits_is_followed() {
     let [mut raft, mut view] = empty();

@@ -547,6 +547,7 @@ impl Inner {
             missed: parking_lot::Mutex::default(),
             followed: 0.into(),
             defined_through: 0.into(),
+            leaving: Default::default(),
             coordinated: Coordinated::default(),
             metrics: options.metrics,
             clock_offset_ms: 0.into(),

@@ -1,13 +1,13 @@
 //! What all parts share.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Mutex, RwLock};
 use rollcall_core::directory::Directory;
-use rollcall_core::ids::{GroupName, Revision, ServerId};
+use rollcall_core::ids::{GroupName, Revision, ServerId, ServiceKey};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::committer::Job;
@@ -59,8 +59,11 @@ pub(super) struct Inner {
     pub(super) missed: Mutex<Option<Missed>>,
     /// The revision of the replicated directory up to which it knows what it missed.
     pub(super) followed: AtomicU64,
-    /// And the one up to which the view has its definitions.
+    /// And the one up to which the view has its definitions,
     pub(super) defined_through: AtomicU64,
+    /// but for services that the log has deleted and that list something here still, of which the end has not come yet; for so long
+    /// they are not taken for new ones.
+    pub(super) leaving: Mutex<BTreeMap<ServiceKey, Instant>>,
     pub(super) coordinated: Coordinated,
     pub(super) metrics: ApMetrics,
     pub(super) clock_offset_ms: AtomicI64,

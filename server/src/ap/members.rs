@@ -46,7 +46,7 @@ impl Inner {
         others
     }
 
-    /// Since when a server is gone: declared down, or never heard of for long enough. `None`: it is there, or
+    /// Since when a server is gone: declared down, not heard of and no member, or never heard of for long enough. `None`: it is there, or
     /// nobody knows yet.
     pub(super) fn gone_since(&self, server: ServerId, now: Instant) -> Option<Instant> {
         let Some(gossip) = &self.gossip else {
@@ -60,6 +60,10 @@ impl Inner {
                 MemberState::Alive | MemberState::Suspect => None,
                 MemberState::Down => Some(member.since),
             },
+            // One that was removed says nothing any more, and others need not have told of it since this server was started.
+            None if self.consensus.is_loaded() && !self.consensus.keeps_member(server) => {
+                Some(self.started_at)
+            }
             None => {
                 let gone = self.started_at + UNHEARD_MAX;
                 (gone <= now).then_some(gone)

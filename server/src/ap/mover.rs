@@ -129,6 +129,8 @@ impl Ap {
         to: GroupMode,
         deadline: Instant,
     ) -> Result<MoveReport, MoveError> {
+        // Nothing has begun: a caller that goes away meanwhile wants no move.
+        all_there(&self.inner, group, to, deadline).await?;
         let mover = Mover {
             _at_work: AtWork::begin(&self.inner, group),
             inner: self.inner.clone(),
@@ -142,6 +144,45 @@ impl Ap {
             reason: error.to_string(),
         })?
     }
+}
+
+/// Waits until those answer that will be waited for, before a group is frozen that stands still in the other mode: of a member
+/// that is away nobody knows for how long.
+async fn all_there(
+    inner: &Inner,
+    group: &GroupName,
+    to: GroupMode,
+    deadline: Instant,
+) -> Result<(), MoveError> {
+    let is_elsewhere = || {
+        let directory = inner.consensus.directory().read();
+        let stands_there = |group: &Arc<Group>| group.moving.is_none() && group.settings.mode != to;
+        directory.group(group).is_some_and(stands_there)
+    };
+    while is_elsewhere() {
+        let others = inner.others();
+        let answers =
+            futures_util::future::join_all(others.iter().map(|other| ask(inner, other, group))).await;
+        let now = std::time::Instant::now();
+        let is_waited_for = |server: ServerId| to == GroupMode::Cp || inner.gone_since(server, now).is_none();
+        let lacking: Vec<String> = others
+            .iter()
+            .zip(answers)
+            .filter(|(other, _)| is_waited_for(other.server))
+            .filter_map(|(other, answer)| Some((other.server, answer.err()?)))
+            .map(|(server, status)| format!("server {server} does not answer: {}", status.message()))
+            .collect();
+        if lacking.is_empty() {
+            break;
+        }
+        if Instant::now() >= deadline {
+            return Err(MoveError::NotBegun {
+                reason: lacking.join("; "),
+            });
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
 }
 
 struct Mover {
@@ -158,9 +199,6 @@ impl Mover {
             let latest = self.inner.desk.lock().replica.latest();
             self.inner.now().wall_ms.max(latest.millis + 1)
         };
-        if self.is_elsewhere() {
-            self.all_there().await?;
-        }
         let begun = self
             .propose(Command::BeginMove {
                 group: self.group.clone(),
@@ -189,6 +227,11 @@ impl Mover {
         let servers = self.all_ready(since).await?;
         let own = standing(&self.inner, &self.group);
         if self.to == GroupMode::Cp {
+            // As the others did before they said that they are ready, see `answer`.
+            let frozen = hear(&self.inner, Vec::new(), None, true).await;
+            frozen.map_err(|reason| MoveError::TakenBack {
+                reason: format!("this server cannot write: {}", reason.message()),
+            })?;
             self.adopt_in_log(since).await?;
         }
         self.check_overrides()?;
@@ -236,35 +279,6 @@ impl Mover {
             frozen_for,
             servers,
         })
-    }
-
-    /// Waits until those answer that will be waited for, before the group is frozen: of a member that is away nobody knows for how
-    /// long.
-    async fn all_there(&self) -> Result<(), MoveError> {
-        loop {
-            let others = self.inner.others();
-            let asked = others.iter().map(|other| ask(&self.inner, other, &self.group));
-            let answers = futures_util::future::join_all(asked).await;
-            let now = std::time::Instant::now();
-            let lacking: Vec<String> = others
-                .iter()
-                .zip(answers)
-                .filter(|(other, _)| {
-                    self.to == GroupMode::Cp || self.inner.gone_since(other.server, now).is_none()
-                })
-                .filter_map(|(other, answer)| Some((other.server, answer.err()?)))
-                .map(|(server, status)| format!("server {server} does not answer: {}", status.message()))
-                .collect();
-            if lacking.is_empty() {
-                return Ok(());
-            }
-            if Instant::now() >= self.deadline {
-                return Err(MoveError::NotBegun {
-                    reason: lacking.join("; "),
-                });
-            }
-            tokio::time::sleep(LOOK).await;
-        }
     }
 
     /// Waits until every member has what the others have: all of them, or, to gossip, all that are there and at least
@@ -366,13 +380,6 @@ impl Mover {
                 reason: format!("this server did not apply revision {revision} in time"),
             }),
         }
-    }
-
-    /// Whether it stands still, in the other mode.
-    fn is_elsewhere(&self) -> bool {
-        let directory = self.inner.consensus.directory().read();
-        let stands_there = |group: &Arc<Group>| group.moving.is_none() && group.settings.mode != self.to;
-        directory.group(&self.group).is_some_and(stands_there)
     }
 
     /// When the move began, if there is one.

@@ -308,16 +308,59 @@ async fn a_move_that_nobody_coordinates_is_taken_back_soon() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_move_that_somebody_coordinates_is_left_to_him() {
     let mut cluster = Cluster::start(3, |_| {}).await;
-    cluster.end(3).await;
     let deadline = Instant::now() + Duration::from_secs(8);
-    let moved = cluster
-        .ap(1)
-        .move_group(&service().group, GroupMode::Cp, deadline)
-        .await;
+    // It goes on with a move that has begun, for the last one waits in vain.
+    cluster.propose(begin_move(GroupMode::Cp)).await;
+    cluster.end(3).await;
+    let group = service().group;
+    let mut moving = Box::pin(cluster.ap(1).move_group(&group, GroupMode::Cp, deadline));
+    eventually("the group moves", || is_moving(&cluster)).await;
+    let moved = loop {
+        tokio::select! {
+            moved = &mut moving => break moved,
+            () = tokio::time::sleep(Duration::from_millis(100)) => {
+                let late = Instant::now() >= deadline;
+                assert!(late || is_moving(&cluster), "it was taken back");
+            }
+        }
+    };
+    drop(moving);
     let refused = moved.expect_err("one is missing").to_string();
     assert!(refused.contains("server 3"), "{refused}");
     assert!(Instant::now() >= deadline, "{refused}");
     eventually("it is taken back", || !is_moving(&cluster)).await;
+    cluster.stop().await;
+}
+
+/// A group takes writes for as long as a member is waited for, and nobody moves it whose caller has gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_frozen_for_a_member_that_is_away() {
+    let mut cluster = Cluster::start(3, |_| {}).await;
+    cluster.end(3).await;
+    let (group, deadline) = (service().group, Instant::now() + Duration::from_secs(60));
+    {
+        let moving = cluster.ap(1).move_group(&group, GroupMode::Cp, deadline);
+        tokio::pin!(moving);
+        for id in ["a", "b", "c", "d", "e"] {
+            tokio::select! {
+                moved = &mut moving => panic!("{moved:?}"),
+                () = tokio::time::sleep(Duration::from_millis(300)) => {}
+            }
+            assert!(!is_moving(&cluster), "it waits for server 3");
+            write(cluster.ap(1), register(None, id)).await;
+        }
+    }
+    let late = Instant::now() + Duration::from_secs(2);
+    let moved = cluster.ap(1).move_group(&group, GroupMode::Cp, late).await;
+    let refused = moved.expect_err("one is missing").to_string();
+    assert!(
+        refused.contains("not begun") && refused.contains("server 3"),
+        "{refused}"
+    );
+    cluster.begin(3).await;
+    cluster.wait_listed(&["a", "b", "c", "d", "e"]).await;
+    assert!(!is_moving(&cluster));
+    move_to(cluster.ap(1), GroupMode::Cp).await;
     cluster.stop().await;
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rollcall_core::ap::{Bucket, Key, Record, Seq};
@@ -23,6 +23,8 @@ use super::mover;
 
 /// About how many bytes of records one answer holds.
 const ANSWER_BYTES: usize = 1 << 20;
+/// How long it is waited for that the disk knows that this server retires.
+const NOTE_MAX: Duration = Duration::from_secs(1);
 
 /// Answers the other servers.
 #[derive(Clone)]
@@ -178,7 +180,9 @@ impl Ap for ApDoor {
         answer.sure &= missed.is_empty();
         answer.missed = missed.iter().map(ToString::to_string).collect();
         answer.member = self.inner.consensus.keeps_member(ServerId(asked.from));
-        answer.removed_at = self.inner.consensus.removed_at(ServerId(asked.from));
+        if let Some((term, index)) = self.inner.consensus.removed_at(ServerId(asked.from)) {
+            (answer.removed_at_term, answer.removed_at) = (term, Some(index));
+        }
         Ok(Response::new(answer))
     }
 
@@ -219,7 +223,9 @@ impl Ap for ApDoor {
             }
         }
         // A disk that takes nothing any more keeps nobody from being removed.
-        if let Err(reason) = hear(&self.inner, Vec::new(), None, true).await {
+        let noted = tokio::time::timeout(NOTE_MAX, hear(&self.inner, Vec::new(), None, true)).await;
+        let noted = noted.unwrap_or_else(|_| Err(Status::deadline_exceeded("the disk takes nothing")));
+        if let Err(reason) = noted {
             tracing::warn!(
                 reason = reason.message(),
                 "AP groups: that this server is about to be removed, or stays, is not on disk: started anew it may not know"

@@ -487,7 +487,11 @@ impl Repairer {
         // Who asks may know better than a server that is behind.
         if answer.member && self.inner.consensus.keeps_member(self.inner.server) {
             self.inner.desk.lock().stay_if_forgotten(now);
-        } else if self.inner.consensus.is_removed_by(answer.removed_at) {
+        } else if self
+            .inner
+            .consensus
+            .is_removed_by(answer.removed_at.map(|index| (answer.removed_at_term, index)))
+        {
             let mut desk = self.inner.desk.lock();
             if !desk.is_retired() {
                 tracing::warn!(

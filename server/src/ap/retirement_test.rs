@@ -8,6 +8,7 @@ use rollcall_core::ids::ServerId;
 use tokio::time::Instant;
 
 use super::cluster_test::{Cluster, eventually, listed, register, soon, write};
+use super::rows::Found;
 use crate::raft::{MembershipError, ProposeError};
 use crate::server::Server;
 
@@ -143,6 +144,9 @@ async fn a_server_that_is_removed_takes_no_writes_when_it_is_started_anew() {
     let mut cluster = with_a_secret().await;
     mute(&cluster, false);
     remove(&cluster, false).await.expect("it is removed");
+    // Before it ends in good order.
+    let found = Found::read(cluster.ap(3).inner.consensus.store()).expect("it can be read");
+    assert!(found.retired);
     cluster.end(3).await;
     // Nobody can tell it.
     for id in [1, 2] {
@@ -162,6 +166,28 @@ async fn a_server_that_was_removed_while_it_was_away_takes_no_writes_any_more() 
     let inner = &cluster.ap(3).inner;
     eventually("it is told", || inner.desk.lock().is_retired()).await;
     refused(&cluster).await;
+    cluster.stop().await;
+}
+
+/// What it vouched for is judged by others at once, also if they were started since.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_removed_is_gone_for_those_who_never_heard_of_it() {
+    let mut cluster = Cluster::start(3, |_| {}).await;
+    cluster.end(3).await;
+    remove(&cluster, true).await.expect("it is removed");
+    for id in [1, 2] {
+        cluster.end(id).await;
+    }
+    for id in [1, 2] {
+        cluster.begin(id).await;
+    }
+    for id in [1, 2] {
+        let inner = &cluster.ap(id).inner;
+        eventually("it knows who is a member", || inner.consensus.is_loaded()).await;
+        let now = std::time::Instant::now();
+        assert!(inner.gone_since(ServerId(3), now).is_some());
+        assert_eq!(inner.gone_since(ServerId(3 - id), now), None);
+    }
     cluster.stop().await;
 }
 

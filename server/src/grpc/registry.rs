@@ -29,6 +29,8 @@ use crate::access::Principal;
 
 /// Most rows of one listing.
 const PAGE_MAX: u32 = 1_000;
+/// So many overrides are named to whoever wants a service deleted that has them.
+const OVERRIDES_NAMED: usize = 3;
 
 type Answer<T> = Result<T, v1::Error>;
 
@@ -184,10 +186,14 @@ impl Doors {
         };
         let services: Vec<&Service> = services;
         let nodes: usize = services.iter().map(|service| service.nodes.len()).sum();
-        let overrides: usize = services.iter().map(|service| service.overrides.len()).sum();
-        let children = match (nodes, overrides) {
-            (0, 0) => return Ok(()),
-            (0, overrides) => format!("{overrides} overrides"),
+        let overrides = services.iter().flat_map(|service| {
+            let name = &service.key.service;
+            service.overrides.keys().map(move |id| format!("{name}/{id}"))
+        });
+        let overrides: Vec<String> = overrides.take(OVERRIDES_NAMED).collect();
+        let children = match (nodes, &overrides[..]) {
+            (0, []) => return Ok(()),
+            (0, named) => format!("overrides ({})", named.join(", ")),
             (nodes, _) => format!("{nodes} nodes"),
         };
         Err(refused(Refusal::NotEmpty { subject, children }))

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::consensus::{Consensus, Inner};
 use super::contract::{DeskError, Heir, MembershipError};
-use super::types::{PeerAddresses, TypeConfig};
+use super::types::{LogId, PeerAddresses, TypeConfig};
 use super::upkeep;
 
 /// A learner so many entries behind counts as caught up; the rest comes with its first appends as a voter.
@@ -86,6 +86,10 @@ impl Order {
     }
 }
 
+fn place_of(id: &LogId) -> (u64, u64) {
+    (id.leader_id.term, id.index)
+}
+
 fn invalid(reason: impl Into<String>) -> MembershipError {
     MembershipError::Invalid {
         reason: reason.into(),
@@ -143,23 +147,24 @@ impl Consensus {
         self.inner.keeps_member(server.0)
     }
 
-    /// Where in the log the members were decided on, if a server is none of them.
-    pub(crate) fn removed_at(&self, server: ServerId) -> Option<u64> {
+    /// Where in the log the members were decided on, if a server is none of them: term and index.
+    pub(crate) fn removed_at(&self, server: ServerId) -> Option<(u64, u64)> {
         let metrics = self.inner.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let decided = &metrics.committed_membership_config;
-        let at = decided.log_id().as_ref()?.index;
+        let at = place_of(decided.log_id().as_ref()?);
         decided.get_node(&server.0).is_none().then_some(at)
     }
 
     /// Whether members that were decided on there, and that this server is none of, are newer than those it knows of. It knows
     /// that it is one: who has just come learns from the log.
-    pub(crate) fn is_removed_by(&self, decided_at: Option<u64>) -> bool {
+    pub(crate) fn is_removed_by(&self, decided_at: Option<(u64, u64)>) -> bool {
         let metrics = self.inner.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let known = &metrics.membership_config;
-        let known_at = known.log_id().as_ref().map(|id| id.index);
-        known.get_node(&self.inner.options.server.0).is_some() && decided_at > known_at
+        // One of an earlier term that nobody has committed is behind, whatever its index.
+        known.get_node(&self.inner.options.server.0).is_some()
+            && decided_at > known.log_id().as_ref().map(place_of)
     }
 
     /// Names who takes over what servers that are removed have outside the log, as long as the caller keeps it. To be called

@@ -84,7 +84,7 @@ impl Watches {
 
     /// Says bookmarks once more where nothing happens, so that silence means something; but only while `is_in_touch` says
     /// that what this server has is what its leader has. At the hub of the AP groups as well, and not without: a client
-    /// takes any frame of its stream for a sign that all it follows there is current.
+    /// takes a word on groups of one mode for a sign that all it follows of that mode is current.
     pub async fn assure<F: Future<Output = bool>>(
         self,
         is_in_touch: impl Fn() -> F,

@@ -20,6 +20,8 @@ use crate::talk::say;
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause between two tries to promote a learner that has not caught up.
 const PROMOTE_PAUSE: Duration = Duration::from_millis(250);
+/// So often in a row it is to be said that a server is no member, by one server after the other.
+const STRANGERS_MAX: u32 = 10;
 
 /// What to do with members.
 #[derive(Debug, Subcommand)]
@@ -255,6 +257,7 @@ async fn add_member(context: &Context, add: AddMember) -> Result<(), Failure> {
 
 async fn promote_member(context: &Context, promote: &PromoteMember) -> Result<(), Failure> {
     let deadline = Instant::now() + context.servers.timeout();
+    let mut strangers = 0;
     let members = loop {
         let tried = context
             .servers
@@ -268,9 +271,13 @@ async fn promote_member(context: &Context, promote: &PromoteMember) -> Result<()
                     && failure.exit == Exit::Conflict
                     && Instant::now() + PROMOTE_PAUSE < deadline =>
             {
-                // No wait makes a member of one that is none.
+                // No wait makes a member of one that is none. Any server answers, also one that is behind.
                 let members = context.servers.members().await?.value;
-                if !members.iter().any(|member| member.server == promote.server) {
+                strangers = match members.iter().any(|member| member.server == promote.server) {
+                    true => 0,
+                    false => strangers + 1,
+                };
+                if strangers >= STRANGERS_MAX {
                     return Err(failure);
                 }
                 tokio::time::sleep(PROMOTE_PAUSE).await;

@@ -68,15 +68,7 @@ impl State {
 
     pub(crate) fn on_frame(&mut self, frame: v1::WatchFrame) -> Todo {
         use v1::watch_frame::Frame;
-        if let Some(
-            Frame::Started(_) | Frame::Snapshot(_) | Frame::Delta(_) | Frame::Gone(_) | Frame::Bookmark(_),
-        ) = &frame.frame
-        {
-            match self.counted {
-                Counted::Unknown | Counted::Cluster => self.heard_of_cp.touch(),
-                Counted::Server { .. } => self.heard_of_ap.touch(),
-            }
-        }
+        self.touch(frame.frame.as_ref());
         if !matches!(frame.frame, Some(Frame::Delta(_))) {
             self.tail = None;
         }
@@ -94,6 +86,28 @@ impl State {
             },
             // A frame of a later version: what it says is not needed for what this version promises.
             None => Todo::default(),
+        }
+    }
+
+    /// What is said of groups of this mode may be a sign that all that is held of them is current.
+    fn touch(&mut self, frame: Option<&v1::watch_frame::Frame>) {
+        use v1::watch_frame::Frame;
+        let is_first = |started: fn(&Subscription) -> bool| !self.subscriptions.values().any(started);
+        let of_cluster = matches!(self.counted, Counted::Unknown | Counted::Cluster);
+        let (revision, is_current) = match frame {
+            Some(Frame::Bookmark(bookmark)) => (bookmark.revision, true),
+            Some(Frame::Snapshot(snapshot)) => (snapshot.revision, false),
+            Some(Frame::Delta(delta)) => (delta.revision, false),
+            Some(Frame::Gone(gone)) => (gone.revision, false),
+            Some(Frame::Started(started)) => match of_cluster {
+                true => (started.revision, is_first(|one| one.cp.started)),
+                false => (started.revision, is_first(|one| one.ap.started)),
+            },
+            Some(Frame::Rejected(_) | Frame::KeepCache(_) | Frame::MoveOn(_)) | None => return,
+        };
+        match of_cluster {
+            true => self.heard_of_cp.touch(revision, is_current),
+            false => self.heard_of_ap.touch(revision, is_current),
         }
     }
 

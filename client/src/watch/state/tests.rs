@@ -715,6 +715,57 @@ fn what_is_said_of_ap_groups_makes_no_other_younger() {
     assert!(scene.state.quiet_since().unwrap() > begun);
 }
 
+/// It answers what it is asked, as of where it stands.
+#[test]
+fn what_a_server_that_is_cut_off_is_asked_makes_nothing_else_younger() {
+    let mut scene = Scene::following(&WatchTarget::Service(key()));
+    let number = scene.asked_now();
+    scene.hear([list(&["a"], 5), started(number, 5, &[key()])]);
+    let other = WatchTarget::Service(ServiceKey::new("jobs", "other"));
+    let (begun, some) = (Instant::now(), std::time::Duration::from_millis(20));
+    while scene.state.slot(&key()).cached.view().age() < Some(some) {
+        assert!(
+            begun.elapsed() < std::time::Duration::from_secs(20),
+            "its age is renewed by others"
+        );
+        scene.state.want(&other);
+        let number = scene.asked_now();
+        scene.hear([started(number, 5, &[])]);
+        scene.state.unwant(&other);
+        scene.say_now();
+        std::thread::yield_now();
+    }
+    assert_eq!(scene.state.slot(&key()).cached.view().source, Source::Live);
+    assert!(scene.state.quiet_since().unwrap() <= begun);
+    scene.hear([bookmark(5)]);
+    assert!(
+        scene.state.slot(&key()).cached.view().age() < Some(some),
+        "it is in touch"
+    );
+}
+
+/// Nothing of the others is shown, though the prefix would show them.
+#[test]
+fn silence_about_groups_of_which_nothing_is_shown_is_none() {
+    let mut scene = Scene::following(&WatchTarget::group("jobs"));
+    let number = scene.asked_now();
+    let half = |frame: Frame| match frame {
+        Frame::Started(started) => Frame::Started(v1::Started {
+            half: true,
+            ..started
+        }),
+        other => other,
+    };
+    let of_server = Counted::Server { epoch: 7 };
+    scene.hear([half(started(number, 5, &[]))]);
+    scene.hear_of(of_server, [list(&["a"], 3), half(started(number, 3, &[key()]))]);
+    assert_eq!(scene.state.slot(&key()).cached.view().source, Source::Live);
+    let before = scene.state.quiet_since().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(2));
+    scene.hear_of(of_server, [bookmark(4)]);
+    assert!(scene.state.quiet_since().unwrap() > before);
+}
+
 #[test]
 fn what_waits_for_its_turn_keeps_nothing_else_from_being_acknowledged() {
     for refused in [false, true] {
