@@ -161,6 +161,8 @@ pub(super) struct Attendance {
     scout: Scout,
     /// Not only asked, since registering again began.
     registered_again: bool,
+    /// A caller was told of a registration that nobody knows what became of: it may be listed, and is not on the roll.
+    registered_perhaps: bool,
     last_error: Option<Error>,
     ended: bool,
     #[cfg(test)]
@@ -203,6 +205,7 @@ impl Attendance {
             questions: Questions::new(),
             scout: Scout::new(),
             registered_again: false,
+            registered_perhaps: false,
             last_error: None,
             ended: false,
             #[cfg(test)]

@@ -122,6 +122,32 @@ async fn a_session_with_nodes_in_the_log_is_closed_when_a_leader_says_so() {
 }
 
 /// Nobody had decided about it.
+/// Its answer was lost, and the server that ends what it knows of without a leader may not have heard of it.
+#[tokio::test]
+async fn a_session_is_not_called_closed_by_a_server_without_a_leader_if_a_registration_may_be_in_the_log() {
+    for unknown in [false, true] {
+        let cluster = Cluster::default();
+        let server = Server::start(1, &cluster).await;
+        let mut config = RegistryConfig::new([server.address.to_string()]);
+        config.call_timeout = Duration::from_secs(3);
+        let session = open(&Registry::connect(config).unwrap(), Duration::from_secs(60)).await;
+        if unknown {
+            server.mute(true);
+            let soon = WriteOptions {
+                timeout: Some(Duration::from_millis(300)),
+                ..WriteOptions::default()
+            };
+            let entries = vec![Entry::new(key(), node(1))];
+            let error = session.register_all(entries, soon).await.unwrap_err();
+            assert!(matches!(error, Error::OutcomeUnknown { .. }), "{error}");
+            server.mute(false);
+        }
+        server.cut_off(true);
+        let closed = session.close().await;
+        assert_eq!(closed.is_err(), unknown, "{closed:?}");
+    }
+}
+
 #[tokio::test]
 async fn what_was_asked_to_go_in_vain_while_cut_off_goes_once_the_loss_is_known() {
     let cluster = Cluster::default();

@@ -361,16 +361,18 @@ pub(super) async fn follow(inner: Arc<Inner>, stop: CancellationToken) {
         let (commands, regrouped, revision, misses) = {
             let (raft, view) = both(&inner);
             again = undone_at.is_some_and(|at: Instant| at.elapsed() >= UNDONE);
-            let changed = seen.filter(|_| !again);
-            let mut touched = touched_since(changed, &raft, &view);
+            let news = seen.map(|seen| touched_since(Some(seen), &raft, &view));
             let mut leaving = inner.leaving.lock();
             leave(
                 &mut leaving,
                 &raft,
                 &view,
-                changed.map(|_| &touched),
+                news.as_ref(),
                 std::time::Instant::now(),
             );
+            let mut touched = news
+                .filter(|_| !again)
+                .unwrap_or_else(|| Touched::all(&raft, &view));
             touched.services.extend(leaving.keys().cloned());
             lingers = !leaving.is_empty();
             drop(leaving);

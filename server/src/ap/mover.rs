@@ -228,8 +228,9 @@ impl Mover {
         let own = standing(&self.inner, &self.group);
         if self.to == GroupMode::Cp {
             // As the others did before they said that they are ready, see `answer`.
-            let frozen = hear(&self.inner, Vec::new(), None, true).await;
-            frozen.map_err(|reason| MoveError::TakenBack {
+            let noted = tokio::time::timeout(ANSWER_MAX, hear(&self.inner, Vec::new(), None, true)).await;
+            let noted = noted.unwrap_or_else(|_| Err(Status::deadline_exceeded("its disk takes nothing")));
+            noted.map_err(|reason| MoveError::TakenBack {
                 reason: format!("this server cannot write: {}", reason.message()),
             })?;
             self.adopt_in_log(since).await?;

@@ -222,7 +222,7 @@ impl Ap for ApDoor {
                 false => desk.retire(Instant::now()),
             }
         }
-        // A disk that takes nothing any more keeps nobody from being removed.
+        // A disk that takes nothing any more does not hold this up; what is fetched waits for it.
         let noted = tokio::time::timeout(NOTE_MAX, hear(&self.inner, Vec::new(), None, true)).await;
         let noted = noted.unwrap_or_else(|_| Err(Status::deadline_exceeded("the disk takes nothing")));
         if let Err(reason) = noted {

@@ -12,7 +12,6 @@ use super::{Attendance, Command, Link};
 use crate::error::Error;
 use crate::key::RequestId;
 use crate::registry::{Written, wire_options};
-use crate::session::operation::Operation;
 
 /// So many sessions may be lost before the end is given up.
 const SESSIONS_LOST_MAX: u32 = 3;
@@ -28,8 +27,6 @@ pub(super) struct Closing {
     pub(super) last_word_at: Instant,
     /// Why some of what lost sessions had may stay listed.
     pub(super) left_behind: Option<Error>,
-    /// A registration was given up that may have been applied, in the log too.
-    registered_perhaps: bool,
     sessions_lost: u32,
 }
 
@@ -44,7 +41,6 @@ impl Attendance {
             asked: false,
             last_word_at: deadline.checked_sub(left / 4).unwrap_or(deadline),
             left_behind: None,
-            registered_perhaps: false,
             sessions_lost: 0,
         });
         self.commands.close();
@@ -132,11 +128,8 @@ impl Attendance {
 
     fn has_nodes_in_log(&self) -> bool {
         let is_alone = self.lease.as_ref().is_some_and(|lease| lease.records_alone);
-        let perhaps = self
-            .closing
-            .as_ref()
-            .is_some_and(|closing| closing.registered_perhaps);
-        !is_alone && (perhaps || !self.shared.roll.lock().leaving(v1::GroupMode::Cp).is_empty())
+        !is_alone
+            && (self.registered_perhaps || !self.shared.roll.lock().leaving(v1::GroupMode::Cp).is_empty())
     }
 
     /// Another server may do it: the deadline bounds this.
@@ -175,17 +168,11 @@ impl Attendance {
             .pending
             .iter_mut()
             .filter(|(_, pending)| !pending.is_restore());
-        let mut registered_perhaps = false;
         let calls = of_callers.map(|(call, pending)| {
             pending.outcome_unknown |= pending.sent_at.is_some();
-            registered_perhaps |=
-                pending.outcome_unknown && matches!(pending.operation, Operation::Register(_));
             *call
         });
         let calls: Vec<u64> = calls.collect();
-        if let Some(closing) = &mut self.closing {
-            closing.registered_perhaps |= registered_perhaps;
-        }
         for call in calls {
             let message = message.to_owned();
             self.finish(call, Err(Error::Unavailable { message }));

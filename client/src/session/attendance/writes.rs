@@ -384,6 +384,8 @@ impl Attendance {
             Purpose::Caller { reply, .. } => {
                 let answer =
                     answer.map_err(|error| give_up(Some(pending.request_id), pending.outcome_unknown, error));
+                let is_unknown = matches!(&answer, Err(Error::OutcomeUnknown { .. }));
+                self.registered_perhaps |= is_unknown && matches!(pending.operation, Operation::Register(_));
                 // A caller that went away wants no answer.
                 let _ = reply.send(answer);
             }
