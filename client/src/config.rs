@@ -55,7 +55,8 @@ pub struct RegistryConfig {
     /// A watch stream on which nothing comes for so long, bookmarks included, is resumed at another server; nothing of CP groups,
     /// or nothing of AP groups, if it shows some of each. Where nothing
     /// changes, a server that hears its leader says so once in four of its intervals of bookmarks (20 s by default):
-    /// choose more than that, twice as much say. While there is no leader no server says so, and all are tried in turn. `None` (default): only a broken connection or a failed probe ends it.
+    /// choose more than that, twice as much say. While there is no leader no server says so, and all are
+    /// tried in turn. `None` (default): only a broken connection or a failed probe ends it.
     pub watch_silence_max: Option<Duration>,
     /// How long [`crate::Registry::discover`] waits for a server when a disk snapshot could answer at once.
     /// Default 500 ms.

@@ -317,7 +317,8 @@ impl Session {
     }
 
     /// Ends the session: its nodes leave in one revision, static and persistent ones stay. Writes under way are answered
-    /// first; those that are not after three quarters of the time for it are given up. If it was lost, what it had may still be listed: that is taken over by a new one, which is closed.
+    /// first; those that are not after three quarters of the time for it are given up. If it was lost, what it had may still
+    /// be listed: that is taken over by a new one, which is closed.
     ///
     /// # Errors
     /// [`Error::OutcomeUnknown`] or a transient one, if no server confirmed it within

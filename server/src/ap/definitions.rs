@@ -30,18 +30,18 @@ const RETRY: Duration = Duration::from_secs(5);
 const UNDONE: Duration = Duration::from_secs(1);
 /// While a group moves.
 const UNSETTLED: Duration = Duration::from_millis(250);
-/// For so long the end of what a deleted service lists may be on its way. What is listed then was registered since.
-const LEAVING: Duration = Duration::from_secs(10);
 /// Until the definitions on this server's disk are in the view.
 const UNDEFINED: Duration = Duration::from_millis(50);
 /// How often this server looks for services that the replicated directory does not have.
 const PROPOSE_EVERY: Duration = Duration::from_secs(5);
 /// Most of them proposed in one go; the rest waits for the next look.
 const PROPOSALS_MAX: usize = 256;
-/// How many times it is looked whether nobody writes to the view, before it is waited for.
-const LOOKS: usize = 64;
 /// How long one of them may take.
 const PROPOSAL_DEADLINE: Duration = Duration::from_secs(5);
+/// For so long the end of what a deleted service lists may be on its way. What is listed then was registered since.
+const LEAVING: Duration = Duration::from_secs(10);
+/// How many times it is looked whether nobody writes to the view, before it is waited for.
+const LOOKS: usize = 64;
 
 /// What may differ between the two directories.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -46,8 +46,8 @@ impl Inner {
         others
     }
 
-    /// Since when a server is gone: declared down, not heard of and no member, or never heard of for long enough. `None`: it is there, or
-    /// nobody knows yet.
+    /// Since when a server is gone: declared down, not heard of and no member, or never heard of for long enough. `None`: it
+    /// is there, or nobody knows yet.
     pub(super) fn gone_since(&self, server: ServerId, now: Instant) -> Option<Instant> {
         let Some(gossip) = &self.gossip else {
             let answered = self.origins.answered_at(server).unwrap_or(self.started_at);

@@ -180,8 +180,9 @@ impl Ap for ApDoor {
         answer.sure &= missed.is_empty();
         answer.missed = missed.iter().map(ToString::to_string).collect();
         answer.member = self.inner.consensus.keeps_member(ServerId(asked.from));
-        if let Some((term, index)) = self.inner.consensus.removed_at(ServerId(asked.from)) {
-            (answer.removed_at_term, answer.removed_at) = (term, Some(index));
+        if let Some(decided) = self.inner.consensus.removed_at(ServerId(asked.from)) {
+            answer.removed_at_term = decided.term.0;
+            answer.removed_at = Some(decided.index.0);
         }
         Ok(Response::new(answer))
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rollcall_core::ap::{Bucket, FarFuture, Record};
-use rollcall_core::ids::{GroupName, ServerId};
+use rollcall_core::ids::{GroupName, LogIndex, LogPosition, ServerId, Term};
 use rollcall_proto::v1::{ApCompareRequest, ApCompareResponse, ApFetchRequest};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -484,14 +484,14 @@ impl Repairer {
         let answer = within(bound, client.compare(request)).await?;
         let now = Instant::now();
         self.inner.origins.note_answer(other.server, now);
+        let decided = answer.removed_at.map(|index| LogPosition {
+            term: Term(answer.removed_at_term),
+            index: LogIndex(index),
+        });
         // Who asks may know better than a server that is behind.
         if answer.member && self.inner.consensus.keeps_member(self.inner.server) {
             self.inner.desk.lock().stay_if_forgotten(now);
-        } else if self
-            .inner
-            .consensus
-            .is_removed_by(answer.removed_at.map(|index| (answer.removed_at_term, index)))
-        {
+        } else if self.inner.consensus.is_removed_by(decided) {
             let mut desk = self.inner.desk.lock();
             if !desk.is_retired() {
                 tracing::warn!(

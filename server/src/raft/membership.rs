@@ -10,14 +10,14 @@ use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, Fatal, RaftError};
 use openraft::raft::ClientWriteResponse;
-use rollcall_core::ids::ServerId;
+use rollcall_core::ids::{LogPosition, ServerId};
 use rollcall_proto::v1::leader_question::Question;
 use rollcall_proto::v1::{Error, ErrorCode, MembershipOrder, ProbeResponse};
 use tokio::time::Instant;
 
 use super::consensus::{Consensus, Inner};
 use super::contract::{DeskError, Heir, MembershipError};
-use super::types::{LogId, PeerAddresses, TypeConfig};
+use super::types::{PeerAddresses, TypeConfig, position};
 use super::upkeep;
 
 /// A learner so many entries behind counts as caught up; the rest comes with its first appends as a voter.
@@ -86,10 +86,6 @@ impl Order {
     }
 }
 
-fn place_of(id: &LogId) -> (u64, u64) {
-    (id.leader_id.term, id.index)
-}
-
 fn invalid(reason: impl Into<String>) -> MembershipError {
     MembershipError::Invalid {
         reason: reason.into(),
@@ -147,24 +143,24 @@ impl Consensus {
         self.inner.keeps_member(server.0)
     }
 
-    /// Where in the log the members were decided on, if a server is none of them: term and index.
-    pub(crate) fn removed_at(&self, server: ServerId) -> Option<(u64, u64)> {
+    /// Where in the log the members were decided on, if a server is none of them.
+    pub(crate) fn removed_at(&self, server: ServerId) -> Option<LogPosition> {
         let metrics = self.inner.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let decided = &metrics.committed_membership_config;
-        let at = place_of(decided.log_id().as_ref()?);
+        let at = position(decided.log_id().as_ref()?);
         decided.get_node(&server.0).is_none().then_some(at)
     }
 
     /// Whether members that were decided on there, and that this server is none of, are newer than those it knows of. It knows
     /// that it is one: who has just come learns from the log.
-    pub(crate) fn is_removed_by(&self, decided_at: Option<(u64, u64)>) -> bool {
+    pub(crate) fn is_removed_by(&self, decided_at: Option<LogPosition>) -> bool {
         let metrics = self.inner.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let known = &metrics.membership_config;
         // One of an earlier term that nobody has committed is behind, whatever its index.
         known.get_node(&self.inner.options.server.0).is_some()
-            && decided_at > known.log_id().as_ref().map(place_of)
+            && decided_at > known.log_id().as_ref().map(position)
     }
 
     /// Names who takes over what servers that are removed have outside the log, as long as the caller keeps it. To be called

@@ -242,8 +242,7 @@ impl Directory {
             let owner = node.session.and_then(|id| self.session(id));
             encoded_len(node) + owner.map_or(0, |owner| SESSION_BYTES + owner.client.len())
         };
-        let nodes = pieces(&nodes, most, weight_of_node);
-        let with_sessions = nodes.into_iter().map(|nodes| {
+        let with_sessions = pieces(nodes, most, weight_of_node).into_iter().map(|nodes| {
             let named: BTreeSet<SessionId> = nodes.iter().filter_map(|node| node.session).collect();
             let owners = named.into_iter().filter_map(|id| self.session(id));
             let sessions = owners.map(|session| AdoptedSession {
@@ -253,11 +252,11 @@ impl Directory {
                 client: session.client.clone(),
                 lapsed: session.lapsed.is_some(),
             });
-            piece(sessions.collect(), nodes.to_vec(), Vec::new())
+            piece(sessions.collect(), nodes, Vec::new())
         });
-        let alone = pieces(&overrides, most, encoded_len)
+        let alone = pieces(overrides, most, encoded_len)
             .into_iter()
-            .map(|overrides| piece(Vec::new(), Vec::new(), overrides.to_vec()));
+            .map(|overrides| piece(Vec::new(), Vec::new(), overrides));
         with_sessions.chain(alone).collect()
     }
 
@@ -315,22 +314,23 @@ pub(super) fn moving_refusal(group: &GroupName) -> Refusal {
 }
 
 fn encoded_len(item: &impl Serialize) -> usize {
-    postcard::to_allocvec(item).map_or(0, |bytes| bytes.len())
+    let bytes = postcard::to_allocvec(item).expect("plain values always encode");
+    bytes.len()
 }
 
 /// In their order, each with at most `most`, and with more than one only as long as they have `PIECE_BYTES` together.
-fn pieces<T: Clone>(items: &[T], most: usize, weight: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
+fn pieces<T>(items: Vec<T>, most: usize, weight: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
     let mut pieces: Vec<Vec<T>> = Vec::new();
     let mut bytes = 0;
     for item in items {
-        let more = weight(item);
+        let more = weight(&item);
         match pieces.last_mut() {
             Some(piece) if piece.len() < most && bytes + more <= PIECE_BYTES => {
-                piece.push(item.clone());
+                piece.push(item);
                 bytes += more;
             }
             _ => {
-                pieces.push(vec![item.clone()]);
+                pieces.push(vec![item]);
                 bytes = more;
             }
         }
